@@ -1,0 +1,1 @@
+"""Datasets, training strategies, the training loop and validation for LTX-2."""

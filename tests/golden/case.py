@@ -1,0 +1,122 @@
+"""Golden cases: numbers in safetensors files with a JSON header, and how a result is compared with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def golden_root() -> Path:
+    """`LTX_GOLDEN_DIR`, else the full set beside the repository, else the committed subset."""
+    if given := os.environ.get("LTX_GOLDEN_DIR"):
+        return Path(given)
+    full = REPOSITORY.parent / "shared" / "golden"
+    return full if full.is_dir() else REPOSITORY / "tests" / "golden" / "data"
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file, without its tensors."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return json.loads(file.read(length))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One golden file: what to call, on what, and what must come out."""
+
+    path: Path
+    header: Mapping[str, Any]
+
+    @property
+    def area(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def name(self) -> str:
+        return self.path.name.removesuffix(".safetensors")
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(component, operation): what the operation table is indexed by."""
+        return self.header["component"], self.header["operation"]
+
+    @property
+    def args(self) -> dict[str, Any]:
+        return self.header.get("args") or {}
+
+    @property
+    def rtol(self) -> float:
+        return float(self.header["rtol"])
+
+    @property
+    def atol(self) -> float:
+        return float(self.header["atol"])
+
+    @property
+    def directory(self) -> Path:
+        return self.path.parent
+
+    @property
+    def weights_path(self) -> Path:
+        """The checkpoint beside the case: its own, or the one `args.weights` names."""
+        named = self.args.get("weights") if isinstance(self.args.get("weights"), str) else None
+        return self.directory / (named or f"{self.name}.weights.safetensors")
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return load_file(self.path)
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors under ``prefix`` (with its dot), keyed by the rest of their names."""
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        return self.group("in.")
+
+    @property
+    def outputs(self) -> dict[str, Tensor]:
+        return self.group("out.")
+
+    def check(self, got: Mapping[str, Tensor]) -> None:
+        """Compare results, keyed by full name (``out.x``, ``mid.y``), with the file. Every ``out.*`` must be there."""
+        expected = {name for name in self.tensors if name.startswith("out.")}
+        missing, unknown = sorted(expected - set(got)), sorted(set(got) - set(self.tensors))
+        assert not missing, f"{self.area}/{self.name}: the operation gave no {missing}"
+        assert not unknown, f"{self.area}/{self.name}: the operation gave {unknown}, which the case does not hold"
+        for name, value in got.items():
+            assert_close(value, self.tensors[name], self.rtol, self.atol, f"{self.area}/{self.name}: {name}")
+
+
+def assert_close(got: Tensor, want: Tensor, rtol: float, atol: float, what: str) -> None:
+    """`|got - want| <= atol + rtol * |want|`, shapes equal, NaN where and only where NaN is wanted."""
+    assert tuple(got.shape) == tuple(want.shape), f"{what}: shape {tuple(got.shape)}, expected {tuple(want.shape)}"
+    if want.dtype.is_floating_point or got.dtype.is_floating_point:
+        got, want = got.detach().to("cpu", torch.float64), want.to(torch.float64)
+    else:
+        got, want = got.detach().to("cpu", torch.int64), want.to(torch.int64)
+    same = torch.isclose(got, want, rtol=rtol, atol=atol, equal_nan=True)
+    if not bool(same.all()):
+        worst = (got - want).abs().nan_to_num(float("inf")).max().item()
+        raise AssertionError(f"{what}: {int((~same).sum())} of {same.numel()} differ, worst by {worst:.3e}")
+
+
+def find_cases(root: Path) -> Iterator[Case]:
+    """Every golden case under ``root/<area>/``; side files (weights, adapters) have no ``case`` header."""
+    for path in sorted(root.glob("*/*.safetensors")):
+        header = read_header(path).get("__metadata__") or {}
+        if "case" in header:
+            yield Case(path, json.loads(header["case"]))
