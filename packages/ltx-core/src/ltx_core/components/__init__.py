@@ -1,1 +1,1 @@
-"""Diffusion maths on tokens: patchifiers, sigma schedules, guiders, noisers, diffusion steps, tables per model version."""
+"""Diffusion maths on tokens: patchifiers, schedules, guiders, noisers, steps, constants per model version."""

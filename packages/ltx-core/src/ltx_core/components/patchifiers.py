@@ -51,7 +51,7 @@ class VideoLatentPatchifier:
         """``[B, C, F, H*p, W*p] -> [B, F*H*W, C*p*p]``; within a token: channel, patch row, patch column."""
         p = self.patch_size
         if p == 1:
-            return latents.flatten(2).transpose(1, 2)
+            return latents.flatten(2).transpose(1, 2).contiguous()
         if latents.shape[-2] % p or latents.shape[-1] % p:
             size = tuple(latents.shape[-2:])
             raise ConfigError(f"latent height x width is {size}, expected multiples of patch_size {p}")
@@ -64,7 +64,7 @@ class VideoLatentPatchifier:
         p = self.patch_size
         b, c, f, h, w = output_shape
         patches = latents.reshape(b, f, h // p, w // p, c, p, p)
-        return patches.permute(0, 4, 1, 2, 5, 3, 6).reshape(b, c, f, h, w)
+        return patches.permute(0, 4, 1, 2, 5, 3, 6).reshape(b, c, f, h, w).contiguous()
 
     def get_patch_grid_bounds(self, output_shape: VideoLatentShape, device: torch.device | str | None = None) -> Tensor:
         """Span of every token in latent cells: int64 ``[B, 3, N, 2]``, axis 1 = (frame, row, column)."""
@@ -102,7 +102,7 @@ def to_seconds(pixel_coords: Tensor, fps: float) -> Tensor:
 
 @dataclass(frozen=True)
 class AudioPatchifier:
-    """One token per audio latent frame. ``patch_size`` is part of the interface of patchifiers; audio has no patches."""
+    """One token per audio latent frame; ``patch_size`` is only part of the common interface, audio has no patches."""
 
     patch_size: int = 1
     sample_rate: int = AUDIO_SAMPLE_RATE
@@ -116,12 +116,12 @@ class AudioPatchifier:
 
     def patchify(self, latents: Tensor) -> Tensor:
         """``[B, C, T, M] -> [B, T, C*M]``."""
-        return latents.transpose(1, 2).flatten(2)
+        return latents.transpose(1, 2).flatten(2).contiguous()
 
     def unpatchify(self, latents: Tensor, output_shape: AudioLatentShape) -> Tensor:
         """``[B, T, C*M] -> [B, C, T, M] = output_shape``."""
         b, c, t, m = output_shape
-        return latents.reshape(b, t, c, m).transpose(1, 2)
+        return latents.reshape(b, t, c, m).transpose(1, 2).contiguous()
 
     def get_patch_grid_bounds(self, output_shape: AudioLatentShape, device: torch.device | str | None = None) -> Tensor:
         """Span of every token in seconds: float32 ``[B, 1, T, 2]``."""
