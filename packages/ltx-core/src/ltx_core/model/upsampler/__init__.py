@@ -1,0 +1,1 @@
+"""The latent upsampler: a larger or denser video latent without going through pixels."""
