@@ -1,0 +1,336 @@
+"""The one training loop: everything here that learns, from a LoRA to a vocoder, is a `Task` run by `train`.
+
+The loop is an iterator that yields a report after every optimizer step; progress display, tests and early stopping
+need no hooks. What happens in step k is a function of the weights, the settings and k alone: data order and random
+draws are derived from (seed, step), the learning rate from the step. So a run that was killed and resumed from its
+last state goes on bit for bit (one process, CPU, float32), and N processes see the batch one process would see.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from ltx_core.errors import ConfigError
+from ltx_trainer.draws import Draws, GeneratorDraws, derived_seed
+from ltx_trainer.schedules import learning_rate_schedule
+from ltx_trainer.state import TrainingState, latest_state, retain, rng_state, save_state, set_rng_state
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+CHECKPOINT_FOLDER = "checkpoints"
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+
+
+class Task(Protocol):
+    """What is trained. `module(batch, draws)` gives named losses; the one called ``loss`` is minimised."""
+
+    module: nn.Module
+
+    def batches(self, first_micro_step: int, rank: int, world_size: int) -> Iterator[Any]:
+        """Endless batches from micro-step ``first_micro_step`` on; a function of the position, not of history."""
+        ...
+
+    def validate(self, step: int, folder: Path) -> Mapping[str, float]:
+        """Write samples under ``folder`` and return figures to log."""
+        ...
+
+    def export(self, folder: Path, step: int, weights: Mapping[str, Tensor]) -> list[Path]:
+        """Write ``weights`` (EMA where it is kept) in the format users load, and return the files."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long, how fast and how often. Steps count optimizer steps; ``steps`` is the absolute total."""
+
+    steps: int
+    learning_rate: float = 1e-4
+    scheduler_type: str = "constant"
+    scheduler_params: Mapping[str, Any] = field(default_factory=dict)
+    warmup_steps: int = 0
+    optimizer_type: str = "adamw"
+    optimizer_params: Mapping[str, Any] = field(default_factory=dict)
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float = 1.0  # <= 0: no clipping
+    ema_decay: float | None = None
+    mixed_precision: str = "no"
+    checkpoint_interval: int | None = None
+    keep_last_n: int = 1
+    validation_interval: int | None = None
+    validate_first: bool = False
+    save_state: str = "full"  # full | minimal | off
+    resume: bool = True
+    seed: int = 42
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did. ``step`` counts finished steps, losses are means over the step's whole batch."""
+
+    step: int
+    losses: Mapping[str, float]
+    learning_rate: float
+    grad_norm: float
+    seconds: float
+    data_seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    stopped: bool = False
+
+
+class SharedDraws(GeneratorDraws):
+    """Draws for the whole batch of all processes, of which each process keeps its rows. Scalars are shared."""
+
+    def __init__(self, generator: torch.Generator, rank: int, world_size: int) -> None:
+        super().__init__(generator)
+        self.rank, self.world_size = rank, world_size
+
+    def _rows(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], slice]:
+        if not shape or self.world_size == 1:
+            return shape, slice(None)
+        return (shape[0] * self.world_size, *shape[1:]), slice(self.rank * shape[0], (self.rank + 1) * shape[0])
+
+    def randn(self, shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+        whole, rows = self._rows(tuple(shape))
+        drawn = super().randn(whole, dtype)
+        return drawn[rows] if whole else drawn
+
+    def rand(self, shape: Any) -> Tensor:
+        whole, rows = self._rows(tuple(shape))
+        drawn = super().rand(whole)
+        return drawn[rows] if whole else drawn
+
+
+def make_optimizer(parameters: list[nn.Parameter], settings: LoopSettings) -> torch.optim.Optimizer:
+    """AdamW with the library's defaults, or its 8-bit form. Raises `ConfigError` when that is not installed."""
+    options = dict(settings.optimizer_params)
+    if settings.optimizer_type == "adamw":
+        return torch.optim.AdamW(parameters, lr=settings.learning_rate, **options)
+    if settings.optimizer_type == "adamw8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise ConfigError("optimizer_type is 'adamw8bit', which needs `pip install bitsandbytes`") from error
+        return AdamW8bit(parameters, lr=settings.learning_rate, **options)
+    raise ConfigError(f"optimizer_type is {settings.optimizer_type!r}, expected adamw or adamw8bit")
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that the step in progress ends and a state is written."""
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if requested.is_set():  # a second signal does not wait
+            raise KeyboardInterrupt
+        requested.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Run:
+    """The moving parts of one call of `train`."""
+
+    def __init__(self, task: Task, settings: LoopSettings, folder: Path, accelerator: Accelerator) -> None:
+        self.task, self.settings, self.folder, self.accelerator = task, settings, folder, accelerator
+        parameters = [p for p in task.module.parameters() if p.requires_grad]
+        if not parameters:
+            raise ConfigError("nothing to train: no parameter requires a gradient")
+        self.schedule = learning_rate_schedule(
+            settings.scheduler_type,
+            settings.learning_rate,
+            settings.steps,
+            settings.scheduler_params,
+            settings.warmup_steps,
+        )
+        self.module = accelerator.prepare_model(task.module)
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(parameters, settings)
+        self.step = 0
+        self.ema: dict[str, Tensor] = {}
+        if settings.resume and (state := latest_state(folder / CHECKPOINT_FOLDER)) is not None:
+            self.restore(state)
+        if settings.ema_decay is not None and not self.ema:
+            self.ema = {name: tensor.clone() for name, tensor in self.trainable().items()}
+
+    def trainable(self) -> dict[str, Tensor]:
+        """Trainable tensors by name, live (sharded ones stay sharded)."""
+        inner = self.accelerator.unwrap_model(self.module)
+        return {name: p.detach() for name, p in inner.named_parameters() if p.requires_grad}
+
+    def restore(self, state: TrainingState) -> None:
+        differing = {
+            key: (state.fingerprint.get(key), value)
+            for key, value in self.settings.fingerprint.items()
+            if state.fingerprint.get(key) != value
+        }
+        if differing:
+            key, (old, new) = next(iter(differing.items()))
+            raise ConfigError(
+                f"cannot resume {self.folder}: {key} was {old!r} and is now {new!r}; choose another output_dir"
+            )
+        self.step = state.step
+        set_model_state_dict(
+            self.module, dict(state.model), options=StateDictOptions(full_state_dict=True, strict=False)
+        )
+        if state.optimizer:
+            groups = get_optimizer_state_dict(self.module, self.optimizer, options=FULL_STATE)["param_groups"]
+            set_optimizer_state_dict(
+                self.module,
+                self.optimizer,
+                {"state": {name: dict(slots) for name, slots in state.optimizer.items()}, "param_groups": groups},
+                options=options,
+            )
+        device = self.accelerator.device
+        self.ema = {name: tensor.to(device) for name, tensor in state.ema.items()}
+        set_rng_state(state.rng)
+
+    def collect(self) -> TrainingState:
+        """The whole state on the CPU; under sharding every process takes part in gathering it."""
+        model = get_model_state_dict(self.module, options=FULL_STATE)
+        optimizer: Any = {}
+        if self.settings.save_state == "full":
+            optimizer = get_optimizer_state_dict(self.module, self.optimizer, options=FULL_STATE)["state"]
+        names = set(self.trainable())
+        return TrainingState(
+            step=self.step,
+            model={name: cast(Tensor, tensor) for name, tensor in model.items() if name in names},
+            optimizer=optimizer,
+            ema={name: tensor.cpu() for name, tensor in self.ema.items()},
+            rng=rng_state(),
+            fingerprint=self.settings.fingerprint,
+        )
+
+    def save(self) -> tuple[Path, ...]:
+        state = self.collect()
+        files: list[Path] = []
+        if self.accelerator.is_main_process:
+            folder = self.folder / CHECKPOINT_FOLDER
+            files += self.task.export(folder, self.step, state.ema or state.model)
+            if self.settings.save_state != "off":
+                files.append(save_state(folder, state))
+            retain(folder, self.settings.keep_last_n)
+        self.accelerator.wait_for_everyone()
+        return tuple(files)
+
+    def draws(self, micro_step: int) -> Draws:
+        """This process's random numbers of one micro-step; also seeds the global generators (dropout)."""
+        seed = derived_seed(self.settings.seed, micro_step)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        torch.manual_seed(derived_seed(seed, rank))
+        generator = torch.Generator(self.accelerator.device).manual_seed(seed)
+        return SharedDraws(generator, rank, world)
+
+    def optimizer_step(self, batches: Iterator[Any]) -> StepReport:
+        started, waited = time.perf_counter(), 0.0
+        count = self.settings.gradient_accumulation_steps
+        rate = self.schedule(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        totals: dict[str, Tensor] = {}
+        for micro in range(count):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            last = micro == count - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.module):
+                with self.accelerator.autocast():
+                    losses = self.module(batch, self.draws(self.step * count + micro))
+                self.accelerator.backward(losses["loss"] / count)
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + value.detach().float() / count
+        limit = self.settings.max_grad_norm
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), limit if limit > 0 else float("inf"))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.update_ema()
+        names = sorted(totals)
+        means = self.accelerator.reduce(torch.stack([totals[name] for name in names]), "mean").tolist()
+        seconds = time.perf_counter() - started
+        return StepReport(self.step, dict(zip(names, means, strict=True)), rate, float(norm or 0.0), seconds, waited)
+
+    def update_ema(self) -> None:
+        decay = self.settings.ema_decay
+        if decay is None:
+            return
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        live = self.trainable()
+        names = list(self.ema)
+        torch._foreach_lerp_([self.ema[name] for name in names], [live[name] for name in names], 1 - decay)
+
+    def validate(self) -> Mapping[str, float]:
+        """Figures and samples of the weights users get: the averaged ones where an average is kept."""
+        live = self.trainable()
+        kept = {name: tensor.clone() for name, tensor in live.items()} if self.ema else {}
+        for name, tensor in self.ema.items():
+            live[name].copy_(tensor)
+        self.task.module.eval()
+        try:
+            with torch.no_grad():
+                return self.task.validate(self.step, self.folder / "samples")
+        finally:
+            self.task.module.train()
+            for name, tensor in kept.items():
+                live[name].copy_(tensor)
+
+
+def train(
+    task: Task, settings: LoopSettings, folder: Path, accelerator: Accelerator | None = None
+) -> Iterator[StepReport]:
+    """Train ``task`` from its newest state in ``folder`` (or from the start) to ``settings.steps``.
+
+    Yields a `StepReport` per optimizer step. States and weights are written every ``checkpoint_interval`` steps, at
+    the end, and when SIGINT or SIGTERM asks to stop (then the last report has ``stopped`` set). Raises `ConfigError`
+    for settings that cannot work and `CheckpointError` when a state cannot be written.
+    """
+    from accelerate import Accelerator
+
+    torch.manual_seed(settings.seed)
+    run = _Run(task, settings, folder, accelerator or Accelerator(mixed_precision=settings.mixed_precision))
+    first, rank, world = run.step, run.accelerator.process_index, run.accelerator.num_processes
+    batches = task.batches(first * settings.gradient_accumulation_steps, rank, world)
+    run.module.train()
+    with stop_requests() as stop:
+        if settings.validate_first and run.step == 0:
+            yield StepReport(0, {}, 0.0, 0.0, 0.0, 0.0, run.validate())
+        while run.step < settings.steps:
+            report = run.optimizer_step(batches)
+            last = run.step == settings.steps or stop.is_set()
+            due = {
+                "validation": settings.validation_interval and run.step % settings.validation_interval == 0,
+                "checkpoint": settings.checkpoint_interval and run.step % settings.checkpoint_interval == 0,
+            }
+            metrics = run.validate() if due["validation"] and not stop.is_set() else {}
+            files = run.save() if due["checkpoint"] or last else ()
+            yield StepReport(**{**vars(report), "metrics": metrics, "files": files, "stopped": stop.is_set()})
+            if stop.is_set():
+                return

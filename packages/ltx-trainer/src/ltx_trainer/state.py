@@ -1,0 +1,137 @@
+"""The training state on disk: one safetensors file that holds all a run needs to go on as if never stopped.
+
+A state is written to a temporary name and renamed, so a file that has its final name is complete. It holds
+``model.<parameter>``, ``optimizer.<parameter>.<slot>`` and ``ema.<parameter>`` tensors, ``rng.cpu`` (and ``rng.cuda``),
+and a JSON header entry ``state`` with the step and the fingerprint of the settings that must agree on resume.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ltx_core.errors import CheckpointError
+
+STATE_NAME = "training_state_step_{step:05d}.safetensors"
+STEP_PATTERN = re.compile(r"step_(\d+)")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything that changes while training. Tensors are on the CPU."""
+
+    step: int
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Mapping[str, Tensor]]
+    ema: Mapping[str, Tensor] = field(default_factory=dict)
+    rng: Mapping[str, Tensor] = field(default_factory=dict)
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file under a temporary name, flush it to disk, then rename it.
+
+    Raises `CheckpointError` when the disk is full or the folder cannot be written; nothing is left half-written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_state(folder: Path, state: TrainingState) -> Path:
+    """Write ``state`` into ``folder`` under its step's name and return the file."""
+    tensors = {f"model.{name}": tensor for name, tensor in state.model.items()}
+    for name, slots in state.optimizer.items():
+        tensors |= {f"optimizer.{name}.{slot}": tensor for slot, tensor in slots.items()}
+    tensors |= {f"ema.{name}": tensor for name, tensor in state.ema.items()}
+    tensors |= {f"rng.{name}": tensor for name, tensor in state.rng.items()}
+    path = folder / STATE_NAME.format(step=state.step)
+    header = {"step": state.step, "fingerprint": dict(state.fingerprint)}
+    save_tensors(path, tensors, {"state": json.dumps(header)})
+    return path
+
+
+def load_state(path: Path) -> TrainingState:
+    """Read a state file. Raises `CheckpointError` when it is not one."""
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}, "rng": {}}
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["state"])
+            for key in file.keys():  # noqa: SIM118
+                group, name = key.split(".", 1)
+                groups[group][name] = file.get_tensor(key)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a training state: {error}") from error
+    optimizer: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in groups["optimizer"].items():
+        name, slot = key.rsplit(".", 1)
+        optimizer.setdefault(name, {})[slot] = tensor
+    return TrainingState(
+        header["step"], groups["model"], optimizer, groups["ema"], groups["rng"], header["fingerprint"]
+    )
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's file name, -1 when it names none."""
+    match = STEP_PATTERN.search(path.name)
+    return int(match[1]) if match else -1
+
+
+def newest(paths: Iterable[Path]) -> list[Path]:
+    """Checkpoint files by step, newest first."""
+    return sorted((path for path in paths if step_of(path) >= 0), key=step_of, reverse=True)
+
+
+def latest_state(folder: Path) -> TrainingState | None:
+    """The newest readable state in ``folder``; an unreadable one is passed over for the one before it."""
+    for path in newest(folder.glob("training_state_step_*.safetensors")):
+        try:
+            return load_state(path)
+        except CheckpointError:
+            continue
+    return None
+
+
+def retain(folder: Path, keep_last_n: int) -> None:
+    """Delete all but the newest ``keep_last_n`` files of each kind; -1 and 0 keep all."""
+    if keep_last_n <= 0:
+        return
+    kinds: dict[str, list[Path]] = {}
+    for path in newest(folder.glob("*step_*.safetensors")):
+        kinds.setdefault(STEP_PATTERN.sub("", path.name), []).append(path)
+    for paths in kinds.values():
+        for path in paths[keep_last_n:]:
+            path.unlink(missing_ok=True)
+
+
+def rng_state() -> dict[str, Tensor]:
+    """States of the global generators, for whatever a module draws by itself (dropout)."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_rng_state(states: Mapping[str, Tensor]) -> None:
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
