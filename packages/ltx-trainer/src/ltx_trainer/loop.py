@@ -198,9 +198,8 @@ class _Run:
                 f"cannot resume {self.folder}: {key} was {old!r} and is now {new!r}; choose another output_dir"
             )
         self.step = state.step
-        set_model_state_dict(
-            self.module, dict(state.model), options=StateDictOptions(full_state_dict=True, strict=False)
-        )
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        set_model_state_dict(self.module, dict(state.model), options=options)
         if state.optimizer:
             groups = get_optimizer_state_dict(self.module, self.optimizer, options=FULL_STATE)["param_groups"]
             set_optimizer_state_dict(
