@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.golden.case import Case, find_cases, golden_root
-from tests.golden.operations import operation_table
+from tests.golden.operations import find_operation
 from tests.golden.waiting import WAITING
 
 CASES = list(find_cases(golden_root()))
-TABLE = operation_table()
 
 
 def as_parameter(case: Case) -> object:
@@ -24,6 +23,6 @@ def test_there_are_cases() -> None:
 
 @pytest.mark.parametrize("case", [as_parameter(case) for case in CASES])
 def test_case(case: Case) -> None:
-    operation = TABLE.get((case.area, *case.key))
+    operation = find_operation(case)
     assert operation is not None, f"unknown operation {case.key} in area {case.area}"
     case.check(operation(case))

@@ -1,0 +1,137 @@
+"""Values that pass between a strategy, the transformer and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltx_core.components.patchifiers import AudioPatchifier, VideoLatentPatchifier, get_pixel_coords, to_seconds
+from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape
+
+DEFAULT_FPS = 24.0
+Source = Mapping[str, Any]
+Batch = Mapping[str, Source]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The clean tokens of one latent, where they lie, and the grid they come from."""
+
+    clean: Tensor  # [B, N, C]
+    positions: Tensor  # [B, 3 or 1, N, 2] seconds, and pixels for video
+    grid: tuple[int, int, int]  # latent frames, rows, columns; audio: (N, 1, 1)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.grid[1] * self.grid[2]
+
+
+@dataclass(frozen=True)
+class ModalityInputs:
+    """One modality, ready for the transformer and the loss. References stand in front of the target's tokens."""
+
+    latent: Tensor  # [B, T, C] noisy where generated, clean where given
+    sigma: Tensor  # [B]
+    timesteps: Tensor  # [B, T] sigma per token, 0 where given
+    positions: Tensor  # [B, axes, T, 2]
+    targets: Tensor | None  # [B, N, C] velocity of the target part; None = no loss
+    loss_mask: Tensor  # [B, T] true where the loss is taken
+    present: Tensor | None = None  # [B] false where an example lacks this modality; None = all have it
+
+    def with_reference(self, reference: Tokens) -> ModalityInputs:
+        """Put clean tokens in front."""
+        count = reference.clean.shape[1]
+        zeros = self.timesteps.new_zeros(self.timesteps.shape[0], count)
+        return replace(
+            self,
+            latent=torch.cat((reference.clean.to(self.latent.dtype), self.latent), dim=1),
+            timesteps=torch.cat((zeros, self.timesteps), dim=1),
+            positions=torch.cat((reference.positions, self.positions), dim=2),
+            loss_mask=torch.cat((zeros.bool(), self.loss_mask), dim=1),
+        )
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What one batch became: inputs per modality, and the reference factors found in it."""
+
+    modalities: Mapping[str, ModalityInputs]
+    reference_factors: tuple[int, int] | None = None  # spatial, temporal
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Element losses: ``total`` [B] is what is minimised, weighted; ``modalities`` [B] each are plain."""
+
+    total: Tensor
+    modalities: Mapping[str, Tensor]
+
+
+def video_tokens(source: Source, factors: SpatioTemporalScaleFactors, fps: float | None = None) -> Tokens:
+    """Tokens of a stored video latent ``[B, C, F, H, W]``; its own ``fps`` unless one is given."""
+    latents: Tensor = source["latents"]
+    shape = VideoLatentShape.from_torch_shape(latents.shape)
+    if fps is None:
+        stored = source.get("fps")
+        fps = DEFAULT_FPS if stored is None else float(stored.flatten()[0])
+    patchifier = VideoLatentPatchifier()
+    coords = get_pixel_coords(patchifier.get_patch_grid_bounds(shape, latents.device), factors, causal_fix=True)
+    return Tokens(patchifier.patchify(latents), to_seconds(coords, fps), (shape.frames, shape.height, shape.width))
+
+
+def audio_tokens(source: Source) -> Tokens:
+    """Tokens of a stored audio latent ``[B, C, T, M]``."""
+    latents: Tensor = source["latents"]
+    shape = AudioLatentShape.from_torch_shape(latents.shape)
+    patchifier = AudioPatchifier()
+    positions = patchifier.get_patch_grid_bounds(shape, latents.device)
+    return Tokens(patchifier.patchify(latents), positions, (shape.frames, 1, 1))
+
+
+def velocity_inputs(tokens: Tokens, sigma: Tensor, noise: Tensor) -> ModalityInputs:
+    """All tokens noised to their example's sigma; the target is the velocity ``noise - clean``."""
+    clean, weight = tokens.clean, sigma.view(-1, 1, 1)
+    batch, count = clean.shape[:2]
+    return ModalityInputs(
+        latent=(1 - weight) * clean + weight * noise,
+        sigma=sigma,
+        timesteps=sigma.view(-1, 1).expand(batch, count),
+        positions=tokens.positions,
+        targets=noise - clean,
+        loss_mask=torch.ones(batch, count, dtype=torch.bool, device=clean.device),
+    )
+
+
+def frozen_inputs(tokens: Tokens) -> ModalityInputs:
+    """A modality that is only attended to: clean, sigma 0, no loss, no draw."""
+    batch, count = tokens.clean.shape[:2]
+    zeros = torch.zeros(batch, count, device=tokens.clean.device)
+    return ModalityInputs(tokens.clean, zeros[:, 0], zeros, tokens.positions, None, zeros.bool())
+
+
+def give_tokens(inputs: ModalityInputs, clean: Tensor, given: Tensor) -> ModalityInputs:
+    """Hold the tokens of ``given`` ``[B, N]`` at their clean value: timestep 0, no loss."""
+    return replace(
+        inputs,
+        latent=torch.where(given.unsqueeze(-1), clean.to(inputs.latent.dtype), inputs.latent),
+        timesteps=torch.where(given, torch.zeros_like(inputs.timesteps), inputs.timesteps),
+        loss_mask=inputs.loss_mask & ~given,
+    )
+
+
+def masked_velocity_loss(prediction: Tensor, inputs: ModalityInputs) -> Tensor:
+    """Mean squared error over the tokens of the loss mask, per example ``[B]``; 0 where it is empty.
+
+    ``prediction`` ``[B, T, C]`` covers references too; the targets are its last part.
+    """
+    targets = inputs.targets
+    assert targets is not None
+    count = targets.shape[1]
+    mask = inputs.loss_mask[:, -count:].unsqueeze(-1).to(torch.float32)
+    squared = (prediction[:, -count:].float() - targets.float()).square() * mask
+    return squared.mean(dim=(1, 2)) / mask.mean(dim=(1, 2)).clamp(min=1e-8)

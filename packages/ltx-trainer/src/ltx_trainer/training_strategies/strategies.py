@@ -1,0 +1,251 @@
+"""From a batch of stored latents to what the transformer sees and where the loss is taken.
+
+Draw order, per modality, video first: sigma, noise, one uniform per example and intrinsic condition, one scalar per
+reference. A frozen modality draws nothing. The two deprecated forms keep their own order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ltx_core.errors import ConfigError
+from ltx_core.types import SpatioTemporalScaleFactors
+from ltx_trainer.draws import Draws
+from ltx_trainer.timestep_samplers import TimestepSampler
+from ltx_trainer.training_strategies.config import (
+    Condition,
+    FirstFrame,
+    FlexibleConfig,
+    Keyframe,
+    Mask,
+    ModalityConfig,
+    Prefix,
+    Reference,
+    SpatialCrop,
+    StrategyConfig,
+    Suffix,
+    TextToVideoConfig,
+    VideoToVideoConfig,
+)
+from ltx_trainer.training_strategies.inputs import (
+    Batch,
+    Losses,
+    ModalityInputs,
+    Tokens,
+    TrainingInputs,
+    audio_tokens,
+    frozen_inputs,
+    give_tokens,
+    masked_velocity_loss,
+    velocity_inputs,
+    video_tokens,
+)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What all strategies share: the sampler of noise levels, the VAE's factors, the loss."""
+
+    sampler: TimestepSampler
+    scale_factors: SpatioTemporalScaleFactors
+
+    def prepare_training_inputs(self, batch: Batch, draws: Draws) -> TrainingInputs:
+        """Noise, condition and place the tokens of ``batch``."""
+        raise NotImplementedError
+
+    def compute_loss(self, predictions: Mapping[str, Tensor], inputs: TrainingInputs) -> Losses:
+        """Velocity losses of ``predictions`` ``{modality: [B, T, C]}``."""
+        losses = {
+            name: masked_velocity_loss(predictions[name], modality)
+            for name, modality in inputs.modalities.items()
+            if modality.targets is not None
+        }
+        total = sum(inputs.loss_weights.get(name, 1.0) * loss for name, loss in losses.items())
+        assert isinstance(total, Tensor)
+        return Losses(total, losses)
+
+    def noised(self, tokens: Tokens, draws: Draws, sigma: Tensor | None = None) -> ModalityInputs:
+        """Noise ``tokens`` at ``sigma``, drawn for their number when not given."""
+        batch, count = tokens.clean.shape[:2]
+        if sigma is None:
+            sigma = self.sampler.sample(draws, batch, count).to(tokens.clean.device)
+        noise = draws.randn(tokens.clean.shape, tokens.clean.dtype).to(tokens.clean.device)
+        return velocity_inputs(tokens, sigma, noise)
+
+
+@dataclass(frozen=True)
+class FlexibleStrategy(Strategy):
+    """Any mix of generated and frozen modalities with conditions."""
+
+    config: FlexibleConfig
+
+    def prepare_training_inputs(self, batch: Batch, draws: Draws) -> TrainingInputs:
+        modalities: dict[str, ModalityInputs] = {}
+        factors = self._reference_factors(batch)
+        for name, modality in self.config.modalities():
+            source = batch[f"{name}_latents"]
+            tokens = video_tokens(source, self.scale_factors) if name == "video" else audio_tokens(source)
+            inputs = self.noised(tokens, draws) if modality.is_generated else frozen_inputs(tokens)
+            if modality.is_generated:
+                inputs = self._apply_intrinsic(inputs, tokens, modality, batch, draws)
+            for condition in modality.conditions:
+                if isinstance(condition, Reference) and float(draws.rand(())) < condition.probability:
+                    reference = self._reference(name, batch[condition.latents_dir], tokens, factors)
+                    inputs = inputs.with_reference(reference)
+            modalities[name] = without_absent(inputs, source.get("present"))
+        weights = {name: modality.loss_weight for name, modality in self.config.modalities()}
+        return TrainingInputs(modalities, factors, weights)
+
+    def _apply_intrinsic(
+        self, inputs: ModalityInputs, tokens: Tokens, modality: ModalityConfig, batch: Batch, draws: Draws
+    ) -> ModalityInputs:
+        for condition in modality.conditions:
+            if isinstance(condition, Reference):
+                continue
+            count = tokens.clean.shape[0]
+            selected = draws.rand((count,)).to(tokens.clean.device) < condition.probability
+            given = self._given_tokens(condition, tokens, batch).to(tokens.clean.device)
+            inputs = give_tokens(inputs, tokens.clean, selected.unsqueeze(1) & given)
+        return inputs
+
+    def _given_tokens(self, condition: Condition, tokens: Tokens, batch: Batch) -> Tensor:
+        """Which tokens an intrinsic condition gives: boolean ``[1 or B, N]``."""
+        if isinstance(condition, Mask):
+            return batch[condition.mask_dir]["mask"].flatten(1) > 0.5
+        given = torch.zeros(tokens.grid, dtype=torch.bool)  # [F, H, W]
+        match condition:
+            case FirstFrame():
+                given[0] = True
+            case Prefix():
+                given[: condition.temporal_boundary] = True
+            case Suffix():
+                given[-condition.temporal_boundary :] = True
+            case Keyframe():
+                if not -len(given) <= condition.latent_index < len(given):
+                    raise ConfigError(
+                        f"keyframe latent_index is {condition.latent_index}, the clip has {len(given)} latent frames"
+                    )
+                given[condition.latent_index] = True
+            case SpatialCrop():
+                y1, x1, y2, x2 = condition.spatial_region
+                _, rows, columns = self.scale_factors
+                given[:, y1 // rows : y2 // rows, x1 // columns : x2 // columns] = True
+        return given.flatten().unsqueeze(0)
+
+    def _reference(
+        self, name: str, source: Mapping[str, Tensor], target: Tokens, factors: tuple[int, int] | None
+    ) -> Tokens:
+        if name == "audio":
+            return audio_tokens(source)
+        assert factors is not None
+        return placed_reference(video_tokens(source, self.scale_factors), target, *factors)
+
+    def _reference_factors(self, batch: Batch) -> tuple[int, int] | None:
+        """(spatial, temporal) ratio of target to video references, which all must share."""
+        if self.config.video is None:
+            return None
+        target = batch["video_latents"]["latents"].shape
+        found = {
+            reference_factors(tuple(target[2:]), tuple(batch[condition.latents_dir]["latents"].shape[2:]))
+            for condition in self.config.video.conditions
+            if isinstance(condition, Reference)
+        }
+        if len(found) > 1:
+            raise ConfigError(f"references have different scale factors (spatial, temporal): {sorted(found)}")
+        return found.pop() if found else None
+
+
+@dataclass(frozen=True)
+class TextToVideoStrategy(Strategy):
+    """Deprecated form: the first-frame draw comes before sigma, and sound shares the video's sigma."""
+
+    config: TextToVideoConfig
+
+    def prepare_training_inputs(self, batch: Batch, draws: Draws) -> TrainingInputs:
+        tokens = video_tokens(batch["latents"], self.scale_factors)
+        video = first_frame_then_noise(self, tokens, self.config.first_frame_conditioning_p, draws)
+        modalities = {"video": video}
+        if self.config.with_audio:
+            modalities["audio"] = self.noised(audio_tokens(batch["audio_latents"]), draws, video.sigma)
+        return TrainingInputs(modalities)
+
+
+@dataclass(frozen=True)
+class VideoToVideoStrategy(Strategy):
+    """Deprecated form: one reference video, always, in the target's frame rate."""
+
+    config: VideoToVideoConfig
+
+    def prepare_training_inputs(self, batch: Batch, draws: Draws) -> TrainingInputs:
+        tokens = video_tokens(batch["latents"], self.scale_factors)
+        target_fps = batch["latents"].get("fps")
+        fps = None if target_fps is None else float(target_fps.flatten()[0])
+        reference = video_tokens(batch["ref_latents"], self.scale_factors, fps)
+        spatial, _ = reference_factors((1, *tokens.grid[1:]), (1, *reference.grid[1:]))
+        video = first_frame_then_noise(self, tokens, self.config.first_frame_conditioning_p, draws)
+        video = video.with_reference(placed_reference(reference, tokens, spatial, 1))
+        return TrainingInputs({"video": video}, (spatial, 1))
+
+
+def make_strategy(config: StrategyConfig, sampler: TimestepSampler, factors: SpatioTemporalScaleFactors) -> Strategy:
+    """The strategy of a ``training_strategy`` section."""
+    match config:
+        case FlexibleConfig():
+            return FlexibleStrategy(sampler, factors, config)
+        case TextToVideoConfig():
+            return TextToVideoStrategy(sampler, factors, config)
+        case VideoToVideoConfig():
+            return VideoToVideoStrategy(sampler, factors, config)
+
+
+def first_frame_then_noise(strategy: Strategy, tokens: Tokens, probability: float, draws: Draws) -> ModalityInputs:
+    """Noise a video whose first latent frame is given with ``probability``; stills never have it given."""
+    batch, count = tokens.clean.shape[:2]
+    given = torch.zeros(batch, count, dtype=torch.bool, device=tokens.clean.device)
+    if probability > 0 and tokens.tokens_per_frame < count:
+        selected = draws.rand((batch,)).to(given.device) < probability
+        given[:, : tokens.tokens_per_frame] = selected.unsqueeze(1)
+    return give_tokens(strategy.noised(tokens, draws), tokens.clean, given)
+
+
+def reference_factors(target: tuple[int, ...], reference: tuple[int, ...]) -> tuple[int, int]:
+    """(spatial, temporal) ratio of two latent grids ``(F, H, W)``.
+
+    Raises `ConfigError` when the target is not a whole multiple of the reference, equal on both sides.
+    """
+    (frames, height, width), (ref_frames, ref_height, ref_width) = target, reference
+    spatial = height // ref_height
+    if spatial < 1 or (ref_height * spatial, ref_width * spatial) != (height, width):
+        raise ConfigError(
+            f"the reference latent is {ref_height}x{ref_width}, expected {height}x{width} divided by one whole number"
+        )
+    if frames == 1 or ref_frames == 1:
+        return spatial, 1
+    temporal, remainder = divmod(frames - 1, ref_frames - 1)
+    if remainder or temporal < 1:
+        raise ConfigError(
+            f"the reference has {ref_frames} latent frames, expected (k + 1) with k dividing {frames - 1}"
+        )
+    return spatial, temporal
+
+
+def placed_reference(reference: Tokens, target: Tokens, spatial: int, temporal: int) -> Tokens:
+    """Positions of a smaller or slower reference, stretched onto the target's."""
+    positions = reference.positions.clone()
+    if temporal != 1:
+        first_end = target.positions[:, :1, :1, 1:]  # [B, 1, 1, 1] seconds
+        positions[:, :1] = (positions[:, :1] - (temporal - 1) * first_end).clamp(min=0)
+    positions[:, 1:] *= spatial
+    return replace(reference, positions=positions)
+
+
+def without_absent(inputs: ModalityInputs, present: Tensor | None) -> ModalityInputs:
+    """Take no loss from examples that lack the modality (``present`` ``[B]`` is false there)."""
+    if present is None or bool(present.all()):
+        return inputs
+    mask = inputs.loss_mask & present.to(inputs.loss_mask.device).bool().unsqueeze(1)
+    return replace(inputs, loss_mask=mask, present=present)

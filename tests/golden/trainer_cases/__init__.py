@@ -1,0 +1,1 @@
+"""Operations of the trainer's golden cases, by subject."""
