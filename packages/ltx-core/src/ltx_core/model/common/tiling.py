@@ -1,7 +1,7 @@
 """Cutting one axis into overlapping intervals, and the ramps that blend the pieces together again.
 
-Neighbouring tiles share ``overlap`` cells; over the shared cells one tile fades out while the other fades in. With equal
-ramps the two weights sum to one.
+Neighbouring tiles share ``overlap`` cells; over the shared cells one tile fades out while the other fades in. With
+equal ramps the two weights sum to one.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def trapezoidal_mask_1d(
     """Blend weights ``[length]`` in float32: a rise over ``left_ramp`` cells, ones, a fall over ``right_ramp`` cells.
 
     The rise is ``i / (left_ramp + 1)``, i = 1..left_ramp, or ``i / left_ramp``, i = 0..left_ramp-1 with
-    ``left_starts_from_0``; the fall mirrors the first form. Ramps are clipped to ``length`` and multiply where they meet.
+    ``left_starts_from_0``; the fall mirrors the first form. Ramps are clipped to ``length`` and multiply where they
+    meet.
     """
     left, right = (min(max(ramp, 0), length) for ramp in (left_ramp, right_ramp))
     mask = torch.ones(length, device=device)
@@ -130,3 +131,17 @@ def rectangular_mask_1d(length: int, left_zeros: int, right_zeros: int) -> Tenso
 def product(*axes: Sequence[Interval]) -> list[tuple[Interval, ...]]:
     """All tiles of a grid, the first axis slowest and the last fastest."""
     return list(itertools.product(*axes))
+
+
+@dataclass(frozen=True)
+class TileCountConfig:
+    """Tiles per axis as (number of tiles, overlap in latent cells); (1, 0) leaves an axis whole."""
+
+    frames: tuple[int, int] = (1, 0)
+    height: tuple[int, int] = (1, 0)
+    width: tuple[int, int] = (1, 0)
+
+    def split(self, cells: tuple[int, int, int]) -> list[list[Interval]]:
+        """Intervals of each axis of a latent ``(frames, height, width)``; ``ConfigError`` where they do not fit."""
+        axes = zip(cells, (self.frames, self.height, self.width), strict=True)
+        return [split_by_count(dim, count, overlap) for dim, (count, overlap) in axes]

@@ -1,0 +1,46 @@
+"""From latents to frames a viewer or a file writer can take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ltx_core.model.video_vae.tiling import Tiling, tiled_decode
+from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
+
+
+def to_frames(video: Tensor) -> Tensor:
+    """Item 0 of ``[B, 3, F, H, W]`` in about [-1, 1] as RGB ``[F, H, W, 3]`` in [0, 1]."""
+    return (video[0] + 1).div_(2).clamp_(0, 1).permute(1, 2, 3, 0)
+
+
+@torch.no_grad()
+def decode_video(
+    decoder: VideoDecoder,
+    latent: Tensor,
+    tiling: Tiling | None = None,
+    conditioning: DecodeConditioning | None = None,
+) -> Iterator[Tensor]:
+    """Decode item 0 of a normalised latent into chunks of RGB frames ``[f, H, W, 3]`` in [0, 1], the latent's dtype.
+
+    Without tiles the chunks are streamed and join to exactly the whole decode; a decoder that cannot stream gives one
+    chunk.
+    """
+    latent, conditioning = latent[:1], _first_item(conditioning)
+    if tiling is not None:
+        chunks = tiled_decode(decoder, latent, tiling, conditioning)
+    elif decoder.can_stream:
+        chunks = decoder.decode_streaming(latent, conditioning)
+    else:
+        chunks = iter([decoder(latent, conditioning)])
+    for chunk in chunks:
+        yield to_frames(chunk)
+
+
+def _first_item(conditioning: DecodeConditioning | None) -> DecodeConditioning | None:
+    if conditioning is None or not isinstance(conditioning.timestep, Tensor) or not conditioning.timestep.ndim:
+        return conditioning
+    return replace(conditioning, timestep=conditioning.timestep[:1])

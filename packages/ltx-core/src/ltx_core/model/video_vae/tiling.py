@@ -1,0 +1,267 @@
+"""Tiled decoding and encoding: overlapping pieces of a clip one after another, blended where they overlap.
+
+A tiled result differs from the whole one wherever the network looks across a seam. Time needs no tiles: streaming gives
+the whole result exactly. Tiles in space bound the memory of large pictures.
+
+Axes are always in the order frames, height, width. In time a tile's first latent frame stands for one pixel frame, so
+every tile but the first takes one latent frame more on its left, whose output gets weight zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ltx_core.errors import ConfigError
+from ltx_core.model.common.tiling import Interval, TileCountConfig, causal, split_by_size, trapezoidal_mask_1d
+from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder, VideoEncoder
+from ltx_core.types import SpatioTemporalScaleFactors
+
+AXES = ("frames", "height", "width")
+MIN_ENCODE_OVERLAP = (16, 64, 64)  # frames, pixels, pixels
+COMPLEMENTARY_TOLERANCE = 1e-5
+WEIGHT_FLOOR = 1e-8
+
+Cells = tuple[int, int, int]  # latent frames, height, width
+
+
+@dataclass(frozen=True)
+class TileSizeConfig:
+    """Tiles per axis as (size, overlap) in frames or pixels; (0, 0) leaves an axis whole."""
+
+    frames: tuple[int, int] = (80, 24)
+    height: tuple[int, int] = (768, 64)
+    width: tuple[int, int] = (768, 64)
+
+    @classmethod
+    def for_long_side(
+        cls,
+        height: int,
+        width: int,
+        tile: int = 768,
+        overlap: int = 64,
+        frames: tuple[int, int] = (80, 24),
+        factor: int = 32,
+    ) -> TileSizeConfig:
+        """Tiles of ``tile`` pixels along the longer side, and in proportion along the shorter one."""
+        longest, smallest = max(height, width) // factor, max(2, overlap // factor + 1)
+
+        def coupled(side: int) -> tuple[int, int]:
+            cells = max(smallest, round((tile // factor) * (side // factor) / longest))
+            return max(cells * factor, max(2 * factor, overlap + factor)), overlap
+
+        return cls(frames, coupled(height), coupled(width))
+
+    def axes(self) -> tuple[tuple[int, int], ...]:
+        return self.frames, self.height, self.width
+
+    def check(self, factors: SpatioTemporalScaleFactors) -> None:
+        """Refuse sizes the latent grid cannot hold: ``overlap < tile``, ``tile >= 2 * factor``, both multiples."""
+        for name, (tile, overlap), factor in zip(AXES, self.axes(), factors, strict=True):
+            if tile == 0 and overlap == 0:
+                continue
+            fits = 0 <= overlap < tile and tile >= 2 * factor and tile % factor == overlap % factor == 0
+            if not fits:
+                raise ConfigError(
+                    f"{name} tiles are {tile} with overlap {overlap}, expected multiples of {factor}, at least "
+                    f"{2 * factor}, with a smaller overlap; or 0 and 0 for no tiles"
+                )
+
+    def split(self, cells: Cells, factors: SpatioTemporalScaleFactors) -> list[list[Interval]]:
+        """Intervals of each axis of a latent ``(frames, height, width)``."""
+        self.check(factors)
+        return [
+            split_by_size(dim, max(tile // factor, max(2, overlap // factor + 1)), overlap // factor)
+            if tile
+            else [Interval(0, dim)]
+            for dim, (tile, overlap), factor in zip(cells, self.axes(), factors, strict=True)
+        ]
+
+
+Tiling = TileSizeConfig | TileCountConfig
+
+
+def announced_chunks(frames: int, tiling: Tiling | None) -> int:
+    """How many pieces in time to announce for a clip of ``frames`` frames; sometimes more than a decode yields."""
+    if tiling is None:
+        return 1
+    if isinstance(tiling, TileCountConfig):
+        return tiling.frames[0]
+    tile, overlap = tiling.frames
+    return math.ceil((frames - 1) / (tile - overlap)) if tile else 1
+
+
+def check_video(frames: int | None, height: int, width: int, factors: SpatioTemporalScaleFactors) -> None:
+    """Refuse a video that tiles cannot map onto the latent grid exactly; ``frames`` None means not known yet."""
+    for name, side, factor in (("height", height, factors.height), ("width", width, factors.width)):
+        if side % factor:
+            raise ConfigError(f"{name} is {side}, expected a multiple of {factor}")
+    if frames is not None and (frames - 1) % factors.time:
+        nearest = factors.nearest_frames(frames)
+        raise ConfigError(f"frames is {frames}, expected {factors.time}k+1; nearest valid: {nearest}")
+
+
+@dataclass(frozen=True)
+class Span:
+    """One tile along one axis: where it lies on the latent and on the pixel grid, and its blend ramps there."""
+
+    cells: Interval
+    pixels: Interval
+    is_time: bool
+
+    @classmethod
+    def on(cls, cells: Interval, factor: int, is_time: bool) -> Span:
+        """Map latent cells ``[a, b)`` to pixels ``[a*f, b*f)`` or frames ``[a*f, 1 + (b-1)*f)``."""
+        left, right = cells.left_ramp * factor, cells.right_ramp * factor
+        if not is_time:
+            return cls(cells, Interval(cells.start * factor, cells.end * factor, left, right), is_time)
+        left = left - factor + 1 if left else 0
+        return cls(cells, Interval(cells.start * factor, 1 + (cells.end - 1) * factor, left, right), is_time)
+
+    def mask(self, on_pixels: bool) -> Tensor:
+        """Float32 blend weights on the pixel or on the latent grid."""
+        part = self.pixels if on_pixels else self.cells
+        return trapezoidal_mask_1d(part.length, part.left_ramp, part.right_ramp, left_starts_from_0=self.is_time)
+
+
+Tile = tuple[Span, Span, Span]
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """All tiles of a clip as a grid, with the weights they are blended by."""
+
+    frames: tuple[Span, ...]
+    height: tuple[Span, ...]
+    width: tuple[Span, ...]
+
+    @classmethod
+    def of(cls, cells: Cells, tiling: Tiling | None, factors: SpatioTemporalScaleFactors) -> TilePlan:
+        """Lay tiles over a latent ``(frames, height, width)``; None means one tile."""
+        if tiling is None:
+            tiling = TileCountConfig()
+        if isinstance(tiling, TileSizeConfig):
+            frames, height, width = tiling.split(cells, factors)
+        else:
+            frames, height, width = tiling.split(cells)
+        return cls(
+            tuple(Span.on(part, factors.time, True) for part in causal(frames)),
+            tuple(Span.on(part, factors.height, False) for part in height),
+            tuple(Span.on(part, factors.width, False) for part in width),
+        )
+
+    @property
+    def axes(self) -> tuple[tuple[Span, ...], ...]:
+        return self.frames, self.height, self.width
+
+    @property
+    def tiles(self) -> list[Tile]:
+        """In order of execution: time slowest, width fastest."""
+        return [(t, h, w) for t in self.frames for h in self.height for w in self.width]
+
+    def complementary(self, on_pixels: bool) -> bool:
+        """Whether the masks sum to one everywhere, so that blending needs no division."""
+        sums = (_summed(spans, on_pixels) for spans in self.axes)
+        return all(bool(((total - 1).abs() <= COMPLEMENTARY_TOLERANCE).all()) for total in sums)
+
+    def weights(self, on_pixels: bool, device: torch.device) -> list[dict[Span, Tensor]]:
+        """The blend weights of each axis' spans, which sum to one over the spans at every place.
+
+        The summed weight of a grid of tiles is the product of its axes' sums, so dividing each axis is enough.
+        """
+        weights, divide = [], not self.complementary(on_pixels)
+        for spans in self.axes:
+            masks = {span: span.mask(on_pixels) for span in spans}
+            if divide:
+                total = _summed(spans, on_pixels).clamp_min(WEIGHT_FLOOR)
+                masks = {span: mask / total[_slice(span, on_pixels)] for span, mask in masks.items()}
+            weights.append({span: mask.to(device) for span, mask in masks.items()})
+        return weights
+
+
+def _slice(span: Span, on_pixels: bool) -> slice:
+    part = span.pixels if on_pixels else span.cells
+    return slice(part.start, part.end)
+
+
+def _summed(spans: Sequence[Span], on_pixels: bool) -> Tensor:
+    total = torch.zeros(_slice(spans[-1], on_pixels).stop)
+    for span in spans:
+        total[_slice(span, on_pixels)] += span.mask(on_pixels)
+    return total
+
+
+@torch.no_grad()
+def tiled_decode(
+    decoder: VideoDecoder, latent: Tensor, tiling: Tiling | None, conditioning: DecodeConditioning | None = None
+) -> Iterator[Tensor]:
+    """Decode a latent tile by tile into chunks of frames ``[B, 3, f, H, W]``, accumulated in the latent's dtype.
+
+    Tiles of one time interval form a group; the frames that no later group touches are yielded when it is done. Each
+    tile of a timestep-conditioned decoder draws its own noise.
+    """
+    plan = TilePlan.of(_cells(latent), tiling, decoder.scale_factors)
+    frame_weights, height_weights, width_weights = plan.weights(True, latent.device)
+    sides = plan.height[-1].pixels.end, plan.width[-1].pixels.end
+    carried: Tensor | None = None
+    for index, t in enumerate(plan.frames):
+        shape = (latent.shape[0], decoder.config.out_channels, t.pixels.length, *sides)
+        canvas = torch.zeros(shape, dtype=latent.dtype, device=latent.device)
+        if carried is not None:
+            canvas[:, :, : carried.shape[2]] = carried
+        for h in plan.height:
+            for w in plan.width:
+                tile = latent[:, :, _slice(t, False), _slice(h, False), _slice(w, False)]
+                pixels = decoder(tile, conditioning).to(canvas.device)
+                weight = _outer(frame_weights[t], height_weights[h], width_weights[w])
+                canvas[..., _slice(h, True), _slice(w, True)] += pixels * weight
+        done = plan.frames[index + 1].pixels.start - t.pixels.start if index + 1 < len(plan.frames) else canvas.shape[2]
+        carried = canvas[:, :, done:].clone()
+        yield canvas[:, :, :done]
+
+
+@torch.no_grad()
+def tiled_encode(encoder: VideoEncoder, video: Tensor, tiling: Tiling | None) -> Tensor:
+    """Encode ``[B, 3, F, H, W]`` tile by tile into a normalised latent in the model's dtype, on its device.
+
+    The video may stay elsewhere: each tile is moved on its own. Surplus frames are cut first. A size config needs an
+    overlap of 16 frames or 64 pixels on each axis it tiles, else ``ConfigError``.
+    """
+    factors, weight = encoder.scale_factors, encoder.conv_in.conv.weight
+    video = video[:, :, : factors.snap_frames(video.shape[2])]
+    check_video(video.shape[2], video.shape[3], video.shape[4], factors)
+    if isinstance(tiling, TileSizeConfig):
+        _check_encode_overlap(tiling)
+    cells = (
+        (video.shape[2] - 1) // factors.time + 1,
+        video.shape[3] // factors.height,
+        video.shape[4] // factors.width,
+    )
+    plan = TilePlan.of(cells, tiling, factors)
+    frame_weights, height_weights, width_weights = plan.weights(False, weight.device)
+    shape = (video.shape[0], encoder.config.latent_channels, *cells)
+    latent = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+    for t, h, w in plan.tiles:
+        mask = _outer(frame_weights[t], height_weights[h], width_weights[w])
+        tile = encoder(video[:, :, _slice(t, True), _slice(h, True), _slice(w, True)])
+        latent[:, :, _slice(t, False), _slice(h, False), _slice(w, False)] += tile * mask
+    return latent
+
+
+def _check_encode_overlap(tiling: TileSizeConfig) -> None:
+    for name, (tile, overlap), smallest in zip(AXES, tiling.axes(), MIN_ENCODE_OVERLAP, strict=True):
+        if tile and overlap < smallest:
+            raise ConfigError(f"{name} overlap is {overlap}, expected at least {smallest} to encode in tiles")
+
+
+def _cells(latent: Tensor) -> Cells:
+    return latent.shape[2], latent.shape[3], latent.shape[4]
+
+
+def _outer(t: Tensor, h: Tensor, w: Tensor) -> Tensor:
+    """``[T, H, W]`` products of three ramps."""
+    return t[:, None, None] * (h[:, None] * w)
