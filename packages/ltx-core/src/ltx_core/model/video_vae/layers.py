@@ -6,6 +6,8 @@ norm, none for pixel norm; ``<embedder>.timestep_embedder.linear_{1,2}.{weight,b
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -89,8 +91,8 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def sinusoidal_embedding(timestep: Tensor, dim: int = SINUSOID_DIM, max_period: float = 10000.0) -> Tensor:
     """``[B] -> [B, dim]`` in float32: cosines, then sines, of ``t * max_period^(-i / (dim / 2))``."""
     half = dim // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
-    angles = timestep.float()[:, None] * max_period**-exponent
+    steps = torch.arange(half, dtype=torch.float32, device=timestep.device)
+    angles = timestep.float()[:, None] * torch.exp(-math.log(max_period) * steps / half)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

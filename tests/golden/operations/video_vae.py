@@ -1,0 +1,420 @@
+"""Golden operations of the video VAE."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ltx_core.model.common.tiling import (
+    Interval,
+    TileCountConfig,
+    causal,
+    rectangular_mask_1d,
+    split_by_count,
+    split_by_size,
+    trapezoidal_mask_1d,
+)
+from ltx_core.model.video_vae.blocks import AttentionBlock, ResnetStack, SpaceToDepthDownsample
+from ltx_core.model.video_vae.clip import Clip, NoiseSource
+from ltx_core.model.video_vae.config import Family, VideoVaeConfig
+from ltx_core.model.video_vae.frames import decode_video
+from ltx_core.model.video_vae.layers import CausalConv3d, TimestepEmbedder, pixel_norm, sinusoidal_embedding
+from ltx_core.model.video_vae.ops import PerChannelStatistics, patchify, unpatchify
+from ltx_core.model.video_vae.tiling import (
+    Span,
+    Tile,
+    TilePlan,
+    TileSizeConfig,
+    Tiling,
+    announced_chunks,
+    tiled_decode,
+    tiled_encode,
+)
+from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder, VideoEncoder
+from ltx_core.types import SpatioTemporalScaleFactors
+from tests.golden.case import Case, read_header
+from tests.golden.operations import Operation
+
+Network = VideoEncoder | VideoDecoder
+
+
+def weights_path(case: Case) -> Path:
+    """The case's own checkpoint, or the one of the case that `args.weights` names."""
+    return case.directory / f"{case.args.get('weights', case.name)}.weights.safetensors"
+
+
+def load(case: Case, network: type[VideoEncoder] | type[VideoDecoder]) -> Network:
+    """Build one half of the case's VAE without memory and give it the tensors of the file, strictly."""
+    family: Family = "ltxv" if case.key[0].endswith("ltxv") else "ltx2"
+    path = weights_path(case)
+    config = VideoVaeConfig.from_metadata(json.loads(read_header(path)["__metadata__"]["config"]), family)
+    with torch.device("meta"):
+        model = network(config)
+    half = "encoder." if network is VideoEncoder else "decoder."
+    tensors = {name.removeprefix("vae."): tensor for name, tensor in load_file(path).items()}
+    state = {name.removeprefix(half): t for name, t in tensors.items() if name.startswith((half, "per_channel"))}
+    model.load_state_dict(state, assign=True, strict=True)
+    return model.eval().requires_grad_(False)
+
+
+def watch(modules: dict[str, nn.Module], case: Case) -> dict[str, Tensor]:
+    """Outputs of the modules, by the name under `mid.` they are listed by, filled as they run."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str):
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            seen.setdefault(f"mid.{name}", output.clone())
+
+        return hook
+
+    for name in case.group("mid."):
+        if name in modules:
+            modules[name].register_forward_hook(keep(name))
+    return seen
+
+
+def given_noise(tensors: list[Tensor]) -> NoiseSource:
+    """A noise source that gives recorded draws in order."""
+    draws = iter(tensors)
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        noise = next(draws)
+        assert tuple(noise.shape) == tuple(shape)
+        return noise
+
+    return draw
+
+
+def recorded_noise(case: Case, prefix: str = "noise.") -> list[Tensor]:
+    draws = case.group(f"in.{prefix}")
+    return [draws[str(index)] for index in range(len(draws))]
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def patches(case: Case) -> dict[str, Tensor]:
+    hw, t = case.args["patch_size_hw"], case.args["patch_size_t"]
+    results = {"out.patched": patchify(case.inputs["x"], hw, t)}
+    results["out.unpatched"] = unpatchify(results["out.patched"], hw, t)
+    results["out.image_patched"] = patchify(case.inputs["image"], hw)
+    return results
+
+
+def norms(case: Case) -> dict[str, Tensor]:
+    x, dim = case.inputs["x"], case.args["dim"]
+    return {
+        f"out.{name}": pixel_norm(x, dim, float(name.partition("eps")[2] or case.args["eps"])) for name in case.outputs
+    }
+
+
+def convolution(case: Case) -> dict[str, Tensor]:
+    weight, bias = case.inputs["weight"], case.inputs["bias"]
+    assert set(weight.shape[2:]) == {case.args["kernel_size"]}
+    results = {}
+    for name in case.outputs:
+        space, time, *short = name.split("_")
+        strides = (
+            tuple(int(digit) for digit in space.removeprefix("stride")) if space.startswith("stride") else (1, 1, 1)
+        )
+        padding = "zeros" if space.startswith("stride") else space
+        conv = CausalConv3d(weight.shape[1], weight.shape[0], padding, strides)
+        conv.load_state_dict({"conv.weight": weight, "conv.bias": bias})
+        x = case.inputs["_".join(["x", *short])]
+        results[f"out.{name}"] = conv(x, Clip(causal=time == "causal"))
+    return results
+
+
+def statistics(case: Case) -> dict[str, Tensor]:
+    x = case.inputs["x"]
+    module = PerChannelStatistics(x.shape[1])
+    module.load_state_dict({name: t for name, t in case.inputs.items() if name != "x"})
+    half = x.to(torch.bfloat16)
+    return {
+        "out.normalized": module.normalize(x),
+        "out.unnormalized": module.un_normalize(x),
+        "out.normalized_bf16": module.normalize(half),
+        "out.unnormalized_bf16": module.un_normalize(half),
+    }
+
+
+def timestep_embedding(case: Case) -> dict[str, Tensor]:
+    timestep = case.inputs["timestep"] * case.args["timestep_scale_multiplier"]
+    linears = {f"timestep_embedder.{name}": t for name, t in case.inputs.items() if name.startswith("linear")}
+    embedder = TimestepEmbedder(case.inputs["linear_1.bias"].shape[0])
+    embedder.load_state_dict(linears)
+    sinusoid = sinusoidal_embedding(timestep, case.args["dim"], float(case.args["max_period"]))
+    return {"out.sinusoid": sinusoid, "out.embedding": embedder(timestep)}
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def block_parts(index: int, block: nn.Module) -> dict[str, nn.Module]:
+    """Submodules under the short names block cases use, such as `conv10`: conv1 of block 0."""
+    if isinstance(block, AttentionBlock):
+        return {f"norm{index}": block.norm, f"qkv{index}": block.to_qkv, f"proj{index}": block.proj}
+    if isinstance(block, ResnetStack):
+        first = block.res_blocks[0]
+        names = {name: getattr(first, name) for name in ("norm1", "conv1", "norm2", "conv2")}
+        return {f"{name}{index}": module for name, module in {**names, "res0": first}.items()}
+    return {}
+
+
+def down_blocks(case: Case) -> dict[str, Tensor]:
+    encoder = load(case, VideoEncoder)
+    modules = {name: m for i, block in enumerate(encoder.down_blocks) for name, m in block_parts(i, block).items()}
+    results = watch(modules, case)
+    for i, block in enumerate(encoder.down_blocks):
+        x = case.inputs[f"x{i}"]
+        results[f"out.y{i}"] = block(x, Clip())
+        if isinstance(block, SpaceToDepthDownsample) and f"mid.skip{i}" in case.tensors:
+            results[f"mid.skip{i}"] = block.shortcut(Clip().pairs(block, x) if block.stride[0] == 2 else x)
+    return results
+
+
+def up_blocks(case: Case) -> dict[str, Tensor]:
+    decoder = load(case, VideoDecoder)
+    results = {}
+    for name in case.outputs:
+        index, mode = re.fullmatch(r"y(\d+)_(causal|symmetric)", name).groups()
+        block = decoder.up_blocks[int(index)]
+        draws = recorded_noise(case, f"noise{index}.")
+        clip = Clip(causal=mode == "causal", noise=given_noise(draws) if draws else None)
+        if "timestep" in case.inputs:
+            clip.timestep = case.inputs["timestep"] * decoder.timestep_scale_multiplier
+        modules = {f"conv{index}_{mode}": getattr(block, "conv", None)}
+        seen = watch({name: module for name, module in modules.items() if module is not None}, case)
+        results[f"out.{name}"] = block(case.inputs[f"x{index}"], clip)
+        results |= seen
+        if clip.timestep is not None and isinstance(block, ResnetStack):
+            embedding = block.embedding(clip)
+            parts = zip(
+                ("shift1", "scale1", "shift2", "scale2"), block.res_blocks[0].modulation(embedding), strict=True
+            )
+            mids = {f"mid.timestep_embed{index}": embedding, **{f"mid.{part}_{index}": t for part, t in parts}}
+            results |= {mid: t for mid, t in mids.items() if mid in case.tensors}
+    return results
+
+
+def wide_resnets(case: Case) -> dict[str, Tensor]:
+    encoder_block = load(case, VideoEncoder).down_blocks[0]
+    decoder_block = load(case, VideoDecoder).up_blocks[0]
+    results = watch({"shortcut_norm": encoder_block.norm3}, case)
+    results["out.y_enc"] = encoder_block(case.inputs["x_enc"], Clip())
+    for mode in ("causal", "symmetric"):
+        results[f"out.y_dec_{mode}"] = decoder_block(case.inputs["x_dec"], Clip(causal=mode == "causal"))
+    return results
+
+
+def group_norm_resnets(case: Case) -> dict[str, Tensor]:
+    if case.args["side"] == "encoder":
+        block = load(case, VideoEncoder).down_blocks[0]
+    else:
+        block = load(case, VideoDecoder).up_blocks[0]
+    return {"out.y": block(case.inputs["x"], Clip(causal=case.args["causal"]))}
+
+
+# --- whole networks ---------------------------------------------------------------------------------------------------
+
+
+def check_scale_factors(case: Case, network: Network) -> None:
+    if factors := case.args.get("scale_factors"):
+        assert list(network.scale_factors) == factors
+
+
+def encode(case: Case) -> dict[str, Tensor]:
+    encoder = load(case, VideoEncoder)
+    check_scale_factors(case, encoder)
+    video = case.inputs["video"]
+    assert video.shape[2] == case.args.get("frames", video.shape[2])
+    assert encoder.scale_factors.snap_frames(video.shape[2]) == case.args.get("frames_used", video.shape[2])
+    results = watch(dict(encoder.named_modules()), case)
+    results["out.latent"] = encoder(video)
+    if "latent_first_frame_only" in case.outputs:
+        results["out.latent_first_frame_only"] = encoder(video[:, :, :1])
+    return results
+
+
+def decode(case: Case) -> dict[str, Tensor]:
+    decoder = load(case, VideoDecoder)
+    check_scale_factors(case, decoder)
+    assert decoder.config.causal_decoder == case.args.get("causal", decoder.config.causal_decoder)
+    results = watch(dict(decoder.named_modules()), case)
+    results["out.video"] = decoder(case.inputs["latent"])
+    return results
+
+
+def decode_at_timestep(case: Case) -> dict[str, Tensor]:
+    decoder = load(case, VideoDecoder)
+    assert decoder.config.decode_timestep == case.args["default_timestep"]
+    results = watch(dict(decoder.named_modules()), case)
+    for name in case.outputs:
+        kind = name.removeprefix("video_")
+        timestep = None if kind == "default" else case.inputs[f"timestep_{kind}"]
+        noise = given_noise(recorded_noise(case))
+        conditioning = DecodeConditioning(timestep, case.args["decode_noise_scale"], noise)
+        results[f"out.{name}"] = decoder(case.inputs["latent"], conditioning)
+    return results
+
+
+def rgb_frames(case: Case) -> dict[str, Tensor]:
+    return {"out.frames": torch.cat(list(decode_video(load(case, VideoDecoder), case.inputs["latent"])))}
+
+
+def round_trip(case: Case) -> dict[str, Tensor]:
+    latent = load(case, VideoEncoder)(case.inputs["video"])
+    return {"out.latent": latent, "out.video": load(case, VideoDecoder)(latent)}
+
+
+def ltxv_round_trip(case: Case) -> dict[str, Tensor]:
+    encoder, decoder = load(case, VideoEncoder), load(case, VideoDecoder)
+    distribution = encoder.moments(case.inputs["video"])
+    normalize = encoder.per_channel_statistics.normalize
+    results = {
+        "out.mean": distribution.mean,
+        "out.logvar": distribution.logvar,
+        "out.latent": encoder(case.inputs["video"]),
+        "out.latent_sampled": normalize(distribution.sample(case.inputs["posterior_noise"])),
+    }
+    noise = given_noise(recorded_noise(case))
+    conditioning = DecodeConditioning(case.args["decode_timestep"], case.args["decode_noise_scale"], noise)
+    results["out.video"] = decoder(results["out.latent"], conditioning)
+    return results
+
+
+# --- tiles ------------------------------------------------------------------------------------------------------------
+
+
+def masks(case: Case) -> dict[str, Tensor]:
+    results = {}
+    for i, (length, left, right, from_0) in enumerate(case.inputs["params"].tolist()):
+        results[f"out.mask{i}"] = trapezoidal_mask_1d(length, left, right, bool(from_0))
+    for i, row in enumerate(case.inputs["rect_params"].tolist()):
+        results[f"out.rect{i}"] = rectangular_mask_1d(*row)
+    return results
+
+
+def intervals(case: Case) -> dict[str, Tensor]:
+    results = {}
+    for i, (kind, dim, size, overlap, smallest) in enumerate(case.inputs["rows"].tolist()):
+        name = case.args["kinds"][kind]
+        if name.startswith("size"):
+            parts = split_by_size(dim, size, overlap, smallest or None)
+        else:
+            parts = split_by_count(dim, size, overlap)
+        parts = causal(parts) if name.endswith("causal") else parts
+        rows = [(part.start, part.end, part.left_ramp, part.right_ramp) for part in parts]
+        results[f"out.intervals{i}"] = torch.tensor(rows)
+    return results
+
+
+def spans(case: Case) -> dict[str, Tensor]:
+    results = {}
+    for i, (start, end, left, right, scale, is_time) in enumerate(case.inputs["rows"].tolist()):
+        span = Span.on(Interval(start, end, left, right), scale, bool(is_time))
+        results[f"out.slice{i}"] = torch.tensor([span.pixels.start, span.pixels.end])
+        results[f"out.mask{i}"] = span.mask(on_pixels=True)
+    return results
+
+
+def tiling_tables(case: Case) -> dict[str, Tensor]:
+    chunks = [
+        announced_chunks(frames, TileSizeConfig((tile, overlap)))
+        for frames, tile, overlap in case.inputs["frames_tile_overlap"].tolist()
+    ]
+    factor = case.args["scale_factors"][1]
+    coupled = [
+        TileSizeConfig.for_long_side(height, width, tile, overlap, factor=factor)
+        for height, width, tile, overlap in case.inputs["h_w_tile_overlap"].tolist()
+    ]
+    sizes = [(*config.height, *config.width) for config in coupled]
+    return {"out.chunks": torch.tensor(chunks), "out.h_tile_overlap_w_tile_overlap": torch.tensor(sizes)}
+
+
+def tiling_of(case: Case) -> Tiling:
+    kind = {"size": TileSizeConfig, "count": TileCountConfig}[case.args["mode"]]
+    return kind(*(tuple(case.args[axis]) for axis in ("frames", "height", "width")))
+
+
+def tile_rows(tiles: list[Tile], latent_first: bool) -> Tensor:
+    def columns(tile: Tile) -> Iterator[int]:
+        for span in tile:
+            parts = (span.cells, span.pixels) if latent_first else (span.pixels, span.cells)
+            for part in parts:
+                yield from (part.start, part.end)
+
+    return torch.tensor([list(columns(tile)) for tile in tiles])
+
+
+def decode_tiles(case: Case) -> dict[str, Tensor]:
+    decoder, latent, tiling = load(case, VideoDecoder), case.inputs["latent"], tiling_of(case)
+    check_scale_factors(case, decoder)
+    plan = TilePlan.of(tuple(latent.shape[2:]), tiling, SpatioTemporalScaleFactors(*case.args["scale_factors"]))
+    assert plan.complementary(on_pixels=True) == case.args["complementary"]
+    chunks = list(tiled_decode(decoder, latent, tiling))
+    results = {
+        "out.video": torch.cat(chunks, dim=2),
+        "out.chunk_lengths": torch.tensor([chunk.shape[2] for chunk in chunks]),
+        "out.tiles": tile_rows(plan.tiles, latent_first=True),
+    }
+    for name in case.group("mid."):
+        if match := re.fullmatch(r"tile(\d+)_decoded", name):
+            t, h, w = (slice(span.cells.start, span.cells.end) for span in plan.tiles[int(match[1])])
+            results[f"mid.{name}"] = decoder(latent[:, :, t, h, w])
+    return results
+
+
+def encode_tiles(case: Case) -> dict[str, Tensor]:
+    encoder, tiling = load(case, VideoEncoder), tiling_of(case)
+    check_scale_factors(case, encoder)
+    video = case.inputs["video"] if "video" in case.inputs else video_from_recipe(case)
+    latent = tiled_encode(encoder, video, tiling)
+    results = {"out.latent": latent}
+    if "tiles" in case.outputs:
+        plan = TilePlan.of(tuple(latent.shape[2:]), tiling, encoder.scale_factors)
+        results["out.tiles"] = tile_rows(plan.tiles, latent_first=False)
+    return results
+
+
+def video_from_recipe(case: Case) -> Tensor:
+    recipe = case.args["video_recipe"]
+    assert recipe["rng"] == "numpy.random.RandomState"
+    assert recipe["transform"] == "clip(0.5*standard_normal, -1, 1) as float32"
+    normal = numpy.random.RandomState(recipe["seed"]).standard_normal(recipe["shape"])
+    video = torch.from_numpy(numpy.clip(0.5 * normal, -1, 1).astype(numpy.float32))
+    torch.testing.assert_close(video.flatten()[:64], case.inputs["video_head"])
+    return video
+
+
+OPERATIONS: dict[tuple[str, str], Operation] = {
+    ("video_vae.ops", "patchify/unpatchify"): patches,
+    ("video_vae.norm", "pixel_norm"): norms,
+    ("video_vae.conv", "causal_conv3d"): convolution,
+    ("video_vae.stats", "normalize/un_normalize"): statistics,
+    ("video_vae.timestep", "scaled timestep -> sinusoid(256) -> linear, silu, linear"): timestep_embedding,
+    ("video_vae.encoder", "down_blocks.{i} alone"): down_blocks,
+    ("video_vae.decoder", "up_blocks.{i} alone"): up_blocks,
+    ("video_vae", "res_x_y in the ltx-core form"): wide_resnets,
+    ("video_vae", "res_x with norm_layer=group_norm"): group_norm_resnets,
+    ("video_vae.encoder", "encode"): encode,
+    ("video_vae.decoder", "decode"): decode,
+    ("video_vae.decoder", "decode, not tiled"): decode,
+    ("video_vae.decoder", "decode with timestep conditioning"): decode_at_timestep,
+    ("video_vae.decoder", "decode_video"): rgb_frames,
+    ("video_vae", "encode then decode"): round_trip,
+    ("video_vae.ltxv", "encode, then decode of the normalised mean"): ltxv_round_trip,
+    ("video_vae.tiling", "trapezoidal_mask_1d / rectangular_mask_1d"): masks,
+    ("video_vae.tiling", "split one axis"): intervals,
+    ("video_vae.tiling", "map a latent interval to pixels"): spans,
+    ("video_vae.tiling", "chunk count and long-side tile sizes"): tiling_tables,
+    ("video_vae.decoder", "tiled decode"): decode_tiles,
+    ("video_vae.encoder", "tiled encode"): encode_tiles,
+}
