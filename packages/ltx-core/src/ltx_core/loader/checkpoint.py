@@ -1,0 +1,261 @@
+"""``Checkpoint``: opens weights in any layout, knows which components they hold, builds each of them strictly."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltx_core.errors import CheckpointError
+from ltx_core.loader.components import COMPONENTS, DIFFUSION_MODEL
+from ltx_core.loader.layouts import Part, as_paths, find_files, read_parts
+from ltx_core.loader.lora import Lora, is_lora
+from ltx_core.loader.metadata import Version, detect_version
+from ltx_core.loader.quantization import policy_named
+from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.loader.weights import ComponentWeights, Source, check_fit
+
+logger = logging.getLogger(__name__)
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+class Checkpoint:
+    """Weights on disk: a single file, several files, a folder, or a hub snapshot.
+
+    Opening reads headers only. ``components`` names what can be built; ``config`` is the JSON the files carry, all
+    sections together; ``model_version`` is the declared version as text, ``version`` as a tuple to compare with.
+    """
+
+    def __init__(self, parts: Sequence[Part], given_order_wins: bool, prefer: Sequence[str] = ()) -> None:
+        self.parts = tuple(part for part in parts if not is_lora(part.tensors))
+        self.lora_paths = tuple(part.path for part in parts if is_lora(part.tensors))
+        self._given_order_wins = given_order_wins
+        self._prefer = tuple(prefer)
+        if not self.parts and self.lora_paths:
+            raise CheckpointError(f"{self.lora_paths[0]} is a LoRA adapter, not a model; open it with Lora.open")
+        if not self.components:
+            first = next(iter(self.parts[0].tensors), "none") if self.parts else "none"
+            raise CheckpointError(f"{self.where} holds no component of an LTX model; first tensor: {first}")
+
+    @classmethod
+    def open(cls, path: Paths, prefer: Sequence[str] = (), verify: bool | None = None) -> Checkpoint:
+        """Open one path or several.
+
+        Of several files given one by one, the later wins where two hold the same component. In a folder ``prefer``
+        names parts of file names that decide, such as ``("distilled",)``; a component that stays ambiguous cannot be
+        built. ``verify``: check the digests our own files carry while reading; by default for files up to 256 MiB.
+        """
+        given = as_paths(path)
+        if not given:
+            raise CheckpointError("no checkpoint path given, expected at least one")
+        files = [SafetensorsFile(file, verify) for one in given for file in find_files(one)]
+        return cls(read_parts(files), given_order_wins=len(given) > 1, prefer=prefer)
+
+    @property
+    def where(self) -> str:
+        """The files, for messages."""
+        return ", ".join(str(part.path) for part in self.parts)
+
+    @property
+    def bytes_read(self) -> int:
+        """Tensor bytes read from all files so far; headers do not count."""
+        return sum(file.bytes_read for part in self.parts for file in part.files)
+
+    @cached_property
+    def components(self) -> tuple[str, ...]:
+        return tuple(name for name in COMPONENTS if any(part.holds(name) for part in self.parts))
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The config sections of all parts, the first part's winning; an upscaler's flat config is not among them."""
+        sections = [part.config for part in self.parts if "_class_name" not in part.config]
+        return {key: value for config in reversed(sections) for key, value in config.items()}
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """The header strings of all parts, the first part's winning."""
+        return {key: value for part in reversed(self.parts) for key, value in part.metadata.items()}
+
+    @property
+    def model_version(self) -> str:
+        return self.metadata.get("model_version", "")
+
+    @property
+    def version(self) -> Version:
+        return detect_version(self.model_version)
+
+    def component_config(self, name: str) -> dict[str, Any]:
+        """The config JSON as the component's own files state it, other files filling in the sections they lack."""
+        own: dict[str, Any] = {}
+        for part in self.parts_of(name):
+            for section, value in part.config.items():
+                if own.setdefault(section, value) != value:
+                    raise CheckpointError(f"{self._where(name)} contradict each other on config {section!r}")
+        return own if "_class_name" in own else {**self.config, **own}
+
+    def network_config(self, name: str) -> Any:
+        """The frozen config of a component's network; ``CheckpointError`` when the files describe none."""
+        spec = COMPONENTS[name]
+        config, sources = self.component_config(name), self.sources(name)
+        if not config:
+            raise CheckpointError(f"{self._where(name)} carries no config in its metadata, {name} cannot be built")
+        _check_counts(self._where(name), config, len(sources))
+        for parameter, flag in spec.optional.items():
+            section = config.get("transformer")
+            if parameter not in sources and isinstance(section, Mapping) and section.get(flag):
+                config = {**config, "transformer": {**section, flag: False}}
+        with _as_checkpoint_error(f"{self._where(name)}: config describes no {name}"):
+            return spec.read_config(config)
+
+    def build(
+        self,
+        name: str,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        loras: Sequence[Lora] = (),
+        quantization: str | None = None,
+    ) -> nn.Module:
+        """The network of a component with its weights, in evaluation mode and without gradients.
+
+        ``dtype`` None keeps the file's dtypes. On the CPU, where no dtype changes, parameters are private views of the
+        file. Raises ``CheckpointError`` that lists missing, unexpected and misshapen tensors, and for adapters of which
+        nothing fits; what else of an adapter does not fit is logged.
+        """
+        weights = self.weights(name, dtype, device, quantization)
+        network = self.empty_network(weights)
+        check_loras(loras, network)
+        return fill(network, weights.state_dict(loras))
+
+    def weights(
+        self,
+        name: str,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        quantization: str | None = None,
+    ) -> ComponentWeights:
+        """How the component's tensors are read, without reading them."""
+        sources = self.sources(name)
+        if quantization is None:
+            return ComponentWeights(name, sources, dtype, device)
+        if not COMPONENTS[name].quantizable:
+            raise CheckpointError(f"{name} cannot be quantised, only the transformer can")
+        policy = policy_named(quantization)
+        if policy.scalar_scales and not policy.prequantized:
+            _check_scale_names(self.parts_of(name))
+        return ComponentWeights(name, sources, dtype, device, policy)
+
+    def empty_network(self, weights: ComponentWeights) -> nn.Module:
+        """The network on the meta device, checked against the files, the policy's layers in place."""
+        spec, config = COMPONENTS[weights.name], self.network_config(weights.name)
+        with torch.device("meta"):
+            with _as_checkpoint_error(f"{weights.where}: no {weights.name} can be made of its config"):
+                network = spec.construct(config)
+            expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+            check_fit(weights.where, weights.name, expected, weights.shapes())
+            replace_linears(network, weights)
+        return network
+
+    def sources(self, name: str) -> dict[str, Source]:
+        """Where each tensor of a component lies, by module name."""
+        spec = COMPONENTS[name]
+        found = {key: source for part in self.parts_of(name) for key, source in part.sources(name).items()}
+        return {key: source for key, source in found.items() if not key.startswith(spec.unused)}
+
+    def parts_of(self, name: str) -> list[Part]:
+        """The parts a component is read from; ``CheckpointError`` when there is none or several would do."""
+        if name not in COMPONENTS:
+            raise CheckpointError(f"component is {name!r}, expected one of {', '.join(COMPONENTS)}")
+        candidates = [part for part in self.parts if part.holds(name)]
+        if not candidates:
+            raise CheckpointError(f"{self.where} holds no {name}; it holds {', '.join(self.components)}")
+        for wanted in self._prefer:
+            candidates = [part for part in candidates if wanted in part.path.name] or candidates
+        chosen: list[Part] = []
+        for part in candidates:
+            rivals = [other for other in chosen if part.sources(name).keys() & other.sources(name).keys()]
+            if rivals and not self._given_order_wins:
+                files = ", ".join(str(one.path) for one in (*rivals, part))
+                raise CheckpointError(f"{name} is in several files: {files}; open one of them, or name it with prefer")
+            chosen = [*(other for other in chosen if other not in rivals), part]
+        return chosen
+
+    def verify(self) -> None:
+        """Read every tensor of every file against its digest; ``CheckpointError`` on the first that differs."""
+        for part in self.parts:
+            for file in part.files:
+                file.verify()
+
+    def _where(self, name: str) -> str:
+        return ", ".join(str(part.path) for part in self.parts_of(name))
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Give a network built on the meta device its tensors, without copying them."""
+    network.load_state_dict(state, strict=True, assign=True)
+    left = [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]
+    if left:
+        raise CheckpointError(f"{type(network).__name__}: no data for {', '.join(left[:10])}")
+    return network.eval().requires_grad_(False)
+
+
+def replace_linears(network: nn.Module, weights: ComponentWeights) -> None:
+    """Put the policy's module in the place of every linear it covers."""
+    if weights.policy is None:
+        return
+    for path in weights.quantized:
+        parent_path, _, leaf = path.rpartition(".")
+        linear = network.get_submodule(path)
+        if not isinstance(linear, nn.Linear):
+            raise CheckpointError(f"{path} is {type(linear).__name__}, {weights.policy.name} covers linears only")
+        module = weights.policy.module(linear.in_features, linear.out_features, linear.bias is not None)
+        setattr(network.get_submodule(parent_path), leaf, module)
+
+
+def check_loras(loras: Sequence[Lora], network: nn.Module) -> None:
+    """Report what of each adapter changes nothing in a network; refuse an adapter that changes nothing at all."""
+    names = network.state_dict().keys()
+    for lora in loras:
+        unmatched = lora.unmatched(names)
+        if len(unmatched) - len(lora.unused) == len(lora.layers):
+            raise CheckpointError(f"{lora.path} fits no layer of {type(network).__name__}; first: {unmatched[0]}")
+        if unmatched:
+            logger.warning("%s: %d entries fit nothing: %s", lora.path, len(unmatched), ", ".join(unmatched[:10]))
+
+
+def _check_counts(where: str, config: Mapping[str, Any], tensors: int) -> None:
+    """Refuse layer counts above the number of tensors, which no file can fill, before any network is made."""
+    stack: list[Any] = [config]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Mapping):
+            count = item.get("num_layers")
+            if isinstance(count, int | float) and count > tensors:
+                raise CheckpointError(f"{where}: config says num_layers {count}, the file has {tensors} tensors")
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+
+
+def _check_scale_names(parts: Sequence[Part]) -> None:
+    for part in parts:
+        for name in part.tensors:
+            if name.endswith("_scale") and not name.startswith(DIFFUSION_MODEL):
+                raise CheckpointError(
+                    f"{part.path}: scale {name} is outside {DIFFUSION_MODEL}, fp8-cast cannot fold it"
+                )
+
+
+@contextmanager
+def _as_checkpoint_error(what: str) -> Iterator[None]:
+    """A config from a file may be anything: whatever reading it raises is an error of the file."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"{what}: {error}") from error

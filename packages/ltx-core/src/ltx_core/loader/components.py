@@ -1,0 +1,166 @@
+"""The parts of a checkpoint as data: which tensors belong to each, and which network they fill.
+
+Native names (section prefixes of the published single files; 2.5 files of one part leave the outer ``vae.`` out)::
+
+    transformer       model.diffusion_model.*
+    embeddings        text_embedding_projection.*, model.diffusion_model.{video_,audio_,}embeddings_connector.*
+    video_encoder     [vae.]encoder.*            video_decoder     [vae.]decoder.*
+    audio_encoder     audio_vae.encoder.*        audio_decoder     audio_vae.decoder.*
+    vocoder           vocoder.*                  duration_head     duration_head.*
+    latent_upsampler  bare module names
+    text_encoder      the language model of a packed text-encoder file
+
+Both halves of a VAE also own ``per_channel_statistics.*``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ltx_core.loader.sd_ops import KeyMap, SDOps, strip_prefixes
+
+DIFFUSION_MODEL = "model.diffusion_model."
+VIDEO_CONNECTORS = (f"{DIFFUSION_MODEL}video_embeddings_connector.", f"{DIFFUSION_MODEL}embeddings_connector.")
+AUDIO_CONNECTOR = f"{DIFFUSION_MODEL}audio_embeddings_connector."
+STATISTICS = "per_channel_statistics."
+AUDIO_PARTS = (
+    "audio_attn1",
+    "audio_attn2",
+    "audio_ff",
+    "audio_patchify",
+    "audio_proj_out",
+    "audio_adaln_single",
+    "audio_prompt",
+    "audio_scale_shift_table",
+    "audio_caption_projection",
+)
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """One part of a checkpoint. ``network`` and ``config`` are ``module:Class``, imported when the part is built."""
+
+    keys: KeyMap  # native name -> module name
+    markers: tuple[str, ...]  # a tensor under one of these shows that the part is there
+    network: str = ""  # built as network(config); empty: not built here
+    config: str = ""  # read by config.from_metadata
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # config fields that do not come from the file
+    optional: Mapping[str, str] = field(default_factory=dict)  # parameter -> config flag, off if absent
+    unused: tuple[str, ...] = ()  # starts of module names no network reads, though they pass `keys`
+    reads_all: bool = True  # False: tensors the network lacks are skipped, since it is a part of a larger one
+    quantizable: bool = False
+
+    def read_config(self, metadata_config: Mapping[str, Any]) -> Any:
+        """The network's frozen config; ``ConfigError`` when the checkpoint's JSON describes none."""
+        return _load(self.config).from_metadata(metadata_config, **self.fixed)
+
+    def construct(self, config: Any) -> nn.Module:
+        """The network, on whatever device is current."""
+        return _load(self.network)(config)
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _half_of_vae(prefix: str, bare: bool, half: str, network: str, config: str) -> ComponentSpec:
+    outer = (f"{prefix}.", "") if bare else (f"{prefix}.",)
+    prefixes = {f"{start}{half}.": "" for start in outer} | {f"{start}{STATISTICS}": STATISTICS for start in outer}
+    markers = (
+        f"{prefix}.{half}.",
+        *((f"{half}.conv_in.", f"{half}.down_blocks.", f"{half}.up_blocks.") if bare else ()),
+    )
+    return ComponentSpec(
+        keys=strip_prefixes(prefixes),
+        markers=markers,
+        network=network,
+        config=config,
+        unused=tuple(f"{STATISTICS}{name}" for name in LTXV_STATISTICS),
+    )
+
+
+LTXV_STATISTICS = ("channel", "mean-of-stds", "mean-of-stds_over_std-of-means")
+TRANSFORMER = ComponentSpec(
+    keys=strip_prefixes({DIFFUSION_MODEL: ""}),
+    markers=(f"{DIFFUSION_MODEL}transformer_blocks.", f"{DIFFUSION_MODEL}patchify_proj."),
+    network="ltx_core.model.transformer.model:LTXModel",
+    config="ltx_core.model.transformer.config:TransformerConfig",
+    optional={"keyframes_abs_pos_embedding": "use_keyframes_abs_pos_embedding"},
+    unused=tuple(name.removeprefix(DIFFUSION_MODEL) for name in (*VIDEO_CONNECTORS, AUDIO_CONNECTOR)),
+    quantizable=True,
+)
+
+
+def _audio_only_keys() -> SDOps:
+    ops = SDOps("transformer audio only").with_replacement(DIFFUSION_MODEL, "")
+    for part in AUDIO_PARTS:
+        ops = ops.with_matching(prefix=DIFFUSION_MODEL, contains=part)
+    return ops
+
+
+_VIDEO_VAE = "ltx_core.model.video_vae.video_vae"
+_VIDEO_VAE_CONFIG = "ltx_core.model.video_vae.config:VideoVaeConfig"
+_AUDIO_VAE = "ltx_core.model.audio_vae.audio_vae"
+_AUDIO_VAE_CONFIG = "ltx_core.model.audio_vae.config:AudioVaeConfig"
+
+COMPONENTS: dict[str, ComponentSpec] = {
+    "transformer": TRANSFORMER,
+    "embeddings": ComponentSpec(
+        keys=strip_prefixes(
+            {
+                "text_embedding_projection.": "feature_extractor.",
+                VIDEO_CONNECTORS[0]: "video_connector.",
+                VIDEO_CONNECTORS[1]: "video_connector.",
+                AUDIO_CONNECTOR: "audio_connector.",
+            }
+        ),
+        markers=("text_embedding_projection.", *VIDEO_CONNECTORS, AUDIO_CONNECTOR),
+        network="ltx_core.text_encoders.embeddings:EmbeddingsProcessor",
+        config="ltx_core.text_encoders.config:EmbeddingsConfig",
+    ),
+    "video_encoder": _half_of_vae("vae", True, "encoder", f"{_VIDEO_VAE}:VideoEncoder", _VIDEO_VAE_CONFIG),
+    "video_decoder": _half_of_vae("vae", True, "decoder", f"{_VIDEO_VAE}:VideoDecoder", _VIDEO_VAE_CONFIG),
+    "audio_encoder": _half_of_vae("audio_vae", False, "encoder", f"{_AUDIO_VAE}:AudioEncoder", _AUDIO_VAE_CONFIG),
+    "audio_decoder": _half_of_vae("audio_vae", False, "decoder", f"{_AUDIO_VAE}:AudioDecoder", _AUDIO_VAE_CONFIG),
+    "vocoder": ComponentSpec(
+        keys=strip_prefixes({"vocoder.": ""}),
+        markers=("vocoder.",),
+        network="ltx_core.model.audio_vae.vocoder:Vocoder",
+        config="ltx_core.model.audio_vae.config:VocoderConfig",
+    ),
+    "duration_head": ComponentSpec(
+        keys=strip_prefixes({"duration_head.": ""}),
+        markers=("duration_head.",),
+        network="ltx_core.text_encoders.duration_head:DurationHead",
+        config="ltx_core.text_encoders.config:DurationHeadConfig",
+    ),
+    "latent_upsampler": ComponentSpec(
+        keys=strip_prefixes({"": ""}),
+        markers=("initial_conv.",),
+        network="ltx_core.model.upsampler.model:LatentUpsampler",
+        config="ltx_core.model.upsampler.config:LatentUpsamplerConfig",
+    ),
+    "text_encoder": ComponentSpec(
+        keys=strip_prefixes({"": ""}),
+        markers=("tokenizer_json", "model.layers.", "model.language_model.", "language_model.model."),
+    ),
+}
+
+KEY_MAPS: dict[str, Callable[[str], str | None]] = {
+    "transformer": TRANSFORMER.keys,
+    "transformer_audio_only": _audio_only_keys(),
+    "video_vae_encoder": COMPONENTS["video_encoder"].keys,
+    "video_vae_decoder": COMPONENTS["video_decoder"].keys,
+    "audio_vae_encoder": COMPONENTS["audio_encoder"].keys,
+    "audio_vae_decoder": COMPONENTS["audio_decoder"].keys,
+    "vocoder": COMPONENTS["vocoder"].keys,
+    "embeddings_processor": COMPONENTS["embeddings"].keys,
+    "duration_head": COMPONENTS["duration_head"].keys,
+    "lora": SDOps("lora").with_matching().with_replacement("diffusion_model.", ""),
+}

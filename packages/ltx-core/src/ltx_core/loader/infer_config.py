@@ -1,0 +1,102 @@
+"""The transformer's config for files that carry none: sizes and switches off the tensors, the rest as published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+PUBLISHED_HEADS = 32  # not visible in the tensors of ungated attention
+PUBLISHED: dict[str, Any] = {
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "double_self_attention": False,
+    "dropout": 0.0,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+    "num_embeds_ada_norm": 1000,
+    "num_vector_embeds": None,
+    "only_cross_attention": False,
+    "upcast_attention": False,
+    "use_linear_projection": False,
+    "qk_norm": "rms_norm",
+    "standardization_norm": "rms_norm",
+    "positional_embedding_type": "rope",
+    "positional_embedding_theta": 10000.0,
+    "positional_embedding_max_pos": [20, 2048, 2048],
+    "timestep_scale_multiplier": 1000,
+    "causal_temporal_positioning": True,
+}
+PUBLISHED_LTX2: dict[str, Any] = {
+    "cross_attention_norm": True,
+    "av_ca_timestep_scale_multiplier": 1000.0,
+    "use_audio_video_cross_attention": True,
+    "share_ff": False,
+    "audio_positional_embedding_max_pos": [20],
+    "av_cross_ada_norm": True,
+    "use_middle_indices_grid": True,
+    "rope_type": "split",
+    "frequencies_precision": "float64",
+}
+HINTS = ("num_attention_heads", "audio_num_attention_heads", "norm_eps", "rope_type", "timestep_scale_multiplier")
+
+
+def infer_transformer_config(shapes: Shapes, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The ``transformer`` section for tensors named natively, without prefix.
+
+    ``given`` is a foreign config (diffusers); only what tensors cannot show is taken from it. Files with audio
+    tensors are LTX-2, others LTX-Video.
+    """
+    given = given or {}
+    hints = {key: given[key] for key in HINTS if key in given}
+    is_ltx2 = "audio_patchify_proj.weight" in shapes
+    section = {
+        **PUBLISHED,
+        "_class_name": "AVTransformer3DModel" if is_ltx2 else "Transformer3DModel",
+        "num_layers": len({name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")}),
+        **_stream(shapes, "", hints.get("num_attention_heads", PUBLISHED_HEADS)),
+    }
+    if is_ltx2:
+        heads = hints.get("audio_num_attention_heads", section["num_attention_heads"])
+        section |= PUBLISHED_LTX2 | _stream(shapes, "audio_", heads) | _switches(shapes)
+    return section | {key: value for key, value in hints.items() if not key.endswith("num_attention_heads")}
+
+
+def _stream(shapes: Shapes, stream: str, heads: int) -> dict[str, Any]:
+    """Widths of the video (``""``) or audio (``"audio_"``) stream."""
+    block = f"transformer_blocks.0.{stream}attn"
+    width, in_channels = _shape(shapes, f"{stream}patchify_proj.weight")
+    heads = _shape(shapes, f"{block}1.to_gate_logits.weight", (heads, 0))[0]
+    sizes = {
+        f"{stream}num_attention_heads": heads,
+        f"{stream}attention_head_dim": width // heads,
+        f"{stream}in_channels": in_channels,
+        f"{stream}out_channels": _shape(shapes, f"{stream}proj_out.weight")[0],
+        f"{stream}cross_attention_dim": _shape(shapes, f"{block}2.to_k.weight")[1],
+    }
+    caption = shapes.get("caption_projection.linear_1.weight")
+    return sizes | ({"caption_channels": caption[1]} if caption and not stream else {})
+
+
+def _shape(shapes: Shapes, name: str, default: tuple[int, int] = (1, 1)) -> tuple[int, int]:
+    """The shape of a matrix; a stand-in when it is missing, so that the strict check can say so."""
+    shape = shapes.get(name, default)
+    return (shape[0], shape[1]) if len(shape) == 2 else default
+
+
+def _switches(shapes: Shapes) -> dict[str, bool]:
+    """LTX-2's optional parts, on where their tensors are."""
+    block = "transformer_blocks.0"
+    return {
+        "apply_gated_attention": f"{block}.attn1.to_gate_logits.weight" in shapes,
+        "cross_attention_adaln": f"{block}.prompt_scale_shift_table" in shapes,
+        "use_prompt_adaln_single": "prompt_adaln_single.linear.weight" in shapes,
+        "caption_proj_before_connector": "caption_projection.linear_1.weight" not in shapes,
+        "caption_projection_first_linear": False,
+        "caption_projection_second_linear": False,
+        "caption_proj_input_norm": False,
+        "ff_bias": f"{block}.ff.net.2.bias" in shapes,
+        "audio_ff_bias": f"{block}.audio_ff.net.2.bias" in shapes,
+        "use_keyframes_abs_pos_embedding": "keyframes_abs_pos_embedding" in shapes,
+    }

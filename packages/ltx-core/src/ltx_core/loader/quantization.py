@@ -1,0 +1,142 @@
+"""Quantised weight formats as data: the layers they cover, how those are loaded, the module that computes with them.
+
+A layer is a module that owns a ``weight``; the tensors a file stores for it are keyed by their last name part
+(``weight``, ``bias``, ``weight_scale``, ``input_scale``, ...). Loading a layer and fusing adapters into it are one
+function, because a quantised weight must be widened, added to and quantised again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.loader.fp8 import FP8, CastLinear, ScaledLinear, quantize_per_tensor, to_fp8
+from ltx_core.loader.safetensors_file import TensorInfo
+
+LayerTensors = dict[str, Tensor]
+LayerInfos = Mapping[str, TensorInfo]
+COMPANIONS = frozenset({"weight_scale", "weight_scale_2", "bias_scale", "input_scale"})
+CASTABLE = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+FP8_DTYPES = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
+
+
+@dataclass(frozen=True)
+class LayerLoad:
+    """What happens to a layer on its way into the model."""
+
+    dtype: torch.dtype | None = None  # None keeps the file's dtypes
+    weight_delta: Tensor | None = None  # (out, in), from adapters
+    bias_delta: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class QuantizationPolicy:
+    """A format for linears of the transformer; ``covers`` sees a layer's path and what the file stores for it."""
+
+    name: str
+    covers: Callable[[str, LayerInfos], bool]
+    load: Callable[[LayerTensors, LayerLoad], LayerTensors]
+    module: Callable[[int, int, bool], nn.Module]
+    file_shape: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape  # packed -> logical weight shape
+    delta_dtype: torch.dtype = torch.bfloat16  # adapters are summed in this before they meet the weight
+    scalar_scales: bool = True  # one scale per tensor, others are refused
+    prequantized: bool = False  # the file must hold layers in this format
+    streamable: bool = False
+
+
+def load_plain(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
+    """A layer no policy covers: scales are multiplied in, adapters added in float32, one rounding at the end.
+
+    8-bit weights become ``load.dtype``, or bfloat16, since a plain module cannot compute with them.
+    """
+    result: LayerTensors = {}
+    for name, tensor in tensors.items():
+        if name in COMPANIONS and "weight" in tensors:
+            continue
+        delta = {"weight": load.weight_delta, "bias": load.bias_delta}.get(name)
+        result[name] = _plain(tensor, tensors.get(f"{name}_scale"), delta, load.dtype)
+    return result
+
+
+def _plain(tensor: Tensor, scale: Tensor | None, delta: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+    is_scalar = tensor.ndim == 0 and tensor.dtype == torch.float32
+    castable = tensor.dtype in CASTABLE and not is_scalar
+    if tensor.dtype in FP8_DTYPES:
+        target = dtype or torch.bfloat16
+    else:
+        target = dtype if dtype is not None and castable else tensor.dtype
+    if scale is not None:
+        tensor = tensor.float() * rowwise(scale)
+    if delta is not None:
+        tensor = tensor.float() + delta
+    return tensor.to(target)
+
+
+def rowwise(scale: Tensor) -> Tensor:
+    """A scalar scale as it is, one scale per output row as a column."""
+    return scale.float() if scale.numel() == 1 else scale.float().reshape(-1, 1)
+
+
+FP8_CAST_SUFFIXES = (".to_q", ".to_k", ".to_v", ".to_out.0", "ff.net.0.proj", "ff.net.2")
+
+
+def _fp8_cast_covers(path: str, infos: LayerInfos) -> bool:
+    return (
+        path.startswith("transformer_blocks.") and path.endswith(FP8_CAST_SUFFIXES) and len(infos["weight"].shape) == 2
+    )
+
+
+def _fp8_cast_load(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
+    """Weight and bias as e4m3fn without scale; adapters are added to what was rounded, then rounded again."""
+    plain = load_plain(tensors, LayerLoad(torch.bfloat16))
+    cast = {name: to_fp8(tensor) for name, tensor in plain.items()}
+    for name, delta in (("weight", load.weight_delta), ("bias", load.bias_delta)):
+        if delta is not None and name in cast:
+            cast[name] = to_fp8(cast[name].float() + delta)
+    return cast
+
+
+def _fp8_scaled_covers(path: str, infos: LayerInfos) -> bool:
+    return infos["weight"].dtype == FP8 and "weight_scale" in infos
+
+
+def _fp8_scaled_load(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
+    """The file's e4m3fn weight and scale as they are; with adapters, quantised again with a new scale."""
+    result = dict(tensors)
+    if load.weight_delta is not None:
+        wide = tensors["weight"].float() * rowwise(tensors["weight_scale"]) + load.weight_delta
+        result["weight"], result["weight_scale"] = quantize_per_tensor(wide)
+    if "bias" in tensors:
+        result["bias"] = _plain(tensors["bias"], None, load.bias_delta, load.dtype)
+    return result
+
+
+POLICIES: dict[str, QuantizationPolicy] = {
+    policy.name: policy
+    for policy in (
+        QuantizationPolicy("fp8-cast", _fp8_cast_covers, _fp8_cast_load, CastLinear, streamable=True),
+        QuantizationPolicy("fp8-scaled-mm", _fp8_scaled_covers, _fp8_scaled_load, ScaledLinear, prequantized=True),
+    )
+}
+
+
+def policy_named(name: str) -> QuantizationPolicy:
+    """The policy a user names; ``ConfigError`` lists the known ones."""
+    if name not in POLICIES:
+        raise ConfigError(f"quantization is {name!r}, expected one of {', '.join(POLICIES)}")
+    return POLICIES[name]
+
+
+def check_scales(where: str, layers: Mapping[str, LayerInfos], policy: QuantizationPolicy) -> None:
+    """Refuse scales of a shape the policy cannot honour."""
+    for path, infos in layers.items():
+        for name in ("weight_scale", "bias_scale"):
+            info = infos.get(name)
+            if policy.scalar_scales and info is not None and info.shape not in ((), (1,)):
+                raise CheckpointError(
+                    f"{where}: {path}.{name} has shape {list(info.shape)}, expected a scalar for {policy.name}"
+                )

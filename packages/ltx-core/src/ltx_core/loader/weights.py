@@ -1,0 +1,151 @@
+"""The tensors of one component: where they lie in the files and how they become a module's state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ltx_core.errors import CheckpointError
+from ltx_core.loader.lora import Lora, bias_delta, weight_delta
+from ltx_core.loader.quantization import COMPANIONS, LayerLoad, QuantizationPolicy, check_scales, load_plain
+from ltx_core.loader.safetensors_file import SafetensorsFile, TensorInfo
+
+REPORTED = 10  # names listed per kind of misfit
+
+
+@dataclass(frozen=True)
+class Source:
+    """One tensor in one file."""
+
+    file: SafetensorsFile
+    key: str
+
+    @property
+    def info(self) -> TensorInfo:
+        return self.file.tensors[self.key]
+
+    def read(self) -> Tensor:
+        return self.file.read(self.key)
+
+
+@dataclass(frozen=True)
+class ComponentWeights:
+    """How a component is read: its tensors by module name, their dtype and device, the policy for its linears."""
+
+    name: str
+    sources: Mapping[str, Source]
+    dtype: torch.dtype | None = None  # None keeps the file's dtypes
+    device: torch.device | str = "cpu"
+    policy: QuantizationPolicy | None = None
+
+    @cached_property
+    def layers(self) -> dict[str, dict[str, Source]]:
+        """Tensors by owning module path, then by the last part of their names, in file order."""
+        layers: dict[str, dict[str, Source]] = {}
+        for key, source in self.sources.items():
+            path, _, leaf = key.rpartition(".")
+            layers.setdefault(path, {})[leaf] = source
+        return layers
+
+    @cached_property
+    def quantized(self) -> frozenset[str]:
+        """Paths of the layers the policy covers."""
+        if self.policy is None:
+            return frozenset()
+        infos = {path: _infos(layer) for path, layer in self.layers.items() if "weight" in layer}
+        covered = frozenset(path for path, layer in infos.items() if self.policy.covers(path, layer))
+        if self.policy.prequantized and not covered:
+            raise CheckpointError(f"{self.where}: no layer is stored as {self.policy.name} needs it")
+        check_scales(self.where, infos, self.policy)
+        return covered
+
+    @property
+    def where(self) -> str:
+        """The files, for messages."""
+        return ", ".join(sorted({str(source.file.path) for source in self.sources.values()}))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """What a plain network must hold: logical shapes by module name, without scales."""
+        result = {}
+        for path, layer in self.layers.items():
+            for leaf, source in layer.items():
+                if leaf in COMPANIONS and "weight" in layer:
+                    continue
+                packed = leaf == "weight" and self.policy is not None and path in self.quantized
+                shape = source.info.shape
+                result[_join(path, leaf)] = self.policy.file_shape(shape) if packed and self.policy else shape
+        return result
+
+    def load_layer(self, path: str, loras: Sequence[Lora] = ()) -> dict[str, Tensor]:
+        """The tensors of one module by their last name part, on the device, adapters fused in."""
+        policy = self.policy if path in self.quantized else None
+        delta = weight_delta(loras, path, self.device, policy.delta_dtype if policy else torch.float32)
+        load = LayerLoad(self.dtype, delta, bias_delta(loras, path, self.device))
+        raw = {leaf: source.read().to(self.device) for leaf, source in self.layers[path].items()}
+        for leaf, change in (("weight", load.weight_delta), ("bias", load.bias_delta)):
+            if change is not None and leaf in raw:
+                self._check_delta(_join(path, leaf), change, loras)
+        return policy.load(raw, load) if policy else load_plain(raw, load)
+
+    def state_dict(self, loras: Sequence[Lora] = ()) -> dict[str, Tensor]:
+        """Every tensor by module name, adapters fused in."""
+        return {name: tensor for path in self.layers for name, tensor in self._named(path, loras)}
+
+    def changed_by(self, loras: Iterable[Lora]) -> set[str]:
+        """Paths of the layers these adapters change."""
+        return {path for lora in loras if lora.strength != 0 for path in lora.layers if path in self.layers}
+
+    def swap_loras(self, network: nn.Module, old: Sequence[Lora], new: Sequence[Lora]) -> None:
+        """Make a live network that holds ``old`` hold ``new`` instead.
+
+        Every layer either set touches is read again from its file, so removing adapters gives back the base bit for
+        bit.
+        """
+        state = network.state_dict()
+        with torch.no_grad():
+            for path in sorted(self.changed_by(old) | self.changed_by(new)):
+                for name, tensor in self._named(path, new):
+                    state[name].copy_(tensor)
+
+    def _named(self, path: str, loras: Sequence[Lora]) -> Iterator[tuple[str, Tensor]]:
+        for leaf, tensor in self.load_layer(path, loras).items():
+            yield _join(path, leaf), tensor
+
+    def _check_delta(self, name: str, delta: Tensor, loras: Sequence[Lora]) -> None:
+        expected = self.shapes()[name]
+        if tuple(delta.shape) != expected:
+            files = ", ".join(str(lora.path) for lora in loras)
+            raise CheckpointError(f"{files}: {name} is changed by shape {tuple(delta.shape)}, the model has {expected}")
+
+
+def _join(path: str, leaf: str) -> str:
+    return f"{path}.{leaf}" if path else leaf
+
+
+def _infos(layer: Mapping[str, Source]) -> dict[str, TensorInfo]:
+    return {leaf: source.info for leaf, source in layer.items()}
+
+
+def check_fit(
+    where: str, name: str, expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse a file that does not fill a network exactly, with the first ten of each kind of misfit in one line."""
+    shared = expected.keys() & given.keys()
+    wrong = sorted(key for key in shared if expected[key] != given[key])
+    lists = {
+        "missing": sorted(expected.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - expected.keys()),
+        "misshapen": [f"{key} {list(given[key])} instead of {list(expected[key])}" for key in wrong],
+    }
+    parts = [f"{len(items)} {kind}: {_first(items)}" for kind, items in lists.items() if items]
+    if parts:
+        raise CheckpointError(f"{where} does not fit {name}: {'; '.join(parts)}")
+
+
+def _first(items: Sequence[str]) -> str:
+    rest = f", and {len(items) - REPORTED} more" if len(items) > REPORTED else ""
+    return ", ".join(items[:REPORTED]) + rest
