@@ -1,4 +1,4 @@
-"""What LTX-Video does to latents between the passes of its multi-scale pipeline: matched statistics and tone mapping."""
+"""What LTX-Video does to latents between its two passes: matched statistics and tone mapping."""
 
 from __future__ import annotations
 

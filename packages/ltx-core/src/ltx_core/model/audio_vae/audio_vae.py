@@ -1,0 +1,191 @@
+"""The audio VAE: a stereo log-mel picture to 25 latents a second, and back.
+
+    AudioEncoder   mel [B, 2, M, 64] -> conv_in -> down levels 0..n-1 -> mid -> conv_out -> mean half, normalised
+                   latent [B, 8, L, 16], L = ceil(M / 4)
+    AudioDecoder   latent [B, 8, L, 16], un-normalised -> conv_in -> mid -> up levels n-1..0 -> conv_out
+                   mel [B, 2, 4L-3, 64]
+
+Sizes are those of the published configs, causal in time: mel frames up to 4i depend on latents 0..i only.
+
+Tensors (after the component's prefix; parts of blocks are listed in `layers`):
+
+    conv_in.conv.*, mid.{block_1, block_2}.*, mid.attn_1.*, norm_out.*, conv_out.conv.*
+    down.{level}.block.{n}.*, down.{level}.attn.{n}.*, down.{level}.downsample.conv.*          encoder
+    up.{level}.block.{n}.*, up.{level}.attn.{n}.*, up.{level}.upsample.conv.conv.*             decoder
+    per_channel_statistics.{mean-of-means, std-of-means} [ch]                                  both halves
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltx_core.errors import ConditioningError, ConfigError
+from ltx_core.model.audio_vae.config import AudioVaeConfig, CausalityAxis
+from ltx_core.model.audio_vae.layers import (
+    AttnBlock,
+    AxisCausalConv2d,
+    Downsample,
+    PerChannelStatistics,
+    ResnetBlock,
+    Upsample,
+    norm,
+)
+from ltx_core.model.audio_vae.mel import log_mel
+from ltx_core.model.audio_vae.vocoder import Vocoder
+from ltx_core.model.audio_vae.waveform import resample, to_stereo
+from ltx_core.types import AUDIO_LATENT_DOWNSAMPLE_FACTOR, Audio
+
+
+class AudioEncoder(nn.Module):
+    """Log-mel pictures to normalised latents."""
+
+    def __init__(self, config: AudioVaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.widths
+        self.per_channel_statistics = PerChannelStatistics(config.ch)
+        self.conv_in = AxisCausalConv2d(config.in_channels, config.ch, 3, config.causality_axis)
+        inputs = (config.ch, *widths[:-1])
+        self.down = nn.ModuleList(DownLevel(inputs[level], level, config) for level in range(len(widths)))
+        self.mid = Middle(widths[-1], config)
+        self.norm_out = norm(widths[-1], config)
+        out_channels = 2 * config.z_channels if config.double_z else config.z_channels
+        self.conv_out = AxisCausalConv2d(widths[-1], out_channels, 3, config.causality_axis)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """``mel`` [B, 2, M, bins] -> the mean of the posterior, normalised: [B, C, L, F]."""
+        return self.per_channel_statistics.normalize(self.features(mel)[:, : self.config.z_channels])
+
+    def moments(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the posterior, not normalised, each [B, C, L, F].
+
+        Raises ``ConfigError`` when the encoder has no variance half (`double_z` false).
+        """
+        if not self.config.double_z:
+            raise ConfigError("double_z is false, expected true: this encoder predicts no variance")
+        mean, log_variance = self.features(mel).chunk(2, dim=1)
+        return mean, log_variance
+
+    def features(self, mel: Tensor) -> Tensor:
+        """Everything before the split into mean and log-variance: [B, 2C (or C), L, F]."""
+        if mel.ndim != 4 or mel.shape[1] != self.config.in_channels:
+            expected = f"[B, {self.config.in_channels}, frames, bins]"
+            raise ConfigError(f"mel has shape {list(mel.shape)}, expected {expected}")
+        x = self.conv_in(mel)
+        for level in self.down:
+            x = level(x)
+        x = self.mid(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class AudioDecoder(nn.Module):
+    """Normalised latents to log-mel pictures."""
+
+    def __init__(self, config: AudioVaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.widths
+        self.per_channel_statistics = PerChannelStatistics(config.ch)
+        self.conv_in = AxisCausalConv2d(config.z_channels, widths[-1], 3, config.causality_axis)
+        self.mid = Middle(widths[-1], config)
+        inputs = (*widths[1:], widths[-1])
+        self.up = nn.ModuleList(UpLevel(inputs[level], level, config) for level in range(len(widths)))
+        self.norm_out = norm(widths[0], config)
+        self.conv_out = AxisCausalConv2d(widths[0], config.out_ch, 3, config.causality_axis)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """``latent`` [B, C, L, F], normalised -> mel [B, 2, max(4L-3, 1), mel_bins] (4L without a causal axis)."""
+        if latent.ndim != 4 or latent.shape[1] != self.config.z_channels:
+            expected = f"[B, {self.config.z_channels}, frames, bins]"
+            raise ConfigError(f"the audio latent has shape {list(latent.shape)}, expected {expected}")
+        x = self.conv_in(self.per_channel_statistics.un_normalize(latent))
+        x = self.mid(x)
+        for level in reversed(self.up):
+            x = level(x)
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return self.fit(x, latent.shape[2], latent.shape[3])
+
+    def fit(self, mel: Tensor, latent_frames: int, latent_bins: int) -> Tensor:
+        """Crop to the target size, then append zeros at the end of time and the top of frequency."""
+        frames = latent_frames * AUDIO_LATENT_DOWNSAMPLE_FACTOR
+        if self.config.causality_axis is not CausalityAxis.NONE:
+            frames = max(frames - (AUDIO_LATENT_DOWNSAMPLE_FACTOR - 1), 1)
+        bins = self.config.mel_bins or latent_bins
+        mel = mel[:, : self.config.out_ch, :frames, :bins]
+        missing = (0, bins - mel.shape[3], 0, frames - mel.shape[2])
+        return F.pad(mel, missing) if any(missing) else mel
+
+
+class DownLevel(nn.Module):
+    """One encoder level: residual blocks with optional attention, then half the size except at the last level."""
+
+    def __init__(self, in_channels: int, level: int, config: AudioVaeConfig) -> None:
+        super().__init__()
+        width, count = config.widths[level], config.num_res_blocks
+        self.block = nn.ModuleList(ResnetBlock(width if n else in_channels, width, config) for n in range(count))
+        self.attn = nn.ModuleList(AttnBlock(width, config) for _ in range(count if config.has_attention(level) else 0))
+        self.downsample = Downsample(width, config) if level < len(config.widths) - 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.downsample(run_blocks(x, self.block, self.attn))
+
+
+class UpLevel(nn.Module):
+    """One decoder level, one block longer than the encoder's; then twice the size except at level 0."""
+
+    def __init__(self, in_channels: int, level: int, config: AudioVaeConfig) -> None:
+        super().__init__()
+        width, count = config.widths[level], config.num_res_blocks + 1
+        self.block = nn.ModuleList(ResnetBlock(width if n else in_channels, width, config) for n in range(count))
+        self.attn = nn.ModuleList(AttnBlock(width, config) for _ in range(count if config.has_attention(level) else 0))
+        self.upsample = Upsample(width, config) if level else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upsample(run_blocks(x, self.block, self.attn))
+
+
+class Middle(nn.Module):
+    """Residual block, optional attention, residual block at the lowest resolution."""
+
+    def __init__(self, channels: int, config: AudioVaeConfig) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, config)
+        self.attn_1 = AttnBlock(channels, config) if config.mid_block_add_attention else nn.Identity()
+        self.block_2 = ResnetBlock(channels, channels, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+def run_blocks(x: Tensor, blocks: nn.ModuleList, attentions: nn.ModuleList) -> Tensor:
+    """Each residual block, followed by its attention where the level has any."""
+    for index, block in enumerate(blocks):
+        x = block(x)
+        if attentions:
+            x = attentions[index](x)
+    return x
+
+
+def encode_audio(audio: Audio, encoder: AudioEncoder) -> Tensor:
+    """Sound to normalised latents: [B, channels, N] (or [channels, N]) at any rate -> [B, C, L, F].
+
+    Channels become stereo and the rate the encoder's; the mel picture is computed in float32, then cast to the
+    encoder's dtype. Raises ``MediaError`` when the clip is shorter than half a window (513 samples at 16 kHz).
+    """
+    config = encoder.config.mel
+    weight = encoder.conv_in.conv.weight
+    waveform = audio.waveform if audio.waveform.ndim == 3 else audio.waveform[None]
+    waveform = to_stereo(waveform.to(weight.device, torch.float32))
+    mel = log_mel(resample(waveform, audio.sampling_rate, config.sample_rate), config)
+    return encoder(mel.to(weight.dtype))
+
+
+def decode_audio(latent: Tensor, decoder: AudioDecoder, vocoder: Vocoder) -> Audio:
+    """One normalised latent [1, C, L, F] to sound: float32 [2, samples] at the vocoder's rate."""
+    if latent.shape[0] != 1:
+        raise ConditioningError(f"the audio latent has a batch of {latent.shape[0]}, expected 1")
+    weight = decoder.conv_in.conv.weight
+    mel = decoder(latent.to(weight.device, weight.dtype))
+    return Audio(vocoder(mel.float())[0], vocoder.output_sampling_rate)

@@ -1,0 +1,87 @@
+"""The log-mel front end: waveform [B, C, N] -> log-mel [B, C, 1 + N // hop, bins].
+
+Reflection at both ends, periodic Hann window, magnitude of the real FFT, Slaney mel filters with Slaney area
+normalisation from 0 Hz to half the rate, natural log above a floor.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import log
+
+import torch
+from torch import Tensor
+
+from ltx_core.errors import MediaError
+from ltx_core.model.audio_vae.config import MelConfig
+
+LOG_FLOOR = 1e-5
+
+# The Slaney scale: 3 mels per 200 Hz up to 1000 Hz, then 27 mels per factor 6.4.
+LINEAR_MELS_PER_HZ = 3 / 200
+BREAK_HZ = 1000.0
+BREAK_MEL = BREAK_HZ * LINEAR_MELS_PER_HZ
+LOG_MELS = 27 / log(6.4)
+
+
+def log_mel(waveform: Tensor, config: MelConfig) -> Tensor:
+    """``waveform`` [B, C, N] at ``config.sample_rate`` -> natural-log mel [B, C, 1 + N // hop, bins].
+
+    Raises ``MediaError`` without the batch axis or when the clip is shorter than ``config.min_samples``.
+    """
+    _, filters = mel_tables(config, waveform.device, waveform.dtype)
+    return compress(magnitude(waveform, config).transpose(-1, -2) @ filters)
+
+
+def magnitude(waveform: Tensor, config: MelConfig) -> Tensor:
+    """Magnitude spectrum of overlapping frames: [B, C, N] -> [B, C, n_fft // 2 + 1, 1 + N // hop]."""
+    if waveform.ndim != 3:
+        raise MediaError(f"the waveform has shape {list(waveform.shape)}, expected [batch, channels, samples]")
+    if waveform.shape[-1] < config.min_samples:
+        expected = f"at least {config.min_samples} at {config.sample_rate} Hz"
+        raise MediaError(f"the audio has {waveform.shape[-1]} samples, expected {expected}")
+    window, _ = mel_tables(config, waveform.device, waveform.dtype)
+    spectrum = torch.stft(
+        waveform.flatten(0, 1),
+        config.n_fft,
+        config.hop_length,
+        window=window,
+        pad_mode="reflect",
+        return_complex=True,
+    )
+    return spectrum.abs().unflatten(0, waveform.shape[:2])
+
+
+def compress(mel: Tensor) -> Tensor:
+    """Natural log, floored."""
+    return mel.clamp(min=LOG_FLOOR).log()
+
+
+@lru_cache(maxsize=8)
+def mel_tables(config: MelConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The window [n_fft] and the filters [n_fft // 2 + 1, bins]."""
+    with torch.inference_mode(False):
+        window = torch.hann_window(config.n_fft, dtype=dtype, device=device)
+        filters = mel_filterbank(config.n_fft // 2 + 1, config.bins, config.sample_rate, device)
+        return window, filters.to(dtype)
+
+
+def mel_filterbank(frequencies: int, bins: int, sample_rate: int, device: torch.device | str | None = None) -> Tensor:
+    """Triangles of equal area between points equally spaced in mel: float32 [frequencies, bins]."""
+    nyquist = sample_rate / 2
+    hertz = torch.linspace(0, nyquist, frequencies, device=device)[:, None]
+    edges = mel_to_hz(torch.linspace(0, hz_to_mel(nyquist), bins + 2, device=device))
+    low, peak, high = edges[:-2], edges[1:-1], edges[2:]
+    rising, falling = (hertz - low) / (peak - low), (high - hertz) / (high - peak)
+    triangles = torch.minimum(rising, falling).clamp(min=0)
+    return triangles * (2 / (high - low))
+
+
+def hz_to_mel(hertz: float) -> float:
+    if hertz < BREAK_HZ:
+        return hertz * LINEAR_MELS_PER_HZ
+    return BREAK_MEL + LOG_MELS * log(hertz / BREAK_HZ)
+
+
+def mel_to_hz(mel: Tensor) -> Tensor:
+    return torch.where(mel < BREAK_MEL, mel / LINEAR_MELS_PER_HZ, BREAK_HZ * torch.exp((mel - BREAK_MEL) / LOG_MELS))

@@ -1,0 +1,225 @@
+"""Vocoders: a stereo log-mel picture [B, 2, T, 64] to a waveform [B, 2, S*T], left channel first.
+
+Two kinds, told apart by the config. The LTX-2 19B kind is one HiFi-GAN generator (S = 240, 24 kHz). The 2.3 and 2.5
+kind generates 16 kHz with an alias-free generator and extends the bandwidth to 48 kHz (S = 480) with a second one that
+listens to the first:
+
+    low = vocoder(mel)                                      [B, 2, 160 T]
+    out = clamp(bwe_generator(mel_stft(low)) + hann_upsample(low), -1, 1)
+
+Tensors of a generator (w halves at every stage; J = stage * len(resblock_kernel_sizes) + kernel):
+
+    conv_pre.{weight [w0, 128, 7], bias}, conv_post.{weight [2, w, 7], bias}
+    ups.{stage}.{weight [w, w/2, k], bias}
+    resblocks.{J}.{convs1, convs2}.{n}.{weight [w, w, k], bias}
+    resblocks.{J}.{acts1, acts2}.{n}.*, act_post.*          alias-free activations (see `alias_free`), 2.3 and 2.5 only
+
+The 2.3 and 2.5 kind: `vocoder.*` and `bwe_generator.*` as above, `mel_stft.mel_basis` [64, n_fft/2 + 1],
+`mel_stft.stft_fn.{forward_basis, inverse_basis}` [n_fft + 2, 1, n_fft].
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from math import pi
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltx_core.errors import ConfigError
+from ltx_core.model.audio_vae.alias_free import AliasFreeSnakeBeta, upsample_hann
+from ltx_core.model.audio_vae.config import STEREO, BandwidthExtensionConfig, GeneratorConfig, VocoderConfig
+from ltx_core.model.audio_vae.mel import compress, mel_filterbank
+
+MEL_CHANNELS = 128  # 2 sides * 64 bins
+EDGE_KERNEL = 7  # of conv_pre and conv_post
+INNER_SLOPE = 0.1
+FINAL_SLOPE = 0.01
+
+
+class Vocoder(nn.Module):
+    """Mel to waveform; ``Vocoder(config)`` builds the kind the config describes."""
+
+    config: VocoderConfig
+
+    def __new__(cls, config: VocoderConfig | None = None) -> Vocoder:
+        if cls is Vocoder and config is not None:
+            return super().__new__(HifiGanVocoder if config.extension is None else BandwidthExtensionVocoder)
+        return super().__new__(cls)
+
+    @property
+    def output_sampling_rate(self) -> int:
+        """Hz."""
+        return self.config.output_sampling_rate
+
+
+class Generator(nn.Module):
+    """Transposed convolutions with parallel residual blocks after each: mel [B, 2, T, 64] -> [B, 2, total_rate * T]."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.generator_config = config
+        initial = config.upsample_initial_channel
+        widths = [initial >> stage for stage in range(len(config.upsample_rates) + 1)]
+        self.conv_pre = Conv1d(MEL_CHANNELS, initial, EDGE_KERNEL)
+        self.ups = nn.ModuleList(
+            ConvTranspose1d(widths[stage], widths[stage + 1], kernel, rate)
+            for stage, (rate, kernel) in enumerate(
+                zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True)
+            )
+        )
+        blocks = list(zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True))
+        self.resblocks = nn.ModuleList(
+            ResBlock(width, kernel, dilations, config) for width in widths[1:] for kernel, dilations in blocks
+        )
+        self.act_post = activation(widths[-1], config, FINAL_SLOPE)
+        self.conv_post = Conv1d(widths[-1], STEREO, EDGE_KERNEL, bias=config.use_bias_at_final)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        if mel.ndim != 4 or mel.shape[1] * mel.shape[3] != MEL_CHANNELS:
+            raise ConfigError(f"mel has shape {list(mel.shape)}, expected [B, {STEREO}, T, {MEL_CHANNELS // STEREO}]")
+        config = self.generator_config
+        parallel = len(config.resblock_kernel_sizes)
+        x = self.conv_pre(mel.transpose(2, 3).flatten(1, 2))  # [B, side*64 + bin, T]
+        for stage, up in enumerate(self.ups):
+            x = up(x if config.is_alias_free else F.leaky_relu(x, INNER_SLOPE))
+            x = mean_of(self.resblocks[stage * parallel : (stage + 1) * parallel], x)
+        x = self.conv_post(self.act_post(x))
+        if config.final_activation is None:
+            return x
+        return x.tanh() if config.final_activation == "tanh" else x.clamp(-1, 1)
+
+
+class HifiGanVocoder(Vocoder, Generator):
+    """The 19B kind: one generator, run in the weights' dtype."""
+
+    def __init__(self, config: VocoderConfig) -> None:
+        Generator.__init__(self, config.generator)
+        self.config = config
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """``mel`` [B, 2, T, 64] -> waveform [B, 2, S*T] in [-1, 1], in the mel's dtype."""
+        return Generator.forward(self, mel.to(self.conv_pre.weight.dtype)).to(mel.dtype)
+
+
+class BandwidthExtensionVocoder(Vocoder):
+    """The 2.3 and 2.5 kind, computed in float32 whatever the weights are stored in."""
+
+    def __init__(self, config: VocoderConfig) -> None:
+        super().__init__()
+        if config.extension is None:
+            raise ConfigError("the vocoder config has no bwe section, expected one for bandwidth extension")
+        self.config = config
+        self.extension = config.extension
+        self.vocoder = Generator(config.generator)
+        self.mel_stft = MelStft(config.extension)
+        self.bwe_generator = Generator(config.extension.generator)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """``mel`` [B, 2, T, 64] -> waveform [B, 2, S*T] in [-1, 1], in the mel's dtype."""
+        hop, ratio = self.extension.hop_length, self.extension.ratio
+        with no_autocast(mel.device.type):
+            low = self.vocoder(mel.float())
+            samples = low.shape[-1]
+            low = F.pad(low, (0, -samples % hop))
+            residual = self.bwe_generator(self.mel_stft(low))
+            waveform = (residual + upsample_hann(low, ratio)).clamp(-1, 1)
+        return waveform[..., : samples * ratio].to(mel.dtype)
+
+
+class MelStft(nn.Module):
+    """Causal log-mel of a waveform whose length is a multiple of the hop: [B, 2, N] -> [B, 2, N // hop, bins]."""
+
+    mel_basis: Tensor  # [bins, n_fft // 2 + 1]
+
+    def __init__(self, config: BandwidthExtensionConfig) -> None:
+        super().__init__()
+        self.left = config.n_fft - config.hop_length
+        self.hop = config.hop_length
+        filters = mel_filterbank(config.n_fft // 2 + 1, config.num_mels, config.input_sampling_rate)
+        self.register_buffer("mel_basis", filters.T.contiguous())
+        self.stft_fn = StftBases(config.n_fft)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        frames = F.pad(waveform.flatten(0, 1).unsqueeze(1), (self.left, 0))
+        spectrum = F.conv1d(frames, self.stft_fn.forward_basis.to(waveform.dtype), stride=self.hop)
+        real, imaginary = spectrum.chunk(2, dim=1)  # [B*2, n_fft // 2 + 1, N // hop] each
+        power = (real.square() + imaginary.square()).clamp(min=torch.finfo(waveform.dtype).tiny)  # finite gradient at 0
+        mel = self.mel_basis.to(waveform.dtype) @ power.sqrt()
+        return compress(mel).transpose(1, 2).unflatten(0, waveform.shape[:2])
+
+
+class StftBases(nn.Module):
+    """The Fourier transform as a convolution: windowed cosines, then negative sines. The inverse is never applied."""
+
+    forward_basis: Tensor  # [n_fft + 2, 1, n_fft]
+    inverse_basis: Tensor
+
+    def __init__(self, n_fft: int) -> None:
+        super().__init__()
+        turns = torch.arange(n_fft // 2 + 1)[:, None] * torch.arange(n_fft) % n_fft
+        angle = turns * (2 * pi / n_fft)
+        basis = torch.cat((angle.cos(), -angle.sin())) * torch.hann_window(n_fft)
+        self.register_buffer("forward_basis", basis.unsqueeze(1))
+        self.register_buffer("inverse_basis", torch.zeros(n_fft + 2, 1, n_fft))
+
+
+class ResBlock(nn.Module):
+    """For every dilation: x + conv(act(dilated_conv(act(x)))), length unchanged."""
+
+    def __init__(self, width: int, kernel: int, dilations: tuple[int, ...], config: GeneratorConfig) -> None:
+        super().__init__()
+        self.convs1 = nn.ModuleList(Conv1d(width, width, kernel, dilation) for dilation in dilations)
+        self.convs2 = nn.ModuleList(Conv1d(width, width, kernel) for _ in dilations)
+        self.acts1 = nn.ModuleList(activation(width, config, INNER_SLOPE) for _ in dilations)
+        self.acts2 = nn.ModuleList(activation(width, config, INNER_SLOPE) for _ in dilations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv1, conv2, act1, act2 in zip(self.convs1, self.convs2, self.acts1, self.acts2, strict=True):
+            x = x + conv2(act2(conv1(act1(x))))
+        return x
+
+
+class Conv1d(nn.Conv1d):
+    """A convolution that keeps the length and computes in its input's dtype."""
+
+    def __init__(self, in_width: int, out_width: int, kernel: int, dilation: int = 1, bias: bool = True) -> None:
+        padding = dilation * (kernel - 1) // 2
+        super().__init__(in_width, out_width, kernel, dilation=dilation, padding=padding, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.conv1d(x, self.weight.to(x.dtype), bias, padding=self.padding, dilation=self.dilation)
+
+
+class ConvTranspose1d(nn.ConvTranspose1d):
+    """``rate`` times the length (one more when kernel - rate is odd), computed in its input's dtype."""
+
+    def __init__(self, in_width: int, out_width: int, kernel: int, rate: int) -> None:
+        super().__init__(in_width, out_width, kernel, stride=rate, padding=(kernel - rate) // 2)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        padding = (self.kernel_size[0] - self.stride[0]) // 2
+        return F.conv_transpose1d(x, self.weight.to(x.dtype), bias, stride=self.stride, padding=padding)
+
+
+def activation(width: int, config: GeneratorConfig, slope: float) -> nn.Module:
+    return AliasFreeSnakeBeta(width) if config.is_alias_free else nn.LeakyReLU(slope)
+
+
+def no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Keep float32 arithmetic inside a caller's autocast region."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def mean_of(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    """The mean of the blocks' results on one input."""
+    total = blocks[0](x)
+    for block in blocks[1:]:
+        total = total + block(x)
+    return total / len(blocks)
