@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ltx_tiny.exam.path import Path, find_events, find_motion
 from ltx_tiny.exam.stage import UNKNOWN, Array, Pixels, camera_move, find_background, find_camera, reduced, remains
-from ltx_tiny.world.picture import distance, grid
+from ltx_tiny.world.picture import MARK, distance, grid
 from ltx_tiny.world.scene import COLOURS, RADIUS, SHAPES
 
 CONTRAST = 32.0  # least distance of a body from the stage, 0..441
@@ -22,7 +22,7 @@ SMALLEST = 0.006  # of the squared side of the picture
 CROP = 48  # samples across a body's crop
 REACH = 1.5  # half the width of the crop, in radii of the disc of the same area
 MAX_COLOUR_ERROR = 50.0
-MAX_SHAPE_ERROR = 0.12
+MAX_SHAPE_ERROR = 0.2
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,14 @@ def look(video: NDArray[np.uint8], fps: float) -> Sight:
         return Sight(background, move, *[UNKNOWN] * 4, nothing, np.zeros(0))
     crops = _crops(np.concatenate([pixels, rest[..., None]], axis=-1)[blob.seen], blob)
     colour, cover = crops[..., :3], np.clip(crops[..., 3] / blob.contrast, 0.0, 1.0)
-    shape = find_shape(cover)
-    radius = blob.radius / zoom / np.sqrt(_features(shape if shape != UNKNOWN else "ball")[1] / np.pi)
+    shape = find_shape(_firm(cover))
+    outline = shape if shape != UNKNOWN else "ball"
+    radius = blob.radius / zoom / np.sqrt(_features(outline)[1] / np.pi)
     path = Path(
         x=_where(blob.seen, blob.x / zoom + pan),
         y=_where(blob.seen, blob.y / zoom),
         radius=_where(blob.seen, radius),
-        angle=_where(blob.seen, _turning(colour, cover), scatter=True),
+        angle=_where(blob.seen, _turning(colour, _firm(cover), outline), scatter=True),
         screen_x=_where(blob.seen, blob.x),
         presence=blob.presence,
         fps=fps,
@@ -103,10 +104,12 @@ def _locate(rest: Pixels) -> _Blob:
         squared = (x - cx[:, None])[:, None, :] ** 2 + (y - cy[:, None])[:, :, None] ** 2
         spread = np.maximum((near * squared).sum(axis=(1, 2)) / count, 0.03**2)
         near = (body > 0.5) & (squared < 5.5 * spread[:, None, None])
-    whole = np.where(squared < 6.5 * spread[:, None, None], np.clip((cover - 0.2) / 0.6, 0.0, 1.0), 0.0)
+    whole = np.where(squared < 6.5 * spread[:, None, None], _firm(cover), 0.0)
     area = np.maximum(whole.sum(axis=(1, 2)), 1e-9)
-    cx, cy = whole.sum(axis=1) @ x / area, whole.sum(axis=2) @ y / area
-    seen = (presence > 0.7) & (count / side**2 > SMALLEST)
+    filled = _filled(whole)
+    total = np.maximum(filled.sum(axis=(1, 2)), 1e-9)
+    cx, cy = filled.sum(axis=1) @ x / total, filled.sum(axis=2) @ y / total
+    seen = (presence > 0.55) & (count / side**2 > SMALLEST)
     return _Blob(cx, cy, np.sqrt(area / np.pi) / side, presence, seen, contrast)
 
 
@@ -152,16 +155,33 @@ def find_size(path: Path, motion: str) -> str:
     return "small" if radius < np.sqrt(RADIUS["small"] * RADIUS["large"]) else "large"
 
 
-def _turning(colour: Pixels, cover: Pixels) -> Array:
-    """The direction of the pale mark in each crop, radians clockwise from the top."""
+def _turning(colour: Pixels, cover: Pixels, shape: str) -> Array:
+    """The direction of the pale mark in each crop, radians clockwise from the top.
+
+    Highlights and reflections make the body paler on one side; where the paleness goes round, it is measured from the
+    centre of its circle, so that they do not count.
+    """
+    body = _filled(cover)
     whiteness = colour.min(axis=-1)
-    plain = np.median(whiteness[cover > 0.9])
+    plain = float(np.median(whiteness[cover > 0.9]))
+    pale = body * (whiteness - plain) / (235.0 - plain)
     axis = _crop_axis()
-    squared = axis**2 + axis[:, None] ** 2
-    pale = np.clip((whiteness - plain - 30.0) / (215.0 - plain), 0.0, 1.0) * (squared < 1.1)
-    weight = pale.sum(axis=(1, 2)) + 1e-6
+    weight = body.sum(axis=(1, 2)) + 1e-6
     across, down = pale.sum(axis=1) @ axis / weight, pale.sum(axis=2) @ axis / weight
+    basis = np.stack([2.0 * across, 2.0 * down, np.ones_like(across)], axis=1)
+    centre_x, centre_y, rest = np.linalg.lstsq(basis, across**2 + down**2, rcond=None)[0]
+    away, dot = MARK.get(shape, MARK["other"])
+    unit = np.sqrt(_features(shape)[1] / np.pi)
+    if np.sqrt(max(rest + centre_x**2 + centre_y**2, 0.0)) > 0.4 * away * dot**2 / unit**3:
+        across, down = across - centre_x, down - centre_y
     return np.arctan2(across, -down)
+
+
+def _filled(cover: Pixels) -> Pixels:
+    """Covers in which what has cover on all four sides is covered too."""
+    sides = [np.maximum.accumulate(cover, axis=axis) for axis in (1, 2)]
+    sides += [np.flip(np.maximum.accumulate(np.flip(cover, axis), axis=axis), axis) for axis in (1, 2)]
+    return np.minimum.reduce(sides)
 
 
 @cache
@@ -186,6 +206,11 @@ def _moments(cover: Pixels) -> Array:
     folds = [np.abs(np.sum(cover * squared**2 * reach * turns**n, axis=(1, 2))) / weight for n in (3, 4, 5)]
     middle = squared < 0.3**2
     return np.stack([*folds, 0.5 * (1.0 - cover[:, middle].mean(axis=1))], axis=1)
+
+
+def _firm(cover: Pixels) -> Pixels:
+    """Covers with what is faint taken for nothing and what is nearly full for full."""
+    return np.clip((cover - 0.2) / 0.6, 0.0, 1.0)
 
 
 def _crop_axis() -> Array:

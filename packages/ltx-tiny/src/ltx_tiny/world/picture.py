@@ -32,7 +32,7 @@ CORNERS = {  # corners, tip, notch, rounding in radii; turned by so many radians
 }
 RING = (0.75, 0.25)  # middle of the band and half its width
 BEVEL = {"ball": 1.0, "ring": RING[1], "box": 0.34, "triangle": 0.34, "star": 0.3}
-MARK = {"ring": (0.75, 0.17)}  # the pale dot: distance from the centre, radius
+MARK = {"ring": (0.75, 0.17), "other": (0.5, 0.22)}  # the pale dot: distance from the centre, radius
 LIGHT = np.array([-0.42, -0.62, 0.66], dtype=np.float32)
 HALF = np.array([-0.23, -0.34, 0.91], dtype=np.float32)
 
@@ -97,7 +97,7 @@ def shade(shape: str, colour: str, x: Float, y: Float, angle: float, pixel: floa
     lit = lean * (slope_x * LIGHT[0] + slope_y * LIGHT[1]) + facing * LIGHT[2]
     gleam = lean * (slope_x * HALF[0] + slope_y * HALF[1]) + facing * HALF[2]
     base = np.array(COLOURS[colour], dtype=np.float32)
-    away, dot = MARK.get(shape, (0.5, 0.22))
+    away, dot = MARK.get(shape, MARK["other"])
     mark = np.clip(0.5 - (np.hypot(own_x, own_y + away) - dot) / pixel, 0.0, 1.0)[..., None]
     paint = base + (np.array([255, 250, 240], dtype=np.float32) - base) * mark
     paint = paint * (0.62 + 0.5 * np.maximum(lit, 0.0))[..., None]
