@@ -83,17 +83,14 @@ class AudioVaeConfig:
             raise ConfigError("ch_mult is empty, expected one multiplier per level")
         if self.norm_type not in ("pixel", "group"):
             raise ConfigError(f"norm_type is {self.norm_type!r}, expected 'pixel' or 'group'")
+        axis = self.causality_axis
         if self.norm_type == "group":
-            if self.causality_axis is not CausalityAxis.NONE:
-                raise ConfigError(
-                    f"norm_type is 'group' with causality_axis {self.causality_axis.value!r}, expected null"
-                )
+            if axis is not CausalityAxis.NONE:
+                raise ConfigError(f"norm_type is 'group' with causality_axis {axis.value!r}, expected null")
             if any(self.ch * mult % NORM_GROUPS for mult in self.ch_mult):
                 raise ConfigError(f"ch is {self.ch} with norm_type 'group', expected a multiple of {NORM_GROUPS}")
-        if not self.resamp_with_conv and self.causality_axis is not CausalityAxis.NONE:
-            raise ConfigError(
-                f"resamp_with_conv is false with causality_axis {self.causality_axis.value!r}, expected null"
-            )
+        if not self.resamp_with_conv and axis is not CausalityAxis.NONE:
+            raise ConfigError(f"resamp_with_conv is false with causality_axis {axis.value!r}, expected null")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -158,11 +155,9 @@ class GeneratorConfig:
         if len(self.resblock_kernel_sizes) != len(self.resblock_dilation_sizes):
             counts = f"{len(self.resblock_dilation_sizes)} entries for {len(self.resblock_kernel_sizes)} kernel sizes"
             raise ConfigError(f"resblock_dilation_sizes has {counts}, expected equal lengths")
-        if self.upsample_initial_channel % 2 ** len(self.upsample_rates):
-            multiple = 2 ** len(self.upsample_rates)
-            raise ConfigError(
-                f"upsample_initial_channel is {self.upsample_initial_channel}, expected a multiple of {multiple}"
-            )
+        if self.upsample_initial_channel >> len(self.upsample_rates) < 1:
+            least = f"at least {2 ** len(self.upsample_rates)}"
+            raise ConfigError(f"upsample_initial_channel is {self.upsample_initial_channel}, expected {least}")
 
     @property
     def is_alias_free(self) -> bool:

@@ -33,7 +33,7 @@ from ltx_core.model.audio_vae.alias_free import AliasFreeSnakeBeta, upsample_han
 from ltx_core.model.audio_vae.config import STEREO, BandwidthExtensionConfig, GeneratorConfig, VocoderConfig
 from ltx_core.model.audio_vae.mel import compress, mel_filterbank
 
-MEL_CHANNELS = 128  # 2 sides * 64 bins
+MEL_BINS = 64
 EDGE_KERNEL = 7  # of conv_pre and conv_post
 INNER_SLOPE = 0.1
 FINAL_SLOPE = 0.01
@@ -63,13 +63,9 @@ class Generator(nn.Module):
         self.generator_config = config
         initial = config.upsample_initial_channel
         widths = [initial >> stage for stage in range(len(config.upsample_rates) + 1)]
-        self.conv_pre = Conv1d(MEL_CHANNELS, initial, EDGE_KERNEL)
-        self.ups = nn.ModuleList(
-            ConvTranspose1d(widths[stage], widths[stage + 1], kernel, rate)
-            for stage, (rate, kernel) in enumerate(
-                zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True)
-            )
-        )
+        self.conv_pre = Conv1d(STEREO * MEL_BINS, initial, EDGE_KERNEL)
+        stages = zip(widths[:-1], widths[1:], config.upsample_kernel_sizes, config.upsample_rates, strict=True)
+        self.ups = nn.ModuleList(ConvTranspose1d(*stage) for stage in stages)
         blocks = list(zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True))
         self.resblocks = nn.ModuleList(
             ResBlock(width, kernel, dilations, config) for width in widths[1:] for kernel, dilations in blocks
@@ -78,8 +74,8 @@ class Generator(nn.Module):
         self.conv_post = Conv1d(widths[-1], STEREO, EDGE_KERNEL, bias=config.use_bias_at_final)
 
     def forward(self, mel: Tensor) -> Tensor:
-        if mel.ndim != 4 or mel.shape[1] * mel.shape[3] != MEL_CHANNELS:
-            raise ConfigError(f"mel has shape {list(mel.shape)}, expected [B, {STEREO}, T, {MEL_CHANNELS // STEREO}]")
+        if mel.ndim != 4 or (mel.shape[1], mel.shape[3]) != (STEREO, MEL_BINS):
+            raise ConfigError(f"mel has shape {list(mel.shape)}, expected [B, {STEREO}, T, {MEL_BINS}]")
         config = self.generator_config
         parallel = len(config.resblock_kernel_sizes)
         x = self.conv_pre(mel.transpose(2, 3).flatten(1, 2))  # [B, side*64 + bin, T]
