@@ -81,7 +81,9 @@ class ResnetBlock(nn.Module):
         h = self.conv2(silu(h), clip)
         h = self._add_noise(h, clip, "per_channel_scale2")
         x = clip.catch_up(self, x, h.shape[2])
-        return _add(h, self.conv_shortcut(self.norm3(x)) if self.has_shortcut and x.shape[2] else x)
+        if self.has_shortcut and x.shape[2]:
+            x = self.conv_shortcut(self.norm3(x))
+        return _add(h, x) if h.shape[2] else h
 
     def modulation(self, embedding: Tensor) -> tuple[Tensor, ...]:
         """``shift1, scale1, shift2, scale2``, each ``[B, C]``."""
