@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ltx_core.loader import nvfp4
+from ltx_core.loader.blockwise import (
+    FP6_MAX,
+    dequantize_blocks,
+    fp6_codes,
+    pack_fp6,
+    quantize_activations,
+    quantize_blocks,
+    unpack_fp6,
+)
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.components import KEY_MAPS
 from ltx_core.loader.diffusers_names import from_diffusers_name, to_diffusers_name
 from ltx_core.loader.fp8 import FP8, ScaledLinear, quantize_input, quantize_per_tensor, to_fp8
 from ltx_core.loader.gemma_keys import GEMMA_KEY_MAPS
+from ltx_core.loader.gguf import GgufFile
 from ltx_core.loader.lora import Lora
 from ltx_core.loader.metadata import detect_version, parse_metadata, parse_version, version_defaults
-from ltx_core.loader.quantization import policy_named
+from ltx_core.loader.quantization import nvfp4_prequant, policy_named
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.loader.sd_ops import SDOps
 from ltx_core.loader.streaming import block_layout
@@ -162,7 +172,7 @@ def linear_of(state: Mapping[str, Tensor], layer: str, policy: str) -> nn.Module
     tensors = {name.removeprefix(f"{layer}."): t for name, t in state.items() if name.startswith(f"{layer}.")}
     out_features, in_features = tensors["weight"].shape
     with torch.device("meta"):
-        module = policy_named(policy).module(in_features, out_features, "bias" in tensors)
+        module = policy_named(policy).module(nn.Linear(in_features, out_features, "bias" in tensors), {})
     module.load_state_dict(tensors, assign=True)
     return module
 
@@ -201,6 +211,90 @@ def fp8_scaled_linear(case: Case) -> Results:
     return results
 
 
+def blockwise_activations(case: Case) -> Results:
+    quantized, scales = quantize_activations(case.inputs["x"])
+    return {"out.fp8": quantized, "out.scales": scales}
+
+
+def blockwise_weights(case: Case) -> Results:
+    weight, raw = case.inputs["weight"], case.inputs["raw_bytes"]
+    fp8, fp8_scale = quantize_blocks(weight)
+    fp6, fp6_scale = quantize_blocks(weight, FP6_MAX)
+    packed = pack_fp6(fp6_codes(fp6))
+    packed_raw = pack_fp6(fp6_codes(raw))
+    return {
+        "out.fp8.weight": fp8,
+        "out.fp8.weight_scale": fp8_scale,
+        "out.fp8.dequantized": dequantize_blocks(fp8, fp8_scale),
+        "mid.fp6.codes": fp6.view(torch.uint8),
+        "out.fp6.packed": packed,
+        "out.fp6.weight_scale": fp6_scale,
+        "out.fp6.dequantized": dequantize_blocks(unpack_fp6(packed).view(FP8), fp6_scale),
+        "out.raw_packed": packed_raw,
+        "out.raw_unpacked": unpack_fp6(packed_raw),
+    }
+
+
+def nvfp4_quantize(case: Case) -> Results:
+    results: dict[str, Tensor] = {}
+    for run in case.args["runs"]:
+        name, x = run["name"], case.inputs[f"{run['name']}.x"]
+        given = run["per_tensor"]
+        scale = torch.tensor(float(given)) if isinstance(given, int | float) else nvfp4.per_tensor_scale(x)
+        packed, scales = nvfp4.quantize(x, scale)
+        wide = nvfp4.dequantize(packed, nvfp4.from_tiles(nvfp4.to_tiles(scales), *scales.shape), scale)
+        results |= {
+            f"out.{name}.per_tensor_scale": scale,
+            f"out.{name}.packed": packed,
+            f"out.{name}.packed_low_first": nvfp4.swap_nibbles(packed),
+            f"out.{name}.block_scales": nvfp4.to_tiles(scales),
+            f"out.{name}.dequantized": wide,
+            f"out.{name}.dequantized_bf16": wide.to(torch.bfloat16),
+        }
+    return results
+
+
+def nvfp4_linear(case: Case) -> Results:
+    weight, x, bias = case.inputs["weight"], case.inputs["x"], case.inputs.get("bias")
+    state = nvfp4.quantize_layer(weight)
+    results = {"out.weight_packed" if name == "weight" else f"out.{name}": t for name, t in state.items()}
+    for mode in nvfp4.ActivationScale:
+        module = nvfp4.Nvfp4Linear(weight.shape[1], weight.shape[0], bias is not None, mode)
+        tensors = dict(state) if bias is None else {**state, "bias": bias}
+        if mode is nvfp4.ActivationScale.STATIC:
+            tensors["input_scale"] = torch.tensor(case.args["static_input_scale"])
+        module.load_state_dict(tensors, assign=True)
+        results |= {
+            f"mid.{mode.value}.act_scale": module.activation_scale(x),
+            f"mid.{mode.value}.x_dequantized": module.rounded_input(x),
+            f"out.{mode.value}.y": module(x),
+        }
+    return results
+
+
+def nvfp4_prequant_load(case: Case) -> Results:
+    checkpoint = Checkpoint.open(case.weights_path)
+    for mode, expected in case.args["loaded"].items():
+        policy = nvfp4_prequant(nvfp4.ActivationScale(mode))
+        weights = checkpoint.weights("transformer", quantization=policy)
+        layers = {path: weights.infos(path)["weight_scale"].shape[0] for path in weights.quantized}
+        assert layers == case.args["layers"]
+        kinds = {
+            name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+            for name, tensor in weights.state_dict().items()
+        }
+        assert kinds == expected, mode
+    return count(len(case.args["layers"]))
+
+
+def gguf_load(case: Case) -> Results:
+    file = GgufFile(case.directory / case.args["file"])
+    assert file.architecture == case.args["architecture"]
+    described = {name: {"type": file.types[name], "shape": list(info.shape)} for name, info in file.tensors.items()}
+    assert described == case.args["tensors"]
+    return {f"out.{name}": file.read(name).float() for name in file.tensors}
+
+
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("loader", "metadata"): metadata,
     ("loader", "model_versions"): model_versions,
@@ -212,6 +306,12 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("loader", "lora.fuse_community"): lora_fuse_community,
     ("loader", "lora.fuse_fp8_cast"): lora_fuse,
     ("loader", "lora.fuse_fp8_scaled"): lora_fuse_scaled,
+    ("loader", "gguf.load"): gguf_load,
+    ("quantization", "blockwise.activations"): blockwise_activations,
+    ("quantization", "blockwise.weights"): blockwise_weights,
+    ("quantization", "nvfp4.quantize"): nvfp4_quantize,
+    ("quantization", "nvfp4.linear"): nvfp4_linear,
+    ("quantization", "nvfp4.prequant_load"): nvfp4_prequant_load,
     ("quantization", "fp8.cast_values"): fp8_cast_values,
     ("quantization", "fp8.cast_policy"): fp8_cast_policy,
     ("quantization", "fp8.prequant_fold"): fp8_prequant_fold,

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.components import COMPONENTS, DIFFUSION_MODEL
-from ltx_core.loader.layouts import Part, as_paths, find_files, read_parts
+from ltx_core.loader.layouts import Part, as_paths, find_files, open_file, read_parts
 from ltx_core.loader.lora import Lora, is_lora
 from ltx_core.loader.metadata import Version, detect_version
-from ltx_core.loader.quantization import policy_named
-from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.loader.quantization import QuantizationPolicy, policy_named
 from ltx_core.loader.weights import ComponentWeights, Source, check_fit
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class Checkpoint:
         given = as_paths(path)
         if not given:
             raise CheckpointError("no checkpoint path given, expected at least one")
-        files = [SafetensorsFile(file, verify) for one in given for file in find_files(one)]
+        files = [open_file(file, verify) for one in given for file in find_files(one)]
         return cls(read_parts(files), given_order_wins=len(given) > 1, prefer=prefer)
 
     @property
@@ -70,7 +69,8 @@ class Checkpoint:
 
     @cached_property
     def components(self) -> tuple[str, ...]:
-        return tuple(name for name in COMPONENTS if any(part.holds(name) for part in self.parts))
+        whole = [name for name, spec in COMPONENTS.items() if not spec.streams]
+        return tuple(name for name in whole if any(part.holds(name) for part in self.parts))
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class Checkpoint:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         loras: Sequence[Lora] = (),
-        quantization: str | None = None,
+        quantization: str | QuantizationPolicy | None = None,
     ) -> nn.Module:
         """The network of a component with its weights, in evaluation mode and without gradients.
 
@@ -131,42 +131,51 @@ class Checkpoint:
         weights = self.weights(name, dtype, device, quantization)
         network = self.empty_network(weights)
         check_loras(loras, network)
-        return fill(network, weights.state_dict(loras))
+        return fill(network, weights.state_dict(loras), COMPONENTS[name].spare)
 
     def weights(
         self,
         name: str,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
-        quantization: str | None = None,
+        quantization: str | QuantizationPolicy | None = None,
     ) -> ComponentWeights:
         """How the component's tensors are read, without reading them."""
         sources = self.sources(name)
+        if COMPONENTS[name].streams:
+            sources = _only_of(self._construct(name), sources)
         if quantization is None:
             return ComponentWeights(name, sources, dtype, device)
         if not COMPONENTS[name].quantizable:
             raise CheckpointError(f"{name} cannot be quantised, only the transformer can")
-        policy = policy_named(quantization)
-        if policy.scalar_scales and not policy.prequantized:
+        policy = policy_named(quantization) if isinstance(quantization, str) else quantization
+        if policy.folds_scales:
             _check_scale_names(self.parts_of(name))
         return ComponentWeights(name, sources, dtype, device, policy)
 
     def empty_network(self, weights: ComponentWeights) -> nn.Module:
         """The network on the meta device, checked against the files, the policy's layers in place."""
-        spec, config = COMPONENTS[weights.name], self.network_config(weights.name)
+        spec, network = COMPONENTS[weights.name], self._construct(weights.name)
         with torch.device("meta"):
-            with _as_checkpoint_error(f"{weights.where}: no {weights.name} can be made of its config"):
-                network = spec.construct(config)
             expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-            check_fit(weights.where, weights.name, expected, weights.shapes())
+            given = weights.shapes()
+            for name in spec.spare:
+                if (name in expected) != (name in given):
+                    expected.pop(name, None), given.pop(name, None)
+            check_fit(weights.where, weights.name, expected, given)
             replace_linears(network, weights)
         return network
+
+    def _construct(self, name: str) -> nn.Module:
+        config = self.network_config(name)
+        with torch.device("meta"), _as_checkpoint_error(f"{self._where(name)}: no {name} can be made of its config"):
+            return COMPONENTS[name].construct(config)
 
     def sources(self, name: str) -> dict[str, Source]:
         """Where each tensor of a component lies, by module name."""
         spec = COMPONENTS[name]
         found = {key: source for part in self.parts_of(name) for key, source in part.sources(name).items()}
-        return {key: source for key, source in found.items() if not key.startswith(spec.unused)}
+        return {key: source for key, source in found.items() if not key.startswith(spec.elsewhere)}
 
     def parts_of(self, name: str) -> list[Part]:
         """The parts a component is read from; ``CheckpointError`` when there is none or several would do."""
@@ -196,13 +205,24 @@ class Checkpoint:
         return ", ".join(str(part.path) for part in self.parts_of(name))
 
 
-def fill(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Give a network built on the meta device its tensors, without copying them."""
-    network.load_state_dict(state, strict=True, assign=True)
+def fill(network: nn.Module, state: Mapping[str, Tensor], spare: Sequence[str] = ()) -> nn.Module:
+    """Give a network built on the meta device its tensors, without copying them; absent ``spare`` ones are zero."""
+    own = network.state_dict()
+    tensors = {name: tensor for name, tensor in state.items() if name in own or name not in spare}
+    absent = [name for name in spare if name in own and name not in state]
+    zeros = {name: torch.zeros_like(own[name], device="cpu") for name in absent}
+    network.load_state_dict(tensors | zeros, strict=True, assign=True)
     left = [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]
     if left:
         raise CheckpointError(f"{type(network).__name__}: no data for {', '.join(left[:10])}")
     return network.eval().requires_grad_(False)
+
+
+def _only_of(network: nn.Module, sources: Mapping[str, Source]) -> dict[str, Source]:
+    """The tensors a part of a larger network reads, with their scales."""
+    own = network.state_dict().keys()
+    layers = {name.rpartition(".")[0] for name in own if name.endswith(".weight")}
+    return {name: source for name, source in sources.items() if name in own or name.rpartition(".")[0] in layers}
 
 
 def replace_linears(network: nn.Module, weights: ComponentWeights) -> None:
@@ -214,8 +234,7 @@ def replace_linears(network: nn.Module, weights: ComponentWeights) -> None:
         linear = network.get_submodule(path)
         if not isinstance(linear, nn.Linear):
             raise CheckpointError(f"{path} is {type(linear).__name__}, {weights.policy.name} covers linears only")
-        module = weights.policy.module(linear.in_features, linear.out_features, linear.bias is not None)
-        setattr(network.get_submodule(parent_path), leaf, module)
+        setattr(network.get_submodule(parent_path), leaf, weights.policy.module(linear, weights.infos(path)))
 
 
 def check_loras(loras: Sequence[Lora], network: nn.Module) -> None:

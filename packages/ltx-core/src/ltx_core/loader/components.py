@@ -10,14 +10,15 @@ Native names (section prefixes of the published single files; 2.5 files of one p
     latent_upsampler  bare module names
     text_encoder      the language model of a packed text-encoder file
 
-Both halves of a VAE also own ``per_channel_statistics.*``.
+``video_transformer`` and ``audio_transformer`` are the transformer with one of its streams. Both halves of a VAE also
+own ``per_channel_statistics.*``.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -49,15 +50,16 @@ class ComponentSpec:
     markers: tuple[str, ...]  # a tensor under one of these shows that the part is there
     network: str = ""  # built as network(config); empty: not built here
     config: str = ""  # read by config.from_metadata
-    fixed: Mapping[str, Any] = field(default_factory=dict)  # config fields that do not come from the file
+    streams: tuple[str, ...] = ()  # of a transformer with more streams, build only these
     optional: Mapping[str, str] = field(default_factory=dict)  # parameter -> config flag, off if absent
-    unused: tuple[str, ...] = ()  # starts of module names no network reads, though they pass `keys`
-    reads_all: bool = True  # False: tensors the network lacks are skipped, since it is a part of a larger one
+    elsewhere: tuple[str, ...] = ()  # starts of module names that pass `keys` but belong to another component
+    spare: tuple[str, ...] = ()  # tensors nothing computes with: the file, the network or both may lack them
     quantizable: bool = False
 
     def read_config(self, metadata_config: Mapping[str, Any]) -> Any:
         """The network's frozen config; ``ConfigError`` when the checkpoint's JSON describes none."""
-        return _load(self.config).from_metadata(metadata_config, **self.fixed)
+        config = _load(self.config).from_metadata(metadata_config)
+        return config.with_streams(*self.streams) if self.streams else config
 
     def construct(self, config: Any) -> nn.Module:
         """The network, on whatever device is current."""
@@ -81,18 +83,17 @@ def _half_of_vae(prefix: str, bare: bool, half: str, network: str, config: str) 
         markers=markers,
         network=network,
         config=config,
-        unused=tuple(f"{STATISTICS}{name}" for name in LTXV_STATISTICS),
     )
 
 
-LTXV_STATISTICS = ("channel", "mean-of-stds", "mean-of-stds_over_std-of-means")
+LTXV_STATISTICS = tuple(STATISTICS + name for name in ("channel", "mean-of-stds", "mean-of-stds_over_std-of-means"))
 TRANSFORMER = ComponentSpec(
     keys=strip_prefixes({DIFFUSION_MODEL: ""}),
     markers=(f"{DIFFUSION_MODEL}transformer_blocks.", f"{DIFFUSION_MODEL}patchify_proj."),
     network="ltx_core.model.transformer.model:LTXModel",
     config="ltx_core.model.transformer.config:TransformerConfig",
     optional={"keyframes_abs_pos_embedding": "use_keyframes_abs_pos_embedding"},
-    unused=tuple(name.removeprefix(DIFFUSION_MODEL) for name in (*VIDEO_CONNECTORS, AUDIO_CONNECTOR)),
+    elsewhere=tuple(name.removeprefix(DIFFUSION_MODEL) for name in (*VIDEO_CONNECTORS, AUDIO_CONNECTOR)),
     quantizable=True,
 )
 
@@ -111,6 +112,8 @@ _AUDIO_VAE_CONFIG = "ltx_core.model.audio_vae.config:AudioVaeConfig"
 
 COMPONENTS: dict[str, ComponentSpec] = {
     "transformer": TRANSFORMER,
+    "video_transformer": replace(TRANSFORMER, streams=("video",)),
+    "audio_transformer": replace(TRANSFORMER, streams=("audio",)),
     "embeddings": ComponentSpec(
         keys=strip_prefixes(
             {

@@ -17,10 +17,11 @@ from typing import Any
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.components import COMPONENTS, DIFFUSION_MODEL
 from ltx_core.loader.diffusers_names import from_diffusers_name
+from ltx_core.loader.gguf import GgufFile
 from ltx_core.loader.infer_config import infer_transformer_config
 from ltx_core.loader.metadata import parse_metadata
 from ltx_core.loader.safetensors_file import SafetensorsFile
-from ltx_core.loader.weights import Source
+from ltx_core.loader.weights import Source, TensorFile
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
 DIFFUSERS_INDEX = "model_index.json"
@@ -30,7 +31,7 @@ DIFFUSERS_INDEX = "model_index.json"
 class Part:
     """One file, or one set of shards."""
 
-    files: tuple[SafetensorsFile, ...]
+    files: tuple[TensorFile, ...]
     tensors: Mapping[str, Source]  # by native name
     metadata: Mapping[str, str]  # raw strings
     config: Mapping[str, Any]
@@ -61,17 +62,22 @@ def find_files(path: Path) -> list[Path]:
     return sorted(found)
 
 
+def open_file(path: Path, verify: bool | None) -> TensorFile:
+    """A safetensors file, or a GGUF file by its suffix."""
+    return GgufFile(path) if path.suffix.lower() == ".gguf" else SafetensorsFile(path, verify)
+
+
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def read_parts(files: Sequence[SafetensorsFile]) -> list[Part]:
+def read_parts(files: Sequence[TensorFile]) -> list[Part]:
     """Group shards and give every tensor its native name."""
     return [_read_part(group) for group in _shard_groups(files)]
 
 
-def _shard_groups(files: Iterable[SafetensorsFile]) -> list[tuple[SafetensorsFile, ...]]:
-    groups: dict[str, list[SafetensorsFile]] = {}
+def _shard_groups(files: Iterable[TensorFile]) -> list[tuple[TensorFile, ...]]:
+    groups: dict[str, list[TensorFile]] = {}
     for file in files:
         match = SHARD.fullmatch(file.path.stem)
         groups.setdefault(str(file.path.parent / (match["stem"] if match else file.path.name)), []).append(file)
@@ -82,7 +88,7 @@ def _shard_groups(files: Iterable[SafetensorsFile]) -> list[tuple[SafetensorsFil
     return [tuple(group) for group in groups.values()]
 
 
-def _read_part(files: tuple[SafetensorsFile, ...]) -> Part:
+def _read_part(files: tuple[TensorFile, ...]) -> Part:
     tensors: dict[str, Source] = {}
     for file in files:
         for key in file.tensors:

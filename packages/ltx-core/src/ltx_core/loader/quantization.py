@@ -7,6 +7,7 @@ function, because a quantised weight must be widened, added to and quantised aga
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.loader import nvfp4
 from ltx_core.loader.fp8 import FP8, CastLinear, ScaledLinear, quantize_per_tensor, to_fp8
 from ltx_core.loader.safetensors_file import TensorInfo
 
@@ -40,10 +42,11 @@ class QuantizationPolicy:
     name: str
     covers: Callable[[str, LayerInfos], bool]
     load: Callable[[LayerTensors, LayerLoad], LayerTensors]
-    module: Callable[[int, int, bool], nn.Module]
+    module: Callable[[nn.Linear, LayerInfos], nn.Module]
     file_shape: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape  # packed -> logical weight shape
     delta_dtype: torch.dtype = torch.bfloat16  # adapters are summed in this before they meet the weight
     scalar_scales: bool = True  # one scale per tensor, others are refused
+    folds_scales: bool = False  # scales are multiplied into weights, so all must be known
     prequantized: bool = False  # the file must hold layers in this format
     streamable: bool = False
 
@@ -115,11 +118,87 @@ def _fp8_scaled_load(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
     return result
 
 
+def _cast_module(linear: nn.Linear, infos: LayerInfos) -> nn.Module:
+    return CastLinear(linear.in_features, linear.out_features, linear.bias is not None)
+
+
+def _scaled_module(linear: nn.Linear, infos: LayerInfos) -> nn.Module:
+    return ScaledLinear(linear.in_features, linear.out_features, linear.bias is not None)
+
+
+NVFP4_LAYERS = re.compile(
+    r"transformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_q|to_out\.0)"
+    r"|audio_to_video_attn\.(to_q|to_out\.0)|video_to_audio_attn\.(to_k|to_v)|ff\.net\.0\.proj|ff\.net\.2)"
+)
+
+
+def _nvfp4_cast_covers(path: str, infos: LayerInfos) -> bool:
+    return NVFP4_LAYERS.fullmatch(path) is not None
+
+
+def _nvfp4_cast_load(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
+    plain = load_plain(tensors, load)
+    return {**plain, **nvfp4.quantize_layer(plain["weight"])}
+
+
+def _nvfp4_stored(path: str, infos: LayerInfos) -> bool:
+    """Whether a file stores this layer as NVFP4; ``CheckpointError`` when it stores only half of what that needs."""
+    given = [name in infos for name in ("weight_scale", "weight_scale_2")]
+    if any(given) and not all(given):
+        raise CheckpointError(f"{path} has one of weight_scale and weight_scale_2, NVFP4 needs both")
+    kinds = {"weight": torch.uint8, "weight_scale": FP8, "weight_scale_2": torch.float32}
+    return all(given) and all(infos[name].dtype == dtype for name, dtype in kinds.items())
+
+
+def nvfp4_prequant(activation: nvfp4.ActivationScale) -> QuantizationPolicy:
+    """Layers the file stores as NVFP4, with this scale for their inputs."""
+    static = activation is nvfp4.ActivationScale.STATIC
+
+    def covers(path: str, infos: LayerInfos) -> bool:
+        stored = _nvfp4_stored(path, infos)
+        if stored and static and "input_scale" not in infos:
+            raise CheckpointError(f"{path} has no input_scale, static NVFP4 activations need one")
+        return stored
+
+    def load_layer(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
+        result = {**tensors, "weight_scale": tensors["weight_scale"].view(torch.uint8)}
+        if not static:
+            result.pop("input_scale", None)
+        if load.weight_delta is not None:
+            wide = nvfp4.dequantize_layer(tensors["weight"], result["weight_scale"], tensors["weight_scale_2"])
+            result |= nvfp4.quantize_layer(wide.to(torch.bfloat16).float() + load.weight_delta.float())
+        if "bias" in tensors:
+            result["bias"] = _plain(tensors["bias"], None, load.bias_delta, load.dtype)
+        return result
+
+    def module(linear: nn.Linear, infos: LayerInfos) -> nn.Module:
+        rows = infos["weight_scale"].shape[0]
+        return nvfp4.Nvfp4Linear(linear.in_features, linear.out_features, linear.bias is not None, activation, rows)
+
+    return QuantizationPolicy(
+        "nvfp4-prequant",
+        covers,
+        load_layer,
+        module,
+        file_shape=lambda shape: (shape[0], shape[1] * 2),
+        scalar_scales=False,
+        prequantized=True,
+    )
+
+
+def _nvfp4_module(linear: nn.Linear, infos: LayerInfos) -> nn.Module:
+    return nvfp4.Nvfp4Linear(linear.in_features, linear.out_features, linear.bias is not None)
+
+
 POLICIES: dict[str, QuantizationPolicy] = {
     policy.name: policy
     for policy in (
-        QuantizationPolicy("fp8-cast", _fp8_cast_covers, _fp8_cast_load, CastLinear, streamable=True),
-        QuantizationPolicy("fp8-scaled-mm", _fp8_scaled_covers, _fp8_scaled_load, ScaledLinear, prequantized=True),
+        QuantizationPolicy(
+            "fp8-cast", _fp8_cast_covers, _fp8_cast_load, _cast_module, folds_scales=True, streamable=True
+        ),
+        QuantizationPolicy("fp8-scaled-mm", _fp8_scaled_covers, _fp8_scaled_load, _scaled_module, prequantized=True),
+        QuantizationPolicy("nvfp4-cast", _nvfp4_cast_covers, _nvfp4_cast_load, _nvfp4_module),
+        nvfp4_prequant(nvfp4.ActivationScale.STATIC),
     )
 }
 

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError
+from ltx_core.loader.gguf import GgufFile
 from ltx_core.loader.lora import Lora, bias_delta, weight_delta
 from ltx_core.loader.quantization import COMPANIONS, LayerLoad, QuantizationPolicy, check_scales, load_plain
 from ltx_core.loader.safetensors_file import SafetensorsFile, TensorInfo
+
+TensorFile = SafetensorsFile | GgufFile
 
 REPORTED = 10  # names listed per kind of misfit
 
@@ -21,7 +24,7 @@ REPORTED = 10  # names listed per kind of misfit
 class Source:
     """One tensor in one file."""
 
-    file: SafetensorsFile
+    file: TensorFile
     key: str
 
     @property
@@ -56,7 +59,7 @@ class ComponentWeights:
         """Paths of the layers the policy covers."""
         if self.policy is None:
             return frozenset()
-        infos = {path: _infos(layer) for path, layer in self.layers.items() if "weight" in layer}
+        infos = {path: self.infos(path) for path, layer in self.layers.items() if "weight" in layer}
         covered = frozenset(path for path, layer in infos.items() if self.policy.covers(path, layer))
         if self.policy.prequantized and not covered:
             raise CheckpointError(f"{self.where}: no layer is stored as {self.policy.name} needs it")
@@ -67,6 +70,10 @@ class ComponentWeights:
     def where(self) -> str:
         """The files, for messages."""
         return ", ".join(sorted({str(source.file.path) for source in self.sources.values()}))
+
+    def infos(self, path: str) -> dict[str, TensorInfo]:
+        """What the files store for one module."""
+        return {leaf: source.info for leaf, source in self.layers[path].items()}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """What a plain network must hold: logical shapes by module name, without scales."""
@@ -93,7 +100,7 @@ class ComponentWeights:
 
     def state_dict(self, loras: Sequence[Lora] = ()) -> dict[str, Tensor]:
         """Every tensor by module name, adapters fused in."""
-        return {name: tensor for path in self.layers for name, tensor in self._named(path, loras)}
+        return {name: tensor for path in self.layers for name, tensor in self.named(path, loras)}
 
     def changed_by(self, loras: Iterable[Lora]) -> set[str]:
         """Paths of the layers these adapters change."""
@@ -108,10 +115,11 @@ class ComponentWeights:
         state = network.state_dict()
         with torch.no_grad():
             for path in sorted(self.changed_by(old) | self.changed_by(new)):
-                for name, tensor in self._named(path, new):
+                for name, tensor in self.named(path, new):
                     state[name].copy_(tensor)
 
-    def _named(self, path: str, loras: Sequence[Lora]) -> Iterator[tuple[str, Tensor]]:
+    def named(self, path: str, loras: Sequence[Lora] = ()) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of one module by their full names."""
         for leaf, tensor in self.load_layer(path, loras).items():
             yield _join(path, leaf), tensor
 
@@ -124,10 +132,6 @@ class ComponentWeights:
 
 def _join(path: str, leaf: str) -> str:
     return f"{path}.{leaf}" if path else leaf
-
-
-def _infos(layer: Mapping[str, Source]) -> dict[str, TensorInfo]:
-    return {leaf: source.info for leaf, source in layer.items()}
 
 
 def check_fit(
