@@ -23,9 +23,17 @@ from ltx_core.model.common.tiling import (
     split_by_size,
     trapezoidal_mask_1d,
 )
+from ltx_core.model.video_vae.clip import Clip
 from ltx_core.model.video_vae.config import VideoVaeConfig, detect_family
 from ltx_core.model.video_vae.frames import decode_video, to_frames
-from ltx_core.model.video_vae.ops import PerChannelStatistics, depth_to_space, patchify, space_to_depth, unpatchify
+from ltx_core.model.video_vae.ops import (
+    PerChannelStatistics,
+    depth_to_space,
+    patchify,
+    space_to_depth,
+    unpatchify,
+    use_channels_last,
+)
 from ltx_core.model.video_vae.tiling import TilePlan, TileSizeConfig, announced_chunks, tiled_decode, tiled_encode
 from ltx_core.model.video_vae.video_vae import DecodeConditioning, LatentDistribution, VideoDecoder, VideoEncoder
 
@@ -215,8 +223,8 @@ def test_bfloat16_channels_last_follows_float32() -> None:
     video = torch.randn(1, 3, 9, 32, 32).clamp(-1, 1)
     latent = encoder(video)
     frames = decoder(latent)
-    encoder.to(torch.bfloat16, memory_format=torch.channels_last_3d)
-    decoder.to(torch.bfloat16, memory_format=torch.channels_last_3d)
+    use_channels_last(encoder.to(torch.bfloat16))
+    use_channels_last(decoder.to(torch.bfloat16))
     half = encoder(video.contiguous(memory_format=torch.channels_last_3d))
     assert half.dtype == torch.bfloat16
     assert relative_error(half.float(), latent) < 0.02
@@ -225,6 +233,15 @@ def test_bfloat16_channels_last_follows_float32() -> None:
     assert relative_error(again, frames) < 0.05
     streamed = torch.cat(list(decoder.decode_streaming(latent)), dim=2)
     assert relative_error(streamed, frames) < 0.05
+
+
+@pytest.mark.parametrize("causal_clip", [True, False])
+def test_padding_in_time_keeps_channels_last(causal_clip: bool) -> None:
+    conv, clip = torch.nn.Identity(), Clip(causal=causal_clip, last=False)
+    x = torch.randn(2, 4, 5, 3, 3).contiguous(memory_format=torch.channels_last_3d)
+    for last in (False, False, True):
+        clip.last = last
+        assert clip.conv_window(conv, x, 1).is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @torch.no_grad()

@@ -48,9 +48,9 @@ class Clip:
         kept = self._frames.pop(owner, None)
         if not x.shape[2] and kept is None:
             return x
-        before = x[:, :, :1].expand(-1, -1, edge[0], -1, -1) if kept is None else kept
-        after = x[:, :, -1:].expand(-1, -1, edge[1] if self.last else 0, -1, -1)
-        x = torch.cat([before, x, after], dim=2)
+        before = [x[:, :, :1]] * edge[0] if kept is None else [kept]
+        after = [x[:, :, -1:] if x.shape[2] else before[-1][:, :, -1:]] * (edge[1] if self.last else 0)
+        x = torch.cat([*before, x, *after] if x.shape[2] else [*before, *after], dim=2)
         windows = max((x.shape[2] - kernel) // stride + 1, 0)
         if not self.last:
             self._frames[owner] = _own(x[:, :, windows * stride :])
@@ -62,7 +62,8 @@ class Clip:
         kept = self._frames.pop(owner, None)
         if kept is None and frames == x.shape[2]:
             return x
-        x = x if kept is None else torch.cat([kept, x], dim=2)
+        if kept is not None:
+            x = torch.cat([kept, x], dim=2) if x.shape[2] else kept
         if frames < x.shape[2]:
             self._frames[owner] = _own(x[:, :, frames:])
         return x[:, :, :frames]

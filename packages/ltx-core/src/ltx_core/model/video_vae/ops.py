@@ -17,6 +17,14 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def use_channels_last(network: nn.Module) -> nn.Module:
+    """Lay the weights of 3-D convolutions channels-last in memory, in place; activations then follow."""
+    for parameter in network.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return network
+
+
 def patchify(x: Tensor, patch_size_hw: int, patch_size_t: int = 1) -> Tensor:
     """Space to depth at the pixel end: ``[B, C, T*pt, H*p, W*p] -> [B, C*pt*p*p, T, H, W]``.
 
