@@ -1,0 +1,1 @@
+"""Ways to steer a denoiser from outside, as data."""

@@ -1,0 +1,181 @@
+"""Perturbations: which attention of which block is bypassed for which sample of a batch.
+
+Guidance compares a prediction with one made by a weakened model. The weakening is data: a list of
+``Perturbation(type, blocks)`` per sample. A transformer reads it as keep masks (1 keep, 0 perturbed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from ltx_core.errors import ConfigError
+
+
+class PerturbationType(IntEnum):
+    """What is bypassed.
+
+    A skipped self-attention passes the value projection of each token on in place of the attention result. A skipped
+    cross-modal attention adds nothing. The last two exist for LTX-Video's skip strategies.
+    """
+
+    SKIP_VIDEO_SELF_ATTN = 0
+    SKIP_AUDIO_SELF_ATTN = 1
+    SKIP_A2V_CROSS_ATTN = 2
+    SKIP_V2A_CROSS_ATTN = 3
+    PASS_VIDEO_SELF_ATTN_INPUT = 4  # the attention's input takes the place of its result
+    SKIP_VIDEO_BLOCK = 5  # the block's output is its input
+
+
+#: LTX-Video's skip strategies by their long and short names. ``residual`` perturbs nothing.
+SKIP_STRATEGIES: Mapping[str, PerturbationType | None] = {
+    "attention_values": PerturbationType.SKIP_VIDEO_SELF_ATTN,
+    "stg_av": PerturbationType.SKIP_VIDEO_SELF_ATTN,
+    "attention_skip": PerturbationType.PASS_VIDEO_SELF_ATTN_INPUT,
+    "stg_as": PerturbationType.PASS_VIDEO_SELF_ATTN_INPUT,
+    "residual": None,
+    "stg_r": None,
+    "transformer_block": PerturbationType.SKIP_VIDEO_BLOCK,
+    "stg_t": PerturbationType.SKIP_VIDEO_BLOCK,
+}
+
+#: True: every sample keeps the operation. False: none does. A float tensor [B, 1, 1]: 1 keep, 0 perturbed.
+Keep = Tensor | bool
+#: The keep of one block; an absent type is kept.
+BlockKeep = Mapping[PerturbationType, Keep]
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """One bypass: a type, and the block indices it holds in (None: all blocks)."""
+
+    type: PerturbationType
+    blocks: Sequence[int] | None = None
+
+    def holds(self, kind: PerturbationType, block: int) -> bool:
+        return self.type == kind and (self.blocks is None or block in self.blocks)
+
+
+@dataclass(frozen=True)
+class PerturbationConfig:
+    """The perturbations of one sample; the sample is perturbed where any of them holds."""
+
+    perturbations: Sequence[Perturbation] | None = None
+
+    def holds(self, kind: PerturbationType, block: int) -> bool:
+        return any(perturbation.holds(kind, block) for perturbation in self.perturbations or ())
+
+
+class BatchedPerturbationConfig:
+    """One ``PerturbationConfig`` per sample of a batch.
+
+    ``num_blocks``, ``device`` and ``dtype`` only set the defaults of ``mask`` and ``masks``; a transformer asks for
+    ``block_keeps`` with its own. Indices beyond the last block hold nowhere.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[PerturbationConfig],
+        num_blocks: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.configs = tuple(configs)
+        self.num_blocks = num_blocks
+        self.device = device
+        self.dtype = dtype
+        self._block_keeps: dict[tuple[int, torch.device, torch.dtype], tuple[BlockKeep, ...]] = {}
+
+    @classmethod
+    def empty(
+        cls,
+        batch_size: int,
+        num_blocks: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> BatchedPerturbationConfig:
+        """Nothing perturbed in any of ``batch_size`` samples."""
+        return cls([PerturbationConfig()] * batch_size, num_blocks, device, dtype)
+
+    @classmethod
+    def from_masks(cls, masks: Tensor) -> BatchedPerturbationConfig:
+        """From keep masks ``[type, block, sample]``, 1 keep and 0 perturbed; later types may be left out."""
+        kept = masks.to(device="cpu") > 0
+        num_types, num_blocks, batch_size = kept.shape
+
+        def perturbations(sample: int) -> Iterator[Perturbation]:
+            for kind in list(PerturbationType)[:num_types]:
+                if blocks := (~kept[kind, :, sample]).nonzero().flatten().tolist():
+                    yield Perturbation(kind, tuple(blocks))
+
+        configs = [PerturbationConfig(tuple(perturbations(sample))) for sample in range(batch_size)]
+        return cls(configs, num_blocks, masks.device, masks.dtype)
+
+    @classmethod
+    def from_skip_mask(cls, mask: Tensor, strategy: str) -> BatchedPerturbationConfig:
+        """From LTX-Video's skip mask ``[block, sample]`` (0 perturbed) and one of ``SKIP_STRATEGIES``.
+
+        Raises ``ConfigError`` for an unknown strategy.
+        """
+        if strategy not in SKIP_STRATEGIES:
+            raise ConfigError(f"skip strategy is {strategy!r}, expected one of {', '.join(SKIP_STRATEGIES)}")
+        masks = mask.new_ones((len(PerturbationType), *mask.shape))
+        if (kind := SKIP_STRATEGIES[strategy]) is not None:
+            masks[kind] = mask
+        return cls.from_masks(masks)
+
+    def __len__(self) -> int:
+        return len(self.configs)
+
+    def batch_slice(self, start: int, stop: int) -> BatchedPerturbationConfig:
+        """The samples ``start`` to ``stop`` (exclusive)."""
+        return BatchedPerturbationConfig(self.configs[start:stop], self.num_blocks, self.device, self.dtype)
+
+    def kept(self, kind: PerturbationType, block: int) -> tuple[bool, ...]:
+        """Per sample, whether the operation is kept."""
+        return tuple(not config.holds(kind, block) for config in self.configs)
+
+    def any_in_batch(self, kind: PerturbationType, block: int) -> bool:
+        """Whether some sample is perturbed."""
+        return not all(self.kept(kind, block))
+
+    def all_in_batch(self, kind: PerturbationType, block: int) -> bool:
+        """Whether every sample is perturbed."""
+        return not any(self.kept(kind, block))
+
+    def mask(self, kind: PerturbationType, block: int) -> Tensor:
+        """The keep mask ``[B, 1, 1]`` of one operation."""
+        return torch.tensor(self.kept(kind, block), device=self.device, dtype=self.dtype or torch.bool)[:, None, None]
+
+    def masks(self, num_blocks: int | None = None) -> Tensor:
+        """All keep masks ``[type, block, sample]`` of the four LTX-2 types.
+
+        Raises ``ConfigError`` when the number of blocks is neither given here nor known.
+        """
+        count = num_blocks if num_blocks is not None else self.num_blocks
+        if count is None:
+            raise ConfigError("num_blocks is None, expected the number of blocks of the model the masks are for")
+        kinds = list(PerturbationType)[: PerturbationType.SKIP_V2A_CROSS_ATTN + 1]
+        rows = [[self.kept(kind, block) for block in range(count)] for kind in kinds]
+        return torch.tensor(rows, device=self.device, dtype=self.dtype or torch.bool)
+
+    def block_keeps(self, num_blocks: int, device: torch.device, dtype: torch.dtype) -> tuple[BlockKeep, ...]:
+        """What each block keeps. Built once per (num_blocks, device, dtype), so a sampling loop copies no masks."""
+        key = (num_blocks, device, dtype)
+        if key not in self._block_keeps:
+            self._block_keeps[key] = tuple(self._block_keep(block, device, dtype) for block in range(num_blocks))
+        return self._block_keeps[key]
+
+    def _block_keep(self, block: int, device: torch.device, dtype: torch.dtype) -> BlockKeep:
+        keeps: dict[PerturbationType, Keep] = {}
+        for kind in PerturbationType:
+            kept = self.kept(kind, block)
+            if not any(kept):
+                keeps[kind] = False
+            elif not all(kept):
+                keeps[kind] = torch.tensor(kept, device=device, dtype=dtype)[:, None, None]
+        return keeps

@@ -1,0 +1,1 @@
+"""The audio-video diffusion transformer of LTX-2 and the video transformer of LTX-Video."""

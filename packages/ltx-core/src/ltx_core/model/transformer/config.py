@@ -1,0 +1,254 @@
+"""The transformer's configuration: one frozen value that covers every published model and each of its streams.
+
+LTX-2 19B, 2.3 and 2.5 and LTX-Video 0.9.x differ in these values only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ltx_core.errors import ConfigError
+from ltx_core.model.transformer.rope import RotaryEmbedding
+
+LTX2_CLASS = "AVTransformer3DModel"
+LTX_VIDEO_CLASS = "Transformer3DModel"
+STREAMS = ("video", "audio")
+
+#: What the networks are written for; a checkpoint that says otherwise is refused.
+COMMON_CONSTANTS: Mapping[str, Any] = {
+    "dropout": 0.0,
+    "attention_bias": True,
+    "num_vector_embeds": None,
+    "activation_fn": "gelu-approximate",
+    "num_embeds_ada_norm": 1000,
+    "use_linear_projection": False,
+    "only_cross_attention": False,
+    "double_self_attention": False,
+    "upcast_attention": False,
+    "standardization_norm": "rms_norm",
+    "norm_elementwise_affine": False,
+    "qk_norm": "rms_norm",
+    "positional_embedding_type": "rope",
+}
+LTX2_CONSTANTS: Mapping[str, Any] = {
+    **COMMON_CONSTANTS,
+    "cross_attention_norm": True,
+    "use_middle_indices_grid": True,
+}
+AUDIO_VIDEO_CONSTANTS: Mapping[str, Any] = {
+    "use_audio_video_cross_attention": True,
+    "share_ff": False,
+    "av_cross_ada_norm": True,
+}
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """One stream: its width is ``heads * head_dim``."""
+
+    heads: int
+    head_dim: int
+    in_channels: int
+    out_channels: int
+    max_pos: tuple[int, ...]  # rotary range per axis: seconds, then pixels for video
+    ff_bias: bool = True
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A transformer with a video stream, an audio stream, or both joined by cross-modal attention."""
+
+    num_layers: int
+    video: StreamConfig | None
+    audio: StreamConfig | None
+    caption_channels: int | None  # width of the text before its projection; None: text arrives as wide as the stream
+    norm_eps: float = 1e-6
+    qk_norm_eps: float = 1e-6
+    out_norm_eps: float = 1e-6
+    rope_type: str = "split"  # or "interleaved"
+    positional_embedding_theta: float = 10000.0
+    double_precision_rope: bool = True  # the frequency grid is computed in float64
+    use_middle_indices_grid: bool = True  # tokens sit at the middle of their bounds, not at the start
+    timestep_scale_multiplier: float = 1000
+    av_ca_timestep_scale_multiplier: float = 1
+    apply_gated_attention: bool = False  # a gate per head and query token in every attention
+    cross_attention_adaln: bool = False  # the text attention is modulated and gated too: nine rows instead of six
+    use_prompt_adaln_single: bool = False  # the text itself is modulated by the sample's noise level
+    use_keyframes_abs_pos_embedding: bool = False  # tokens of single pixel frames are marked
+    cross_attention_norm: bool = True  # the text attention's query is normalised
+    context_mask_penalty: float | None = None  # added to dropped text tokens as -penalty; None: the largest number
+
+    def __post_init__(self) -> None:
+        if self.rope_type not in ("split", "interleaved"):
+            raise ConfigError(f"rope_type is {self.rope_type!r}, expected 'split' or 'interleaved'")
+        if not self.streams:
+            raise ConfigError("the transformer has no stream, expected video, audio or both")
+        for name, stream in self.streams.items():
+            if stream.head_dim % 2:
+                raise ConfigError(f"{name} attention_head_dim is {stream.head_dim}, expected an even number")
+        if self.video and self.audio and self.video.heads != self.audio.heads:
+            raise ConfigError(
+                f"audio_num_attention_heads is {self.audio.heads}, expected num_attention_heads, {self.video.heads}"
+            )
+
+    @classmethod
+    def from_metadata(cls, config: Mapping[str, Any]) -> TransformerConfig:
+        """Read the ``transformer`` section of a checkpoint's ``config``.
+
+        Raises ``ConfigError`` when the section is missing, incomplete, or describes a network that is not built here.
+        """
+        section = config.get("transformer")
+        if not isinstance(section, Mapping):
+            raise ConfigError("config has no 'transformer' section, expected the sizes of the transformer there")
+        name = section.get("_class_name", LTX2_CLASS)
+        if name == LTX2_CLASS:
+            return _ltx2(section)
+        if name == LTX_VIDEO_CLASS:
+            return _ltx_video(section)
+        raise ConfigError(f"transformer _class_name is {name!r}, expected {LTX2_CLASS!r} or {LTX_VIDEO_CLASS!r}")
+
+    @property
+    def streams(self) -> dict[str, StreamConfig]:
+        """The streams there are, video first."""
+        pairs = (("video", self.video), ("audio", self.audio))
+        return {name: stream for name, stream in pairs if stream is not None}
+
+    def with_streams(self, *names: str) -> TransformerConfig:
+        """The same model with only the named streams: ``"video"``, ``"audio"`` or both."""
+        if unknown := [name for name in names if name not in self.streams]:
+            raise ConfigError(f"stream is {unknown[0]!r}, expected one of {', '.join(self.streams)}")
+        return replace(
+            self, video=self.video if "video" in names else None, audio=self.audio if "audio" in names else None
+        )
+
+    @property
+    def modulation_rows(self) -> int:
+        """Rows of a block's table: shift, scale and gate of two or three branches."""
+        return 9 if self.cross_attention_adaln else 6
+
+    @property
+    def has_static_text(self) -> bool:
+        """Whether text keys and values are the same at every step of a sampling loop."""
+        return not self.use_prompt_adaln_single
+
+    def self_rope(self, name: str) -> RotaryEmbedding:
+        """Rotary embedding of a stream's self-attention."""
+        stream = self.streams[name]
+        return self._rope(stream.width, stream.heads, stream.max_pos)
+
+    def cross_rope(self, name: str) -> RotaryEmbedding:
+        """Rotary embedding of a stream in the cross-modal attentions: time only, as wide as the audio stream."""
+        video, audio = self.streams["video"], self.streams["audio"]
+        return self._rope(audio.width, self.streams[name].heads, (max(video.max_pos[0], audio.max_pos[0]),))
+
+    def _rope(self, width: int, heads: int, max_pos: tuple[int, ...]) -> RotaryEmbedding:
+        return RotaryEmbedding(
+            width, heads, max_pos, self.positional_embedding_theta, self.rope_type, self.double_precision_rope
+        )
+
+
+def _ltx2(section: Mapping[str, Any]) -> TransformerConfig:
+    _check_constants(section, LTX2_CONSTANTS)
+    video = StreamConfig(
+        heads=section.get("num_attention_heads", 32),
+        head_dim=section.get("attention_head_dim", 128),
+        in_channels=section.get("in_channels", 128),
+        out_channels=section.get("out_channels", 128),
+        max_pos=tuple(section.get("positional_embedding_max_pos", (20, 2048, 2048))),
+        ff_bias=section.get("ff_bias", True),
+    )
+    _check_text_width(section, "cross_attention_dim", 4096, video)
+    adaln = section.get("cross_attention_adaln", False)
+    text_is_ready = section.get("caption_proj_before_connector", False)
+    return TransformerConfig(
+        num_layers=section.get("num_layers", 48),
+        video=video,
+        audio=_ltx2_audio(section),
+        caption_channels=None if text_is_ready else _required(section, "caption_channels"),
+        norm_eps=section.get("norm_eps", 1e-6),
+        qk_norm_eps=section.get("norm_eps", 1e-6),
+        out_norm_eps=section.get("norm_eps", 1e-6),
+        rope_type=section.get("rope_type", "split"),
+        positional_embedding_theta=section.get("positional_embedding_theta", 10000.0),
+        double_precision_rope=section.get("frequencies_precision") == "float64",
+        use_middle_indices_grid=True,
+        timestep_scale_multiplier=section.get("timestep_scale_multiplier", 1000),
+        av_ca_timestep_scale_multiplier=section.get("av_ca_timestep_scale_multiplier", 1),
+        apply_gated_attention=section.get("apply_gated_attention", False),
+        cross_attention_adaln=adaln,
+        use_prompt_adaln_single=adaln and section.get("use_prompt_adaln_single", True),
+        use_keyframes_abs_pos_embedding=section.get("use_keyframes_abs_pos_embedding", False),
+    )
+
+
+def _ltx2_audio(section: Mapping[str, Any]) -> StreamConfig | None:
+    """The audio stream; None when the section names no audio heads and no audio widths."""
+    if not any(key in section for key in ("audio_num_attention_heads", "audio_attention_head_dim")):
+        return None
+    _check_constants(section, AUDIO_VIDEO_CONSTANTS)
+    _required(section, "num_attention_heads")
+    audio = StreamConfig(
+        heads=_required(section, "audio_num_attention_heads"),
+        head_dim=section.get("audio_attention_head_dim", 64),
+        in_channels=section.get("audio_in_channels", 128),
+        out_channels=section.get("audio_out_channels", 128),
+        max_pos=tuple(section.get("audio_positional_embedding_max_pos", (20,))),
+        ff_bias=section.get("audio_ff_bias", True),
+    )
+    _check_text_width(section, "audio_cross_attention_dim", 2048, audio)
+    return audio
+
+
+def _ltx_video(section: Mapping[str, Any]) -> TransformerConfig:
+    _check_constants(section, {key: value for key, value in COMMON_CONSTANTS.items() if key in section})
+    if section.get("adaptive_norm", "single_scale_shift") != "single_scale_shift":
+        raise ConfigError(f"adaptive_norm is {section['adaptive_norm']!r}, expected 'single_scale_shift'")
+    video = StreamConfig(
+        heads=_required(section, "num_attention_heads"),
+        head_dim=_required(section, "attention_head_dim"),
+        in_channels=section.get("in_channels", 128),
+        out_channels=section.get("out_channels", 128),
+        max_pos=tuple(section.get("positional_embedding_max_pos", (20, 2048, 2048))),
+    )
+    _check_text_width(section, "cross_attention_dim", video.width, video)
+    return TransformerConfig(
+        num_layers=_required(section, "num_layers"),
+        video=video,
+        audio=None,
+        caption_channels=_required(section, "caption_channels"),
+        norm_eps=section.get("norm_eps", 1e-6),
+        qk_norm_eps=1e-5,
+        out_norm_eps=1e-6,
+        rope_type=section.get("rope_type", "interleaved"),
+        positional_embedding_theta=section.get("positional_embedding_theta", 10000.0),
+        double_precision_rope=section.get("frequencies_precision") == "float64",
+        use_middle_indices_grid=section.get("use_middle_indices_grid", False),
+        timestep_scale_multiplier=section.get("timestep_scale_multiplier", 1000),
+        cross_attention_norm=section.get("cross_attention_norm", False),
+        context_mask_penalty=10000.0,
+    )
+
+
+def _required(section: Mapping[str, Any], key: str) -> Any:
+    if section.get(key) is None:
+        raise ConfigError(f"transformer config has no {key!r}, expected a number")
+    return section[key]
+
+
+def _check_constants(section: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
+    for key, expected in constants.items():
+        if key not in section:
+            raise ConfigError(f"transformer config has no {key!r}, expected {expected!r}")
+        if section[key] != expected:
+            raise ConfigError(f"transformer config {key} is {section[key]!r}, expected {expected!r}")
+
+
+def _check_text_width(section: Mapping[str, Any], key: str, default: int, stream: StreamConfig) -> None:
+    if (width := section.get(key, default)) != stream.width:
+        raise ConfigError(f"transformer config {key} is {width}, expected the stream's width, {stream.width}")

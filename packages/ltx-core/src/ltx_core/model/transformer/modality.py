@@ -1,0 +1,116 @@
+"""What the transformer is given for one stream, as an immutable value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltx_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TimestepGroups:
+    """The distinct noise levels among a stream's tokens, so that modulation is computed once for each.
+
+    Text to video has one level, image to video two. Grouping reads the tensor's values, which stalls a GPU; a sampling
+    loop groups its denoise mask once and scales the groups at every step::
+
+        groups = TimestepGroups.of(denoise_mask)
+        at_step = groups.scaled(sigma)
+        Modality(timesteps=at_step.timesteps, timestep_groups=at_step, ...)
+    """
+
+    timesteps: Tensor  # [B, T, 1], [B, T], [B, 1] or [B]: the tensor that is grouped
+    values: Tensor  # [R] distinct levels
+    index: Tensor | None  # [B, T] row of each token; None: R = B and row b serves every token of sample b
+
+    @classmethod
+    def of(cls, timesteps: Tensor) -> TimestepGroups:
+        """Group ``timesteps`` by value."""
+        per_token = timesteps.reshape(timesteps.shape[0], -1)  # [B, 1 or T]
+        if per_token.shape[1] == 1 or bool((per_token == per_token[:, :1]).all()):
+            return cls(timesteps, per_token[:, 0], None)
+        values, index = torch.unique(per_token, return_inverse=True)
+        return cls(timesteps, values, index)
+
+    def scaled(self, sigma: Tensor | float) -> TimestepGroups:
+        """The groups of ``sigma * timesteps``; ``sigma`` is one number for the whole batch."""
+        return TimestepGroups(self.timesteps * sigma, self.values * sigma, self.index)
+
+    def batch_slice(self, start: int, stop: int) -> TimestepGroups:
+        """The samples ``start`` to ``stop`` (exclusive)."""
+        timesteps = self.timesteps[start:stop]
+        if self.index is None:
+            return TimestepGroups(timesteps, self.values[start:stop], None)
+        return TimestepGroups(timesteps, self.values, self.index[start:stop])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modality:
+    """Noisy tokens of one stream and what conditions them. The latent's dtype is the working dtype of the forward."""
+
+    latent: Tensor  # [B, T, C] patchified noisy tokens
+    timesteps: Tensor  # [B, T, 1], [B, T], [B, 1] or [B] float32: noise level in [0, 1] per token or per sample
+    positions: Tensor  # [B, n, T, 2] float32 bounds in seconds (and pixels); LTX-Video: [B, n, T] starts
+    context: Tensor  # [B, S, c] text features of this stream
+    sigma: Tensor | None = None  # [B] float32: the sample's noise level; None: its largest timestep
+    enabled: bool = True  # False: tokens stay as they are, and the other stream still attends to them
+    context_mask: Tensor | None = None  # [B, S] integers, 1 keep; or an additive float bias
+    attention_mask: Tensor | None = None  # [B, Tq, Tk] self-attention strengths in [0, 1]; [B, 1, T] broadcasts
+    keyframes_mask: Tensor | None = None  # [B, T, 1]; above 0 where a token encodes one single pixel frame
+    timestep_groups: TimestepGroups | None = None  # counts only while it describes this very ``timesteps`` tensor
+
+    @property
+    def batch_size(self) -> int:
+        return self.latent.shape[0]
+
+    @property
+    def per_token_timesteps(self) -> Tensor:
+        """``[B, T, 1]`` or ``[B, 1, 1]``."""
+        return self.timesteps.reshape(self.batch_size, -1, 1)
+
+    @property
+    def noise_level(self) -> Tensor:
+        """``[B]``: ``sigma``, else the largest timestep of each sample."""
+        if self.sigma is None:
+            return self.timesteps.reshape(self.batch_size, -1).amax(dim=1)
+        return self.sigma.reshape(-1).expand(self.batch_size)
+
+    def grouped_timesteps(self) -> TimestepGroups:
+        """The groups given, if they are of ``timesteps``, else computed."""
+        if self.timestep_groups is not None and self.timestep_groups.timesteps is self.timesteps:
+            return self.timestep_groups
+        return TimestepGroups.of(self.timesteps)
+
+    def batch_slice(self, start: int, stop: int) -> Modality:
+        """The samples ``start`` to ``stop`` (exclusive); tensors that broadcast over the batch stay whole."""
+        parts: dict[str, Any] = {
+            name: value[start:stop]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and value.ndim and value.shape[0] == self.batch_size
+        }
+        if self.timestep_groups is not None and self.timestep_groups.timesteps is self.timesteps:
+            groups = self.timestep_groups.batch_slice(start, stop)
+            parts |= {"timesteps": groups.timesteps, "timestep_groups": groups}
+        return replace(self, **parts)
+
+    def check(self, name: str, channels: int, context_width: int, axes: int) -> None:
+        """Refuse shapes the model cannot hold, as ``ConfigError`` that names the field of stream ``name``."""
+        batch, tokens = self.latent.shape[0], self.latent.shape[1]
+        if self.latent.ndim != 3 or self.latent.shape[2] != channels or tokens == 0:
+            raise ConfigError(_shape_error(name, "latent", self.latent, f"[B, T > 0, {channels}]"))
+        if self.timesteps.numel() not in (batch, batch * tokens) or self.timesteps.shape[0] != batch:
+            raise ConfigError(_shape_error(name, "timesteps", self.timesteps, f"[{batch}, {tokens}] or [{batch}]"))
+        if self.sigma is not None and self.sigma.numel() not in (1, batch):
+            raise ConfigError(_shape_error(name, "sigma", self.sigma, f"[{batch}]"))
+        if self.positions.ndim not in (3, 4) or self.positions.shape[1:3] != (axes, tokens):
+            raise ConfigError(_shape_error(name, "positions", self.positions, f"[{batch}, {axes}, {tokens}, 2]"))
+        if self.context.ndim != 3 or self.context.shape[2] != context_width:
+            raise ConfigError(_shape_error(name, "context", self.context, f"[{batch}, S, {context_width}]"))
+
+
+def _shape_error(stream: str, field: str, value: Tensor, expected: str) -> str:
+    return f"{stream} {field} has shape {list(value.shape)}, expected {expected}"
