@@ -107,9 +107,6 @@ def seeded() -> DecodeConditioning:
     return DecodeConditioning(timestep=0.1, noise=torch.Generator().manual_seed(1))
 
 
-# --- streaming --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("frames", [1, 2, 3, 9])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
@@ -194,9 +191,6 @@ def test_a_norm_over_time_does_not_stream() -> None:
         encoder.encode_streaming([torch.randn(1, 3, 2, 4, 4)])
     (frames,) = decode_video(decoder, torch.randn(1, 32, 2, 2, 2))
     assert frames.shape == (2, 4, 4, 3)
-
-
-# --- whole passes -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -316,9 +310,6 @@ def test_decoded_frames_are_rgb_of_the_first_item() -> None:
     assert to_frames(video).flatten().tolist() == [0.0, 0.5, 1.0]
 
 
-# --- config and names -------------------------------------------------------------------------------------------------
-
-
 def test_a_meta_build_takes_the_tensors_of_a_file() -> None:
     for layout in LAYOUTS:
         for network in make_networks(layout):
@@ -396,9 +387,6 @@ def test_a_config_without_a_vae_is_refused() -> None:
         VideoVaeConfig.from_metadata({"transformer": {}})
 
 
-# --- pixel and channel moves ------------------------------------------------------------------------------------------
-
-
 def test_patchify_puts_the_width_offset_before_the_height_offset() -> None:
     image = torch.arange(16.0).view(1, 1, 4, 4)
     assert patchify(image, 4).flatten().tolist() == image.transpose(2, 3).flatten().tolist()
@@ -423,9 +411,6 @@ def test_statistics_are_inverse() -> None:
     x = torch.randn(2, 3, 1, 2, 2)
     assert statistics.normalize(torch.full_like(x, 3.0))[0, :, 0, 0, 0].tolist() == [1.0, 0.25, 0.0]
     torch.testing.assert_close(statistics.un_normalize(statistics.normalize(x)), x)
-
-
-# --- tiles ------------------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 90), st.integers(2, 30), st.integers(0, 12))

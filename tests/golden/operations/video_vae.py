@@ -97,9 +97,6 @@ def recorded_noise(case: Case, prefix: str = "noise.") -> list[Tensor]:
     return [draws[str(index)] for index in range(len(draws))]
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------
-
-
 def patches(case: Case) -> dict[str, Tensor]:
     hw, t = case.args["patch_size_hw"], case.args["patch_size_t"]
     results = {"out.patched": patchify(case.inputs["x"], hw, t)}
@@ -152,9 +149,6 @@ def timestep_embedding(case: Case) -> dict[str, Tensor]:
     embedder.load_state_dict(linears)
     sinusoid = sinusoidal_embedding(timestep, case.args["dim"], float(case.args["max_period"]))
     return {"out.sinusoid": sinusoid, "out.embedding": embedder(timestep)}
-
-
-# --- blocks -----------------------------------------------------------------------------------------------------------
 
 
 def block_parts(index: int, block: nn.Module) -> dict[str, nn.Module]:
@@ -222,9 +216,6 @@ def group_norm_resnets(case: Case) -> dict[str, Tensor]:
     return {"out.y": block(case.inputs["x"], Clip(causal=case.args["causal"]))}
 
 
-# --- whole networks ---------------------------------------------------------------------------------------------------
-
-
 def check_scale_factors(case: Case, network: Network) -> None:
     if factors := case.args.get("scale_factors"):
         assert list(network.scale_factors) == factors
@@ -288,9 +279,6 @@ def ltxv_round_trip(case: Case) -> dict[str, Tensor]:
     conditioning = DecodeConditioning(case.args["decode_timestep"], case.args["decode_noise_scale"], noise)
     results["out.video"] = decoder(results["out.latent"], conditioning)
     return results
-
-
-# --- tiles ------------------------------------------------------------------------------------------------------------
 
 
 def masks(case: Case) -> dict[str, Tensor]:

@@ -48,9 +48,10 @@ class Clip:
         kept = self._frames.pop(owner, None)
         if not x.shape[2] and kept is None:
             return x
-        before = [x[:, :, :1]] * edge[0] if kept is None else [kept]
-        after = [x[:, :, -1:] if x.shape[2] else before[-1][:, :, -1:]] * (edge[1] if self.last else 0)
-        x = torch.cat([*before, x, *after] if x.shape[2] else [*before, *after], dim=2)
+        parts = [x[:, :, :1]] * edge[0] if kept is None else [kept]
+        parts += [x] if x.shape[2] else []
+        parts += [parts[-1][:, :, -1:]] * edge[1] if self.last else []
+        x = torch.cat(parts, dim=2)
         windows = max((x.shape[2] - kernel) // stride + 1, 0)
         if not self.last:
             self._frames[owner] = _own(x[:, :, windows * stride :])
