@@ -1,4 +1,4 @@
-"""Looks at and listens to a clip, and compares it with what was asked: attributes, timing, and the tie of sound to sight."""
+"""Looks at and listens to a clip, and compares it with what was asked: attributes, timing, and sound against sight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ltx_core.errors import ConfigError
 from ltx_tiny.exam.hearing import RATE, Hearing, envelope, find_onsets, listen, resample
 from ltx_tiny.exam.sight import Sight, look
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 ATTRIBUTES = ("colour", "shape", "size", "motion", "background", "camera", "sound", "pitch")
 EDGE = 0.08  # seconds at either end in which events are not timed
@@ -42,7 +42,13 @@ class Result:
         """Plain dictionaries, lists, strings and numbers; an event without any sound has lag None."""
         lags = [round(lag, 2) if np.isfinite(lag) else None for lag in self.lags_ms]
         tie = None if self.tie is None else round(self.tie, 4)
-        return {"stated": dict(self.stated), "found": dict(self.found), "correct": self.correct, "lags_ms": lags, "tie": tie}
+        return {
+            "stated": dict(self.stated),
+            "found": dict(self.found),
+            "correct": self.correct,
+            "lags_ms": lags,
+            "tie": tie,
+        }
 
 
 def examine(
@@ -71,10 +77,8 @@ def examine(
 
 def find_lags(events: Array, onsets: Array, seconds: float) -> tuple[float, ...]:
     """For each event away from the ends, the nearest onset less the event in ms; infinite where there is no onset."""
-    lags = []
-    for event in events[(events > EDGE) & (events < seconds - EDGE)]:
-        lags.append(1000.0 * float(min(onsets - event, key=abs)) if len(onsets) else np.inf)
-    return tuple(lags)
+    timed = events[(events > EDGE) & (events < seconds - EDGE)]
+    return tuple(_nearest(onsets, event) for event in timed)
 
 
 def find_tie(sight: Sight, hearing: Hearing) -> float | None:
@@ -127,4 +131,9 @@ def onset_shifts(before: NDArray[Any], after: NDArray[Any], rate: int = RATE) ->
     first, second = (
         find_onsets(*envelope(resample(np.asarray(wave, dtype=np.float64), rate))) for wave in (before, after)
     )
-    return tuple(1000.0 * float(min(second - onset, key=abs)) if len(second) else np.inf for onset in first)
+    return tuple(_nearest(second, onset) for onset in first)
+
+
+def _nearest(onsets: Array, instant: float) -> float:
+    """The onset nearest to an instant less it, in ms; infinite without onsets."""
+    return 1000.0 * float(min(onsets - instant, key=abs)) if len(onsets) else np.inf

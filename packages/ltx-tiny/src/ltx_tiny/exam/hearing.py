@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 UNKNOWN = "unknown"
 RATE = 16000  # Hz; other rates are resampled to this
@@ -92,7 +93,9 @@ def _half_rise(at: Array, level: Array, instant: float) -> float:
     if i == 0:
         return float(at[0])
     low, high = level[i - 1] ** 2, level[i] ** 2
-    return float(at[i - 1] + (at[i] - at[i - 1]) * np.clip(((floor + top) / 2 - low) / max(high - low, 1e-12), 0.0, 1.0))
+    return float(
+        at[i - 1] + (at[i] - at[i - 1]) * np.clip(((floor + top) / 2 - low) / max(high - low, 1e-12), 0.0, 1.0)
+    )
 
 
 def _pulses(audio: Array, at: Array, level: Array, onsets: Array) -> tuple[str, float]:

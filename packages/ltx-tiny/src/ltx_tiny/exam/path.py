@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx_tiny.world.motion import FADE
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 UNKNOWN = "unknown"
+MOST_REVERSALS = 7.0  # a second; what bounces turns round about four times
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Path:
     @classmethod
     def empty(cls, frames: int, fps: float) -> Path:
         """A path of nothing."""
-        return cls(*[np.full(frames, np.nan)] * 5, np.zeros(frames), fps)
+        none = np.full(frames, np.nan)
+        return cls(none, none, none, none, none, np.zeros(frames), fps)
 
     @property
     def seen(self) -> NDArray[np.bool_]:
@@ -56,12 +59,19 @@ def find_motion(path: Path) -> str:
     if abs(across) > 0.25:
         return "slides right" if across > 0 else "slides left"
     if np.ptp(y) > 0.1 and wandering > 1.6 * abs(down):
-        return "bounces"
+        return "bounces" if _reversals(y) < MOST_REVERSALS * len(y) / path.fps + 1 else UNKNOWN
     if abs(down) > 0.17:
         return "falls" if down > 0 else "rises"
     if abs(turn[-1] - turn[0]) > 1.2 * np.pi:
         return "spins"
     return "stays still" if np.ptp(x) < 0.1 and np.ptp(y) < 0.1 and np.ptp(turn) < 0.5 * np.pi else UNKNOWN
+
+
+def _reversals(values: Array) -> int:
+    """How often a track turns round, not counting the smallest steps."""
+    steps = np.diff(values)
+    signs = np.sign(steps[np.abs(steps) > 0.01])
+    return int(np.count_nonzero(np.diff(signs)))
 
 
 def find_events(path: Path, motion: str) -> Array:
@@ -79,7 +89,7 @@ def _impacts(path: Path) -> Array:
     """Between frames: where two arcs of the same gravity meet at their lowest point."""
     frames = np.flatnonzero(path.seen)
     y = path.y[frames]
-    found = []
+    found: list[tuple[int, float]] = []
     for i in range(2, len(y) - 2):
         low = y[max(i - 4, 0) : i + 5]
         if y[i] < low.max() or np.ptp(low) < 0.05 or (found and i - found[-1][0] < 4):
@@ -89,7 +99,7 @@ def _impacts(path: Path) -> Array:
     return np.array([instant for _, instant in found]) / path.fps
 
 
-def _meeting(t: Array, y: Array, guess: float) -> float:
+def _meeting(t: NDArray[Any], y: Array, guess: float) -> float:
     """The instant c that best fits y = a - b |t - c| + d (t - c)^2."""
     best, instant = np.inf, guess
     for c in guess + np.arange(-1.2, 1.21, 0.05):
@@ -112,7 +122,7 @@ def _turns(path: Path) -> Array:
     return (frames[steps] + part * (frames[steps + 1] - frames[steps])) / path.fps
 
 
-def _local(t: Array, values: Array, i: int) -> float:
+def _local(t: NDArray[Any], values: Array, i: int) -> float:
     """A straight line through the seven values around one, at that one."""
     around = slice(max(i - 3, 0), i + 4)
     return float(np.polyval(np.polyfit(t[around] - t[i], values[around], 1), 0.0))

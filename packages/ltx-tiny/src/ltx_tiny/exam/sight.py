@@ -6,7 +6,7 @@ number comes from the definition of the world or from the geometry of the pictur
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -29,14 +29,14 @@ MAX_SHAPE_ERROR = 0.2
 class Sight:
     """What was seen; words are ``UNKNOWN`` where nothing fits."""
 
-    background: str
-    camera: str
-    colour: str
-    shape: str
-    size: str
-    motion: str
     path: Path
-    events: Array  # seconds: impacts, turns or appearances
+    background: str = UNKNOWN
+    camera: str = UNKNOWN
+    colour: str = UNKNOWN
+    shape: str = UNKNOWN
+    size: str = UNKNOWN
+    motion: str = UNKNOWN
+    events: Array = field(default_factory=lambda: np.zeros(0))  # seconds: impacts, turns or appearances
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ def look(video: NDArray[np.uint8], fps: float) -> Sight:
     nothing = Path.empty(len(video), fps)
     background = find_background(pixels)
     if background == UNKNOWN:
-        return Sight(*[UNKNOWN] * 6, nothing, np.zeros(0))
-    pan, zoom = find_camera(pixels, background)
+        return Sight(nothing)
+    pan, zoom = find_camera(pixels)
     move = camera_move(pan, zoom)
     rest = remains(pixels, background, pan, zoom)
     blob = _locate(rest)
     if blob.seen.sum() < 3:
-        return Sight(background, move, *[UNKNOWN] * 4, nothing, np.zeros(0))
+        return Sight(nothing, background, move)
     crops = _crops(np.concatenate([pixels, rest[..., None]], axis=-1)[blob.seen], blob)
     colour, cover = crops[..., :3], np.clip(crops[..., 3] / blob.contrast, 0.0, 1.0)
     shape = find_shape(_firm(cover))
@@ -79,8 +79,8 @@ def look(video: NDArray[np.uint8], fps: float) -> Sight:
         fps=fps,
     )
     motion = find_motion(path)
-    events = find_events(path, motion)
-    return Sight(background, move, find_colour(colour, cover), shape, find_size(path, motion), motion, path, events)
+    size = find_size(path, motion)
+    return Sight(path, background, move, find_colour(colour, cover), shape, size, motion, find_events(path, motion))
 
 
 def _locate(rest: Pixels) -> _Blob:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,8 +11,8 @@ from ltx_tiny.world.motion import GROUND_Y, HORIZON_Y
 from ltx_tiny.world.picture import BOARD, VANISHING_Y, backdrop, grid
 from ltx_tiny.world.scene import BACKGROUNDS
 
-Array = NDArray[np.float64]
-Pixels = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
+Pixels = NDArray[np.floating[Any]]
 
 UNKNOWN = "unknown"
 WORK_SIDE = 128  # pixels of the shorter side that are looked at
@@ -21,11 +23,12 @@ def reduced(video: NDArray[np.uint8]) -> Pixels:
     """Means of square blocks ``[F, h, w, 3]``, so that the shorter side is about ``WORK_SIDE``."""
     frames, height, width, _ = video.shape
     block = max(min(height, width) // WORK_SIDE, 1)
-    height, width = height // block, width // block
-    cut = video[:, : height * block, : width * block]
-    if block == 1:
-        return cut.astype(np.float32)
-    return cut.reshape(frames, height, block, width, block, 3).mean(axis=(2, 4), dtype=np.float32)
+    bottom, right = height // block * block, width // block * block
+    total = np.zeros((frames, height // block, width // block, 3), dtype=np.float32)
+    for row in range(block):
+        for column in range(block):
+            total += video[:, row:bottom:block, column:right:block]
+    return total / block**2
 
 
 def find_background(pixels: Pixels) -> str:
@@ -43,12 +46,12 @@ def find_background(pixels: Pixels) -> str:
     return best if errors[best] < MAX_BACKDROP_ERROR else UNKNOWN
 
 
-def find_camera(pixels: Pixels, background: str) -> tuple[Array, Array]:
+def find_camera(pixels: Pixels) -> tuple[Array, Array]:
     """Where the camera looks and its zoom, each ``[F]``: the horizon gives the zoom, the floor boards the place."""
     height, width = pixels.shape[1:3]
     side = min(height, width)
     x, y = grid(height, width)
-    zoom = _line(np.clip(_horizon(pixels, background, x, y) / HORIZON_Y, 0.8, 1.25))
+    zoom = _line(np.clip(_horizon(pixels, y) / HORIZON_Y, 0.8, 1.25))
     rows = np.flatnonzero(y > 0.5 - 8.0 / side)
     luminance = pixels[:, rows].mean(axis=-1)
     ripple = luminance / luminance.mean(axis=2, keepdims=True) - 1.0
@@ -86,15 +89,16 @@ def remains(pixels: Pixels, background: str, pan: Array, zoom: Array) -> Pixels:
     return out
 
 
-def _horizon(pixels: Pixels, background: str, x: Pixels, y: Pixels) -> Array:
+def _horizon(pixels: Pixels, y: Pixels) -> Array:
     """The height of the horizon at the left and right border, in screen units: ``[F]``."""
     side = min(pixels.shape[1:3])
     rim = max(side // 10, 2)
-    beside = np.array([HORIZON_Y - 0.04, HORIZON_Y + 0.04], dtype=np.float32)
-    wall, floor = backdrop(background, x, beside)[:, [0, 1, -2, -1]].mean(axis=1)
     band = np.flatnonzero(np.abs(y - HORIZON_Y) < 0.05)
     columns = np.concatenate([pixels[:, band, :rim], pixels[:, band, -rim:]], axis=2)
-    on_floor = np.clip((columns - wall) @ (floor - wall) / np.sum((floor - wall) ** 2), 0.0, 1.0)
+    wall, floor = columns[:, :2].mean(axis=1, keepdims=True), columns[:, -2:].mean(axis=1, keepdims=True)
+    step = floor - wall
+    power = np.maximum(np.sum(step * step, axis=-1), 1.0)
+    on_floor = np.clip(np.sum((columns - wall) * step, axis=-1) / power, 0.0, 1.0)
     return y[band[-1]] + 0.5 / side - np.median(on_floor.sum(axis=1), axis=1) / side
 
 
@@ -103,8 +107,8 @@ def _line(values: Array) -> Array:
     u = np.linspace(0.0, 1.0, len(values))
     eased = 0.5 * u + 0.5 * u * u * (3.0 - 2.0 * u)
     basis = np.stack([1.0 - eased, eased], axis=1)
-    weight = np.ones(len(values))
-    ends = np.zeros(2)
+    weight: Array = np.ones(len(values))
+    ends: Array = np.zeros(2)
     for _ in range(4):
         ends = np.linalg.lstsq(basis * weight[:, None], values * weight, rcond=None)[0]
         error = np.abs(values - basis @ ends)

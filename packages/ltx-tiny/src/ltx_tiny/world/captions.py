@@ -62,7 +62,12 @@ MOTION = {  # finite and participle
         ("moves from left to right", "moving from left to right"),
     ),
     "rises": (("rises", "rising"), ("floats up", "floating up"), ("goes up", "going up")),
-    "falls": (("falls", "falling"), ("sinks", "sinking"), ("floats down", "floating down"), ("goes down", "going down")),
+    "falls": (
+        ("falls", "falling"),
+        ("sinks", "sinking"),
+        ("floats down", "floating down"),
+        ("goes down", "going down"),
+    ),
     "spins": (("spins", "spinning"), ("turns round and round", "turning round and round"), ("rotates", "rotating")),
     "grows": (("grows", "growing"), ("gets bigger", "getting bigger"), ("grows larger", "growing larger")),
     "shrinks": (("shrinks", "shrinking"), ("gets smaller", "getting smaller")),
@@ -199,8 +204,8 @@ def vocabulary() -> frozenset[str]:
     phrases = [FIXED, *NOUNS_UNSAID, *PLACES, *BACKGROUND, *JOINS]
     for table in (WORDS, WALLS, CAMERA):
         phrases += [phrase for options in table.values() for phrase in options]
-    for table in (MOTION, SOUND):
-        phrases += [phrase for options in table.values() for pair in options for phrase in pair]
+    phrases += [phrase for options in MOTION.values() for pair in options for phrase in pair]
+    phrases += [phrase for places in SOUND.values() for options in places for phrase in options]
     return frozenset(re.findall(r"[a-z]+", re.sub(r"{\w}", " ", " ".join(phrases))))
 
 

@@ -1,19 +1,20 @@
 """Where everything is at each instant: the tracks of the bodies, the camera, and the instants that make a sound.
 
-``track`` and ``events`` are what the pictures and the sounds are both made from, so they agree by construction, and what
-the exam takes as the truth.
+``track`` and ``events`` are what the pictures and the sounds are both made from, so they agree by construction; they
+are also what the exam's detectors are tested against.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx_tiny.world.scene import RADIUS, Body, Scene
 
-Array = NDArray[np.floating]
+Array = NDArray[np.floating[Any]]
 
 GROUND_Y = 0.34  # where things stand
 HORIZON_Y = 0.15  # where the wall meets the floor
@@ -60,7 +61,7 @@ def track(scene: Scene, body: Body, t: Array) -> Track:
     angle = np.full_like(t, body.tilt)
     alpha = np.ones_like(t)
     radius = np.full_like(t, RADIUS[body.size])
-    height = np.zeros_like(t)
+    height: Array = np.zeros_like(t)
     cycles = t / body.period + body.phase
     if body.motion == "bounces":
         u = cycles % 1.0
@@ -72,13 +73,13 @@ def track(scene: Scene, body: Body, t: Array) -> Track:
     elif body.motion == "falls":
         height = 0.02 + CLIMB * (1.0 - p)
     elif body.motion == "spins":
-        height = 0.1 + body.y
+        height = height + 0.1 + body.y
         angle = 2.0 * np.pi * cycles
     elif body.motion in ("grows", "shrinks"):
         bigger = p if body.motion == "grows" else 1.0 - p
         radius = RADIUS["small"] + (RADIUS["large"] - RADIUS["small"]) * bigger
     elif body.motion == "blinks":
-        height = 0.04 + body.y
+        height = height + 0.04 + body.y
         alpha = _blink((cycles % 1.0) * body.period, BLINK_ON * body.period)
     y = GROUND_Y - radius * FOOT[body.shape] - height
     return Track(x, y, radius, angle, alpha)

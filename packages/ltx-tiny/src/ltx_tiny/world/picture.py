@@ -6,13 +6,16 @@ distance to them, at any size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ltx_tiny.world.motion import GROUND_Y, HORIZON_Y, camera, track
-from ltx_tiny.world.scene import COLOURS, Scene
+from ltx_tiny.world.scene import COLOURS, Body, Scene
 
-Float = NDArray[np.float32]
+Float = NDArray[np.floating[Any]]
 Image = NDArray[np.uint8]
 
 BACKDROPS = {  # wall at the top, wall at the horizon, floor far, floor near; sRGB
@@ -35,6 +38,17 @@ BEVEL = {"ball": 1.0, "ring": RING[1], "box": 0.34, "triangle": 0.34, "star": 0.
 MARK = {"ring": (0.75, 0.17), "other": (0.5, 0.22)}  # the pale dot: distance from the centre, radius
 LIGHT = np.array([-0.42, -0.62, 0.66], dtype=np.float32)
 HALF = np.array([-0.23, -0.34, 0.91], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a body is on the screen in one frame, in screen units."""
+
+    x: float
+    y: float
+    radius: float
+    ground: float  # the height of the floor under it
+    alpha: float
 
 
 def backdrop(name: str, x: Float, y: Float) -> Float:
@@ -84,20 +98,20 @@ def distance(shape: str, x: Float, y: Float) -> Float:
     return np.hypot(u - along * du, v - along * dv) * side - rounding
 
 
-def shade(shape: str, colour: str, x: Float, y: Float, angle: float, pixel: float) -> tuple[Float, Float]:
-    """Colour ``[h, w, 3]`` and coverage ``[h, w]`` of a body of radius 1 at screen offsets ``x [w]``, ``y [h]``."""
+def shade(body: Body, x: Float, y: Float, angle: float, pixel: float) -> tuple[Float, Float]:
+    """Colour ``[h, w, 3]`` and coverage ``[h, w]`` of a body of radius 1 at offsets ``x [w]``, ``y [h]`` on screen."""
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     own_x, own_y = x * cos + y[:, None] * sin, y[:, None] * cos - x * sin
-    outline = distance(shape, own_x, own_y)
+    outline = distance(body.shape, own_x, own_y)
     cover = np.clip(0.5 - outline / pixel, 0.0, 1.0)
     slope_y, slope_x = np.gradient(outline, pixel)
-    bevel = BEVEL[shape]
+    bevel = BEVEL[body.shape]
     lean = np.clip(1.0 + outline / bevel, 0.0, 1.0)
     facing = np.sqrt(1.0 - lean * lean)
     lit = lean * (slope_x * LIGHT[0] + slope_y * LIGHT[1]) + facing * LIGHT[2]
     gleam = lean * (slope_x * HALF[0] + slope_y * HALF[1]) + facing * HALF[2]
-    base = np.array(COLOURS[colour], dtype=np.float32)
-    away, dot = MARK.get(shape, MARK["other"])
+    base = np.array(COLOURS[body.colour], dtype=np.float32)
+    away, dot = MARK.get(body.shape, MARK["other"])
     mark = np.clip(0.5 - (np.hypot(own_x, own_y + away) - dot) / pixel, 0.0, 1.0)[..., None]
     paint = base + (np.array([255, 250, 240], dtype=np.float32) - base) * mark
     paint = paint * (0.62 + 0.5 * np.maximum(lit, 0.0))[..., None]
@@ -109,47 +123,55 @@ def draw(scene: Scene, frames: int, height: int, width: int, fps: float) -> Imag
     """All frames of a scene: uint8 ``[F, H, W, 3]``."""
     t = np.arange(frames) / fps
     x, y = grid(height, width)
-    side = min(height, width)
     view = camera(scene, t)
     tracks = [(body, track(scene, body, t)) for body in scene.bodies]
     video = np.empty((frames, height, width, 3), dtype=np.uint8)
     moving = scene.camera != "still"
     for f in range(frames):
-        zoom = np.float32(view.zoom[f])
+        zoom = view.zoom[f]
         if moving or f == 0:
-            empty = (backdrop(scene.background, x / zoom + np.float32(view.x[f]), y / zoom) + 0.5).astype(np.uint8)
+            columns, rows = (x / zoom + view.x[f]).astype(np.float32), (y / zoom).astype(np.float32)
+            empty = (backdrop(scene.background, columns, rows) + 0.5).astype(np.uint8)
         video[f] = empty
         for body, path in tracks:
-            if path.alpha[f] <= 0.0:
-                continue
-            place = ((path.x[f] - view.x[f]) * zoom, path.y[f] * zoom, path.radius[f] * zoom)
-            _shadow(video[f], place, GROUND_Y * zoom, side, path.alpha[f])
-            patch = _patch(video[f], place[0], place[1], 1.25 * place[2], 1.25 * place[2], side)
-            if patch is not None:
-                pixels, px, py = patch
-                colour, cover = shade(body.shape, body.colour, px / place[2], py / place[2], path.angle[f], 1 / side / place[2])
-                _mix(pixels, colour, cover * path.alpha[f])
+            if path.alpha[f] > 0.0:
+                x_on_screen = (path.x[f] - view.x[f]) * zoom
+                place = Place(x_on_screen, path.y[f] * zoom, path.radius[f] * zoom, GROUND_Y * zoom, path.alpha[f])
+                _shadow(video[f], place)
+                _body(video[f], place, body, path.angle[f])
     return video
 
 
-def _shadow(frame: Image, place: tuple[float, float, float], ground: float, side: int, alpha: float) -> None:
+def _shadow(frame: Image, place: Place) -> None:
     """Darken the floor under a body; wider and fainter the higher it is."""
-    x, y, radius = place
-    lift = max(ground - y - radius, 0.0)
-    wide = radius * 1.25 + 0.25 * lift
+    lift = max(place.ground - place.y - place.radius, 0.0)
+    wide = place.radius * 1.25 + 0.25 * lift
     tall = 0.24 * wide
-    patch = _patch(frame, x, ground, wide, tall, side)
-    if patch is None:
-        return
-    pixels, px, py = patch
-    inside = np.maximum(1.0 - (px / wide) ** 2 - ((py / tall) ** 2)[:, None], 0.0)
-    dark = 1.0 - (alpha * 0.62 / (1.0 + 4.0 * lift)) * inside
-    pixels[:] = (pixels * dark[..., None] + 0.5).astype(np.uint8)
+    patch = _patch(frame, place.x, place.ground, wide, tall)
+    if patch is not None:
+        pixels, x, y = patch
+        inside = np.maximum(1.0 - (x / wide) ** 2 - ((y / tall) ** 2)[:, None], 0.0)
+        dark = 1.0 - (place.alpha * 0.62 / (1.0 + 4.0 * lift)) * inside
+        pixels[:] = (pixels * dark[..., None] + 0.5).astype(np.uint8)
 
 
-def _patch(frame: Image, x: float, y: float, wide: float, tall: float, side: int) -> tuple[Image, Float, Float] | None:
+def _body(frame: Image, place: Place, body: Body, angle: float) -> None:
+    """Blend a body into a frame."""
+    reach = 1.25 * place.radius
+    patch = _patch(frame, place.x, place.y, reach, reach)
+    if patch is not None:
+        pixels, x, y = patch
+        pixel = 1.0 / (min(frame.shape[:2]) * place.radius)
+        scale = np.float32(place.radius)
+        colour, cover = shade(body, x / scale, y / scale, angle, pixel)
+        under = pixels.astype(np.float32)
+        pixels[:] = (under + (colour - under) * (cover * place.alpha)[..., None] + 0.5).astype(np.uint8)
+
+
+def _patch(frame: Image, x: float, y: float, wide: float, tall: float) -> tuple[Image, Float, Float] | None:
     """The pixels within (wide, tall) of a screen point, and their offsets from it; None if there are none."""
     height, width = frame.shape[:2]
+    side = min(height, width)
     column, row = x * side + width / 2, y * side + height / 2
     left, right = max(int(column - wide * side) - 1, 0), min(int(column + wide * side) + 2, width)
     top, bottom = max(int(row - tall * side) - 1, 0), min(int(row + tall * side) + 2, height)
@@ -158,8 +180,3 @@ def _patch(frame: Image, x: float, y: float, wide: float, tall: float, side: int
     px = ((np.arange(left, right) + 0.5 - column) / side).astype(np.float32)
     py = ((np.arange(top, bottom) + 0.5 - row) / side).astype(np.float32)
     return frame[top:bottom, left:right], px, py
-
-
-def _mix(pixels: Image, colour: Float, cover: Float) -> None:
-    under = pixels.astype(np.float32)
-    pixels[:] = (under + (colour - under) * cover[..., None] + 0.5).astype(np.uint8)

@@ -146,10 +146,10 @@ def split(scene: Scene) -> str:
     return "held_out" if kept else "train"
 
 
-def cameras_for(motion: str) -> tuple[str, ...]:
-    """The camera moves that do not hide or undo a motion."""
+def cameras_for(motion: str, size: str) -> tuple[str, ...]:
+    """The camera moves that neither hide nor undo a motion, and keep the body in the picture."""
     if motion.startswith("slides"):
-        return ("still", "zooms in", "zooms out")
+        return ("still", "zooms in", "zooms out") if size == "small" else ("still",)
     if motion in ("grows", "shrinks"):
         return ("still", "pans left", "pans right")
     return CAMERAS
@@ -175,8 +175,8 @@ def _sample(rng: np.random.Generator, seconds: float) -> Scene:
         pitch = pitch if rng.random() < 0.6 else None
     elif motion not in PITCHED:
         pitch = None
-    moving = cameras_for(motion)[1:]
-    camera = str(rng.choice(moving)) if rng.random() < 0.4 else "still"
+    moves = cameras_for(motion, size)[1:]
+    camera = str(rng.choice(moves)) if moves and rng.random() < 0.4 else "still"
     room = 0.03 if motion.startswith("slides") else 0.34 - RADIUS["large" if motion in ("grows", "shrinks") else size]
     room = max(room - (0.1 if camera.startswith("pans") else 0.0), 0.02)
     body = Body(

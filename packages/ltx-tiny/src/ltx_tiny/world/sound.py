@@ -49,7 +49,7 @@ def play(scene: Scene, seconds: float, rate: int = SAMPLE_RATE) -> Wave:
         path = track(scene, body, t)
         left_right = np.clip((path.x - view.x) * view.zoom * PAN_WIDTH + 0.5, 0.0, 1.0) * (np.pi / 2)
         out += _voice(scene, body, t) * np.stack([np.cos(left_right), np.sin(left_right)])
-    return np.clip(out / np.sqrt(len(scene.bodies)), -1.0, 1.0).astype(np.float32)
+    return np.clip(out / np.sqrt(max(len(scene.bodies), 1)), -1.0, 1.0).astype(np.float32)
 
 
 def _voice(scene: Scene, body: Body, t: NDArray[np.float64]) -> NDArray[np.float64]:
