@@ -71,9 +71,10 @@ class Case:
 
     @property
     def weights_path(self) -> Path:
-        """The checkpoint beside the case: its own, or the one `args.weights` names."""
-        named = self.args.get("weights") if isinstance(self.args.get("weights"), str) else None
-        return self.directory / (named or f"{self.name}.weights.safetensors")
+        """The checkpoint beside the case: its own, or that of the case or file `args.weights` names."""
+        named = self.args.get("weights")
+        name = named if isinstance(named, str) else self.name
+        return self.directory / (name if name.endswith(".safetensors") else f"{name}.weights.safetensors")
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
