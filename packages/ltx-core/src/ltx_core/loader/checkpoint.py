@@ -18,7 +18,7 @@ from ltx_core.loader.layouts import Part, as_paths, find_files, open_file, read_
 from ltx_core.loader.lora import Lora, is_lora
 from ltx_core.loader.metadata import Version, detect_version
 from ltx_core.loader.quantization import QuantizationPolicy, policy_named
-from ltx_core.loader.weights import ComponentWeights, Source, check_fit
+from ltx_core.loader.weights import ComponentWeights, Kind, Source, check_fit
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +102,10 @@ class Checkpoint:
 
     def network_config(self, name: str) -> Any:
         """The frozen config of a component's network; ``CheckpointError`` when the files describe none."""
-        spec = COMPONENTS[name]
         config, sources = self.component_config(name), self.sources(name)
+        spec = COMPONENTS[name]
+        if not spec.network:
+            raise CheckpointError(f"{name} is not built from a checkpoint alone, ltx_core.text_encoders loads it")
         if not config:
             raise CheckpointError(f"{self._where(name)} carries no config in its metadata, {name} cannot be built")
         _check_counts(self._where(name), config, len(sources))
@@ -157,8 +159,11 @@ class Checkpoint:
         """The network on the meta device, checked against the files, the policy's layers in place."""
         spec, network = COMPONENTS[weights.name], self._construct(weights.name)
         with torch.device("meta"):
-            expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-            given = weights.shapes()
+            expected = {
+                key: Kind(tuple(tensor.shape), tensor.is_floating_point())
+                for key, tensor in network.state_dict().items()
+            }
+            given = weights.kinds()
             for name in spec.spare:
                 if (name in expected) != (name in given):
                     expected.pop(name, None), given.pop(name, None)
@@ -173,9 +178,8 @@ class Checkpoint:
 
     def sources(self, name: str) -> dict[str, Source]:
         """Where each tensor of a component lies, by module name."""
-        spec = COMPONENTS[name]
         found = {key: source for part in self.parts_of(name) for key, source in part.sources(name).items()}
-        return {key: source for key, source in found.items() if not key.startswith(spec.elsewhere)}
+        return {key: source for key, source in found.items() if not key.startswith(COMPONENTS[name].elsewhere)}
 
     def parts_of(self, name: str) -> list[Part]:
         """The parts a component is read from; ``CheckpointError`` when there is none or several would do."""

@@ -38,7 +38,6 @@ AUDIO_PARTS = (
     "audio_adaln_single",
     "audio_prompt",
     "audio_scale_shift_table",
-    "audio_caption_projection",
 )
 
 
@@ -74,15 +73,13 @@ def _load(path: str) -> Any:
 def _half_of_vae(prefix: str, bare: bool, half: str, network: str, config: str) -> ComponentSpec:
     outer = (f"{prefix}.", "") if bare else (f"{prefix}.",)
     prefixes = {f"{start}{half}.": "" for start in outer} | {f"{start}{STATISTICS}": STATISTICS for start in outer}
-    markers = (
-        f"{prefix}.{half}.",
-        *((f"{half}.conv_in.", f"{half}.down_blocks.", f"{half}.up_blocks.") if bare else ()),
-    )
+    bare_markers = (f"{half}.conv_in.", f"{half}.down_blocks.", f"{half}.up_blocks.") if bare else ()
     return ComponentSpec(
         keys=strip_prefixes(prefixes),
-        markers=markers,
+        markers=(f"{prefix}.{half}.", *bare_markers),
         network=network,
         config=config,
+        spare=LTXV_STATISTICS,
     )
 
 

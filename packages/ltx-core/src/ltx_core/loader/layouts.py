@@ -52,10 +52,10 @@ class Part:
 
 
 def find_files(path: Path) -> list[Path]:
-    """The safetensors files of a folder or hub snapshot, sorted; of a diffusers folder those of its parts."""
+    """The safetensors files of a folder or hub snapshot, sorted; of a diffusers folder its transformer's."""
     if not path.is_dir():
         return [path]
-    pattern = "*/*.safetensors" if (path / DIFFUSERS_INDEX).is_file() else "**/*.safetensors"
+    pattern = "transformer/*.safetensors" if (path / DIFFUSERS_INDEX).is_file() else "**/*.safetensors"
     found = [file for file in path.glob(pattern) if not _is_hidden(file.relative_to(path))]
     if not found:
         raise CheckpointError(f"{path} is a folder without any safetensors file")

@@ -133,7 +133,7 @@ NVFP4_LAYERS = re.compile(
 
 
 def _nvfp4_cast_covers(path: str, infos: LayerInfos) -> bool:
-    return NVFP4_LAYERS.fullmatch(path) is not None
+    return NVFP4_LAYERS.fullmatch(path) is not None and infos["weight"].shape[-1] % nvfp4.BLOCK == 0
 
 
 def _nvfp4_cast_load(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:

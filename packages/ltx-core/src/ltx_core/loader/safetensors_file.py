@@ -188,9 +188,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a safetensors file: its header is not JSON ({error})") from error
     if not isinstance(header, dict):
-        raise CheckpointError(
-            f"{path} is not a safetensors file: its header is {type(header).__name__}, expected object"
-        )
+        raise CheckpointError(f"{path} is not a safetensors file: its header is no JSON object")
     return header, 8 + length, size
 
 

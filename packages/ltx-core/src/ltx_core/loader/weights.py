@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,16 @@ class Source:
 
     def read(self) -> Tensor:
         return self.file.read(self.key)
+
+
+class Kind(NamedTuple):
+    """What must agree between a file and a network."""
+
+    shape: tuple[int, ...]
+    is_float: bool
+
+    def __str__(self) -> str:
+        return f"{list(self.shape)}{'' if self.is_float else ' of integers'}"
 
 
 @dataclass(frozen=True)
@@ -75,27 +86,29 @@ class ComponentWeights:
         """What the files store for one module."""
         return {leaf: source.info for leaf, source in self.layers[path].items()}
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def kinds(self) -> dict[str, Kind]:
         """What a plain network must hold: logical shapes by module name, without scales."""
-        result = {}
-        for path, layer in self.layers.items():
-            for leaf, source in layer.items():
-                if leaf in COMPANIONS and "weight" in layer:
-                    continue
-                packed = leaf == "weight" and self.policy is not None and path in self.quantized
-                shape = source.info.shape
-                result[_join(path, leaf)] = self.policy.file_shape(shape) if packed and self.policy else shape
-        return result
+        return {_join(path, leaf): kind for path in self.layers for leaf, kind in self._layer_kinds(path).items()}
+
+    def _layer_kinds(self, path: str) -> dict[str, Kind]:
+        infos = self.infos(path)
+        scales = COMPANIONS if "weight" in infos else frozenset()
+        kinds = {leaf: Kind(i.shape, i.dtype.is_floating_point) for leaf, i in infos.items() if leaf not in scales}
+        if self.policy is not None and path in self.quantized:
+            kinds["weight"] = Kind(self.policy.file_shape(kinds["weight"].shape), True)
+        return kinds
 
     def load_layer(self, path: str, loras: Sequence[Lora] = ()) -> dict[str, Tensor]:
         """The tensors of one module by their last name part, on the device, adapters fused in."""
         policy = self.policy if path in self.quantized else None
         delta = weight_delta(loras, path, self.device, policy.delta_dtype if policy else torch.float32)
         load = LayerLoad(self.dtype, delta, bias_delta(loras, path, self.device))
-        raw = {leaf: source.read().to(self.device) for leaf, source in self.layers[path].items()}
         for leaf, change in (("weight", load.weight_delta), ("bias", load.bias_delta)):
-            if change is not None and leaf in raw:
-                self._check_delta(_join(path, leaf), change, loras)
+            kind = self._layer_kinds(path).get(leaf)
+            if change is not None and kind is not None and tuple(change.shape) != kind.shape:
+                files = ", ".join(str(lora.path) for lora in loras)
+                raise CheckpointError(f"{files}: {_join(path, leaf)} is changed by {list(change.shape)}, but is {kind}")
+        raw = {leaf: source.read().to(self.device) for leaf, source in self.layers[path].items()}
         return policy.load(raw, load) if policy else load_plain(raw, load)
 
     def state_dict(self, loras: Sequence[Lora] = ()) -> dict[str, Tensor]:
@@ -123,27 +136,19 @@ class ComponentWeights:
         for leaf, tensor in self.load_layer(path, loras).items():
             yield _join(path, leaf), tensor
 
-    def _check_delta(self, name: str, delta: Tensor, loras: Sequence[Lora]) -> None:
-        expected = self.shapes()[name]
-        if tuple(delta.shape) != expected:
-            files = ", ".join(str(lora.path) for lora in loras)
-            raise CheckpointError(f"{files}: {name} is changed by shape {tuple(delta.shape)}, the model has {expected}")
-
 
 def _join(path: str, leaf: str) -> str:
     return f"{path}.{leaf}" if path else leaf
 
 
-def check_fit(
-    where: str, name: str, expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
-) -> None:
+def check_fit(where: str, name: str, expected: Mapping[str, Kind], given: Mapping[str, Kind]) -> None:
     """Refuse a file that does not fill a network exactly, with the first ten of each kind of misfit in one line."""
     shared = expected.keys() & given.keys()
     wrong = sorted(key for key in shared if expected[key] != given[key])
     lists = {
         "missing": sorted(expected.keys() - given.keys()),
         "unexpected": sorted(given.keys() - expected.keys()),
-        "misshapen": [f"{key} {list(given[key])} instead of {list(expected[key])}" for key in wrong],
+        "misshapen": [f"{key} {given[key]} instead of {expected[key]}" for key in wrong],
     }
     parts = [f"{len(items)} {kind}: {_first(items)}" for kind, items in lists.items() if items]
     if parts:
