@@ -88,7 +88,7 @@ class TestWaveform:
         torch.testing.assert_close(result[1, 0, middle], expected[middle], rtol=0, atol=3e-3)
 
     def test_resample_equals_its_defining_sum(self):
-        wave, kernel = torch.randn(37, dtype=torch.float64), resample_kernel(3, 2, torch.float64)
+        wave, kernel = torch.randn(37, dtype=torch.float64), resample_kernel(3, 2, torch.float64, torch.device("cpu"))
         half, result = (kernel.shape[1] - 3) // 2, resample(wave, 3, 2)
         for index, value in enumerate(result):
             n, j = divmod(index, 2)

@@ -35,6 +35,7 @@ from tests.golden.case import Case, assert_close, read_header
 from tests.golden.operations import Operation
 
 CPU = torch.device("cpu")
+REFERENCE_GAP = 0.04  # seconds between a dubbing reference and the generated audio: one latent frame
 
 
 def load_config(case: Case) -> Mapping[str, Any]:
@@ -106,7 +107,7 @@ def waveform_to_log_mel(case: Case) -> dict[str, Tensor]:
         results[f"mid.mel_{i}"] = filters.T @ spectrum
     for name in case.group("mid.resample_kernel_"):
         source, target = map(int, name.split("_"))
-        results[f"mid.resample_kernel_{name}"] = resample_kernel(source, target)
+        results[f"mid.resample_kernel_{name}"] = resample_kernel(source, target, torch.float32, CPU)
     results |= {"mid.window": window, "mid.mel_filterbank": filters}
     return {name: value for name, value in results.items() if name in case.tensors}
 
@@ -240,11 +241,31 @@ def audio_chain(case: Case) -> dict[str, Tensor]:
     return results | {"out.waveform": audio.waveform}
 
 
+@torch.inference_mode()
+def tokens_and_positions(case: Case) -> dict[str, Tensor]:
+    from ltx_core.components.helpers import conform_latent_length
+
+    latent = case.inputs["latent"]
+    shape = AudioLatentShape.from_torch_shape(latent.shape)
+    tokens = AudioPatchifier().patchify(latent)
+    assert torch.equal(AudioPatchifier().unpatchify(tokens, shape), latent)
+    results = {"out.tokens": tokens}
+    for variant in case.args["variants"]:
+        settings = {name: value for name, value in variant.items() if name != "index"}
+        results[f"out.positions_{variant['index']}"] = AudioPatchifier(**settings).get_patch_grid_bounds(shape, CPU)
+    reference = AudioPatchifier().get_patch_grid_bounds(shape, CPU)
+    results["out.positions_negative_reference"] = reference - reference.max() - REFERENCE_GAP
+    for name in ("longer", "shorter"):
+        results[f"out.conformed_{name}"] = conform_latent_length(latent, case.args[f"conform_{name}"])
+    return results
+
+
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("audio_vae", "waveform_to_log_mel"): waveform_to_log_mel,
     ("audio_vae", "to_stereo (training preprocessing)"): stereo,
     ("audio_vae", "write 16-bit wav; decode_audio_from_file with a time window"): wav_io,
     ("audio_vae", "audio latent length arithmetic"): latent_lengths,
+    ("audio_vae", "patchify, unpatchify, get_patch_grid_bounds, conform_latent_length"): tokens_and_positions,
     ("audio_vae", "encode_mel, decode_latent, decode(encode(mel))"): encode_decode_mel,
     ("audio_vae", "encode_audio, decode_audio"): audio_chain,
     ("vocoder", "vocoder(mel)"): vocode,

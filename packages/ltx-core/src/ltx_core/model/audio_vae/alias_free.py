@@ -77,7 +77,8 @@ def snake_beta(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
 
 def upsample_2x(x: Tensor, taps: Tensor) -> Tensor:
     """Double the rate: [B, C, T] -> [B, C, 2T]; ``taps`` [1, 1, 12], the ends of the signal are held."""
-    return upsample(x, 2 * taps, ratio=2, margin=FILTER_TAPS // 2 - 1, drop=15)
+    margin = FILTER_TAPS // 2 - 1
+    return upsample(x, 2 * taps, ratio=2, margin=margin, drop=3 * margin)  # the margin at the new rate, and the delay
 
 
 def downsample_2x(x: Tensor, taps: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ def kaiser_sinc_filter(cutoff: float, half_width: float, taps: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def hann_sinc_filter(ratio: int, device: torch.device = torch.device("cpu")) -> Tensor:  # noqa: B008
+def hann_sinc_filter(ratio: int, device: torch.device) -> Tensor:
     """A Hann-windowed sinc, not normalised: float32 [1, 1, 14 * ratio + 1]."""
     margin = HANN_CROSSINGS + 1
     with torch.inference_mode(False):

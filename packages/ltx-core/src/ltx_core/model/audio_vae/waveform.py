@@ -53,12 +53,7 @@ def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def resample_kernel(
-    source_rate: int,
-    target_rate: int,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device = torch.device("cpu"),  # noqa: B008
-) -> Tensor:
+def resample_kernel(source_rate: int, target_rate: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Taps of every output phase: [q, 2W + p] with p/q the reduced ratio of the rates.
 
     Output sample n*q + j is the sum over i of ``kernel[j, i + W] * x[n*p + i]``. Built in ``dtype``.
