@@ -79,7 +79,7 @@ def test_every_motion_and_its_sound_are_found_under_a_moving_camera(motion):
 def test_every_shape_is_found_turned_small_and_coarse(shape):
     asked = scene("blue", shape=shape, motion="spins", pitch=None, period=0.8)
     for side in (256, 128, 96):
-        assert look(render(asked, 49, side, side)[0], 25.0).shape == shape
+        assert look(render(asked, 17, side, side)[0], 25.0).shape == shape
 
 
 @pytest.mark.parametrize("colour", COLOURS)
@@ -99,7 +99,7 @@ def test_every_pitch_is_found_whatever_the_shape_and_size(pitch):
 
 
 def test_random_scenes_are_read_without_error():
-    results = [examine(*render(asked), attributes(asked)) for asked in drawn_scenes(15, seed=7)]
+    results = [examine(*render(asked), attributes(asked)) for asked in drawn_scenes(12, seed=7)]
     assert all(result.passed for result in results), [r.to_json() for r in results if not r.passed]
     lags = np.abs([lag for result in results for lag in result.lags_ms])
     assert len(lags) > 10 and np.median(lags) < 5 and np.percentile(lags, 95) < 40
@@ -109,7 +109,7 @@ def test_random_scenes_are_read_without_error():
 def test_worn_scenes_are_read_without_error():
     rng = np.random.default_rng(0)
     results = []
-    for asked in drawn_scenes(5, seed=8):
+    for asked in drawn_scenes(4, seed=8):
         video, audio = render(asked)
         after = worn(video, audio, rng)
         assert psnr(video, after[0]) < 36
@@ -253,7 +253,7 @@ def test_questions_are_fixed_beforehand_and_held_out():
 
 
 def test_an_exam_from_prompts_to_report(tmp_path):
-    asked = questions(3)
+    asked = questions(2)
     by_prompt = {question.caption.text: question.scene for question in asked}
     right = list(take(lambda prompt, seed: render(by_prompt[prompt]), asked))
     wrong = list(take(lambda prompt, seed: render(scene("night", colour="yellow", shape="ring")), asked))
@@ -268,7 +268,7 @@ def test_an_exam_from_prompts_to_report(tmp_path):
     assert "| all stated" in table(columns) and "100.0%" in table(columns)
     write_json(tmp_path / "exam.json", columns, {"right": [answer.to_json() for answer in right]})
     written = json.loads((tmp_path / "exam.json").read_text())
-    assert written["right"]["summary"]["shares"]["all stated"]["right"] == 3
+    assert written["right"]["summary"]["shares"]["all stated"]["right"] == 2
     assert written["right"]["clips"][0]["prompt"] == asked[0].caption.text
     write_sheet(tmp_path / "exam.png", [answer.clip for answer in right], frames=4, side=48)
     assert Image.open(tmp_path / "exam.png").width > 4 * 48

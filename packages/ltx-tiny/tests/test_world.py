@@ -89,7 +89,7 @@ def test_distances_grow_by_one_per_unit(shape):
 
 
 def test_every_drawn_scene_stays_in_the_picture_and_can_be_told_from_it():
-    for drawn in scenes(60, seed=2):
+    for drawn in scenes(40, seed=2):
         assert drawn.body.colour not in CLASHES.get(drawn.background, ())
         video = render(drawn, 49, 64, 64)[0].astype(int)
         empty = render(replace(drawn, bodies=()), 49, 64, 64)[0]

@@ -109,7 +109,7 @@ def psnr(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 def log_mel(audio: NDArray[Any], rate: int = RATE, bins: int = 64) -> Array:
     """Natural logarithm of mel magnitudes, floored at 1e-5: ``[C, T, bins]``; 64 ms windows every 10 ms."""
-    audio = np.pad(resample(np.asarray(audio, dtype=np.float64), rate), ((0, 0), (512, 512)))
+    audio = np.pad(resample(np.asarray(audio, dtype=np.float64), rate), ((0, 0), (512, 512)), mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(audio, 1024, axis=1)[:, ::160] * np.hanning(1025)[:-1]
     magnitude = np.abs(np.fft.rfft(windows, axis=2))
     edges = 700.0 * (10.0 ** (np.linspace(0.0, 2595.0 * np.log10(1.0 + RATE / 1400.0), bins + 2) / 2595.0) - 1.0)

@@ -22,7 +22,7 @@ SMALLEST = 0.006  # of the squared side of the picture
 CROP = 48  # samples across a body's crop
 REACH = 1.5  # half the width of the crop, in radii of the disc of the same area
 MAX_COLOUR_ERROR = 50.0
-MAX_SHAPE_ERROR = 0.2
+MAX_SHAPE_ERROR = 0.27
 
 
 @dataclass(frozen=True)
