@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ from ltx_core.loader.model_paths import ModelPaths
 from ltx_core.loader.safetensors_file import SafetensorsFile, save_checkpoint
 from ltx_core.loader.streaming import build_streaming
 from ltx_core.model.transformer.config import TransformerConfig
+
+MANIFESTS = Path(__file__).resolve().parents[3] / "tests" / "manifests"
+DIFFUSION_DECODER = ("ltx-2.5-22b", "video_vae", "video_decoder")  # not built by us
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +108,24 @@ def test_a_folder_knows_all_its_components(folder: Path) -> None:
     assert_same(checkpoint.build("latent_upsampler"), upsampler_tensors())
 
 
+def test_hub_snapshot(folder: Path, transformer_file: Path, tmp_path: Path) -> None:
+    """Links into a blob store, sub-folders, adapters beside models; hidden folders do not count."""
+    for name, target in {
+        "diffusion_models/ltx.safetensors": transformer_file,
+        "latent_upscale_models/up.safetensors": folder / "upscaler.safetensors",
+        ".cache/other.safetensors": transformer_file,
+    }.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "loras").mkdir()
+    adapter = {"x.lora_A.weight": torch.ones(1, 2), "x.lora_B.weight": torch.ones(2, 1)}
+    save_file(adapter, tmp_path / "loras/a.safetensors")
+    checkpoint = Checkpoint.open(tmp_path)
+    assert checkpoint.components == ("transformer", "latent_upsampler")
+    assert checkpoint.lora_paths == (tmp_path / "loras/a.safetensors",)
+    assert_same(checkpoint.build("transformer"), transformer_tensors())
+
+
 def test_two_files_of_one_component(tmp_path: Path) -> None:
     for seed, name in ((0, "upscaler-a"), (1, "upscaler-b")):
         save_file(upsampler_tensors(seed), tmp_path / f"{name}.safetensors", metadata(UPSAMPLER))
@@ -169,7 +192,7 @@ def test_a_declared_marker_embedding_may_be_absent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"transformer": {**TRANSFORMER, "num_layers": 10**9}}, "num_layers 1000000000, the file has"),
+        ({"transformer": {**TRANSFORMER, "num_layers": 10**9}}, "num_layers is 1000000000, the file has"),
         ({"transformer": {**TRANSFORMER, "num_layers": 5}}, "missing: transformer_blocks.3"),
         ({"transformer": {**TRANSFORMER, "audio_num_attention_heads": 4}}, "audio"),
         ({"transformer": {**TRANSFORMER, "attention_head_dim": "many"}}, "config describes no transformer"),
@@ -277,6 +300,34 @@ def test_save_checkpoint_round_trip(tmp_path: Path) -> None:
 def test_published_files_cannot_be_verified(transformer_file: Path) -> None:
     with pytest.raises(CheckpointError, match="no digests"):
         Checkpoint.open(transformer_file).verify()
+
+
+def written_header(path: Path, manifest: Mapping[str, Any]) -> None:
+    """A file of the published names and shapes; its data is one hole."""
+    header: dict[str, Any] = {"__metadata__": {"config": json.dumps(manifest["config"])}}
+    end = 0
+    for name, described in manifest["tensors"].items():
+        shape = described["shape"] if isinstance(described, dict) else described
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+
+
+TEXT_SIDE = ("text_encoder", "text_embedding_projection", "embeddings_connectors", "duration_head")
+PUBLISHED = [path for path in sorted(MANIFESTS.glob("*/*.json")) if path.stem not in TEXT_SIDE]
+
+
+@pytest.mark.parametrize("manifest", PUBLISHED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_published_files_fill_our_networks_exactly(tmp_path: Path, manifest: Path) -> None:
+    written_header(tmp_path / "x.safetensors", json.loads(manifest.read_text()))
+    checkpoint = Checkpoint.open(tmp_path / "x.safetensors")
+    for component in checkpoint.components:
+        if (manifest.parent.name, manifest.stem, component) != DIFFUSION_DECODER:
+            checkpoint.empty_network(checkpoint.weights(component))
 
 
 def test_versions() -> None:

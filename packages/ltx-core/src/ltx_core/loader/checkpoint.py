@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltx_core.errors import CheckpointError
+from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.components import COMPONENTS, DIFFUSION_MODEL
 from ltx_core.loader.layouts import Part, as_paths, find_files, open_file, read_parts
 from ltx_core.loader.lora import Lora, is_lora
@@ -108,12 +108,12 @@ class Checkpoint:
             raise CheckpointError(f"{name} is not built from a checkpoint alone, ltx_core.text_encoders loads it")
         if not config:
             raise CheckpointError(f"{self._where(name)} carries no config in its metadata, {name} cannot be built")
-        _check_counts(self._where(name), config, len(sources))
         for parameter, flag in spec.optional.items():
             section = config.get("transformer")
             if parameter not in sources and isinstance(section, Mapping) and section.get(flag):
                 config = {**config, "transformer": {**section, flag: False}}
         with _as_checkpoint_error(f"{self._where(name)}: config describes no {name}"):
+            _check_counts(config.get(spec.section) if spec.section else config, spec.layer_counts, len(sources))
             return spec.read_config(config)
 
     def build(
@@ -252,18 +252,16 @@ def check_loras(loras: Sequence[Lora], network: nn.Module) -> None:
             logger.warning("%s: %d entries fit nothing: %s", lora.path, len(unmatched), ", ".join(unmatched[:10]))
 
 
-def _check_counts(where: str, config: Mapping[str, Any], tensors: int) -> None:
+def _check_counts(config: Any, keys: Sequence[str], tensors: int) -> None:
     """Refuse layer counts above the number of tensors, which no file can fill, before any network is made."""
-    stack: list[Any] = [config]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, Mapping):
-            count = item.get("num_layers")
+    if isinstance(config, Mapping):
+        for key in keys:
+            count = config.get(key)
             if isinstance(count, int | float) and count > tensors:
-                raise CheckpointError(f"{where}: config says num_layers {count}, the file has {tensors} tensors")
-            stack.extend(item.values())
-        elif isinstance(item, list):
-            stack.extend(item)
+                raise ConfigError(f"{key} is {count}, the file has {tensors} tensors for it")
+    if isinstance(config, Mapping | list):
+        for item in config.values() if isinstance(config, Mapping) else config:
+            _check_counts(item, keys, tensors)
 
 
 def _check_scale_names(parts: Sequence[Part]) -> None:

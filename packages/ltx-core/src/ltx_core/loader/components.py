@@ -49,6 +49,8 @@ class ComponentSpec:
     markers: tuple[str, ...]  # a tensor under one of these shows that the part is there
     network: str = ""  # built as network(config); empty: not built here
     config: str = ""  # read by config.from_metadata
+    section: str = ""  # of the config JSON; empty: all of it
+    layer_counts: tuple[str, ...] = ()  # keys there, at any depth, of which the file has at least one tensor each
     streams: tuple[str, ...] = ()  # of a transformer with more streams, build only these
     optional: Mapping[str, str] = field(default_factory=dict)  # parameter -> config flag, off if absent
     elsewhere: tuple[str, ...] = ()  # starts of module names that pass `keys` but belong to another component
@@ -79,6 +81,8 @@ def _half_of_vae(prefix: str, bare: bool, half: str, network: str, config: str) 
         markers=(f"{prefix}.{half}.", *bare_markers),
         network=network,
         config=config,
+        section=prefix,
+        layer_counts=("num_layers", "num_res_blocks"),
         spare=LTXV_STATISTICS,
     )
 
@@ -89,6 +93,8 @@ TRANSFORMER = ComponentSpec(
     markers=(f"{DIFFUSION_MODEL}transformer_blocks.", f"{DIFFUSION_MODEL}patchify_proj."),
     network="ltx_core.model.transformer.model:LTXModel",
     config="ltx_core.model.transformer.config:TransformerConfig",
+    section="transformer",
+    layer_counts=("num_layers",),
     optional={"keyframes_abs_pos_embedding": "use_keyframes_abs_pos_embedding"},
     elsewhere=tuple(name.removeprefix(DIFFUSION_MODEL) for name in (*VIDEO_CONNECTORS, AUDIO_CONNECTOR)),
     quantizable=True,
@@ -123,6 +129,8 @@ COMPONENTS: dict[str, ComponentSpec] = {
         markers=("text_embedding_projection.", *VIDEO_CONNECTORS, AUDIO_CONNECTOR),
         network="ltx_core.text_encoders.embeddings:EmbeddingsProcessor",
         config="ltx_core.text_encoders.config:EmbeddingsConfig",
+        section="transformer",
+        layer_counts=("connector_num_layers", "audio_connector_num_layers"),
     ),
     "video_encoder": _half_of_vae("vae", True, "encoder", f"{_VIDEO_VAE}:VideoEncoder", _VIDEO_VAE_CONFIG),
     "video_decoder": _half_of_vae("vae", True, "decoder", f"{_VIDEO_VAE}:VideoDecoder", _VIDEO_VAE_CONFIG),
@@ -145,6 +153,7 @@ COMPONENTS: dict[str, ComponentSpec] = {
         markers=("initial_conv.",),
         network="ltx_core.model.upsampler.model:LatentUpsampler",
         config="ltx_core.model.upsampler.config:LatentUpsamplerConfig",
+        layer_counts=("num_blocks_per_stage",),
     ),
     "text_encoder": ComponentSpec(
         keys=strip_prefixes({"": ""}),
