@@ -1,0 +1,112 @@
+"""Sound in and out of files: windows of any audio stream, WAV files, and waveforms ready for a stereo track."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltx_core.errors import MediaError
+from ltx_core.model.audio_vae.waveform import to_stereo
+from ltx_core.types import Audio
+from ltx_pipelines.media.errors import media_errors
+from ltx_pipelines.media.files import replacing
+from ltx_pipelines.media.recipe import container_tags
+
+
+def read_audio(path: str | Path, start: float = 0.0, duration: float | None = None) -> Audio | None:
+    """``duration`` seconds of sound from ``start`` (to the end when not given), at the file's rate and channels.
+
+    The waveform is float32 ``[1, channels, samples]``. ``None`` when the file has no audio stream, or none of it lies
+    in the window. Sound that begins later than the file is preceded by silence, so it stays in step with the picture.
+    Raises ``MediaError``.
+    """
+    with media_errors(path, "read sound"), av.open(str(path)) as source:
+        if not source.streams.audio:
+            return None
+        stream = source.streams.audio[0]
+        origin = (source.start_time or 0) / av.time_base
+        end = start + duration if duration else float("inf")
+        if start > 0:
+            source.seek(int((start + origin) / stream.time_base), stream=stream)
+        chunks: list[Tensor] = []
+        first, rate = 0.0, stream.rate
+        for time, frame in _timed(source.decode(stream), origin):
+            if time + frame.samples / frame.sample_rate < start:
+                continue
+            if time > end:
+                break
+            if not chunks:
+                first, rate = time, frame.sample_rate
+            chunks.append(_samples(frame))
+            if chunks[-1].shape[0] != chunks[0].shape[0] or frame.sample_rate != rate:
+                raise MediaError(f"{path}: cannot read sound: its rate or channels change at {time:.3f} s")
+    if not chunks:
+        return None
+    waveform = torch.cat(chunks, 1)
+    offset = round((start - first) * rate)
+    waveform = waveform[:, offset:] if offset > 0 else F.pad(waveform, (-offset, 0))
+    if duration:
+        waveform = waveform[:, : round(duration * rate)]
+    return Audio(waveform[None], rate) if waveform.shape[1] else None
+
+
+def write_wav(path: str | Path, audio: Audio, metadata: Mapping[str, str] | None = None) -> None:
+    """Write 16-bit stereo PCM at the waveform's rate; mono is doubled, surround mixed down. Raises ``MediaError``."""
+    samples = (stereo_track(audio, path) * 32767).to(torch.int16).T.contiguous()  # [S, 2], truncated
+    rate = audio.sampling_rate
+    with (
+        replacing(path) as temporary,
+        media_errors(path, "write sound"),
+        av.open(str(temporary), "w", format="wav") as sink,
+    ):
+        sink.metadata.update(container_tags(metadata))
+        stream = sink.add_stream("pcm_s16le", rate=rate, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(samples.numpy().reshape(1, -1), format="s16", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        sink.mux(stream.encode(frame))
+        sink.mux(stream.encode())
+
+
+def stereo_track(audio: Audio, path: str | Path, duration: Fraction | None = None) -> Tensor:
+    """The waveform as float32 ``[2, S]`` on the CPU, clipped to [-1, 1]; cut or padded with silence to ``duration``."""
+    waveform = audio.waveform.detach().float().cpu()
+    while waveform.dim() > 2 and waveform.shape[0] == 1:
+        waveform = waveform[0]
+    if waveform.dim() != 2 or not waveform.numel() or audio.sampling_rate <= 0:
+        shape = list(audio.waveform.shape)
+        raise MediaError(f"{path}: waveform is {shape} at {audio.sampling_rate} Hz, expected [channels, samples]")
+    waveform = to_stereo(waveform[None])[0].clamp(-1, 1)
+    if duration is None:
+        return waveform
+    length = round(duration * audio.sampling_rate)
+    return F.pad(waveform[:, :length], (0, max(length - waveform.shape[1], 0)))
+
+
+def _timed(frames: Iterator[av.AudioFrame], origin: float) -> Iterator[tuple[float, av.AudioFrame]]:
+    """Frames with their start in seconds; one without a timestamp follows the one before."""
+    following = 0.0
+    for frame in frames:
+        time = following if frame.pts is None else float(frame.pts * frame.time_base) - origin
+        following = time + frame.samples / frame.sample_rate
+        yield time, frame
+
+
+def _samples(frame: av.AudioFrame) -> Tensor:
+    """One frame as float32 ``[channels, samples]``; full scale is 1."""
+    values = frame.to_ndarray()
+    if not frame.format.is_planar:
+        values = values.reshape(-1, frame.layout.nb_channels).T
+    if values.dtype == np.uint8:
+        scaled = (values.astype(np.float32) - 128) / 128
+    elif values.dtype.kind == "i":
+        scaled = (values / float(2 ** (8 * values.dtype.itemsize - 1))).astype(np.float32)
+    else:
+        scaled = values.astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(scaled))

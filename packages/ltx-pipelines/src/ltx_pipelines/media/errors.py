@@ -1,0 +1,27 @@
+"""One line per failure: what libav, Pillow and the file system raise becomes a ``MediaError``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+
+from ltx_core.errors import MediaError
+
+
+@contextmanager
+def media_errors(path: str | Path, action: str) -> Iterator[None]:
+    """Raise ``MediaError("<path>: cannot <action>: <cause>")`` for anything the media libraries refuse."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except (av.FFmpegError, OSError, EOFError, SyntaxError, ValueError) as error:
+        raise MediaError(f"{path}: cannot {action}: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())

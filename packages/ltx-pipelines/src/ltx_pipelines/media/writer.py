@@ -1,0 +1,236 @@
+"""Video out: frames are encoded while the next ones are being decoded, and the file appears whole or not at all.
+
+Two steps. A fragmented MP4 beside the target (``<name>.partial-<process>.mp4``) takes the picture as it comes; after a
+crash it plays up to its last half second. At the end its packets and the sound are copied, without encoding again, into
+an ordinary MP4 with its index in front, which replaces the target.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from ltx_core.errors import MediaError
+from ltx_core.types import Audio
+from ltx_pipelines.media.audio_io import stereo_track
+from ltx_pipelines.media.color import Primaries, hlg_to_yuv420p10, linear_to_hlg, rgb_to_i420
+from ltx_pipelines.media.errors import media_errors
+from ltx_pipelines.media.files import replacing, temporary_beside
+from ltx_pipelines.media.recipe import container_tags
+
+AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+AAC_FRAME = 1024  # samples
+LIMITED_RANGE = 1
+# Half-second pieces, each written through to the disk.
+FRAGMENTED = {"movflags": "empty_moov+default_base_moof", "frag_duration": "500000", "flush_packets": "1"}
+SUFFIXES = (".mp4", ".mov", ".m4v")
+
+
+@dataclass(frozen=True)
+class VideoEncoding:
+    """How frames become packets. Colour numbers are the code points of ITU-T H.273."""
+
+    codec: str
+    pixel_format: str
+    crf: float
+    preset: str
+    primaries: int
+    transfer: int
+    matrix: int
+    tag: str  # what the MP4 calls the stream
+    to_planes: Callable[[Tensor], np.ndarray]  # one frame [H, W, 3] -> planes [H * 3 / 2, W]
+    audio_bit_rate: int = 192_000
+
+
+def sdr_planes(frame: Tensor) -> np.ndarray:
+    return rgb_to_i420(frame[None])[0].cpu().numpy()
+
+
+def hlg_planes(frame: Tensor) -> np.ndarray:
+    y, u, v = hlg_to_yuv420p10(linear_to_hlg(frame[None], Primaries.REC709))
+    return torch.cat([y.flatten(), u.flatten(), v.flatten()]).cpu().numpy().astype(np.uint16).reshape(-1, y.shape[-1])
+
+
+SDR = VideoEncoding("libx264", "yuv420p", 19, "veryfast", 1, 1, 1, "avc1", sdr_planes)
+HLG = VideoEncoding("libx265", "yuv420p10le", 12, "ultrafast", 9, 18, 9, "hvc1", hlg_planes)
+
+
+def exact_rate(fps: float | Fraction) -> Fraction:
+    """Frames per second as a fraction; 23.976, 29.97, 59.94 and their like are the NTSC rates n * 1000/1001."""
+    if not fps > 0:
+        raise MediaError(f"frame rate is {fps}, expected a positive number")
+    if isinstance(fps, Fraction):
+        return fps
+    ntsc = Fraction(round(fps * 1.001) * 1000, 1001)
+    if abs(fps - round(fps)) > 1e-6 and abs(fps - ntsc) < 0.005:
+        return ntsc
+    return Fraction(fps).limit_denominator(1000)
+
+
+def write_video(
+    path: str | Path,
+    frames: Iterable[Tensor],
+    fps: float | Fraction,
+    audio: Audio | Callable[[], Audio | None] | None = None,
+    encoding: VideoEncoding = SDR,
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """Write chunks of frames, and sound, to an MP4; returns the number of frames.
+
+    ``frames`` yields ``[F, H, W, 3]`` of any lengths: uint8, or floats in [0, 1] (scene-linear light for ``HLG``), even
+    sides. The next chunk is pulled while the one before is encoded. ``audio`` is cut or padded with silence to the
+    picture's length; a callable is asked for it after the last frame. ``metadata["recipe"]`` is what ``read_recipe``
+    returns. Raises ``MediaError``; whatever ``frames`` raises passes through; either way ``path`` is left as it was.
+    """
+    path = Path(path)
+    rate = exact_rate(fps)
+    if path.suffix.lower() not in SUFFIXES:
+        raise MediaError(f"{path}: suffix is {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
+    if isinstance(audio, Audio):
+        stereo_track(audio, path)
+    with temporary_beside(path, "partial") as fragments:
+        count = _encode(fragments, path, frames, rate, encoding)
+        sound = audio() if callable(audio) else audio
+        track = (stereo_track(sound, path, count / rate), sound.sampling_rate) if sound else None
+        with replacing(path) as complete, media_errors(path, "write video"):
+            tags = container_tags(metadata)
+            _assemble(complete, fragments, track, encoding, tags)
+    return count
+
+
+def _encode(fragments: Path, path: Path, frames: Iterable[Tensor], rate: Fraction, encoding: VideoEncoding) -> int:
+    """Encode all chunks on one worker thread, never more than one waiting."""
+    with media_errors(path, "write video"):
+        sink = av.open(str(fragments), "w", format="mp4", options=FRAGMENTED)
+    picture = _Picture(sink, rate, encoding, path)
+    pending: deque[Future[None]] = deque()
+    try:
+        with ThreadPoolExecutor(1, "ltx-encode") as worker:
+            for chunk in frames:
+                pending.append(worker.submit(picture.write, chunk))
+                while len(pending) > 1:
+                    pending.popleft().result()
+            for future in pending:
+                future.result()
+        with media_errors(path, "write video"):
+            picture.finish()
+            sink.close()
+    except BaseException:
+        _abandon(sink)
+        raise
+    return picture.count
+
+
+class _Picture:
+    """The picture track of a fragmented file while it is being written."""
+
+    def __init__(self, sink: av.container.OutputContainer, rate: Fraction, encoding: VideoEncoding, path: Path) -> None:
+        self.sink, self.rate, self.encoding, self.path = sink, rate, encoding, path
+        self.stream: av.VideoStream | None = None
+        self.size = (0, 0)
+        self.count = 0
+
+    @torch.no_grad()
+    def write(self, chunk: Tensor) -> None:
+        """Encode ``[F, H, W, 3]``."""
+        with media_errors(self.path, "write video"):
+            if self.stream is None:
+                self.stream = self._start(chunk)
+            if tuple(chunk.shape[1:]) != (*self.size, 3):
+                raise MediaError(
+                    f"{self.path}: a chunk is {list(chunk.shape)}, expected [F, {self.size[0]}, {self.size[1]}, 3]"
+                )
+            for pixels in chunk:
+                frame = av.VideoFrame.from_ndarray(self.encoding.to_planes(pixels), format=self.encoding.pixel_format)
+                frame.pts, frame.time_base = self.count, 1 / self.rate
+                self.sink.mux(self.stream.encode(frame))
+                self.count += 1
+
+    def finish(self) -> None:
+        if self.stream is None or not self.count:
+            raise MediaError(f"{self.path}: there are no frames to write")
+        self.sink.mux(self.stream.encode())
+
+    def _start(self, chunk: Tensor) -> av.VideoStream:
+        if chunk.dim() != 4 or chunk.shape[-1] != 3:
+            raise MediaError(f"{self.path}: a chunk is {list(chunk.shape)}, expected [F, H, W, 3]")
+        self.size = height, width = chunk.shape[1], chunk.shape[2]
+        for name, side in (("height", height), ("width", width)):
+            if side < 2 or side % 2:
+                raise MediaError(f"{self.path}: {name} is {side}, expected an even number; nearest valid: {side + 1}")
+        encoding = self.encoding
+        options = {"crf": f"{encoding.crf:g}", "preset": encoding.preset}
+        if encoding.codec == "libx265":
+            options["x265-params"] = "log-level=none"
+        stream = self.sink.add_stream(encoding.codec, rate=self.rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, encoding.pixel_format
+        context = stream.codec_context
+        context.time_base, context.codec_tag = 1 / self.rate, encoding.tag
+        context.color_primaries, context.color_trc = encoding.primaries, encoding.transfer
+        context.colorspace, context.color_range = encoding.matrix, LIMITED_RANGE
+        return stream
+
+
+def _assemble(
+    path: Path, fragments: Path, sound: tuple[Tensor, int] | None, encoding: VideoEncoding, tags: Mapping[str, str]
+) -> None:
+    """Copy the picture's packets and encode the sound into an MP4 that starts playing before it is whole."""
+    container = "mov" if path.suffix.lower() == ".mov" else "mp4"
+    options = {"movflags": "faststart"}
+    with av.open(str(fragments)) as source, av.open(str(path), "w", format=container, options=options) as sink:
+        sink.metadata.update(tags)
+        stream = sink.add_stream_from_template(source.streams.video[0])
+        stream.codec_context.codec_tag = encoding.tag
+        tracks = [_picture_packets(source, stream)]
+        if sound is not None:
+            tracks.append(_sound_packets(sink, *sound, encoding.audio_bit_rate))
+        for packet in heapq.merge(*tracks, key=lambda packet: packet.dts * packet.time_base):
+            sink.mux(packet)
+
+
+def _picture_packets(source: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """Packets for ``stream``, the first frame shown at 0: fragments start later by the encoder's reordering delay."""
+    delay = None
+    for packet in source.demux(video=0):
+        if packet.dts is None:
+            continue
+        delay = packet.pts if delay is None else delay
+        packet.pts, packet.dts, packet.stream = packet.pts - delay, packet.dts - delay, stream
+        yield packet
+
+
+def _sound_packets(sink: av.container.OutputContainer, track: Tensor, rate: int, bit_rate: int) -> Iterator[av.Packet]:
+    """A stereo track ``[2, S]`` as AAC; the first packet starts before 0 by the encoder's priming samples."""
+    target = rate if rate in AAC_RATES else 48000
+    stream = sink.add_stream("aac", rate=target, layout="stereo")
+    stream.bit_rate = bit_rate
+    return _encode_sound(stream, track.numpy(), rate)
+
+
+def _encode_sound(stream: av.AudioStream, track: np.ndarray, rate: int) -> Iterator[av.Packet]:
+    resampler = av.AudioResampler(format="fltp", layout="stereo", rate=stream.rate, frame_size=AAC_FRAME)
+    for start in range(0, track.shape[1], rate):
+        samples = np.ascontiguousarray(track[:, start : start + rate])
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+        for ready in resampler.resample(frame):
+            yield from stream.encode(ready)
+    for ready in resampler.resample(None):
+        yield from stream.encode(ready)
+    yield from stream.encode()
+
+
+def _abandon(sink: av.container.OutputContainer) -> None:
+    with suppress(av.FFmpegError, OSError, ValueError):
+        sink.close()

@@ -1,0 +1,242 @@
+"""One session owns the weights: every network by (file, dtype, quantisation, adapters), loaded when first asked for.
+
+Policies: ``resident`` keeps what was loaded, so that a second generation reads no byte of weights; ``sequential`` keeps
+one large network at a time, the next one's loading frees the last; ``streamed`` also keeps the transformer's blocks in
+host memory and passes a few at a time to the device. ``auto`` chooses from free memory and file sizes.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.loader.checkpoint import Checkpoint
+from ltx_core.loader.lora import Lora as LoraWeights
+from ltx_core.loader.metadata import Version, VersionDefaults, version_defaults
+from ltx_core.loader.weights import ComponentWeights, Source
+from ltx_core.types import SpatioTemporalScaleFactors
+from ltx_pipelines.plan import Lora, ModelFiles
+
+logger = logging.getLogger(__name__)
+
+Policy = Literal["auto", "resident", "sequential", "streamed"]
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+# Component of a checkpoint -> slot of `ModelFiles` it is read from; all fall back to the checkpoint itself.
+SLOTS = {
+    "transformer": "checkpoint",
+    "embeddings": "checkpoint",
+    "video_encoder": "video_vae",
+    "video_decoder": "video_vae",
+    "audio_encoder": "audio_vae",
+    "audio_decoder": "audio_vae",
+    "vocoder": "audio_vae",
+    "duration_head": "duration_head",
+}
+# Networks that never are in memory together under `sequential`; the others are small.
+LARGE = ("text_encoder", "transformer", "video_encoder", "video_decoder", "latent_upsampler")
+
+
+@dataclass(frozen=True)
+class HeldSource(Source):
+    """A tensor that was read once and stays in memory, because adapters change it in place."""
+
+    held: Tensor | None = None
+
+    def read(self) -> Tensor:
+        assert self.held is not None
+        return self.held
+
+
+class ModelLedger:
+    """The networks of one model, shared by every generation of a session."""
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        dtype: torch.dtype | str = torch.bfloat16,
+        device: torch.device | str | None = None,
+        policy: Policy = "auto",
+        quantization: str | None = None,
+    ) -> None:
+        self.files = files
+        self.dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
+        self.device = torch.device(device or default_device())
+        self.quantization = quantization
+        self.policy = self._choose_policy() if policy == "auto" else policy
+        self._networks: dict[str, Any] = {}
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._loras: dict[Lora, LoraWeights] = {}
+        self._transformer: _AdaptedTransformer | None = None
+
+    # What the files say -------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The transformer's file."""
+        return self.open(self.files.checkpoint)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.checkpoint.config
+
+    @property
+    def version(self) -> Version:
+        return self.checkpoint.version
+
+    @property
+    def defaults(self) -> VersionDefaults:
+        """Sampling defaults of this model generation; the image CRF follows the file that holds the video VAE."""
+        version = self.open(self.slot("video_vae")).version
+        return replace(version_defaults(self.version), image_crf=version_defaults(version).image_crf)
+
+    @cached_property
+    def scale_factors(self) -> SpatioTemporalScaleFactors:
+        return SpatioTemporalScaleFactors.from_model_config(self.open(self.slot("video_vae")).config)
+
+    @property
+    def bytes_read(self) -> int:
+        """Weight bytes read from disk so far."""
+        return sum(c.bytes_read for c in self._checkpoints.values())
+
+    def slot(self, name: str) -> str:
+        """The file of a slot, the checkpoint where it names none."""
+        return getattr(self.files, name) or self.files.checkpoint
+
+    def open(self, path: str) -> Checkpoint:
+        """The checkpoint at ``path``, its headers read once."""
+        if path not in self._checkpoints:
+            self._checkpoints[path] = Checkpoint.open(path)
+        return self._checkpoints[path]
+
+    def holds(self, component: str) -> bool:
+        """Whether the files can give a component, without reading it."""
+        return component in self.open(self.slot(SLOTS[component])).components
+
+    # Networks -----------------------------------------------------------------------------------------------------
+
+    def network(self, component: str) -> nn.Module:
+        """A component other than the transformer, loaded on first use."""
+        path = self.slot(SLOTS[component])
+        dtype = torch.float32 if component == "vocoder" else self.dtype
+        return self._kept(component, component, lambda: self.open(path).build(component, dtype, self.device))
+
+    def latent_upsampler(self, kind: Literal["spatial", "temporal"] = "spatial") -> nn.Module:
+        path = getattr(self.files, f"{kind}_upsampler")
+        if not path:
+            raise ConfigError(f"{kind}_upsampler is not given, expected the file of a latent upsampler")
+        build = lambda: self.open(path).build("latent_upsampler", self.dtype, self.device)  # noqa: E731
+        return self._kept(f"{kind}_upsampler", "latent_upsampler", build)
+
+    def transformer(self, loras: Sequence[Lora] = ()) -> nn.Module:
+        """The transformer with exactly these adapters; switching sets touches only the layers they change."""
+        if self._transformer is None:
+            self._make_room("transformer")
+            self._transformer = _AdaptedTransformer(self.open(self.slot("checkpoint")), self)
+            self._networks["transformer"] = self._transformer.network
+        self._transformer.switch([self.lora(lora) for lora in loras])
+        return self._transformer.network
+
+    def lora(self, lora: Lora) -> LoraWeights:
+        """An adapter, read once."""
+        if lora not in self._loras:
+            self._loras[lora] = LoraWeights.open(lora.path, lora.strength)
+        return self._loras[lora]
+
+    def text_encoder(self) -> Any:
+        """Tokenizer, language model, projections and connectors: prompts in, contexts out."""
+        return self._kept("text_encoder", "text_encoder", self._build_text_encoder)
+
+    def _build_text_encoder(self) -> Any:
+        raise NotImplementedError
+
+    def _kept(self, name: str, kind: str, build: Callable[[], Any]) -> Any:
+        if name not in self._networks:
+            self._make_room(kind)
+            self._networks[name] = build()
+        return self._networks[name]
+
+    def _make_room(self, kind: str) -> None:
+        if self.policy != "resident" and kind in LARGE:
+            self.release(*LARGE)
+
+    def release(self, *names: str) -> None:
+        """Drop networks (all when none is named) and give their memory back."""
+        for name in names or tuple(self._networks):
+            self._networks.pop(name, None)
+            if name == "transformer":
+                self._transformer = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _choose_policy(self) -> Policy:
+        """Resident when all weights and as much again for activations fit, else one large network at a time."""
+        sizes = [Path(path).stat().st_size for _, path in self.files.paths() if Path(path).is_file()]
+        needed, free = sum(sizes), free_bytes(self.device)
+        chosen: Policy = "resident" if 1.5 * needed < free else "sequential"
+        logger.info("%.1f GB of weights, %.1f GB free on %s: %s", needed / 1e9, free / 1e9, self.device, chosen)
+        return chosen
+
+
+class _AdaptedTransformer:
+    """The transformer and the adapters now fused into it. Base values of adapted layers stay in host memory."""
+
+    def __init__(self, checkpoint: Checkpoint, ledger: ModelLedger) -> None:
+        dtype, device, quantization = ledger.dtype, ledger.device, ledger.quantization
+        self.network = checkpoint.build("transformer", dtype, device, quantization=quantization)
+        self.weights: ComponentWeights = checkpoint.weights("transformer", dtype, device, quantization)
+        self.loras: tuple[LoraWeights, ...] = ()
+
+    def switch(self, loras: Sequence[LoraWeights]) -> None:
+        wanted = tuple(lora for lora in loras if lora.strength != 0)
+        if wanted == self.loras:
+            return
+        for lora in wanted:
+            unmatched = lora.unmatched(self.network.state_dict().keys())
+            if not self.weights.changed_by([lora]):
+                raise CheckpointError(f"{lora.path} fits no layer of the transformer; first: {unmatched[0]}")
+            if unmatched:
+                logger.warning("%s: %d entries fit nothing: %s", lora.path, len(unmatched), ", ".join(unmatched[:10]))
+        self._hold(self.weights.changed_by(wanted))
+        self.weights.swap_loras(self.network, self.loras, wanted)
+        self.loras = wanted
+
+    def _hold(self, paths: set[str]) -> None:
+        """Read the base values of these layers once and keep them, so that later switches read nothing."""
+        held = {}
+        for path in paths:
+            for leaf in self.weights.layers[path]:
+                key = f"{path}.{leaf}" if path else leaf
+                source = self.weights.sources[key]
+                if not isinstance(source, HeldSource):
+                    held[key] = HeldSource(source.file, source.key, source.read())
+        self.weights = replace(self.weights, sources={**self.weights.sources, **held})
+
+
+def default_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory a device has free; on the CPU what the system can give without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        values = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(values["MemAvailable"].split()[0]) * 1024
+    return 8 * 2**30
