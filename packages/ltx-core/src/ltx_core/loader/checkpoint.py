@@ -214,7 +214,8 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], spare: Sequence[str] =
     own = network.state_dict()
     tensors = {name: tensor for name, tensor in state.items() if name in own or name not in spare}
     absent = [name for name in spare if name in own and name not in state]
-    zeros = {name: torch.zeros_like(own[name], device="cpu") for name in absent}
+    device = next(iter(state.values())).device if state else "cpu"
+    zeros = {name: torch.zeros_like(own[name], device=device) for name in absent}
     network.load_state_dict(tensors | zeros, strict=True, assign=True)
     left = [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]
     if left:
@@ -278,5 +279,7 @@ def _as_checkpoint_error(what: str) -> Iterator[None]:
     """A config from a file may be anything: whatever reading it raises is an error of the file."""
     try:
         yield
+    except ImportError:
+        raise
     except Exception as error:
         raise CheckpointError(f"{what}: {error}") from error
