@@ -53,6 +53,4 @@ def test_imports_point_down(path: Path) -> None:
         assert other == package or other in MAY_IMPORT[package], f"{package} imports {name}"
         if package == other == "ltx_core" and rest and room:
             here, there = FLOOR[rest[0]] if rest[0] != "__init__" else 0, FLOOR[room[0]]
-            sideways = here == there and rest[0] != room[0]
             assert there <= here, f"{'.'.join(rest)} (floor {here}) imports {name} (floor {there})"
-            assert not sideways or here in (0, 1, 2), f"{'.'.join(rest)} imports its neighbour {name}"
