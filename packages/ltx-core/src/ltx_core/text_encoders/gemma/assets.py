@@ -1,0 +1,149 @@
+"""The files of a Gemma text encoder: a Hugging Face folder, or one packed safetensors file.
+
+A packed file holds the weights, ``gemma_config`` in its metadata, ``tokenizer_json`` (the bytes of ``tokenizer.json``
+as a tensor) and each further file as ``hf_asset__<name>``, or as metadata under its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltx_core.errors import CheckpointError
+from ltx_core.loader.safetensors_file import SafetensorsFile
+
+MODEL_TYPES = ("gemma3", "gemma4_unified", "gemma4")
+PUBLISHED = "google/gemma-3-12b-it-qat-q4_0-unquantized"
+ASSET_PREFIX = "hf_asset__"
+SIDE_CAR_SUFFIXES = (".json", ".jinja")
+GIT_LFS = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class GemmaAssets:
+    """Opened files; tensors are not read yet."""
+
+    path: Path
+    config: Mapping[str, Any]  # the Hugging Face config.json
+    tokenizer_json: bytes
+    side_cars: Mapping[str, str]  # text of the other small files by name
+    weights: tuple[SafetensorsFile, ...]
+    is_packed: bool
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> GemmaAssets:
+        """Open a folder or a packed file.
+
+        Raises ``CheckpointError`` that says what is missing and where to get it, and for a model that is no Gemma.
+        """
+        given = os.fspath(path)
+        if re.match(r"[a-z][a-z0-9+]+:/", given, re.IGNORECASE):
+            raise CheckpointError(
+                f"text encoder is a URL: {given}; download it first (hf download {PUBLISHED}) and give the folder"
+            )
+        where = Path(given)
+        if not where.exists():
+            raise CheckpointError(f"text encoder not found: {where}; expected a Gemma folder (such as {PUBLISHED})")
+        assets = _open_folder(where) if where.is_dir() else _open_packed(where)
+        if (kind := assets.config.get("model_type")) not in MODEL_TYPES:
+            raise CheckpointError(f"{where} has model_type {kind!r}, expected one of {', '.join(MODEL_TYPES)}")
+        return assets
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config["model_type"])
+
+    def side_car(self, name: str) -> dict[str, Any]:
+        """The parsed JSON of a side-car; ``CheckpointError`` when there is none."""
+        if name not in self.side_cars:
+            raise CheckpointError(f"{self.path} has no {name}; download the whole text encoder again")
+        return _parse(self.path / name, self.side_cars[name])
+
+    def language_model_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the decoder under its own names (``embed_tokens.weight``, ``layers.0...``, ``norm.weight``).
+
+        Vision and audio towers and the output head are not read. Raises ``CheckpointError`` for quantised packs.
+        """
+        sources = {name: file for file in self.weights for name in file.tensors}
+        tables = [name for name in sources if re.fullmatch(r"((language_)?model\.)*embed_tokens\.weight", name)]
+        if len(tables) != 1:
+            raise CheckpointError(f"{self.path} has {len(tables)} embedding tables, expected one language model")
+        prefix = tables[0].removesuffix("embed_tokens.weight")
+        parts = ("embed_tokens", "layers.", "norm.", "per_layer_")
+        names = [name for name in sources if name.startswith(tuple(prefix + part for part in parts))]
+        for name in names:
+            dtype = sources[name].tensors[name].dtype
+            if not dtype.is_floating_point or dtype.itemsize == 1:
+                raise CheckpointError(f"{self.path}: {name} is {dtype}, expected 16 or 32 bit weights")
+        return {name.removeprefix(prefix): sources[name].read(name) for name in names}
+
+
+def _open_folder(folder: Path) -> GemmaAssets:
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and ".cache" not in file.parts)
+    config = next((file for file in files if file.name == "config.json"), None)
+    if config is None:
+        raise CheckpointError(f"{folder} has no config.json, expected a Gemma folder (such as {PUBLISHED})")
+    tokenizer = next((file for file in files if file.name == "tokenizer.json"), None)
+    if tokenizer is None:
+        raise CheckpointError(f"{folder} has no tokenizer.json; download it from {PUBLISHED} into this folder")
+    model = next((file for file in files if re.fullmatch(r"model.*\.safetensors", file.name)), None)
+    if model is None:
+        raise CheckpointError(f"{folder} has no model*.safetensors; download the weights of {PUBLISHED}")
+    side_cars: dict[str, str] = {}
+    for file in files:
+        if file.suffix in SIDE_CAR_SUFFIXES and file not in (config, tokenizer):
+            side_cars.setdefault(file.name, _read(file).decode(errors="replace"))
+    return GemmaAssets(
+        path=folder,
+        config=_parse(config, _read(config)),
+        tokenizer_json=_read(tokenizer),
+        side_cars=side_cars,
+        weights=tuple(SafetensorsFile(file) for file in sorted(model.parent.glob("*.safetensors"))),
+        is_packed=False,
+    )
+
+
+def _open_packed(path: Path) -> GemmaAssets:
+    file = SafetensorsFile(path)
+    if "gemma_config" not in file.metadata:
+        raise CheckpointError(f"{path} has no gemma_config in its metadata, expected a packed text encoder or a folder")
+    if "tokenizer_json" not in file.tensors:
+        raise CheckpointError(f"{path} has no tokenizer_json, expected a packed text encoder with its tokenizer")
+    side_cars = {name: text for name, text in file.metadata.items() if name.endswith(SIDE_CAR_SUFFIXES)}
+    for name in file.tensors:
+        if name.startswith(ASSET_PREFIX):
+            side_cars[name.removeprefix(ASSET_PREFIX)] = _bytes(file, name).decode(errors="replace")
+    config = _parse(path, file.metadata["gemma_config"])
+    return GemmaAssets(path, config, _bytes(file, "tokenizer_json"), side_cars, (file,), is_packed=True)
+
+
+def _bytes(file: SafetensorsFile, name: str) -> bytes:
+    return file.read(name).to(torch.uint8).numpy().tobytes()
+
+
+def _read(file: Path) -> bytes:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+    if data.startswith(GIT_LFS):
+        raise CheckpointError(f"{file} is a Git LFS pointer, not the file; fetch it with 'git lfs pull'")
+    return data
+
+
+def _parse(where: Path, text: str | bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{where} holds {type(parsed).__name__}, expected a JSON object")
+    return parsed

@@ -1,0 +1,178 @@
+"""Configuration of the feature extractor and the connectors, read from the checkpoint's ``transformer`` section.
+
+The width of the language model is not in there: it comes from Gemma's own ``text_config``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ltx_core.errors import ConfigError
+from ltx_core.model.transformer.rope import RotaryEmbedding
+
+GEMMA_12B = {"hidden_size": 3840, "num_hidden_layers": 48}
+ROPE_TYPES = ("split", "interleaved")
+#: Which feature extractor a checkpoint has: none of these keys, or all with these values (2.3 and later).
+PER_TOKEN_KEYS = {
+    "caption_proj_before_connector": True,
+    "caption_projection_first_linear": False,
+    "caption_proj_input_norm": False,
+    "caption_projection_second_linear": False,
+}
+
+
+@dataclass(frozen=True)
+class FeatureExtractorConfig:
+    """From all states of the language model to features.
+
+    LTX-2 19B normalises per prompt and layer and has one projection for both modalities; 2.3 and 2.5 normalise per
+    token and project to each modality's width.
+    """
+
+    hidden_size: int
+    num_states: int  # decoder layers + 1
+    per_token: bool = False
+    video_width: int = 0  # without per_token both are hidden_size
+    audio_width: int | None = None  # None: no audio projection
+
+    @classmethod
+    def from_metadata(
+        cls, config: Mapping[str, Any], gemma: Mapping[str, Any] | None = None
+    ) -> FeatureExtractorConfig:
+        """``gemma`` is the language model's config; without it the config's ``gemma`` section, then Gemma 12B."""
+        transformer = _section(config)
+        text = gemma_text_config(gemma or config.get("gemma") or GEMMA_12B)
+        hidden, states = text["hidden_size"], text["num_hidden_layers"] + 1
+        given = {key: transformer[key] for key in PER_TOKEN_KEYS if key in transformer}
+        if not given:
+            return cls(hidden, states, False, hidden, hidden)
+        if given != PER_TOKEN_KEYS:
+            raise ConfigError(f"text projection is {given}, expected none of these keys or exactly {PER_TOKEN_KEYS}")
+        video, audio = (
+            _positive(transformer, f"{prefix}num_attention_heads") * _positive(transformer, f"{prefix}attention_head_dim")
+            for prefix in ("", "audio_")
+        )
+        return cls(hidden, states, True, video, audio)
+
+
+@dataclass(frozen=True)
+class ConnectorConfig:
+    """One connector: a bidirectional transformer of width ``heads * head_dim`` over the tokens of a prompt."""
+
+    heads: int
+    head_dim: int
+    num_layers: int
+    num_registers: int | None = 128  # learned tokens that stand in for padding; None: padding is masked
+    gated: bool = False
+    ff_bias: bool = True
+    max_pos: int = 1  # the position that rotates like 1
+    rope_type: str = "split"
+    double_precision_rope: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rope_type not in ROPE_TYPES:
+            raise ConfigError(f"connector: rope_type is {self.rope_type!r}, expected one of {', '.join(ROPE_TYPES)}")
+        if self.head_dim % 2:
+            raise ConfigError(f"connector: head_dim is {self.head_dim}, expected an even number")
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def rope(self) -> RotaryEmbedding:
+        return RotaryEmbedding(
+            self.width,
+            self.heads,
+            (self.max_pos,),
+            rope_type=self.rope_type,
+            double_precision=self.double_precision_rope,
+        )
+
+    @classmethod
+    def from_metadata(cls, config: Mapping[str, Any], modality: str = "video") -> ConnectorConfig:
+        """``modality`` is ``video`` or ``audio``; what audio does not state is as in video."""
+        transformer = _section(config)
+        video = {
+            "num_attention_heads": _positive(transformer, "connector_num_attention_heads", 30),
+            "attention_head_dim": _positive(transformer, "connector_attention_head_dim", 128),
+            "num_layers": _positive(transformer, "connector_num_layers", 2),
+        }
+        sizes = video
+        if modality == "audio":
+            sizes = {name: _positive(transformer, f"audio_connector_{name}", value) for name, value in video.items()}
+        registers = transformer.get("connector_num_learnable_registers", 128)
+        max_pos = transformer.get("connector_positional_embedding_max_pos") or [1]
+        return cls(
+            heads=sizes["num_attention_heads"],
+            head_dim=sizes["attention_head_dim"],
+            num_layers=sizes["num_layers"],
+            num_registers=None if registers is None else _positive(transformer, "connector_num_learnable_registers", 128),
+            gated=bool(transformer.get("connector_apply_gated_attention", False)),
+            ff_bias=bool(transformer.get("connector_ff_bias", True)),
+            max_pos=max_pos[0],
+            rope_type=transformer.get("rope_type", "split"),
+            double_precision_rope=transformer.get("frequencies_precision") == "float64",
+        )
+
+
+@dataclass(frozen=True)
+class EmbeddingsConfig:
+    """Feature extractor and connectors; a missing audio connector makes a video-only processor."""
+
+    features: FeatureExtractorConfig | None  # None: features come from elsewhere
+    video: ConnectorConfig
+    audio: ConnectorConfig | None
+
+    def __post_init__(self) -> None:
+        if self.features is None:
+            return
+        pairs = [("video", self.features.video_width, self.video)]
+        if self.audio is not None:
+            pairs.append(("audio", self.features.audio_width or 0, self.audio))
+        for name, width, connector in pairs:
+            if width != connector.width:
+                raise ConfigError(f"{name} features are {width} wide, their connector expects {connector.width}")
+
+    @classmethod
+    def from_metadata(cls, config: Mapping[str, Any], gemma: Mapping[str, Any] | None = None) -> EmbeddingsConfig:
+        """Audio and video; ``gemma`` as in ``FeatureExtractorConfig.from_metadata``."""
+        return cls(
+            FeatureExtractorConfig.from_metadata(config, gemma),
+            ConnectorConfig.from_metadata(config, "video"),
+            ConnectorConfig.from_metadata(config, "audio"),
+        )
+
+    @classmethod
+    def connectors_from_metadata(cls, config: Mapping[str, Any]) -> EmbeddingsConfig:
+        """Connectors only, for features computed beforehand."""
+        video, audio = (ConnectorConfig.from_metadata(config, modality) for modality in ("video", "audio"))
+        return cls(None, video, audio)
+
+    def video_only(self) -> EmbeddingsConfig:
+        features = None if self.features is None else replace(self.features, audio_width=None)
+        return replace(self, features=features, audio=None)
+
+
+def gemma_text_config(gemma: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's section of a Gemma config, or the config itself where it has no sections."""
+    text = gemma.get("text_config", gemma)
+    for name in ("hidden_size", "num_hidden_layers"):
+        _positive(text, name)
+    return text
+
+
+def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    transformer = config.get("transformer")
+    if not isinstance(transformer, Mapping):
+        raise ConfigError("checkpoint config has no transformer section, expected one with the text connectors")
+    return transformer
+
+
+def _positive(section: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = section.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} is {value!r}, expected a positive integer")
+    return value

@@ -1,0 +1,136 @@
+"""``AVGemmaTextEncoderModel`` and ``VideoGemmaTextEncoderModel``: one call from prompts to contexts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.loader import Checkpoint
+from ltx_core.loader.checkpoint import fill
+from ltx_core.loader.metadata import check_gemma_source, parse_metadata
+from ltx_core.loader.weights import ComponentWeights, Kind, check_fit
+from ltx_core.text_encoders.gemma.assets import GemmaAssets
+from ltx_core.text_encoders.gemma.backbone import GemmaBackbone, load_backbone
+from ltx_core.text_encoders.gemma.config import EmbeddingsConfig
+from ltx_core.text_encoders.gemma.embeddings import AVGemmaEncoderOutput, EmbeddingsProcessor, VideoGemmaEncoderOutput
+from ltx_core.text_encoders.gemma.feature_extractor import PromptFeatures
+from ltx_core.text_encoders.gemma.tokenizer import MAX_LENGTH, GemmaTokenizer
+
+Prompts = str | Sequence[str]
+
+
+class GemmaTextEncoder(nn.Module):
+    """Tokenizer, language model and embeddings processor."""
+
+    def __init__(
+        self, tokenizer: GemmaTokenizer, backbone: GemmaBackbone, embeddings_processor: EmbeddingsProcessor
+    ) -> None:
+        super().__init__()
+        if embeddings_processor.feature_extractor is None:
+            raise ConfigError("embeddings processor has no feature extractor, a text encoder needs one")
+        self.tokenizer = tokenizer
+        self.backbone = backbone
+        self.embeddings_processor = embeddings_processor
+
+    @torch.no_grad()
+    def features(self, prompts: Prompts) -> PromptFeatures:
+        """Features before the connectors ``[B, T, C]`` in the left-padded layout: what training stores per caption."""
+        if not prompts and not isinstance(prompts, str):
+            raise ConfigError("text encoder got no prompt, expected at least one")
+        extractor = self.embeddings_processor.feature_extractor
+        assert extractor is not None
+        tokens = self.tokenizer(prompts)
+        total = extractor.start(tokens.attention_mask)
+        self.backbone(tokens, total.add)
+        return total.features()
+
+    @torch.no_grad()
+    def _contexts(
+        self, prompts: Prompts, dtype: torch.dtype | None
+    ) -> AVGemmaEncoderOutput | VideoGemmaEncoderOutput:
+        output = self.embeddings_processor(self.features(prompts))
+        if dtype is None:
+            return output
+        return type(output)(*(part.to(dtype) if part.is_floating_point() else part for part in output))
+
+
+class AVGemmaTextEncoderModel(GemmaTextEncoder):
+    """Prompts to video and audio contexts."""
+
+    def forward(self, prompts: Prompts, dtype: torch.dtype | None = None) -> AVGemmaEncoderOutput:
+        """``(video_context, audio_context, attention_mask)``, one row per prompt; contexts in ``dtype`` if given.
+
+        All prompts go through the language model together. Raises ``ConfigError`` when there are none.
+        """
+        output = self._contexts(prompts, dtype)
+        assert isinstance(output, AVGemmaEncoderOutput)
+        return output
+
+
+class VideoGemmaTextEncoderModel(GemmaTextEncoder):
+    """Prompts to video contexts."""
+
+    def forward(self, prompts: Prompts, dtype: torch.dtype | None = None) -> VideoGemmaEncoderOutput:
+        """``(video_context, attention_mask)``; as the audio-video encoder without its audio half."""
+        output = self._contexts(prompts, dtype)
+        assert isinstance(output, VideoGemmaEncoderOutput)
+        return output
+
+
+def load_text_encoder(
+    gemma: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    *,
+    audio: bool = True,
+    max_length: int = MAX_LENGTH,
+) -> AVGemmaTextEncoderModel | VideoGemmaTextEncoderModel:
+    """The text encoder of a checkpoint; ``gemma`` is a Hugging Face folder or the packed file of a split pack.
+
+    ``audio`` False builds the video-only encoder. Raises ``CheckpointError`` when files are missing, do not fit, or
+    the checkpoint was trained with another text encoder.
+    """
+    assets = GemmaAssets.open(gemma)
+    check_gemma_source(parse_metadata(checkpoint.metadata), checkpoint.model_version, assets.config)
+    processor = load_embeddings_processor(assets, checkpoint, dtype, device, audio=audio)
+    tokenizer = load_tokenizer(assets, max_length)
+    kind = AVGemmaTextEncoderModel if audio else VideoGemmaTextEncoderModel
+    return kind(tokenizer, load_backbone(assets, dtype, device), processor).eval()
+
+
+def load_tokenizer(assets: GemmaAssets, max_length: int = MAX_LENGTH) -> GemmaTokenizer:
+    """The tokenizer that lies with the weights."""
+    return GemmaTokenizer(assets.tokenizer_json, assets.side_car("tokenizer_config.json"), max_length)
+
+
+def load_embeddings_processor(
+    assets: GemmaAssets,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    audio: bool = True,
+) -> EmbeddingsProcessor:
+    """Feature extractor and connectors for this language model, from the checkpoint and, if packed, its own file."""
+    sources = checkpoint.sources("embeddings")
+    if assets.is_packed:
+        sources |= Checkpoint.open(assets.path).sources("embeddings")
+    if not any(name.startswith("feature_extractor.") for name in sources):
+        advice = "give the packed text-encoder file of its split pack instead of a Gemma folder"
+        raise CheckpointError(f"{checkpoint.where} holds no text_embedding_projection; {advice}")
+    config = EmbeddingsConfig.from_metadata(checkpoint.component_config("embeddings"), assets.config)
+    if not audio:
+        config = config.video_only()
+        sources = {name: source for name, source in sources.items() if "audio_" not in name}
+    with torch.device("meta"):
+        processor = EmbeddingsProcessor(config)
+    weights = ComponentWeights("embeddings", sources, dtype, device)
+    expected = {name: Kind(tuple(tensor.shape), True) for name, tensor in processor.state_dict().items()}
+    check_fit(weights.where, "embeddings", expected, weights.kinds())
+    fill(processor, weights.state_dict())
+    return processor

@@ -1,0 +1,213 @@
+"""Text encoder: tokenizer, Gemma, feature extractors, connectors, whole prompts, enhancement, duration head, T5."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import torch
+from ltx_core.loader import Checkpoint
+from ltx_core.loader.checkpoint import fill
+from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.model.duration_head.config import DurationHeadConfig
+from ltx_core.model.duration_head.model import DurationHead, seconds_to_frames
+from ltx_core.text_encoders.gemma.assets import GemmaAssets
+from ltx_core.text_encoders.gemma.backbone import load_backbone
+from ltx_core.text_encoders.gemma.config import ConnectorConfig, EmbeddingsConfig, FeatureExtractorConfig
+from ltx_core.text_encoders.gemma.connector import Embeddings1DConnector
+from ltx_core.text_encoders.gemma.embeddings import EmbeddingsProcessor, sort_valid_first
+from ltx_core.text_encoders.gemma.encoder import AVGemmaTextEncoderModel, load_text_encoder, load_tokenizer
+from ltx_core.text_encoders.gemma.feature_extractor import FeatureExtractor, PromptFeatures
+from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
+from ltx_core.text_encoders.t5 import T5Config, load_t5_encoder
+from torch import Tensor, nn
+
+from tests.golden.case import Case
+from tests.golden.operations import Operation
+
+Results = dict[str, Tensor]
+
+
+def tokenize(case: Case) -> Results:
+    tokenizer = load_tokenizer(GemmaAssets.open(case.directory / case.args["gemma_dir"]), case.args["max_length"])
+    tokens = tokenizer(case.args["prompts"])
+    return {"out.input_ids": tokens.input_ids, "out.attention_mask": tokens.attention_mask}
+
+
+def hidden_states(case: Case) -> Results:
+    backbone = load_backbone(GemmaAssets.open(case.directory / case.args["gemma_dir"]), torch.float32)
+    tokens = TokenBatch(case.inputs["input_ids"], case.inputs["attention_mask"])
+    return {"out.hidden_states": unpack(backbone.hidden_states(tokens), tokens.attention_mask)}
+
+
+def unpack(states: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Packed states ``[n, D]`` to ``[L, B, T, D]`` with zeros where there is no token."""
+    padded = torch.zeros(len(states), *mask.shape, states[0].shape[-1], dtype=states[0].dtype)
+    padded[:, mask.bool()] = torch.stack(list(states))
+    return padded
+
+
+def extract_features(case: Case) -> Results:
+    states, mask = case.inputs["hidden_states"], case.inputs["attention_mask"]
+    gemma = {"hidden_size": states.shape[-1], "num_hidden_layers": len(states) - 1}
+    checkpoint = Checkpoint.open(case.weights_path)
+    config = FeatureExtractorConfig.from_metadata(checkpoint.config, gemma)
+    with torch.device("meta"):
+        extractor = FeatureExtractor(config)
+    weights = checkpoint.weights("embeddings").state_dict()
+    fill(extractor, {name.removeprefix("feature_extractor."): tensor for name, tensor in weights.items()})
+    packed = [state[mask.bool()] for state in states]
+    features = extractor(packed, mask)
+    normed = [extractor.normalize(state, mask.sum(1).tolist()) for state in packed]
+    results = {
+        "out.video_features": features.video,
+        "out.audio_features": features.audio,
+        "mid.normed": unpack(normed, mask).permute(1, 2, 3, 0).flatten(2),
+    }
+    return {name: tensor for name, tensor in results.items() if tensor is not None and name in case.tensors}
+
+
+def create_embeddings(case: Case) -> Results:
+    checkpoint = Checkpoint.open(case.weights_path)
+    with torch.device("meta"):
+        processor = EmbeddingsProcessor(EmbeddingsConfig.connectors_from_metadata(checkpoint.config))
+    fill(processor, checkpoint.weights("embeddings").state_dict())
+    features = PromptFeatures(*(case.inputs[name] for name in ("video_features", "audio_features", "attention_mask")))
+    output = processor(features)
+    results = {f"out.{name}": tensor for name, tensor in output._asdict().items()}
+    rows = case.args.get("mid_rows", [])
+    for name, connector, given in (
+        ("video", processor.video_connector, features.video),
+        ("audio", processor.audio_connector, features.audio),
+    ):
+        results |= connector_parts(case, name, connector, given[rows], features.attention_mask[rows])
+    results["mid.sort_index"] = sort_valid_first(features.attention_mask.bool())
+    results["mid.connector_mask"] = reorder(features.video, features.attention_mask)[0]
+    return {name: tensor for name, tensor in results.items() if name in case.tensors}
+
+
+def connect(case: Case) -> Results:
+    checkpoint = Checkpoint.open(case.weights_path)
+    config = ConnectorConfig.from_metadata(checkpoint.config)
+    weights = checkpoint.weights("embeddings").state_dict()
+    with torch.device("meta"):
+        processor = EmbeddingsProcessor(EmbeddingsConfig(None, config, None))
+    fill(processor, weights)
+    features, mask = case.inputs["features"], case.inputs["attention_mask"]
+    output = processor(PromptFeatures(features, None, mask))
+    valid, x = reorder(features, mask)
+    connected, valid_after = processor.video_connector(x, valid)
+    results = {
+        "out.connector": connected,
+        "out.context": output.video_context,
+        "out.valid_after_connector": valid_after,
+        "out.context_mask": output.attention_mask,
+        "mid.sort_index": sort_valid_first(mask.bool()),
+        **connector_parts(case, "video", processor.video_connector, features, mask),
+    }
+    return {name: tensor for name, tensor in results.items() if name in case.tensors}
+
+
+def reorder(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(validity, features), valid tokens first."""
+    order = sort_valid_first(mask.bool())
+    return mask.bool().gather(1, order), features.gather(1, order[..., None].expand_as(features))
+
+
+def connector_parts(
+    case: Case, name: str, connector: Embeddings1DConnector, features: Tensor, mask: Tensor
+) -> Results:
+    """What one connector computes on its way, where the case has it."""
+    results: Results = {}
+
+    def keep(part: str):
+        def hook(module: nn.Module, args: object, output: Tensor) -> None:
+            results[f"mid.{name}_{part}"] = output
+
+        return hook
+
+    valid, x = reorder(features, mask)
+    blocks = connector.transformer_1d_blocks
+    watched = {"block0": blocks[0], "block0_attn": blocks[0].attn1, "last_block": blocks[-1]}
+    handles = [module.register_forward_hook(keep(part)) for part, module in watched.items()]
+    connector(x, valid)
+    for handle in handles:
+        handle.remove()
+    if connector.config.num_registers is not None:
+        results[f"mid.{name}_after_registers"] = connector.fill_with_registers(x, valid)
+    positions = case.tensors.get(f"mid.{name}_rope_positions")
+    if positions is not None:
+        table = connector.rope_table(x.shape[1], x.dtype)
+        results[f"mid.{name}_rope_cos"] = table.cos.index_select(-2, positions)
+        results[f"mid.{name}_rope_sin"] = table.sin.index_select(-2, positions)
+    return {name: tensor for name, tensor in results.items() if name in case.tensors}
+
+
+def prompt_to_contexts(case: Case) -> Results:
+    if "gemma_dir" in case.args:
+        gemma, weights = case.directory / case.args["gemma_dir"], case.weights_path
+    else:
+        gemma, weights = (case.directory / case.args[name] for name in ("text_encoder_file", "transformer_file"))
+    checkpoint = Checkpoint.open(weights)
+    encoder = load_text_encoder(gemma, checkpoint, torch.float32, max_length=case.args["max_length"])
+    assert isinstance(encoder, AVGemmaTextEncoderModel)
+    tokens = encoder.tokenizer(case.args["prompts"])
+    for name, got in vars(tokens).items():
+        assert torch.equal(got, case.inputs[name]), f"{name} differs"
+    output, features = encoder(case.args["prompts"]), encoder.features(case.args["prompts"])
+    tail = int(tokens.attention_mask.sum(1).max())
+    states = unpack(encoder.backbone.hidden_states(tokens), tokens.attention_mask)
+    assert features.audio is not None
+    return {
+        **{f"out.{name}": tensor for name, tensor in output._asdict().items()},
+        "mid.hidden_states_tail": states[:, :, -tail:],
+        "mid.video_features_tail": features.video[:, -tail:],
+        "mid.audio_features_tail": features.audio[:, -tail:],
+    }
+
+
+def predict_seconds(case: Case) -> Results:
+    checkpoint = Checkpoint.open(case.weights_path)
+    with torch.device("meta"):
+        head = DurationHead(DurationHeadConfig.from_metadata(checkpoint.config))
+    fill(head, checkpoint.weights("duration_head").state_dict())
+    contexts = (case.inputs.get("video_tokens"), case.inputs.get("audio_tokens"))
+    tokens = head.tokens(*contexts)
+    return {
+        "out.seconds": head(*contexts),
+        "mid.tokens": tokens[:, : case.tensors["mid.tokens"].shape[1]],
+        "mid.pooled": head.attention_pooler(tokens),
+    }
+
+
+def count_frames(case: Case) -> Results:
+    names = ("seconds", "frame_rate", "min_seconds", "max_seconds")
+    rows = zip(*(case.inputs[name].tolist() for name in names), strict=True)
+    frames = [seconds_to_frames(*row) for row in rows]
+    assert frames == [row["num_frames"] for row in case.args["rows"]]
+    return {"out.num_frames": torch.tensor(frames)}
+
+
+def encode_t5(case: Case) -> Results:
+    config = T5Config.from_metadata(json.loads(SafetensorsFile(case.weights_path).metadata["config"]))
+    encoder = load_t5_encoder(config, [case.weights_path], torch.float32)
+    ids, mask = case.inputs["input_ids"], case.inputs["attention_mask"]
+    return {
+        "out.embeds": encoder(ids, mask),
+        "out.embeds_without_mask": encoder(ids),
+        "mid.position_bias": encoder.encoder.position_bias(ids.shape[1]),
+    }
+
+
+OPERATIONS: dict[tuple[str, str], Operation] = {
+    ("text_encoder.tokenizer", "tokenize"): tokenize,
+    ("text_encoder.gemma_backbone", "hidden_states"): hidden_states,
+    ("text_encoder.feature_extractor", "v1"): extract_features,
+    ("text_encoder.feature_extractor", "v2"): extract_features,
+    ("text_encoder.embeddings_processor", "create_embeddings"): create_embeddings,
+    ("text_encoder.connector", "connector"): connect,
+    ("text_encoder", "prompt_to_contexts"): prompt_to_contexts,
+    ("t5_encoder", "forward"): encode_t5,
+    ("duration_head", "forward"): predict_seconds,
+    ("duration_head", "seconds_to_frames"): count_frames,
+}
