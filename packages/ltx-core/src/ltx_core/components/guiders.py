@@ -1,0 +1,217 @@
+"""Guiders: combine a conditional x0 prediction with weaker ones into a better one.
+
+A single guider gives the ``delta`` to add to the conditional prediction. ``MultiModalGuider`` is what the LTX-2
+pipelines use: up to four predictions of one stream in one formula.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ltx_core.errors import ConfigError
+
+PROJECTION_EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class CFGGuider:
+    """Classifier-free guidance: away from the unconditional prediction. 1 is off."""
+
+    scale: float
+
+    def delta(self, cond: Tensor, uncond: Tensor) -> Tensor:
+        return (self.scale - 1) * (cond - uncond)
+
+    def enabled(self) -> bool:
+        return self.scale != 1
+
+
+@dataclass(frozen=True)
+class CFGStarRescalingGuider:
+    """CFG* : classifier-free guidance against the unconditional prediction scaled to fit the conditional one."""
+
+    scale: float
+
+    def delta(self, cond: Tensor, uncond: Tensor) -> Tensor:
+        return (self.scale - 1) * (cond - projection_coefficient(cond, uncond) * uncond)
+
+    def enabled(self) -> bool:
+        return self.scale != 1
+
+
+@dataclass(frozen=True)
+class STGGuider:
+    """Spatio-temporal guidance: away from a prediction made with self-attention skipped in some blocks. 0 is off."""
+
+    scale: float
+
+    def delta(self, pos_denoised: Tensor, perturbed_denoised: Tensor) -> Tensor:
+        return self.scale * (pos_denoised - perturbed_denoised)
+
+    def enabled(self) -> bool:
+        return self.scale != 0
+
+
+@dataclass(frozen=True)
+class LtxAPGGuider:
+    """Adaptive projected guidance: the part of the guidance along the prediction is scaled by ``eta``.
+
+    ``norm_threshold`` caps the guidance's norm over the last three axes (of ``[B, N, D]``: the last two); 0 is no cap.
+    """
+
+    scale: float
+    eta: float = 1.0
+    norm_threshold: float = 0.0
+
+    def delta(self, cond: Tensor, uncond: Tensor) -> Tensor:
+        return (self.scale - 1) * projected_guidance(cond - uncond, cond, self.eta, self.norm_threshold)
+
+    def enabled(self) -> bool:
+        return self.scale != 1
+
+
+@dataclass
+class LegacyStatefulAPGGuider:
+    """Projected guidance with momentum: the guidance of earlier calls goes on, so one object serves one run."""
+
+    scale: float
+    eta: float
+    norm_threshold: float = 5.0
+    momentum: float = 0.0
+    running: Tensor | None = field(default=None, repr=False, compare=False)
+
+    def delta(self, cond: Tensor, uncond: Tensor) -> Tensor:
+        guidance = cond - uncond
+        if self.momentum != 0:
+            guidance = guidance if self.running is None else self.momentum * self.running + guidance
+            self.running = guidance
+        return self.scale * projected_guidance(guidance, cond, self.eta, self.norm_threshold)
+
+    def enabled(self) -> bool:
+        return self.scale != 0
+
+
+def projected_guidance(guidance: Tensor, cond: Tensor, eta: float, norm_threshold: float) -> Tensor:
+    """Cap the norm of ``guidance``, then scale its part along ``cond`` by ``eta``."""
+    if norm_threshold > 0:
+        axes = tuple(range(-min(3, guidance.ndim - 1), 0))
+        norm = torch.linalg.vector_norm(guidance, dim=axes, keepdim=True)
+        guidance = guidance * (norm_threshold / norm).clamp(max=1)
+    parallel = projection_coefficient(guidance, cond) * cond
+    return eta * parallel + (guidance - parallel)
+
+
+def projection_coefficient(a: Tensor, onto: Tensor) -> Tensor:
+    """``<a, onto> / |onto|^2`` per batch item, shaped ``[B, 1, ...]``."""
+    dot, square = (a * onto).flatten(1).sum(1), (onto * onto).flatten(1).sum(1)
+    return (dot / (square + PROJECTION_EPSILON)).view(-1, *[1] * (a.ndim - 1))
+
+
+@dataclass(frozen=True)
+class MultiModalGuiderParams:
+    """How one stream is guided. The defaults guide nothing."""
+
+    cfg_scale: float = 1.0  # away from the prediction with the negative prompt; 1 off
+    stg_scale: float = 0.0  # away from the prediction with self-attention skipped in stg_blocks; 0 off
+    stg_blocks: Sequence[int] | None = ()  # None: all blocks
+    rescale_scale: float = 0.0  # 1: give the result the conditional prediction's standard deviation; 0 off
+    modality_scale: float = 1.0  # away from the prediction that ignores the other stream; 1 off
+    skip_step: int = 0  # after each guided step reuse its result for this many steps
+
+
+@dataclass(frozen=True)
+class MultiModalGuider:
+    """The guidance of one stream: which predictions it needs and how they are combined."""
+
+    params: MultiModalGuiderParams = MultiModalGuiderParams()
+    negative_context: Tensor | None = None  # [B, S, c]
+
+    def do_unconditional_generation(self) -> bool:
+        return not math.isclose(self.params.cfg_scale, 1.0)
+
+    def do_perturbed_generation(self) -> bool:
+        return not math.isclose(self.params.stg_scale, 0.0)
+
+    def do_isolated_modality_generation(self) -> bool:
+        return not math.isclose(self.params.modality_scale, 1.0)
+
+    def should_skip_step(self, step: int) -> bool:
+        """Whether the last result is reused at this step; never at step 0."""
+        return self.params.skip_step != 0 and step % (self.params.skip_step + 1) != 0
+
+    def calculate(
+        self,
+        cond: Tensor,
+        uncond: Tensor | None = None,
+        perturbed: Tensor | None = None,
+        isolated: Tensor | None = None,
+    ) -> Tensor:
+        """The guided x0 prediction, computed in float32, in the dtype of ``cond``; None: not needed.
+
+        Standard deviations go over the whole tensor: all samples, all tokens.
+        """
+        p, x = self.params, cond.float()
+        pred = x
+        for factor, weaker in (
+            (p.cfg_scale - 1, uncond),
+            (p.stg_scale, perturbed),
+            (p.modality_scale - 1, isolated),
+        ):
+            if weaker is not None and factor != 0:
+                pred = pred + factor * (x - weaker.float())
+        if p.rescale_scale != 0:
+            pred = pred * (p.rescale_scale * (x.std() / pred.std()) + (1 - p.rescale_scale))
+        return pred.to(cond.dtype)
+
+    def build_from_sigma(self, sigma: float) -> MultiModalGuider:
+        """The guider at a noise level: itself."""
+        return self
+
+
+@dataclass(frozen=True)
+class MultiModalGuiderFactory:
+    """Guidance that depends on the noise level: bins ``(next lower bound, bound]``, keyed by their upper bounds."""
+
+    params_by_sigma: Mapping[float, MultiModalGuiderParams]
+    negative_context: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not self.params_by_sigma:
+            raise ConfigError("params_by_sigma is empty, expected at least one upper bound")
+
+    @classmethod
+    def constant(
+        cls, params: MultiModalGuiderParams, negative_context: Tensor | None = None
+    ) -> MultiModalGuiderFactory:
+        return cls({math.inf: params}, negative_context)
+
+    @classmethod
+    def from_dict(
+        cls, params_by_sigma: Mapping[float, MultiModalGuiderParams], negative_context: Tensor | None = None
+    ) -> MultiModalGuiderFactory:
+        return cls({float(bound): params for bound, params in params_by_sigma.items()}, negative_context)
+
+    def params(self, sigma: float) -> MultiModalGuiderParams:
+        """Those of the smallest bound that is not below ``sigma``; above all bounds those of the largest."""
+        above = [bound for bound in self.params_by_sigma if bound >= sigma]
+        return self.params_by_sigma[min(above) if above else max(self.params_by_sigma)]
+
+    def build_from_sigma(self, sigma: float) -> MultiModalGuider:
+        """The guider at a noise level."""
+        return MultiModalGuider(self.params(sigma), self.negative_context)
+
+
+def create_multimodal_guider_factory(
+    params: MultiModalGuiderParams | MultiModalGuiderFactory, negative_context: Tensor | None = None
+) -> MultiModalGuiderFactory:
+    """A factory from parameters; a factory stays as it is unless another negative context is given."""
+    if isinstance(params, MultiModalGuiderParams):
+        return MultiModalGuiderFactory.constant(params, negative_context)
+    if negative_context is None or negative_context is params.negative_context:
+        return params
+    return replace(params, negative_context=negative_context)

@@ -1,0 +1,121 @@
+"""Sigma schedules: float32 ``[steps + 1]`` on the CPU, falling from about 1 to 0."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltx_core.components.beta_quantile import beta_quantile
+from ltx_core.errors import ConfigError
+
+BASE_SHIFT_TOKENS = 1024
+MAX_SHIFT_TOKENS = 4096
+BETA_TABLE_SIZE = 10000
+BETA_TABLE_SHIFT = 2.37
+SMALLEST_HEADROOM = 1e-6  # below this ``1 - sigma`` is mostly float32 rounding
+LARGEST_EXPONENT = 80.0  # e^80 is finite in float32; every sigma has long rounded to 1 by then
+
+
+@dataclass(frozen=True)
+class LTX2Scheduler:
+    """The schedule of LTX-2: uniform steps, shifted towards noise, stretched to end at ``terminal`` before 0."""
+
+    def execute(
+        self,
+        steps: int,
+        latent: Tensor | None = None,
+        max_shift: float = 2.05,
+        base_shift: float = 0.95,
+        stretch: bool = True,
+        terminal: float = 0.1,
+        default_number_of_tokens: int = MAX_SHIFT_TOKENS,
+        **_: Any,
+    ) -> Tensor:
+        """The shift grows linearly with the token count ``F*H*W`` of ``latent`` ``[B, C, F, H, W]`` (not of tokens).
+
+        One step is ``[1, 0]``. Raises ``ConfigError`` for ``steps < 1`` or ``terminal`` outside [0, 1).
+        """
+        _check_steps(steps)
+        if not 0 <= terminal < 1:
+            raise ConfigError(f"terminal is {terminal}, expected 0 <= terminal < 1")
+        if steps == 1:
+            return torch.tensor([1.0, 0.0])
+        tokens = default_number_of_tokens if latent is None else math.prod(latent.shape[2:])
+        slope = (max_shift - base_shift) / (MAX_SHIFT_TOKENS - BASE_SHIFT_TOKENS)
+        mu = tokens * slope + (base_shift - BASE_SHIFT_TOKENS * slope)
+        uniform = torch.linspace(1.0, 0.0, steps + 1)[:-1]
+        sigmas = _shift(uniform, mu)
+        if stretch:
+            headroom = 1 - sigmas
+            if headroom[-1] < SMALLEST_HEADROOM:
+                headroom = _headroom(uniform, mu)
+            sigmas = 1 - headroom / (headroom[-1] / (1 - terminal))
+        return torch.cat((sigmas, torch.zeros(1)))
+
+
+def _shift(sigmas: Tensor, mu: float) -> Tensor:
+    """``e^mu / (e^mu + 1/sigma - 1)`` for positive sigmas."""
+    scale = math.exp(max(-LARGEST_EXPONENT, min(mu, LARGEST_EXPONENT)))
+    return scale / (scale + (1 / sigmas - 1))
+
+
+def _headroom(sigmas: Tensor, mu: float) -> Tensor:
+    """``1 - shifted sigma`` up to a common factor, without the cancellation that rounds it to 0 at large ``mu``."""
+    odds = 1 / sigmas.double() - 1
+    return (odds / (1 + odds * math.exp(-mu))).float()
+
+
+@dataclass(frozen=True)
+class LinearQuadraticScheduler:
+    """Small equal steps near noise, then quadratically growing ones."""
+
+    def execute(self, steps: int, threshold_noise: float = 0.025, linear_steps: int | None = None, **_: Any) -> Tensor:
+        """The first ``linear_steps`` (half of all) steps remove ``threshold_noise``. One step is ``[1, 0]``.
+
+        Raises ``ConfigError`` for ``steps < 1`` or ``linear_steps`` outside 1 to ``steps``.
+        """
+        _check_steps(steps)
+        if steps == 1:
+            return torch.tensor([1.0, 0.0])
+        linear = steps // 2 if linear_steps is None else linear_steps
+        if not 1 <= linear <= steps:
+            raise ConfigError(f"linear_steps is {linear}, expected 1 to {steps}")
+        removed = [i * threshold_noise / linear for i in range(linear)]
+        if quadratic := steps - linear:
+            difference = linear - threshold_noise * steps
+            a = difference / (linear * quadratic**2)
+            b = threshold_noise / linear - 2 * difference / quadratic**2
+            c = a * linear**2
+            removed += [a * i**2 + b * i + c for i in range(linear, steps)]
+        return torch.tensor([1 - x for x in (*removed, 1.0)], dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class BetaScheduler:
+    """Steps at the quantiles of a beta distribution over a shifted table of sigmas."""
+
+    def execute(self, steps: int, alpha: float = 0.6, beta: float = 0.6) -> Tensor:
+        """Table entries that come up twice are used once, so the result may hold fewer than ``steps + 1`` values.
+
+        Raises ``ConfigError`` for ``steps < 1`` or a shape parameter that is not positive.
+        """
+        _check_steps(steps)
+        quantiles = [beta_quantile(1 - i / steps, alpha, beta) for i in range(steps)]
+        indices = dict.fromkeys(round(q * (BETA_TABLE_SIZE - 1)) for q in quantiles)
+        return torch.cat((_beta_table()[list(indices)], torch.zeros(1)))
+
+
+@cache
+def _beta_table() -> Tensor:
+    times = torch.arange(1, BETA_TABLE_SIZE + 1, dtype=torch.float32) / BETA_TABLE_SIZE
+    return _shift(times, BETA_TABLE_SHIFT)
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ConfigError(f"steps is {steps}, expected at least 1")

@@ -1,0 +1,165 @@
+"""Latent tools: the token sequence of one stream before anything is known of it, and the way back to a latent.
+
+target shape -> create_initial_state -> conditioning items, noise, sampling -> clear_conditioning -> unpatchify
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from ltx_core.components.patchifiers import AudioPatchifier, VideoLatentPatchifier, get_pixel_coords, to_seconds
+from ltx_core.components.protocols import Patchifier
+from ltx_core.errors import ConditioningError
+from ltx_core.types import AudioLatentShape, LatentState, SpatioTemporalScaleFactors, VideoLatentShape
+
+__all__ = ["AudioLatentTools", "LatentState", "LatentTools", "VideoLatentTools"]
+
+Shape = TypeVar("Shape", VideoLatentShape, AudioLatentShape)
+
+
+@dataclass(frozen=True)
+class LatentTools(Generic[Shape]):
+    """What video and audio share. ``target_shape`` is the latent to be made."""
+
+    patchifier: Patchifier
+    target_shape: Shape
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of the target; conditioning items may append more."""
+        return self.patchifier.get_token_count(self.target_shape)
+
+    def positions(self, device: torch.device | str | None = None) -> Tensor:
+        """Float32 spans ``[B, axes, N, 2]`` of the target's tokens."""
+        return self.patchifier.get_patch_grid_bounds(self.target_shape, device)
+
+    def create_initial_state(
+        self, device: torch.device | str, dtype: torch.dtype, initial_latent: Tensor | None = None
+    ) -> LatentState:
+        """Zeros, or ``initial_latent`` as it is, in tokens; everything is to be denoised.
+
+        Raises ``ConditioningError`` when ``initial_latent`` has not exactly the target's shape.
+        """
+        shape = self.target_shape.to_torch_shape()
+        if initial_latent is None:
+            initial_latent = torch.zeros(shape, device=device, dtype=dtype)
+        mask = torch.ones(self.target_shape.mask_shape, device=device)
+        state = LatentState(initial_latent, mask, self.positions(device), clean_latent=initial_latent.clone())
+        return self.patchify(state)
+
+    def patchify(self, state: LatentState) -> LatentState:
+        """Latent, clean latent and masks to tokens; positions and attention mask stay."""
+        if state.latent.shape != self.target_shape.to_torch_shape():
+            raise ConditioningError(
+                f"the latent has shape {list(state.latent.shape)}, expected {list(self.target_shape)}"
+            )
+        keyframes = state.keyframes_mask
+        return replace(
+            state,
+            latent=self.patchifier.patchify(state.latent),
+            clean_latent=self.patchifier.patchify(state.clean_latent),
+            denoise_mask=self.patchifier.patchify(state.denoise_mask),
+            keyframes_mask=None if keyframes is None else self.patchifier.patchify(keyframes),
+        )
+
+    def unpatchify(self, state: LatentState) -> LatentState:
+        """The inverse of ``patchify``; appended tokens must be gone."""
+        self.check_target_tokens(state, "unpatchify")
+        shape, mask_shape, keyframes = self.target_shape, self.target_shape.mask_shape, state.keyframes_mask
+        return replace(
+            state,
+            latent=self.patchifier.unpatchify(state.latent, shape),
+            clean_latent=self.patchifier.unpatchify(state.clean_latent, shape),
+            denoise_mask=self.patchifier.unpatchify(state.denoise_mask, mask_shape),
+            keyframes_mask=None if keyframes is None else self.patchifier.unpatchify(keyframes, mask_shape),
+        )
+
+    def clear_conditioning(self, state: LatentState) -> LatentState:
+        """Drop the appended tokens and all masks."""
+        n = self.token_count
+        return replace(
+            state,
+            latent=state.latent[:, :n],
+            clean_latent=state.clean_latent[:, :n],
+            positions=state.positions[:, :, :n],
+            denoise_mask=torch.ones_like(state.denoise_mask[:, :n]),
+            attention_mask=None,
+            keyframes_mask=None,
+        )
+
+    def check_target_tokens(self, state: LatentState, what: str) -> None:
+        """Refuse a state that holds appended tokens."""
+        if state.latent.shape[1] != self.token_count:
+            raise ConditioningError(
+                f"{what} is given {state.latent.shape[1]} tokens, expected the target's {self.token_count} alone"
+            )
+
+
+@dataclass(frozen=True)
+class VideoLatentTools(LatentTools[VideoLatentShape]):
+    """Tools for a video latent of ``fps`` pictures per second.
+
+    ``causal_fix``: the first latent frame holds one pixel frame, as with every causal video VAE.
+    """
+
+    patchifier: VideoLatentPatchifier
+    fps: float
+    scale_factors: SpatioTemporalScaleFactors = SpatioTemporalScaleFactors(8, 32, 32)
+    causal_fix: bool = True
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.patchifier.get_token_count(self.target_shape._replace(frames=1))
+
+    def pixel_coords(
+        self, shape: VideoLatentShape, causal_fix: bool, device: torch.device | str | None = None
+    ) -> Tensor:
+        """Integer spans ``[B, 3, N, 2]`` of any latent's tokens in pixel frames, rows and columns."""
+        bounds = self.patchifier.get_patch_grid_bounds(shape, device)
+        return get_pixel_coords(bounds, self.scale_factors, causal_fix)
+
+    def positions(self, device: torch.device | str | None = None) -> Tensor:
+        return to_seconds(self.pixel_coords(self.target_shape, self.causal_fix, device), self.fps)
+
+    def create_initial_state(
+        self, device: torch.device | str, dtype: torch.dtype, initial_latent: Tensor | None = None
+    ) -> LatentState:
+        """As for any stream; the tokens of latent frame 0 are marked as a standalone pixel frame."""
+        state = super().create_initial_state(device, dtype, initial_latent)
+        keyframes = torch.zeros_like(state.denoise_mask)
+        keyframes[:, : self.tokens_per_frame] = 1
+        return replace(state, keyframes_mask=keyframes)
+
+    def clear_conditioning(self, state: LatentState) -> LatentState:
+        """Drop the appended tokens; what was generated in keyframe slots becomes ``generated_keyframes``.
+
+        A generated keyframe is decoded as a clip of its own of one frame.
+        """
+        return replace(super().clear_conditioning(state), generated_keyframes=self._generated_keyframes(state))
+
+    def _generated_keyframes(self, state: LatentState) -> Tensor | None:
+        """The slots as latent frames ``[B, C, K, H, W]``."""
+        layout = state.generated_keyframe_layout
+        if layout is None:
+            return state.generated_keyframes
+        if layout.tokens_per_keyframe != self.tokens_per_frame:
+            raise ConditioningError(
+                f"a keyframe slot has {layout.tokens_per_keyframe} tokens, expected {self.tokens_per_frame}"
+            )
+        if layout.token_slice.stop > state.latent.shape[1]:
+            raise ConditioningError(
+                f"keyframe slots end at token {layout.token_slice.stop}, expected at most {state.latent.shape[1]}"
+            )
+        shape = self.target_shape._replace(frames=layout.num_keyframes)
+        return self.patchifier.unpatchify(state.latent[:, layout.token_slice], shape)
+
+
+@dataclass(frozen=True)
+class AudioLatentTools(LatentTools[AudioLatentShape]):
+    """Tools for an audio latent."""
+
+    patchifier: AudioPatchifier

@@ -1,0 +1,1 @@
+"""The conditioning items, one module each."""

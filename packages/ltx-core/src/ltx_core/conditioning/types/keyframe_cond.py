@@ -1,0 +1,37 @@
+"""Show the model a picture or a clip at a moment of the video, as extra tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ltx_core.components.patchifiers import to_seconds
+from ltx_core.conditioning.item import append_tokens, check_axes, check_strength
+from ltx_core.conditioning.tools import VideoLatentTools
+from ltx_core.types import LatentState, VideoLatentShape
+
+
+@dataclass(frozen=True)
+class VideoConditionByKeyframeIndex:
+    """Appends the tokens of ``keyframes`` ``[B, C, f, h, w]`` at pixel frame ``frame_idx``.
+
+    ``num_pixel_frames`` is the length of the clip that was encoded; 1 gives every token the span of one pixel frame.
+    """
+
+    keyframes: Tensor
+    frame_idx: int
+    strength: float = 1.0
+    num_pixel_frames: int = 1
+
+    def apply_to(self, latent_state: LatentState, latent_tools: VideoLatentTools) -> LatentState:
+        check_strength(self.strength)
+        check_axes("keyframes", self.keyframes.shape, latent_tools.target_shape, (0, 1))
+        shape = VideoLatentShape.from_torch_shape(self.keyframes.shape)
+        causal_fix = latent_tools.causal_fix and self.frame_idx == 0
+        coords = latent_tools.pixel_coords(shape, causal_fix, latent_state.latent.device)
+        coords[:, 0] += self.frame_idx
+        if self.num_pixel_frames == 1:
+            coords[:, 0, :, 1] = coords[:, 0, :, 0] + 1
+        tokens = latent_tools.patchifier.patchify(self.keyframes)
+        return append_tokens(latent_state, latent_tools, tokens, to_seconds(coords, latent_tools.fps), self.strength)

@@ -1,0 +1,37 @@
+"""Velocity, x0 and RMS normalisation: the three formulas that everything else shares."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_velocity(
+    sample: Tensor, sigma: float | Tensor, denoised_sample: Tensor, calc_dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """``(sample - denoised) / sigma`` in ``calc_dtype``, in the sample's dtype.
+
+    ``sigma`` is one number; keep it off the accelerator, for its value is read. Raises ``ValueError`` when it is 0.
+    """
+    if isinstance(sigma, Tensor):
+        sigma = sigma.to(calc_dtype)
+    if sigma == 0:
+        raise ValueError("sigma is 0, expected a positive noise level: a clean sample has no velocity")
+    return ((sample.to(calc_dtype) - denoised_sample.to(calc_dtype)) / sigma).to(sample.dtype)
+
+
+def to_denoised(
+    sample: Tensor, velocity: Tensor, sigma: float | Tensor, calc_dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """``sample - velocity * sigma`` in ``calc_dtype``, in the sample's dtype.
+
+    ``sigma`` is a number or broadcasts: ``[B, N, 1]`` gives every token its own.
+    """
+    if isinstance(sigma, Tensor):
+        sigma = sigma.to(calc_dtype)
+    return (sample.to(calc_dtype) - velocity.to(calc_dtype) * sigma).to(sample.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """Divide by the root mean square over the last axis, times ``weight`` when given."""
+    return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
