@@ -120,8 +120,8 @@ def _draw_sound(page: Image.Image, draw: ImageDraw.ImageDraw, sheet: ContactShee
     for frequency, label in FREQUENCY_MARKS:
         if frequency < highest:
             y = bottom - SPECTROGRAM_HEIGHT * math.log(frequency / LOWEST_HZ) / math.log(highest / LOWEST_HZ)
-            draw.line((MARGIN, y, MARGIN + 6, y), FAINT)
-            draw.text((MARGIN + 10, y - 8), label, FAINT, _font(13))
+            draw.line((MARGIN, y, MARGIN + 6, y), INK)
+            draw.text((MARGIN + 10, y - 8), label, INK, _font(13), stroke_width=2, stroke_fill=BACKGROUND)
     for time in sheet.times:
         x = MARGIN + min(time / sheet.duration * width, width - 1)
         draw.polygon(((x - 5, top - 9), (x + 5, top - 9), (x, top - 2)), ACCENT)

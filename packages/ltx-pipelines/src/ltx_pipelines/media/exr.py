@@ -47,11 +47,13 @@ def read_exr(path: str | Path) -> Tensor:
         frame = next(source.decode(video=0), None)
         if frame is None:
             raise MediaError(f"{path}: cannot read image: it holds no picture")
-        values = frame.to_ndarray()
-    if values.dtype != np.float32:
+    if not any(part in frame.format.name for part in ("f16", "f32")):
         raise MediaError(f"{path}: its pixels decode as {frame.format.name}, expected floating point")
-    planes = torch.from_numpy(values.reshape(frame.height, frame.width, -1)[..., :3].copy())
-    return planes if planes.shape[-1] == 3 else planes[..., :1].expand(-1, -1, 3)
+    planes = [_plane(frame, index) for index in range(len(frame.planes))]
+    if len(planes) < 3:
+        return planes[0][..., None].expand(-1, -1, 3)
+    green, blue, red = planes[:3]
+    return torch.stack((red, green, blue), -1)
 
 
 def write_exr(path: str | Path, image: Tensor, color_space: HDRColorSpace) -> None:
@@ -70,6 +72,14 @@ def write_exr(path: str | Path, image: Tensor, color_space: HDRColorSpace) -> No
     offsets = len(header) + 8 * len(chunks) + np.cumsum([0, *map(len, chunks)], dtype=np.int64)[:-1]
     with replacing(path) as temporary, media_errors(path, "write image"):
         temporary.write_bytes(b"".join((header, offsets.astype("<u8").tobytes(), *chunks)))
+
+
+def _plane(frame: av.VideoFrame, index: int) -> Tensor:
+    """One channel ``[h, w]``; rows lie in memory with padding at their ends."""
+    dtype = np.dtype("<f2" if "f16" in frame.format.name else "<f4")
+    plane = frame.planes[index]
+    rows = np.frombuffer(plane, dtype).reshape(-1, plane.line_size // dtype.itemsize)
+    return torch.from_numpy(rows[: frame.height, : frame.width].astype(np.float32))
 
 
 def _header(height: int, width: int, color_space: HDRColorSpace) -> bytes:

@@ -23,6 +23,9 @@ from ltx_pipelines.media.fit import center_crop_fit, reflect_pad_fit, to_signed
 
 HD_HEIGHT = 720  # untagged pictures of at least this height use the BT.709 matrix, smaller ones BT.601
 COLORSPACE_UNSPECIFIED = 2
+RATE_TOLERANCE = 0.01  # what rounded times may change the measured rate by
+# libswscale flags: bilinear, full chroma interpolation, accurate rounding. Its default darkens by a code or two.
+ACCURATE_CONVERSION = 2 | 0x2000 | 0x40000
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,23 @@ def probe_video(path: str | Path) -> VideoInfo:
     with _opened(path) as (source, stream):
         frame = _first_frame(source, stream, path)
         rotation = _quarter_turn(frame)
-        fps = stream.average_rate or stream.guessed_rate
+        frames, declared = stream.frames, stream.average_rate or stream.guessed_rate
+        fps, base = declared, stream.base_rate
+        if not frames:
+            frames, fps = _measured(source, stream)
+            if declared and (not fps or abs(fps / declared - 1) < RATE_TOLERANCE):
+                fps, base = declared, fps or base
         if not fps:
             raise MediaError(f"{path}: its video stream has no frame rate")
-        base = stream.base_rate or fps
         width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
         return VideoInfo(
             path=Path(path),
             width=width,
             height=height,
             fps=Fraction(fps),
-            frames=stream.frames or _count_packets(source, stream),
+            frames=frames,
             rotation=rotation,
-            variable_rate=abs(base / fps - 1) > 0.01,
+            variable_rate=abs((base or fps) / fps - 1) > RATE_TOLERANCE,
             has_audio=bool(source.streams.audio),
         )
 
@@ -190,9 +197,15 @@ def _first_frame(source: av.container.InputContainer, stream: av.VideoStream, pa
     return frame
 
 
-def _count_packets(source: av.container.InputContainer, stream: av.VideoStream) -> int:
+def _measured(source: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, Fraction | None]:
+    """How many frames a stream holds and their average rate, from the times of its packets."""
     source.seek(0)
-    return sum(packet.size > 0 for packet in source.demux(stream))
+    times = [packet.pts for packet in source.demux(stream) if packet.size]
+    known = sorted(time for time in times if time is not None)
+    if len(known) < 2 or known[0] == known[-1]:
+        return len(times), None
+    rate = (len(known) - 1) / ((known[-1] - known[0]) * Fraction(stream.time_base))
+    return len(times), rate
 
 
 def _missing_bytes(path: str | Path) -> int:
@@ -222,7 +235,7 @@ def _to_rgb(frame: av.VideoFrame) -> Tensor:
     matrix = None
     if frame.colorspace == COLORSPACE_UNSPECIFIED and not frame.format.is_rgb and frame.height >= HD_HEIGHT:
         matrix = Colorspace.ITU709
-    pixels = frame.to_ndarray(format="rgb24", src_colorspace=matrix)
+    pixels = frame.to_ndarray(format="rgb24", src_colorspace=matrix, interpolation=ACCURATE_CONVERSION)
     return torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, _quarter_turn(frame) // 90)))
 
 

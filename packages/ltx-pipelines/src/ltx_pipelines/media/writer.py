@@ -88,10 +88,11 @@ def write_video(
 ) -> int:
     """Write chunks of frames, and sound, to an MP4; returns the number of frames.
 
-    ``frames`` yields ``[F, H, W, 3]`` of any lengths: uint8, or floats in [0, 1] (scene-linear light for ``HLG``), even
-    sides. The next chunk is pulled while the one before is encoded. ``audio`` is cut or padded with silence to the
-    picture's length; a callable is asked for it after the last frame. ``metadata["recipe"]`` is what ``read_recipe``
-    returns. Raises ``MediaError``; whatever ``frames`` raises passes through; either way ``path`` is left as it was.
+    ``frames`` yields chunks ``[F, H, W, 3]`` of any lengths, or single frames ``[H, W, 3]``: uint8, or floats in [0, 1]
+    (scene-linear light for ``HLG``), even sides. The next chunk is pulled while the one before is encoded. ``audio`` is
+    cut or padded with silence to the picture's length; a callable is asked for it after the last frame.
+    ``metadata["recipe"]`` is what ``read_recipe`` returns. Raises ``MediaError``; whatever ``frames`` raises passes
+    through; either way ``path`` is left as it was.
     """
     path = Path(path)
     rate = exact_rate(fps)
@@ -143,7 +144,8 @@ class _Picture:
 
     @torch.no_grad()
     def write(self, chunk: Tensor) -> None:
-        """Encode ``[F, H, W, 3]``."""
+        """Encode ``[F, H, W, 3]`` or one frame ``[H, W, 3]``."""
+        chunk = chunk[None] if chunk.dim() == 3 else chunk
         with media_errors(self.path, "write video"):
             if self.stream is None:
                 self.stream = self._start(chunk)

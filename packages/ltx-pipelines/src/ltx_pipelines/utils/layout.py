@@ -1,0 +1,93 @@
+"""Sizes, frame canvases and tiles that pipelines plan with. Sizes are (width, height) only where said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from ltx_core.errors import ConfigError
+
+TIME_FACTOR = 8  # pixel frames per latent frame
+CANVAS_SEGMENTS = (24, 32)  # frames between the keyframes of a canvas
+
+
+def align_resolution(
+    height: int, width: int, mode: Literal["center_crop", "reflect_pad"], step: int
+) -> tuple[int, int]:
+    """The (height, width) to generate at: multiples of ``step`` inside the size (crop) or around it (pad)."""
+    rounded = {"center_crop": math.floor, "reflect_pad": math.ceil}[mode]
+    return max(rounded(height / step), 1) * step, max(rounded(width / step), 1) * step
+
+
+def balanced_tile_split(count: int) -> tuple[int, int]:
+    """``count`` as rows x columns, rows <= columns, as square as its divisors allow."""
+    rows = next(rows for rows in range(math.isqrt(count), 0, -1) if count % rows == 0)
+    return rows, count // rows
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A clip padded to whole segments, with a generated keyframe at the end of each."""
+
+    frames: int
+    segment: int
+    keyframes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, frames: int) -> Canvas:
+        """The canvas of an 8k+1 clip: segments of 24 or 32 frames, whichever pads less (32 on a tie)."""
+        if frames < TIME_FACTOR + 1 or (frames - 1) % TIME_FACTOR:
+            nearest = max((frames - 1 + TIME_FACTOR // 2) // TIME_FACTOR, 1) * TIME_FACTOR + 1
+            raise ConfigError(f"frames is {frames}, expected {TIME_FACTOR}k+1, at least 9; nearest valid: {nearest}")
+        content = frames - 1
+        segment = min(CANVAS_SEGMENTS, key=lambda size: (-content % size, -size))
+        padded = content + -content % segment
+        return cls(padded + 1, segment, tuple(range(segment, padded + 1, segment)))
+
+
+@dataclass(frozen=True)
+class TemporalTile:
+    """A window of a clip, generated on its own between carried keyframes; frame numbers are those of the clip."""
+
+    pixel_start: int
+    pixel_end: int  # the last frame, inclusive
+    anchors: tuple[int, ...]  # carried keyframes inside the window
+    slots: tuple[int, ...]  # keyframes to generate, halfway between carried ones
+    dropped_latents: int  # latent frames at its start that the tile before delivers
+
+    @property
+    def latent_start(self) -> int:
+        return self.pixel_start // TIME_FACTOR
+
+    @property
+    def latent_end(self) -> int:
+        return self.pixel_end // TIME_FACTOR + 1
+
+
+def temporal_tiles(seams: Sequence[int], count: int) -> list[TemporalTile]:
+    """Divide the segments between the frames 0 and ``seams`` into at most ``count`` runs, longer runs first.
+
+    Every tile but the first also covers the segment before its run, whose latent frames it drops at the end.
+    """
+    segments = list(pairwise((0, *seams)))
+    count = min(count, len(segments))
+    shortest, longer = divmod(len(segments), count)
+    tiles, first = [], 0
+    for index in range(count):
+        end = first + shortest + (index < longer)
+        covered = segments[max(first - 1, 0) : end]
+        start, stop = covered[0][0], covered[-1][1]
+        tiles.append(
+            TemporalTile(
+                pixel_start=start,
+                pixel_end=stop,
+                anchors=tuple(seam for seam in seams if start <= seam <= stop),
+                slots=tuple((left + right) // 2 for left, right in covered),
+                dropped_latents=(covered[0][1] - start) // TIME_FACTOR + 1 if first else 0,
+            )
+        )
+        first = end
+    return tiles

@@ -1,0 +1,1 @@
+"""Operations of the pipelines area by topic; `operations/pipelines.py` merges them."""
