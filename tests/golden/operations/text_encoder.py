@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor, nn
+
 from ltx_core.loader import Checkpoint
 from ltx_core.loader.checkpoint import fill
 from ltx_core.loader.safetensors_file import SafetensorsFile
@@ -17,11 +20,10 @@ from ltx_core.text_encoders.gemma.config import ConnectorConfig, EmbeddingsConfi
 from ltx_core.text_encoders.gemma.connector import Embeddings1DConnector
 from ltx_core.text_encoders.gemma.embeddings import EmbeddingsProcessor, sort_valid_first
 from ltx_core.text_encoders.gemma.encoder import AVGemmaTextEncoderModel, load_text_encoder, load_tokenizer
+from ltx_core.text_encoders.gemma.enhance import Decoding, clean_response, load_enhancer, shrink_image
 from ltx_core.text_encoders.gemma.feature_extractor import FeatureExtractor, PromptFeatures
 from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
 from ltx_core.text_encoders.t5 import T5Config, load_t5_encoder
-from torch import Tensor, nn
-
 from tests.golden.case import Case
 from tests.golden.operations import Operation
 
@@ -76,6 +78,7 @@ def create_embeddings(case: Case) -> Results:
     output = processor(features)
     results = {f"out.{name}": tensor for name, tensor in output._asdict().items()}
     rows = case.args.get("mid_rows", [])
+    assert processor.audio_connector is not None and features.audio is not None
     for name, connector, given in (
         ("video", processor.video_connector, features.video),
         ("audio", processor.audio_connector, features.audio),
@@ -114,13 +117,11 @@ def reorder(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return mask.bool().gather(1, order), features.gather(1, order[..., None].expand_as(features))
 
 
-def connector_parts(
-    case: Case, name: str, connector: Embeddings1DConnector, features: Tensor, mask: Tensor
-) -> Results:
+def connector_parts(case: Case, name: str, connector: Embeddings1DConnector, features: Tensor, mask: Tensor) -> Results:
     """What one connector computes on its way, where the case has it."""
     results: Results = {}
 
-    def keep(part: str):
+    def keep(part: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: object, output: Tensor) -> None:
             results[f"mid.{name}_{part}"] = output
 
@@ -128,7 +129,7 @@ def connector_parts(
 
     valid, x = reorder(features, mask)
     blocks = connector.transformer_1d_blocks
-    watched = {"block0": blocks[0], "block0_attn": blocks[0].attn1, "last_block": blocks[-1]}
+    watched = {"block0": blocks[0], "block0_attn": blocks[0].get_submodule("attn1"), "last_block": blocks[-1]}
     handles = [module.register_forward_hook(keep(part)) for part, module in watched.items()]
     connector(x, valid)
     for handle in handles:
@@ -188,6 +189,29 @@ def count_frames(case: Case) -> Results:
     return {"out.num_frames": torch.tensor(frames)}
 
 
+def clean(case: Case) -> Results:
+    rows = case.args["rows"]
+    for row in rows:
+        assert clean_response(row["in"]) == row["out"]
+    return {"out.count": torch.tensor(len(rows))}
+
+
+def enhance(case: Case) -> Results:
+    args, image = case.args, case.inputs.get("image")
+    match = re.match(r"greedy, no_repeat_ngram_size=(\d+)", args["decoding"])
+    assert match, f"decoding {args['decoding']} is random"
+    decoding = Decoding(args["max_new_tokens"], no_repeat_ngram_size=int(match[1]))
+    folder = case.directory / args["gemma_dir"]
+    enhancer = load_enhancer(folder, torch.float32, images=image is not None, decoding=decoding)
+    small = None if image is None else shrink_image(image, args["image_long_side"])
+    inputs = enhancer.prepare(args["prompt"], args["system_prompt"], small)
+    ids = enhancer.generate(inputs, seed=0)
+    assert enhancer.tokenizer.decode(ids[0], skip_special_tokens=True) == args["text"]
+    assert enhancer.respond(inputs, seed=0) == args["cleaned"]
+    results = {**inputs, "generated_ids": ids} | ({} if small is None else {"image_resized": small})
+    return {f"out.{name}": tensor for name, tensor in results.items() if f"out.{name}" in case.tensors}
+
+
 def encode_t5(case: Case) -> Results:
     config = T5Config.from_metadata(json.loads(SafetensorsFile(case.weights_path).metadata["config"]))
     encoder = load_t5_encoder(config, [case.weights_path], torch.float32)
@@ -207,6 +231,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("text_encoder.embeddings_processor", "create_embeddings"): create_embeddings,
     ("text_encoder.connector", "connector"): connect,
     ("text_encoder", "prompt_to_contexts"): prompt_to_contexts,
+    ("text_encoder.enhance", "clean_response"): clean,
+    ("text_encoder.enhance", "enhance_t2v"): enhance,
+    ("text_encoder.enhance", "enhance_i2v"): enhance,
     ("t5_encoder", "forward"): encode_t5,
     ("duration_head", "forward"): predict_seconds,
     ("duration_head", "seconds_to_frames"): count_frames,

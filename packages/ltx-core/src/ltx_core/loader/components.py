@@ -127,8 +127,8 @@ COMPONENTS: dict[str, ComponentSpec] = {
             }
         ),
         markers=("text_embedding_projection.", *VIDEO_CONNECTORS, AUDIO_CONNECTOR),
-        network="ltx_core.text_encoders.embeddings:EmbeddingsProcessor",
-        config="ltx_core.text_encoders.config:EmbeddingsConfig",
+        network="ltx_core.text_encoders.gemma.embeddings:EmbeddingsProcessor",
+        config="ltx_core.text_encoders.gemma.config:EmbeddingsConfig",
         section="transformer",
         layer_counts=("connector_num_layers", "audio_connector_num_layers"),
     ),
@@ -145,8 +145,8 @@ COMPONENTS: dict[str, ComponentSpec] = {
     "duration_head": ComponentSpec(
         keys=strip_prefixes({"duration_head.": ""}),
         markers=("duration_head.",),
-        network="ltx_core.text_encoders.duration_head:DurationHead",
-        config="ltx_core.text_encoders.config:DurationHeadConfig",
+        network="ltx_core.model.duration_head.model:DurationHead",
+        config="ltx_core.model.duration_head.config:DurationHeadConfig",
     ),
     "latent_upsampler": ComponentSpec(
         keys=strip_prefixes({"": ""}),

@@ -91,7 +91,7 @@ class T5Stack(nn.Module):
 
     def position_bias(self, length: int) -> Tensor:
         """What is added to the scores of each query and key ``[1, H, T, T]``, from the table of the first block."""
-        table = self.block[0].layer[0].SelfAttention.relative_attention_bias
+        table: Any = self.get_submodule("block.0.layer.0.SelfAttention.relative_attention_bias")
         positions = torch.arange(length, device=table.weight.device)
         distance = positions[None] - positions[:, None]  # key minus query
         config = self.config
@@ -177,7 +177,10 @@ class T5Norm(nn.Module):
 
 
 def relative_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:
-    """The bucket of each distance (key minus query): exact when near, logarithmic when far, the sign in the upper half."""
+    """The bucket of each distance (key minus query): exact when near, logarithmic when far; later keys above.
+
+    ``distance`` is of integers of any shape.
+    """
     half = num_buckets // 2
     exact = half // 2
     size = distance.abs()

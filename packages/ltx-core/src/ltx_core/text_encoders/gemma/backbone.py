@@ -24,11 +24,11 @@ from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
 
 
 class GemmaBackbone(nn.Module):
-    """A decoder of ``transformers`` (``Gemma3TextModel``, ``Gemma4UnifiedTextModel``, ...) whose states can be watched."""
+    """A decoder of ``transformers``, such as ``Gemma3TextModel`` or ``Gemma4UnifiedTextModel``, watched at work."""
 
     def __init__(self, language_model: nn.Module) -> None:
         super().__init__()
-        self.language_model = language_model
+        self.language_model: Any = language_model
 
     @property
     def text_config(self) -> Any:

@@ -38,9 +38,7 @@ class FeatureExtractorConfig:
     audio_width: int | None = None  # None: no audio projection
 
     @classmethod
-    def from_metadata(
-        cls, config: Mapping[str, Any], gemma: Mapping[str, Any] | None = None
-    ) -> FeatureExtractorConfig:
+    def from_metadata(cls, config: Mapping[str, Any], gemma: Mapping[str, Any] | None = None) -> FeatureExtractorConfig:
         """``gemma`` is the language model's config; without it the config's ``gemma`` section, then Gemma 12B."""
         transformer = _section(config)
         text = gemma_text_config(gemma or config.get("gemma") or GEMMA_12B)
@@ -51,7 +49,8 @@ class FeatureExtractorConfig:
         if given != PER_TOKEN_KEYS:
             raise ConfigError(f"text projection is {given}, expected none of these keys or exactly {PER_TOKEN_KEYS}")
         video, audio = (
-            _positive(transformer, f"{prefix}num_attention_heads") * _positive(transformer, f"{prefix}attention_head_dim")
+            _positive(transformer, f"{prefix}num_attention_heads")
+            * _positive(transformer, f"{prefix}attention_head_dim")
             for prefix in ("", "audio_")
         )
         return cls(hidden, states, True, video, audio)
@@ -109,7 +108,9 @@ class ConnectorConfig:
             heads=sizes["num_attention_heads"],
             head_dim=sizes["attention_head_dim"],
             num_layers=sizes["num_layers"],
-            num_registers=None if registers is None else _positive(transformer, "connector_num_learnable_registers", 128),
+            num_registers=None
+            if registers is None
+            else _positive(transformer, "connector_num_learnable_registers", 128),
             gated=bool(transformer.get("connector_apply_gated_attention", False)),
             ff_bias=bool(transformer.get("connector_ff_bias", True)),
             max_pos=max_pos[0],

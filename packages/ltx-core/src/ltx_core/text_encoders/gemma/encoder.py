@@ -49,9 +49,7 @@ class GemmaTextEncoder(nn.Module):
         return total.features()
 
     @torch.no_grad()
-    def _contexts(
-        self, prompts: Prompts, dtype: torch.dtype | None
-    ) -> AVGemmaEncoderOutput | VideoGemmaEncoderOutput:
+    def _contexts(self, prompts: Prompts, dtype: torch.dtype | None) -> AVGemmaEncoderOutput | VideoGemmaEncoderOutput:
         output = self.embeddings_processor(self.features(prompts))
         if dtype is None:
             return output

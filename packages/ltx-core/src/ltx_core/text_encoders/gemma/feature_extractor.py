@@ -83,7 +83,7 @@ def normalize_per_token(state: Tensor) -> Tensor:
 
 
 def normalize_per_prompt(state: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Zero mean and a range of 8 over all valid tokens and channels of each prompt: ``[n, D]`` to float32 ``[n, D]``."""
+    """Zero mean and a range of 8 over all tokens and channels of each prompt: ``[n, D]`` to float32 ``[n, D]``."""
     rows = []
     for x in state.float().split(list(lengths)):
         low, high = x.aminmax()
