@@ -119,9 +119,9 @@ def shade(body: Body, x: Float, y: Float, angle: float, pixel: float) -> tuple[F
     return np.minimum(paint, 255.0), cover
 
 
-def draw(scene: Scene, frames: int, height: int, width: int, fps: float) -> Image:
-    """All frames of a scene: uint8 ``[F, H, W, 3]``."""
-    t = np.arange(frames) / fps
+def draw(scene: Scene, frames: int, height: int, width: int, fps: float, start: float = 0.0) -> Image:
+    """Frames of a scene from ``start`` seconds on: uint8 ``[F, H, W, 3]``."""
+    t = start + np.arange(frames) / fps
     x, y = grid(height, width)
     view = camera(scene, t)
     tracks = [(body, track(scene, body, t)) for body in scene.bodies]

@@ -1,0 +1,82 @@
+"""What the networks learn from: clips of the toy world, each a pure function of (seed, position, slot)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ltx_tiny.world.motion import camera, track
+from ltx_tiny.world.picture import draw
+from ltx_tiny.world.scene import SECONDS, Scene, sample_scene
+from ltx_tiny.world.sound import play
+from ltx_trainer.scratch.data import Stage
+
+FPS = 25.0
+FULL_SIDE = 256  # pixels of a finished clip; the first stage of generation works at half
+FRAMES = 49
+FULL_SIZE_SHARE = 0.5  # of crops, that come out of full-size pictures; the rest are whole small pictures
+NEAR_BODY_SHARE = 0.75  # of crops, that lie where the body is
+
+
+@dataclass(frozen=True)
+class VideoExamples:
+    """Pieces of clips for the video VAE: ``video`` uint8 ``[3, frames, side, side]``."""
+
+    seed: int
+    part: str = "train"
+
+    def __call__(self, position: int, slot: int, stage: Stage) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, position, slot))
+        scene = sample_scene(rng, self.part)
+        start = float(rng.uniform(0.0, SECONDS - stage.frames / FPS))
+        rendered = FULL_SIDE if rng.random() < FULL_SIZE_SHARE else stage.side
+        video = draw(scene, stage.frames, rendered, rendered, FPS, start)
+        top, left = crop_corner(scene, start, rendered, stage.side, rng)
+        return {"video": as_tensor(video[:, top : top + stage.side, left : left + stage.side])}
+
+
+@dataclass(frozen=True)
+class SoundExamples:
+    """Pieces of sound for the audio VAE and the vocoder: ``waveform`` float32 ``[2, samples]`` at 16 kHz."""
+
+    seed: int
+    samples: int
+    part: str = "train"
+
+    def __call__(self, position: int, slot: int, stage: Stage) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, position, slot))
+        wave = play(sample_scene(rng, self.part), FRAMES / FPS)
+        first = int(rng.integers(0, max(wave.shape[1] - self.samples, 0) + 1))
+        return {"waveform": torch.from_numpy(wave[:, first : first + self.samples].copy())}
+
+
+def crop_corner(scene: Scene, start: float, rendered: int, side: int, rng: np.random.Generator) -> tuple[int, int]:
+    """(top, left) of a square crop, mostly about where the body is at ``start`` seconds."""
+    room = rendered - side
+    if room <= 0:
+        return 0, 0
+    if rng.random() > NEAR_BODY_SHARE:
+        return int(rng.integers(room + 1)), int(rng.integers(room + 1))
+    t = np.array([start])
+    path, view = track(scene, scene.body, t), camera(scene, t)
+    x, y = (path.x[0] - view.x[0]) * view.zoom[0], path.y[0] * view.zoom[0]
+    jitter = rng.uniform(-0.2, 0.2, 2)
+    top = (y + jitter[0] + 0.5) * rendered - side / 2
+    left = (x + jitter[1] + 0.5) * rendered - side / 2
+    return int(np.clip(top, 0, room)), int(np.clip(left, 0, room))
+
+
+def as_tensor(video: NDArray[np.uint8]) -> Tensor:
+    """``[F, H, W, 3]`` to ``[3, F, H, W]``."""
+    return torch.from_numpy(np.ascontiguousarray(video.transpose(3, 0, 1, 2)))
+
+
+def held_out_clips(count: int, frames: int, side: int, seed: int = 7) -> Tensor:
+    """Clips of triples never trained on, from half a second in: uint8 ``[B, 3, F, side, side]``."""
+    rngs = (np.random.default_rng((seed, number)) for number in range(count))
+    scenes = [sample_scene(rng, "held_out") for rng in rngs]
+    return torch.stack([as_tensor(draw(scene, frames, side, side, FPS, 0.5)) for scene in scenes])

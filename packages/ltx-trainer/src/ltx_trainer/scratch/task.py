@@ -1,0 +1,78 @@
+"""What all tasks that start from nothing have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ltx_core.loader.safetensors_file import save_checkpoint
+from ltx_trainer.scratch.data import Examples
+
+MODEL_VERSION = "2.3.0"
+
+
+class ScratchTask:
+    """A network, where its examples come from, and the file it is exported to."""
+
+    name: ClassVar[str]
+    module: nn.Module
+
+    def __init__(self, module: nn.Module, examples: Examples) -> None:
+        self.module, self.examples = module, examples
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def batches(self, first_micro_step: int, rank: int, world_size: int) -> Iterator[dict[str, Tensor]]:
+        """Endless batches; a function of the position alone."""
+        return self.examples.batches(first_micro_step, rank)
+
+    def validate(self, step: int, folder: Path) -> Mapping[str, float]:
+        """Figures and pictures; none unless a task says so."""
+        return {}
+
+    def export(self, folder: Path, step: int, weights: Mapping[str, Tensor]) -> list[Path]:
+        """Write the component's file: ``tensors()`` of the module with ``weights``, and ``metadata()``."""
+        path = folder / f"{self.name}_step_{step:05d}.safetensors"
+        folder.mkdir(parents=True, exist_ok=True)
+        with holding(self.module, weights), torch.no_grad():
+            save_checkpoint(path, self.tensors(), {"config": self.config(), "model_version": MODEL_VERSION})
+        return [path]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors under the names of the published files."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """The sections of the checkpoint's config that describe this component."""
+        raise NotImplementedError
+
+
+@contextmanager
+def holding(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let ``module`` hold other ``weights`` (by parameter name) for a while."""
+    parameters = {name: p for name, p in module.named_parameters() if name in weights}
+    kept = {name: p.detach().clone() for name, p in parameters.items()}
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(weights[name])
+        yield
+    finally:
+        module.train(training)
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(kept[name])
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors with a prefix before their names."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
