@@ -1,4 +1,4 @@
-"""Golden cases: numbers in safetensors files with a JSON header, and how a result is compared with them."""
+"""Golden cases: numbers in safetensors files with a JSON header or entries of JSON files, and how results compare."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Case:
-    """One golden file: what to call, on what, and what must come out."""
+    """One golden file, or one entry of a JSON file: what to call, on what, and what must come out."""
 
     path: Path
     header: Mapping[str, Any]
@@ -46,7 +46,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        return self.path.name.removesuffix(".safetensors")
+        return self.header.get("entry") or self.path.name.removesuffix(".safetensors")
 
     @property
     def key(self) -> tuple[str, str]:
@@ -59,11 +59,11 @@ class Case:
 
     @property
     def rtol(self) -> float:
-        return float(self.header["rtol"])
+        return float(self.header.get("rtol", 0))
 
     @property
     def atol(self) -> float:
-        return float(self.header["atol"])
+        return float(self.header.get("atol", 0))
 
     @property
     def directory(self) -> Path:
@@ -78,7 +78,7 @@ class Case:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        return load_file(self.path)
+        return load_file(self.path) if self.path.suffix == ".safetensors" else {}
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """Tensors under ``prefix`` (with its dot), keyed by the rest of their names."""
@@ -116,8 +116,35 @@ def assert_close(got: Tensor, want: Tensor, rtol: float, atol: float, what: str)
 
 
 def find_cases(root: Path) -> Iterator[Case]:
-    """Every golden case under ``root/<area>/``; side files (weights, adapters) have no ``case`` header."""
+    """Every golden case under ``root/<area>/``; side files (weights, adapters) have no ``case`` header.
+
+    Every JSON file directly in an area is a list of cases.
+    """
     for path in sorted(root.glob("*/*.safetensors")):
         header = read_header(path).get("__metadata__") or {}
         if "case" in header:
             yield Case(path, json.loads(header["case"]))
+    for path in sorted(root.glob("*/*.json")):
+        yield from entries(path)
+
+
+def entries(path: Path) -> Iterator[Case]:
+    """The cases of a JSON file: each entry of each of its lists of objects is one.
+
+    The component is the file's stem, the operation the list's key. ``args`` are the entry and, under ``shared``, what
+    the file says beside its cases. There are no tensors: an operation asserts what it got. A file without any such list
+    is one case of no known operation.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content = content if isinstance(content, dict) else {"cases": content}
+    groups = {key: value for key, value in content.items() if isinstance(value, list) and is_object(value[:1])}
+    shared = {key: value for key, value in content.items() if key not in groups}
+    for operation, items in (groups or {"": [{}]}).items():
+        for index, entry in enumerate(items):
+            name = "-".join(filter(None, (path.stem, operation, str(entry.get("name", index)))))
+            args = {**entry, "shared": shared}
+            yield Case(path, {"entry": name, "component": path.stem, "operation": operation, "args": args})
+
+
+def is_object(items: list[Any]) -> bool:
+    return bool(items) and isinstance(items[0], dict)

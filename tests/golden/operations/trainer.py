@@ -1,6 +1,6 @@
 """Operations of the trainer area."""
 
 from tests.golden.operations import Operation
-from tests.golden.trainer_cases import objective
+from tests.golden.trainer_cases import data, objective, training
 
-OPERATIONS: dict[tuple[str, str], Operation] = {**objective.OPERATIONS}
+OPERATIONS: dict[tuple[str, str], Operation] = {**objective.OPERATIONS, **data.OPERATIONS, **training.OPERATIONS}

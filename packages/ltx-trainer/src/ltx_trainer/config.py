@@ -1,0 +1,300 @@
+"""The configuration of a training run: a YAML file as one validated, frozen value.
+
+Unknown keys are errors at every level. Numbers may be written as text (YAML reads ``1e-4`` as a string).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ltx_core.errors import ConfigError
+from ltx_trainer.config_schema import describe_problem
+from ltx_trainer.training_strategies.config import (
+    Probability,
+    StrategyConfig,
+    Strict,
+    TextToVideoConfig,
+    VideoToVideoConfig,
+)
+from ltx_trainer.validation_config import SampleReference, ValidationConfig
+
+PRECOMPUTED = ".precomputed"
+
+
+def _numbers(params: dict[str, Any]) -> dict[str, Any]:
+    """Free-form parameters whose values are numbers, perhaps written as text."""
+    return {name: _number(value) for name, value in params.items()}
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _existing_file(path: str | None) -> str | None:
+    if path is not None and not Path(path).expanduser().is_file():
+        raise ValueError(f"{path} is no file")
+    return path
+
+
+Params = Annotated[dict[str, Any], AfterValidator(_numbers)]
+ExistingFile = Annotated[str | None, AfterValidator(_existing_file)]
+
+
+class ModelConfig(Strict):
+    """What is trained, and where its weights are."""
+
+    model_path: str
+    """A unified checkpoint, or the transformer of a split pack."""
+    text_encoder_path: str | None = None
+    """A Gemma directory, or the packed text encoder of a split pack."""
+    video_vae_path: ExistingFile = None
+    """Required with a split pack; otherwise the model file's own."""
+    audio_vae_path: ExistingFile = None
+    """Required with a split pack once sound is encoded or decoded."""
+    training_mode: Literal["lora", "full"] = "lora"
+    """An adapter, or the transformer's own weights."""
+    trainable_modules: tuple[str, ...] | None = None
+    """In full mode, train only modules with these names (or name endings); null for all."""
+    load_checkpoint: str | None = None
+    """Weights to start from: a .safetensors file, or a directory whose newest step is taken."""
+
+    @field_validator("model_path")
+    @classmethod
+    def _local(cls, path: str) -> str:
+        if path.startswith(("http://", "https://")):
+            raise ValueError(f"{path} is a URL, expected the path of a downloaded checkpoint")
+        if not Path(path).expanduser().exists():
+            raise ValueError(f"{path} does not exist")
+        return path
+
+
+class LoraConfig(Strict):
+    """The adapter."""
+
+    rank: int = Field(default=64, ge=2)
+    alpha: int = Field(default=64, ge=1)
+    """The adapter's strength is alpha / rank; it is folded into the saved file."""
+    dropout: float = Field(default=0.0, ge=0.0, le=1.0)
+    target_modules: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
+    """Modules with these names, or whose names end with "." and one of these."""
+
+
+class OptimizationConfig(Strict):
+    """The optimizer and its schedule. Steps are optimizer steps."""
+
+    learning_rate: float = 5e-4
+    steps: int = 3000
+    """In total, over all resumed runs."""
+    batch_size: int = 2
+    """Per process."""
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float = 1.0
+    """0 or less disables clipping."""
+    optimizer_type: Literal["adamw", "adamw8bit"] = "adamw"
+    optimizer_params: Params = Field(default_factory=dict)
+    """Further arguments of the optimizer, such as weight_decay."""
+    scheduler_type: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "step"] = "linear"
+    scheduler_params: Params = Field(default_factory=dict)
+    """Parameters of the schedule, by name."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the learning rate rises from 0."""
+    ema_decay: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Keep an exponential average of the weights, validate it and save it; null for none."""
+    caption_dropout: Probability = 0.0
+    """Probability that an example is trained on the empty caption."""
+    enable_gradient_checkpointing: bool = False
+    """Recompute each block's activations instead of keeping them."""
+
+
+class AccelerationConfig(Strict):
+    """Speed and memory."""
+
+    mixed_precision_mode: Literal["no", "fp16", "bf16"] | None = "bf16"
+    quantization: Literal["int8-quanto", "int4-quanto", "int2-quanto", "fp8-quanto", "fp8uz-quanto"] | None = None
+    """How the frozen base is stored; LoRA only."""
+    load_text_encoder_in_8bit: bool = False
+    offload_optimizer_during_validation: bool = False
+    blocks_to_swap: NonNegativeInt = 0
+    """Transformer blocks kept on the CPU and moved in when they are needed."""
+
+
+class DataConfig(Strict):
+    """The precomputed data set."""
+
+    preprocessed_data_root: str
+    """The directory that holds latents/, conditions/ and so on."""
+    num_dataloader_workers: NonNegativeInt = 2
+    """Threads that read ahead; 0 reads when a batch is needed."""
+    held_out_samples: NonNegativeInt = 0
+    """Examples never trained on, whose loss is measured at every validation."""
+
+    @field_validator("preprocessed_data_root")
+    @classmethod
+    def _directory(cls, root: str) -> str:
+        if not Path(root).expanduser().is_dir():
+            raise ValueError(f"{root} is no directory")
+        return str(Path(root).expanduser())
+
+
+class CheckpointsConfig(Strict):
+    """What is saved, and when."""
+
+    interval: PositiveInt | None = None
+    """Optimizer steps between saves; null saves at the end only."""
+    keep_last_n: int = Field(default=1, ge=-1)
+    """-1 and 0 keep all."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of saved weights."""
+    no_resume: bool = False
+    """Start at step 0 even where a training state is found."""
+    save_training_state: Literal["full", "minimal", "off"] = "minimal"
+    """full: resume exactly; minimal: without the optimizer's moments; off: weights only."""
+
+
+class HubConfig(Strict):
+    """Upload of the result."""
+
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+
+    @model_validator(mode="after")
+    def _named(self) -> HubConfig:
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("push_to_hub is true, expected a hub_model_id")
+        return self
+
+
+class WandbConfig(Strict):
+    """Logging to Weights & Biases, beside the CSV and tensorboard files that are always written."""
+
+    enabled: bool = False
+    project: str = "ltxv-trainer"
+    entity: str | None = None
+    tags: tuple[str, ...] = ()
+    log_validation_videos: bool = True
+
+
+class FlowMatchingConfig(Strict):
+    """How noise levels are drawn."""
+
+    timestep_sampling_mode: Literal["uniform", "shifted_logit_normal"] = "shifted_logit_normal"
+    timestep_sampling_params: Params = Field(default_factory=dict)
+    """uniform: min_value, max_value; shifted_logit_normal: std, eps, uniform_prob."""
+
+
+class TrainerConfig(Strict):
+    """A whole training run."""
+
+    model: ModelConfig
+    lora: LoraConfig | None = None
+    """Required when training_mode is lora."""
+    training_strategy: StrategyConfig = Field(default_factory=TextToVideoConfig)
+    optimization: OptimizationConfig = Field(default_factory=OptimizationConfig)
+    acceleration: AccelerationConfig = Field(default_factory=AccelerationConfig)
+    data: DataConfig
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    checkpoints: CheckpointsConfig = Field(default_factory=CheckpointsConfig)
+    hub: HubConfig = Field(default_factory=HubConfig)
+    flow_matching: FlowMatchingConfig = Field(default_factory=FlowMatchingConfig)
+    wandb: WandbConfig = Field(default_factory=WandbConfig)
+    seed: int = 42
+    output_dir: str = "outputs"
+
+    @field_validator("output_dir")
+    @classmethod
+    def _absolute(cls, path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _agrees(self) -> TrainerConfig:
+        if self.model.training_mode == "lora" and self.lora is None:
+            raise ValueError("training_mode is lora, expected a lora section")
+        if self.model.training_mode == "full" and self.acceleration.quantization:
+            raise ValueError(f"quantization is {self.acceleration.quantization}, which full training cannot have")
+        if self.model.training_mode == "lora" and self.model.trainable_modules is not None:
+            raise ValueError("trainable_modules is for training_mode full; a LoRA has lora.target_modules")
+        if isinstance(self.training_strategy, VideoToVideoConfig):
+            self._check_video_to_video()
+        self._check_directories()
+        return self
+
+    def _check_video_to_video(self) -> None:
+        if self.model.training_mode != "lora":
+            raise ValueError(f"video_to_video trains a LoRA, training_mode is {self.model.training_mode}")
+        given = any(isinstance(c, SampleReference) for sample in self.validation.samples for c in sample.conditions)
+        if self.validation.interval is not None and not given:
+            raise ValueError("video_to_video is validated with a reference, expected one in validation.samples")
+
+    def _check_directories(self) -> None:
+        root = Path(self.data.preprocessed_data_root)
+        for name in self.training_strategy.data_sources():
+            if (root / name).is_dir():
+                continue
+            inner = root / PRECOMPUTED
+            if (inner / name).is_dir():
+                raise ValueError(f"{root} holds no {name}/ but {inner} does: set data.preprocessed_data_root to it")
+            raise ValueError(f"{root} holds no {name}/, which training_strategy reads")
+
+
+class InvalidConfig(ConfigError):
+    """A configuration with problems: ``problems`` pairs a dotted location with what is wrong there."""
+
+    def __init__(self, where: str, problems: tuple[tuple[str, str], ...]) -> None:
+        self.problems = problems
+        lines = [f"{location}: {message}" if location else message for location, message in problems]
+        super().__init__(f"{where}: {lines[0]}" if len(lines) == 1 else "\n  ".join((f"{where}:", *lines)))
+
+
+def parse_config(raw: Mapping[str, Any], where: str = "configuration") -> TrainerConfig:
+    """Validate a parsed YAML document. Raises `InvalidConfig`, one line per problem."""
+    try:
+        return TrainerConfig.model_validate(raw)
+    except ValidationError as error:
+        problems = tuple(describe_problem(TrainerConfig, details) for details in error.errors())
+        raise InvalidConfig(where, problems) from error
+
+
+def read_config(path: str | Path) -> TrainerConfig:
+    """Read and validate a YAML file. Raises `ConfigError` where it is no mapping, `InvalidConfig` for its content."""
+    try:
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{path} holds a {type(raw).__name__}, expected sections model, data, ...")
+    return parse_config(raw, str(path))
+
+
+def write_config(config: TrainerConfig, path: Path) -> None:
+    """Write ``config`` as YAML that `read_config` reads back to an equal value."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which also takes tuples as lists: some trainers write them."""
+
+
+def _sequence(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)

@@ -1,0 +1,119 @@
+"""Which file each network of a model is read from: a unified checkpoint and a Gemma folder, or a split pack.
+
+| | unified file | split pack |
+|---|---|---|
+| model_path | everything but Gemma | transformer and connectors |
+| text_encoder_path | Gemma folder | packed text encoder |
+| video_vae_path | the model file's own | required |
+| audio_vae_path | the model file's own | required once sound is encoded or decoded |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ltx_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ltx_core.loader.checkpoint import Checkpoint
+    from ltx_core.text_encoders.gemma.encoder import GemmaTextEncoder
+    from ltx_core.types import SpatioTemporalScaleFactors
+
+# Networks, and the option that names their file where it is not the model file.
+VAE_OPTIONS = {
+    "video_encoder": "video_vae_path",
+    "video_decoder": "video_vae_path",
+    "audio_encoder": "audio_vae_path",
+    "audio_decoder": "audio_vae_path",
+    "vocoder": "audio_vae_path",
+}
+VAE_SECTIONS = ("vae", "audio_vae", "vocoder")
+
+
+def is_split_transformer(config: Mapping[str, Any]) -> bool:
+    """Whether a file with this ``config`` metadata is the transformer of a split pack."""
+    return "transformer" in config and not any(section in config for section in VAE_SECTIONS)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Paths as options give them. A path is opened when one of its networks is asked for, not before."""
+
+    model_path: Path
+    text_encoder_path: Path | None = None
+    video_vae_path: Path | None = None
+    audio_vae_path: Path | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model_path: str | Path,
+        text_encoder_path: str | Path | None = None,
+        video_vae_path: str | Path | None = None,
+        audio_vae_path: str | Path | None = None,
+    ) -> ModelFiles:
+        """Paths given as text, ``~`` expanded."""
+        others = (text_encoder_path, video_vae_path, audio_vae_path)
+        return cls(Path(model_path).expanduser(), *(Path(path).expanduser() if path else None for path in others))
+
+    def model(self) -> Checkpoint:
+        """The file of the transformer and the connectors."""
+        return _open(self.model_path)
+
+    def checkpoint_of(self, network: str) -> Checkpoint:
+        """The file of a part of a VAE or of the vocoder.
+
+        Raises `ConfigError` that names the missing option when the model file is a split transformer.
+        """
+        option = VAE_OPTIONS[network]
+        path: Path | None = getattr(self, option)
+        if path is not None:
+            return _open(path)
+        model = self.model()
+        if network not in model.components and is_split_transformer(model.config):
+            raise ConfigError(f"{self.model_path} holds a transformer alone, no {network}: {option} is missing")
+        return model
+
+    def build(self, network: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+        """A part of a VAE or the vocoder, with its weights."""
+        return self.checkpoint_of(network).build(network, dtype=dtype, device=device)
+
+    def text_encoder(self, dtype: torch.dtype, device: torch.device | str) -> GemmaTextEncoder:
+        """The text encoder with the feature extractor of this model.
+
+        Raises `ConfigError` when none is named, and when a split transformer is paired with a Gemma folder, which has
+        no text projection.
+        """
+        from ltx_core.text_encoders.gemma.encoder import load_text_encoder
+
+        model = self.model()
+        if self.text_encoder_path is None:
+            raise ConfigError(f"captions for {self.model_path} cannot be encoded: text_encoder_path is missing")
+        projected = any(name.startswith("feature_extractor.") for name in model.sources("embeddings"))
+        if not projected and is_split_transformer(model.config) and self.text_encoder_path.is_dir():
+            raise ConfigError(
+                f"{self.model_path} holds a transformer alone, no text projection: text_encoder_path is the folder "
+                f"{self.text_encoder_path}, expected the packed text encoder of the same split pack"
+            )
+        return load_text_encoder(self.text_encoder_path, model, dtype, device)
+
+    def scale_factors(self) -> SpatioTemporalScaleFactors:
+        """Pixels per latent cell of the video VAE."""
+        from ltx_core.types import SpatioTemporalScaleFactors
+
+        config = self.model().config
+        if "vae" not in config and self.video_vae_path is not None:
+            config = _open(self.video_vae_path).config
+        return SpatioTemporalScaleFactors.from_model_config(config)
+
+
+def _open(path: Path) -> Checkpoint:
+    from ltx_core.loader.checkpoint import Checkpoint
+
+    return Checkpoint.open(path)

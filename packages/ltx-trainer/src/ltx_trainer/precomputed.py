@@ -1,0 +1,112 @@
+"""Precomputed files: one record per clip and directory, a mapping of names to tensors and plain numbers.
+
+    latents, reference_latents               latents [128, F', H', W'], num_frames, height, width (of the latent), fps
+    audio_latents, reference_audio_latents   latents [8, T, 16], num_time_steps, frequency_bins, duration, present
+    conditions                               video_prompt_embeds [L, Dv], audio_prompt_embeds [L, Da],
+                                             prompt_attention_mask [L], valid tokens at the end
+    video_masks, audio_masks                 mask [F', H', W'] or [T], 1 = given
+
+A record is a safetensors file: tensors as tensors, numbers as JSON in the header entry ``values``. Of a caption only
+the valid tokens are stored; reading pads them to ``padded_length``. `torch.save` files of plain dicts are read as well,
+by the unpickler that builds nothing but tensors and plain values.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ltx_core.errors import CheckpointError
+from ltx_trainer.state import save_tensors
+
+Record = Mapping[str, Tensor | int | float]
+
+SUFFIX = ".safetensors"
+SUFFIXES = (SUFFIX, ".pt")
+VALUES, PADDED_LENGTH, MASK = "values", "padded_length", "prompt_attention_mask"
+EMBEDS = "prompt_embeds"  # the end of the name of every caption tensor
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record under a temporary name, then rename it. Raises `CheckpointError` when the disk refuses."""
+    tensors = {name: value for name, value in record.items() if isinstance(value, Tensor)}
+    values = {name: value for name, value in record.items() if not isinstance(value, Tensor)}
+    save_tensors(path, tensors, {VALUES: json.dumps(values)})
+
+
+def caption_record(embeds: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor | int]:
+    """The record of one caption: of each ``[L, D]`` tensor the rows where ``mask`` ``[L]`` is set."""
+    valid = mask.bool()
+    return {name: tensor[valid] for name, tensor in embeds.items()} | {PADDED_LENGTH: len(mask)}
+
+
+def read_record(path: Path) -> dict[str, Tensor | int | float]:
+    """Read a record. Raises `CheckpointError`, one line that names the file, when it is none."""
+    if path.suffix == ".pt":
+        return _read_pickle(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            record: dict[str, Tensor | int | float] = json.loads((file.metadata() or {}).get(VALUES, "{}"))
+            record |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is no precomputed file: {error}") from error
+    return _padded(record) if PADDED_LENGTH in record else record
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The plain numbers of a record, without reading its tensors."""
+    if path.suffix == ".pt":
+        return {name: value for name, value in _read_pickle(path).items() if not isinstance(value, Tensor)}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(json.loads((file.metadata() or {}).get(VALUES, "{}")))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is no precomputed file: {error}") from error
+
+
+def signature(path: Path) -> tuple[Any, ...]:
+    """What must be equal for records to share a batch: tensor shapes as they are read, and the frame rate."""
+    if path.suffix == ".pt":
+        record = _read_pickle(path)
+        shapes = {name: tuple(value.shape) for name, value in record.items() if isinstance(value, Tensor)}
+        fps = record.get("fps")
+    else:
+        values = read_values(path)
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if length := values.get(PADDED_LENGTH):
+            shapes = {name: (length, *shape[1:]) for name, shape in shapes.items()} | {MASK: (length,)}
+        fps = values.get("fps")
+    return (*sorted(shapes.items()), None if fps is None else round(float(fps), 3))
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor | int | float]:
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path} is no precomputed file: {reason}") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path} holds a {type(record).__name__}, expected a dict of tensors")
+    return record
+
+
+def _padded(record: Mapping[str, Tensor | int | float]) -> dict[str, Tensor | int | float]:
+    """Caption tensors with zeros in front, and the mask that tells where the caption is."""
+    length, padded = int(record[PADDED_LENGTH]), {}
+    count = 0
+    for name, value in record.items():
+        if isinstance(value, Tensor) and name.endswith(EMBEDS):
+            count = len(value)
+            padded[name] = F.pad(value, (0, 0, length - count, 0))
+    mask = torch.zeros(length, dtype=torch.int64)
+    mask[length - count :] = 1
+    return {**padded, MASK: mask}

@@ -1,0 +1,1 @@
+"""From clips, pictures, sound and captions to precomputed files."""

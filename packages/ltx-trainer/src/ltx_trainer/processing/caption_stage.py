@@ -1,0 +1,58 @@
+"""Captions to records of text features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ltx_trainer.datasets import EMPTY_CAPTION
+from ltx_trainer.precomputed import Record, caption_record, write_record
+from ltx_trainer.processing.captions import prompt_of
+from ltx_trainer.processing.metadata import Row
+from ltx_trainer.processing.stage import Prepared, Stage, Workspace, run_stage
+
+if TYPE_CHECKING:
+    from ltx_core.text_encoders.gemma.encoder import GemmaTextEncoder as TextEncoder
+
+
+def run_caption_stage(rows: Sequence[Row], work: Workspace) -> None:
+    """Captions to ``conditions``, and the empty caption beside them. The text encoder is gone when this returns."""
+    options = work.options
+    loaded: list[TextEncoder] = []
+
+    def text_encoder() -> TextEncoder:
+        if not loaded:
+            loaded.append(work.models.text_encoder(options.dtype, options.device))
+        return loaded[0]
+
+    def prepare(row: Row) -> Prepared:
+        return prompt_of(row.caption, options.trigger, options.remove_openings), {}
+
+    def encode(prompts: Sequence[str]) -> list[Record]:
+        return list(caption_records(text_encoder(), prompts))
+
+    empty = work.output / EMPTY_CAPTION
+    if options.overwrite or not empty.is_file():
+        write_record(empty, encode([""])[0])
+    run_stage(Stage("conditions", prepare, encode, options.batch_size), rows, work)
+    blank = sum(not row.caption.strip() for row in rows)
+    if blank:
+        work.report.notes.append(f"{blank} captions are blank")
+    loaded.clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def caption_records(encoder: TextEncoder, prompts: Sequence[str]) -> Iterator[Record]:
+    """Features before the connectors, of the valid tokens only; one tensor where both modalities share it."""
+    features = encoder.features(list(prompts))
+    if features.audio is features.video:
+        tensors = {"prompt_embeds": features.video}
+    else:
+        both = {"video_prompt_embeds": features.video, "audio_prompt_embeds": features.audio}
+        tensors = {name: tensor for name, tensor in both.items() if tensor is not None}
+    tensors = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in tensors.items()}
+    for index, mask in enumerate(features.attention_mask.cpu()):
+        yield caption_record({name: tensor[index] for name, tensor in tensors.items()}, mask)

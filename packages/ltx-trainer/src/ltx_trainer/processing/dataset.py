@@ -1,0 +1,114 @@
+"""A whole data set: every kind of record its rows call for, one network at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ltx_core.errors import ConfigError
+from ltx_trainer.config import PRECOMPUTED
+from ltx_trainer.model_files import ModelFiles
+from ltx_trainer.processing.audio_stages import audio_mask_stage, audio_reference_stage, audio_stage, has_sound
+from ltx_trainer.processing.buckets import parse_buckets
+from ltx_trainer.processing.caption_stage import run_caption_stage
+from ltx_trainer.processing.metadata import Row, read_rows
+from ltx_trainer.processing.stage import ProcessingOptions, Report, Workspace, run_stage, share
+from ltx_trainer.processing.video_stages import (
+    check_reference_factors,
+    mask_stage,
+    reference_stage,
+    target_bucket,
+    video_stage,
+)
+
+REPORT_NAME = "report.txt"
+
+
+def process_dataset(
+    metadata: Path,
+    models: ModelFiles,
+    buckets: str | None,
+    options: ProcessingOptions,
+    output: Path | None = None,
+    columns: tuple[str | None, str | None] = (None, None),
+) -> Report:
+    """Make the records of all rows of ``metadata`` below ``output`` (by default ``.precomputed`` beside it).
+
+    ``buckets`` is ``"WxHxF;..."``, needed with videos; ``columns`` may name those of the video and the caption. Records
+    that are there already stay as they are. Rows that cannot be read are left out and reported, also in
+    ``report.txt``. Raises `ConfigError` for what makes the whole run pointless, before any network is loaded.
+    """
+    rows = read_rows(metadata, *columns)
+    work = workspace(rows, models, buckets, options, output or metadata.parent / PRECOMPUTED)
+    mine = share(rows)
+    run_caption_stage(mine, work)
+    process_videos(mine, work)
+    process_sounds(mine, work)
+    describe(rows, work)
+    work.output.mkdir(parents=True, exist_ok=True)
+    (work.output / REPORT_NAME).write_text("\n".join(work.report.lines()) + "\n", encoding="utf-8")
+    return work.report
+
+
+def workspace(
+    rows: Sequence[Row], models: ModelFiles, buckets: str | None, options: ProcessingOptions, output: Path
+) -> Workspace:
+    """Check the options against the rows and the model, and open a place to work."""
+    factors = models.scale_factors()
+    if any("video" in row.media for row in rows):
+        if not buckets:
+            raise ConfigError("the data set has videos, expected resolution buckets such as 960x544x49")
+        options = replace(options, buckets=parse_buckets(buckets, factors))
+    if any("reference_video" in row.media for row in rows):
+        scale, factor = options.reference_downscale_factor, options.reference_temporal_scale_factor
+        check_reference_factors(options.buckets, scale, factor, factors)
+    return Workspace(output, models, options, factors)
+
+
+def process_videos(rows: Sequence[Row], work: Workspace) -> None:
+    """Latents, reference latents and masks of the rows that have videos."""
+    run_stage(video_stage(work), [row for row in rows if "video" in row.media], work)
+    for role, stage in (("reference_video", reference_stage), ("video_mask", mask_stage)):
+        if having := [row for row in rows if role in row.media and work.record("latents", row)]:
+            run_stage(stage(work), having, work)
+    work.release()
+
+
+def process_sounds(rows: Sequence[Row], work: Workspace) -> None:
+    """Audio latents, references and masks. Where no row has sound, nothing is written."""
+    if not work.options.skip_audio:
+        having = [row for row in rows if "video" not in row.media or work.record("latents", row)]
+        if any(map(has_sound, having)):
+            run_stage(audio_stage(work), having, work)
+        elif having:
+            work.report.notes.append("no clip has sound: there are no audio_latents")
+    for role, stage in (("reference_audio", audio_reference_stage), ("audio_mask", audio_mask_stage)):
+        if having := [row for row in rows if role in row.media and work.record("audio_latents", row)]:
+            run_stage(stage(work), having, work)
+    work.release()
+
+
+def describe(rows: Sequence[Row], work: Workspace) -> None:
+    """Note what the records say about the data set: clips per bucket, mixed frame rates, silent clips."""
+    notes = work.report.notes
+    videos = [row for row in rows if work.record("latents", row)]
+    counts = Counter(target_bucket(work, row) for row in videos)
+    notes += [
+        f"bucket {bucket}: {f'{counts[bucket]} clips' if counts[bucket] else 'no clip fits it'}"
+        for bucket in work.options.buckets
+    ]
+    rates = sorted({round(float((work.values("latents", row) or {})["fps"]), 3) for row, size in _sized(videos, work)})
+    if len(rates) > 1:
+        notes.append(f"frame rates are {', '.join(f'{rate:g}' for rate in rates)}: --fps makes them equal")
+    sounds = [work.values("audio_latents", row) for row in rows]
+    silent = sum(values is not None and not values.get("present", 1) for values in sounds)
+    if silent:
+        notes.append(f"{silent} clips are silent: kept, marked as such")
+
+
+def _sized(rows: Sequence[Row], work: Workspace) -> list[tuple[Row, int]]:
+    """Rows whose target is no still, with their frame count."""
+    sizes = [(row, target_bucket(work, row).frames) for row in rows]
+    return [(row, frames) for row, frames in sizes if frames > 1]

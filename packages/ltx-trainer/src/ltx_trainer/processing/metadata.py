@@ -1,0 +1,117 @@
+"""The file that lists a data set: one row per example, a column per kind of media, paths relative to the file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltx_core.errors import ConfigError
+
+# What a column means, with the names it may have, the usual one first.
+ROLES: dict[str, tuple[str, ...]] = {
+    "video": ("video", "media_path"),
+    "audio": ("audio",),
+    "reference_video": ("reference_video", "ref_media_path"),
+    "reference_audio": ("reference_audio",),
+    "video_mask": ("video_mask",),
+    "audio_mask": ("audio_mask",),
+    "caption": ("caption",),
+}
+FORMATS = (".csv", ".json", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example: its caption, and a file for each role it has. ``stem`` is the name of its precomputed files."""
+
+    stem: Path
+    caption: str
+    media: Mapping[str, Path]
+
+
+def read_rows(path: str | Path, video_column: str | None = None, caption_column: str | None = None) -> list[Row]:
+    """The examples a metadata file lists; of two with the same video the later counts.
+
+    The two columns may be named; others go by convention and unknown ones are ignored. Raises `ConfigError` for files
+    that hold no row or lack the caption, or both video and audio.
+    """
+    path = Path(path)
+    records = read_records(path)
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    for given in (video_column, caption_column):
+        if given is not None and given not in columns:
+            raise ConfigError(f"{path} has no column {given!r}; its columns are {', '.join(columns)}")
+    roles = column_roles(columns, video_column, caption_column)
+    if "caption" not in roles:
+        raise ConfigError(f"{path} has no column 'caption'; its columns are {', '.join(columns)}: name yours")
+    if not roles.keys() & {"video", "audio"}:
+        raise ConfigError(f"{path} has no column 'video' or 'audio'; its columns are {', '.join(columns)}: name yours")
+    rows = (row for number, record in enumerate(records, 1) for row in _row(path, number, record, roles))
+    return list({row.stem: row for row in rows}.values())
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The rows of a csv, json or jsonl file as they stand. Raises `ConfigError`."""
+    if path.suffix.lower() not in FORMATS:
+        raise ConfigError(f"{path} is a {path.suffix or 'nameless'} file, expected one of {', '.join(FORMATS)}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            records: Any = list(csv.DictReader(text.splitlines(keepends=True)))
+        elif path.suffix.lower() == ".json":
+            records = json.loads(text) if text.strip() else []
+        else:
+            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, csv.Error) as error:
+        raise ConfigError(f"{path} is no {path.suffix[1:]} file: {error}") from error
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ConfigError(f"{path} holds no list of objects, expected one object per example")
+    if not records:
+        raise ConfigError(f"{path} is empty, expected a row per example")
+    return records
+
+
+def column_roles(
+    columns: Iterable[str], video_column: str | None = None, caption_column: str | None = None
+) -> dict[str, str]:
+    """Which column plays which role."""
+    present = set(columns)
+    names = {**ROLES}
+    if video_column is not None:
+        names["video"] = (video_column,)
+    if caption_column is not None:
+        names["caption"] = (caption_column,)
+    found = {role: next((name for name in options if name in present), None) for role, options in names.items()}
+    return {role: name for role, name in found.items() if name is not None}
+
+
+def output_stem(media: str | Path, folder: Path) -> Path:
+    """The path of a media file's records below each directory, without suffix.
+
+    Relative to ``folder`` where the file lies below it, else its absolute path without the root.
+    """
+    absolute = Path(os.path.normpath(folder.absolute() / str(media).strip()))
+    base = Path(os.path.normpath(folder.absolute()))
+    relative = absolute.relative_to(base) if absolute.is_relative_to(base) else absolute.relative_to(absolute.anchor)
+    return relative.with_suffix("")
+
+
+def _row(path: Path, number: int, record: Mapping[str, Any], roles: Mapping[str, str]) -> Sequence[Row]:
+    """The row of a record; none where it names no video and no audio."""
+    caption = record.get(roles["caption"])
+    if caption is None:
+        raise ConfigError(f"{path}: row {number} has no {roles['caption']}")
+    values = {role: record.get(column) for role, column in roles.items() if role != "caption"}
+    media = {role: Path(str(value).strip()) for role, value in values.items() if value and str(value).strip()}
+    target = media.get("video") or media.get("audio")
+    if target is None:
+        raise ConfigError(f"{path}: row {number} names no video and no audio")
+    files = {role: path.parent / file for role, file in media.items()}
+    return [Row(output_stem(target, path.parent), str(caption), files)]

@@ -1,0 +1,89 @@
+"""What happens to frames, masks and sound before they are encoded. Frames are ``[..., 3, H, W]`` in [0, 1]."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltx_core.types import SpatioTemporalScaleFactors
+
+MASK_THRESHOLD = 0.5
+
+
+def covering_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """``(height, width)`` scaled to cover ``target`` exactly on one side; the other is truncated to whole pixels."""
+    (height, width), (target_height, target_width) = size, target
+    if width * target_height > height * target_width:
+        return target_height, max(int(width * target_height / height), target_width)
+    return max(int(height * target_width / width), target_height), target_width
+
+
+def resize_and_crop(
+    frames: Tensor, height: int, width: int, mode: str = "bicubic", crop: tuple[float, float] = (0.5, 0.5)
+) -> Tensor:
+    """Scale ``[N, C, h, w]`` to cover ``height x width`` and cut that out.
+
+    ``mode`` is bicubic (antialiased) or nearest; ``crop`` is where to cut, from 0 (top, left) to 1 (bottom, right).
+    """
+    size = covering_size((frames.shape[-2], frames.shape[-1]), (height, width))
+    if size != tuple(frames.shape[-2:]):
+        options = {"antialias": True, "align_corners": False} if mode == "bicubic" else {}
+        frames = F.interpolate(frames, size, mode=mode, **options)
+    top, left = int((size[0] - height) * crop[0]), int((size[1] - width) * crop[1])
+    return frames[..., top : top + height, left : left + width]
+
+
+def resize_and_center_crop(frames: Tensor, height: int, width: int) -> Tensor:
+    """``[N, 3, h, w]`` brought to ``height x width``, still in [0, 1]."""
+    return resize_and_crop(frames, height, width).clamp(0, 1)
+
+
+def to_model_input(frames: Tensor) -> Tensor:
+    """Frames ``[F, 3, H, W]`` in [0, 1] as the encoder takes them: ``[3, F, H, W]`` in [-1, 1]."""
+    return frames.mul(2).sub(1).movedim(0, 1)
+
+
+def kept_frames(count: int, factor: int) -> list[int]:
+    """Indices of the frames a slower reference keeps: the first, then every ``factor``-th from the second."""
+    return [0, *range(1, count, factor)]
+
+
+def reference_frames(
+    frames: Tensor, height: int, width: int, factor: int, factors: SpatioTemporalScaleFactors
+) -> Tensor:
+    """A reference ``[F, 3, h, w]`` fitted, cut to whole latent frames and slowed: [F', 3, H, W], still in [0, 1]."""
+    frames = frames[: factors.snap_frames(len(frames))]
+    return resize_and_center_crop(frames[kept_frames(len(frames), factor)], height, width)
+
+
+def video_mask(mask: Tensor, grid: tuple[int, int, int], factors: SpatioTemporalScaleFactors) -> Tensor:
+    """A mask video ``[F, C, h, w]`` in [0, 1] on a latent grid ``(F', H', W')``: float32 of 0 and 1.
+
+    The mean of each cell, then the maximum over groups of frames; frames it lacks count as 0.
+    """
+    frames, rows, columns = grid
+    grey = mask.mean(dim=1, keepdim=True)
+    grey = F.interpolate(grey, (rows * factors.height, columns * factors.width), mode="nearest")
+    return _on_grid(grey, frames, factors)
+
+
+def image_mask(mask: Tensor, grid: tuple[int, int, int], factors: SpatioTemporalScaleFactors) -> Tensor:
+    """A mask picture ``[h, w]`` in [0, 1] on a latent grid ``(F', H', W')``, the same in every frame."""
+    frames, rows, columns = grid
+    size = (rows * factors.height, columns * factors.width)
+    grey = F.interpolate(mask[None, None], size, mode="bilinear", antialias=True, align_corners=False)
+    return _on_grid(grey.expand(frames * factors.time, -1, -1, -1), frames, factors)
+
+
+def _on_grid(grey: Tensor, frames: int, factors: SpatioTemporalScaleFactors) -> Tensor:
+    """``[F, 1, H, W]`` pooled to ``[frames, H', W']`` and thresholded."""
+    cells = F.avg_pool2d(grey, (factors.height, factors.width))[:, 0]
+    cells = F.pad(cells[: frames * factors.time], (0, 0, 0, 0, 0, max(frames * factors.time - len(cells), 0)))
+    return (cells.unflatten(0, (frames, factors.time)).amax(dim=1) > MASK_THRESHOLD).float()
+
+
+def audio_mask(mask: Tensor, steps: int) -> Tensor:
+    """A mask over time ``[n]`` on ``steps`` latent steps: float32 of 0 and 1, from the nearest earlier value."""
+    indices = torch.arange(steps, device=mask.device) * mask.shape[0] // steps
+    return (mask[indices] > MASK_THRESHOLD).float()

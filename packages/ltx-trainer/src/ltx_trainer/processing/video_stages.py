@@ -1,0 +1,173 @@
+"""Videos, references and masks to records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ltx_core.errors import ConfigError, MediaError
+from ltx_core.types import SpatioTemporalScaleFactors
+from ltx_trainer.media import SAME_RATE, STILL_FPS, VideoInfo, is_image, probe, read_frames, read_image
+from ltx_trainer.precomputed import Record
+from ltx_trainer.processing.buckets import Bucket, select_bucket
+from ltx_trainer.processing.metadata import Row
+from ltx_trainer.processing.pixels import image_mask, kept_frames, resize_and_crop, to_model_input, video_mask
+from ltx_trainer.processing.stage import Prepared, Stage, Workspace
+from ltx_trainer.processing.tiles import encode_in_tiles
+
+
+def video_stage(work: Workspace) -> Stage:
+    """Target clips to ``latents``."""
+
+    def prepare(row: Row) -> Prepared:
+        path = row.media["video"]
+        info = probe(path)
+        rate = resampling(info, work.options.fps)
+        bucket, frames = _fit_bucket(path, info, rate, work.crop(row), work)
+        still = bucket.frames == 1
+        return frames, {"fps": STILL_FPS if still else rate or info.fps}
+
+    return Stage("latents", prepare, lambda clips: encode_clips(clips, work), work.options.batch_size)
+
+
+def reference_stage(work: Workspace) -> Stage:
+    """References to ``reference_latents``: the target's size and length, or whole fractions of them."""
+    scale, factor = work.options.reference_downscale_factor, work.options.reference_temporal_scale_factor
+
+    def prepare(row: Row) -> Prepared:
+        path, target = row.media["reference_video"], target_bucket(work, row)
+        height, width = target.height // scale, target.width // scale
+        if is_image(path):
+            return fitted_frames(path, 1, (height, width), None, work), {"fps": STILL_FPS}
+        fps = target_fps(work, row)
+        info = probe(path)
+        rate = fps if abs(info.fps / fps - 1) > SAME_RATE or info.variable_rate else None
+        frames = fitted_frames(path, target.frames, (height, width), rate, work, work.crop(row))
+        if len(frames[0]) < target.frames:
+            raise MediaError(f"{path}: it holds {len(frames[0])} frames, its target has {target.frames}")
+        return frames[:, kept_frames(target.frames, factor)], {"fps": fps / factor}
+
+    return Stage("reference_latents", prepare, lambda clips: encode_clips(clips, work), work.options.batch_size)
+
+
+def mask_stage(work: Workspace) -> Stage:
+    """Masks to ``video_masks``, on the target's latent grid and cut like it."""
+
+    def prepare(row: Row) -> Prepared:
+        path, target = row.media["video_mask"], target_bucket(work, row)
+        factors, size = work.factors, (target.height, target.width)
+        grid = (
+            (target.frames - 1) // factors.time + 1,
+            target.height // factors.height,
+            target.width // factors.width,
+        )
+        if is_image(path):
+            grey = read_image(path).float().mean(dim=-1)[None, None] / 255
+            fitted = resize_and_crop(grey, *size, crop=work.crop(row)).clamp(0, 1)
+            return image_mask(fitted[0, 0], grid, factors), {}
+        fps, info = target_fps(work, row), probe(path)
+        rate = fps if abs(info.fps / fps - 1) > SAME_RATE else None
+        frames = [
+            resize_and_crop(_planes(frame).mean(dim=1, keepdim=True), *size, mode="nearest", crop=work.crop(row))
+            for frame in islice(read_frames(path, rate), target.frames)
+        ]
+        # The first latent frame covers one frame only: repeating it puts every other group of frames where it belongs.
+        return video_mask(torch.cat([frames[0]] * (factors.time - 1) + frames), grid, factors), {}
+
+    return Stage("video_masks", prepare, lambda masks: [{"mask": mask} for mask in masks])
+
+
+def resampling(info: VideoInfo, fps: float | None) -> float | None:
+    """The rate frames must be picked at, None where the stored frames are evenly spaced at the wanted rate."""
+    if fps is None:
+        return info.fps if info.variable_rate else None
+    return None if abs(info.fps / fps - 1) < SAME_RATE and not info.variable_rate else fps
+
+
+def target_bucket(work: Workspace, row: Row) -> Bucket:
+    """The size a row's target has, from its record. Raises `ConfigError` where it has none."""
+    values = work.values("latents", row)
+    if values is None:
+        raise ConfigError("its video has no latents")
+    factors = work.factors
+    frames = (values["num_frames"] - 1) * factors.time + 1
+    return Bucket(frames, values["height"] * factors.height, values["width"] * factors.width)
+
+
+def target_fps(work: Workspace, row: Row) -> float:
+    values = work.values("latents", row) or {}
+    return float(values.get("fps", STILL_FPS))
+
+
+def check_reference_factors(
+    buckets: Sequence[Bucket], scale: int, factor: int, factors: SpatioTemporalScaleFactors
+) -> None:
+    """Refuse reference factors that leave no whole latent cells of some bucket."""
+    for bucket in buckets:
+        for name, side, cell in (("height", bucket.height, factors.height), ("width", bucket.width, factors.width)):
+            if side % (scale * cell):
+                raise ConfigError(f"bucket {bucket}: {name} divided by {scale} is no multiple of {cell}")
+        if (bucket.frames - 1) % (factor * factors.time):
+            raise ConfigError(
+                f"bucket {bucket}: frames - 1 is {bucket.frames - 1}, expected a multiple of "
+                f"{factor * factors.time} for references slowed by {factor}"
+            )
+
+
+def encode_clips(clips: Sequence[Tensor], work: Workspace) -> Iterator[Record]:
+    """Clips ``[3, F, H, W]`` of one size to records with their latent and its grid."""
+    encoder, batch = work.network("video_encoder"), torch.stack(list(clips))
+    if work.options.tiling:
+        latents = encode_in_tiles(encoder, batch, work.factors)
+    else:
+        latents = encoder(batch)
+    for latent in latents.to("cpu", torch.bfloat16):
+        frames, height, width = latent.shape[1:]
+        yield {"latents": latent.clone(), "num_frames": frames, "height": height, "width": width}
+
+
+def fitted_frames(
+    path: Path,
+    count: int,
+    size: tuple[int, int],
+    fps: float | None,
+    work: Workspace,
+    crop: tuple[float, float] = (0.5, 0.5),
+) -> Tensor:
+    """At most ``count`` frames of a file as the encoder takes them, ``[3, F, height, width]``."""
+    frames = [
+        resize_and_crop(_planes(frame), *size, crop=crop).clamp(0, 1).to(work.options.dtype)
+        for frame in islice(read_frames(path, fps), count)
+    ]
+    if not frames:
+        raise MediaError(f"{path}: cannot read video: it holds no frame")
+    return to_model_input(torch.cat(frames))
+
+
+def _fit_bucket(
+    path: Path, info: VideoInfo, rate: float | None, crop: tuple[float, float], work: Workspace
+) -> tuple[Bucket, Tensor]:
+    """A clip in the bucket that suits it; a file with fewer frames than its header says gets a shorter one."""
+    buckets, available = work.options.buckets, info.frames
+    if rate is not None:
+        available = round(info.frames * rate / info.fps)
+    while True:
+        index = select_bucket(available, info.height, info.width, buckets)
+        if index is None:
+            shortest = min(bucket.frames for bucket in buckets)
+            kind = "a picture" if is_image(path) else f"{available} frames long"
+            raise MediaError(f"{path} is {kind}, the shortest bucket has {shortest} frames")
+        bucket = buckets[index]
+        frames = fitted_frames(path, bucket.frames, (bucket.height, bucket.width), rate, work, crop)
+        if frames.shape[1] == bucket.frames:
+            return bucket, frames
+        available = frames.shape[1]
+
+
+def _planes(frame: Tensor) -> Tensor:
+    """uint8 ``[H, W, 3]`` as float ``[1, 3, H, W]`` in [0, 1]."""
+    return frame.permute(2, 0, 1)[None].float() / 255
