@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from ltx_core.components.helpers import evenly_spaced_keyframe_positions, seconds_to_frames, temporal_subsample
+from ltx_core.components.patchifiers import VideoLatentPatchifier
 from ltx_core.conditioning.mask_utils import downsample_mask_video_to_latent
+from ltx_core.conditioning.tools import VideoLatentTools
+from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.video_vae.tiling import TilePlan, TileSizeConfig, announced_chunks
+from ltx_core.sampling.modality_tiling import AxisTiling, TileCountConfig, VideoModalityTilingHelper
 from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
 from ltx_pipelines.media.color import (
     ACESCCT,
@@ -186,11 +190,41 @@ def layout_tables(case: Case) -> dict[str, Tensor]:
     return {}
 
 
+def token_tiles(case: Case) -> dict[str, Tensor]:
+    """Tiles of a sequence whose model is `tanh(x * (1 + 0.1 * tile index))`, and their blend."""
+    shape = VideoLatentShape(*case.args["latent_shape"])
+    assert shape.token_count == case.args["num_target_tokens"]
+    counts = TileCountConfig(**{axis: AxisTiling(*values) for axis, values in case.args["tiles"].items()})
+    tools = VideoLatentTools(VideoLatentPatchifier(patch_size=1), shape, case.args["fps"])
+    helper = VideoModalityTilingHelper(counts, tools)
+    inputs = case.inputs
+    modality = Modality(
+        latent=inputs["latent"],
+        timesteps=inputs["timesteps"],
+        positions=inputs["positions"],
+        context=torch.empty(1, 0, 1),
+    )
+    tiles = helper.tiles(modality.positions)
+    assert [[[axis.start, axis.end] for axis in tile.box] for tile in tiles] == case.args["coords"]
+    results, blended = {}, torch.zeros_like(modality.latent)
+    for index, tile in enumerate(tiles):
+        part = helper.tile_modality(modality, tile)
+        sides = [axis.length for axis in tile.box]
+        results[f"out.tile{index}.keep"] = tile.keep_indices
+        results[f"out.tile{index}.mask"] = tile.blend_weights[: tile.num_generated].view(sides)
+        results[f"out.tile{index}.cond_weights"] = tile.appended_blend_weights
+        results[f"out.tile{index}.positions"] = part.positions
+        assert torch.equal(part.timesteps, modality.timesteps[:, tile.keep_indices])
+        blended = helper.blend(torch.tanh(part.latent * (1 + 0.1 * index)), tile, blended)
+    return {**results, "out.blended": blended}
+
+
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("media", "image decode + resize + normalise"): image_fits,
     ("media", "audio decode with start/duration"): audio_windows,
     ("media", "LogC3 / ACEScct working-space transfers"): transfers,
     ("media", "rgb to 8-bit BT.709 I420 and linear to 10-bit BT.2020 HLG planes"): planes,
     ("ic_lora", "pixel mask -> latent token weights; reference temporal subsampling"): mask_to_tokens,
+    ("tiling", "token tiling and blending (tiled data parallel / tiled stage 2)"): token_tiles,
     ("layout", "frame, tile and canvas rules"): layout_tables,
 }
