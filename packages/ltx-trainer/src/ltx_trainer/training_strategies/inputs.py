@@ -41,6 +41,8 @@ class ModalityInputs:
     targets: Tensor | None  # [B, N, C] velocity of the target part; None = no loss
     loss_mask: Tensor  # [B, T] true where the loss is taken
     present: Tensor | None = None  # [B] false where an example lacks this modality; None = all have it
+    tokens_per_frame: int = 0  # of the target
+    reference_tokens: int = 0  # in front of the target's
 
     def with_reference(self, reference: Tokens) -> ModalityInputs:
         """Put clean tokens in front."""
@@ -52,7 +54,14 @@ class ModalityInputs:
             timesteps=torch.cat((zeros, self.timesteps), dim=1),
             positions=torch.cat((reference.positions, self.positions), dim=2),
             loss_mask=torch.cat((zeros.bool(), self.loss_mask), dim=1),
+            reference_tokens=self.reference_tokens + count,
         )
+
+    def first_frame_mask(self) -> Tensor:
+        """``[B, T, 1]``, 1 at the tokens of the target's first latent frame, which holds one single pixel frame."""
+        mask = self.latent.new_zeros(*self.latent.shape[:2], 1)
+        mask[:, self.reference_tokens : self.reference_tokens + self.tokens_per_frame] = 1
+        return mask
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ def velocity_inputs(tokens: Tokens, sigma: Tensor, noise: Tensor) -> ModalityInp
         positions=tokens.positions,
         targets=noise - clean,
         loss_mask=torch.ones(batch, count, dtype=torch.bool, device=clean.device),
+        tokens_per_frame=tokens.tokens_per_frame,
     )
 
 
@@ -111,7 +121,15 @@ def frozen_inputs(tokens: Tokens) -> ModalityInputs:
     """A modality that is only attended to: clean, sigma 0, no loss, no draw."""
     batch, count = tokens.clean.shape[:2]
     zeros = torch.zeros(batch, count, device=tokens.clean.device)
-    return ModalityInputs(tokens.clean, zeros[:, 0], zeros, tokens.positions, None, zeros.bool())
+    return ModalityInputs(
+        tokens.clean,
+        zeros[:, 0],
+        zeros,
+        tokens.positions,
+        targets=None,
+        loss_mask=zeros.bool(),
+        tokens_per_frame=tokens.tokens_per_frame,
+    )
 
 
 def give_tokens(inputs: ModalityInputs, clean: Tensor, given: Tensor) -> ModalityInputs:

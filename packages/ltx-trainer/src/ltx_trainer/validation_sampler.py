@@ -1,0 +1,299 @@
+"""Samples made while training, by the denoising loop that generation uses: one stage, Euler, multi-modal guidance.
+
+A `PreparedSample` holds everything that does not change during a run: text contexts and encoded conditions, on the CPU.
+`ValidationSampler` makes latents of it with the weights of the moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderParams
+from ltx_core.components.noisers import GaussianNoiser
+from ltx_core.components.patchifiers import AudioPatchifier, VideoLatentPatchifier
+from ltx_core.components.schedulers import LTX2Scheduler
+from ltx_core.conditioning.item import ConditioningItem
+from ltx_core.conditioning.tools import AudioLatentTools, LatentTools, VideoLatentTools
+from ltx_core.conditioning.types.latent_cond import VideoConditionByLatentIndex
+from ltx_core.conditioning.types.mask_cond import VideoConditionByMask
+from ltx_core.conditioning.types.reference_cond import (
+    AudioConditionByReferenceLatent,
+    VideoConditionByReferenceLatent,
+)
+from ltx_core.errors import ConditioningError, ConfigError
+from ltx_core.model.transformer.config import TransformerConfig
+from ltx_core.model.transformer.model import X0Model
+from ltx_core.sampling.denoisers import GuidedDenoiser
+from ltx_core.sampling.loop import SamplingStep, denoise
+from ltx_core.types import (
+    AUDIO_LATENT_CHANNELS,
+    AudioLatentShape,
+    LatentState,
+    SpatioTemporalScaleFactors,
+    VideoLatentShape,
+    VideoPixelShape,
+)
+from ltx_trainer.validation_config import (
+    SampleAudioToVideo,
+    SampleCondition,
+    SampleFirstFrame,
+    SampleMask,
+    SamplePrefix,
+    SampleReference,
+    SampleSpatialCrop,
+    SampleSuffix,
+    SampleVideoToAudio,
+    ValidationConfig,
+    ValidationSample,
+)
+
+States = dict[str, LatentState]
+
+
+@dataclass(frozen=True)
+class EncodedCondition:
+    """A condition of a sample and what its file became: a latent, and for masks the latent mask."""
+
+    condition: SampleCondition
+    latent: Tensor  # [1, C, F, H, W] or [1, C, T, M]
+    mask: Tensor | None = None  # [F, H, W] or [T], 1 = given
+
+
+@dataclass(frozen=True)
+class PreparedSample:
+    """A sample that needs no file any more. Contexts are ``{modality: [1, S, C]}``."""
+
+    shape: VideoPixelShape
+    seed: int
+    contexts: Mapping[str, Tensor]
+    negative_contexts: Mapping[str, Tensor]
+    conditions: tuple[EncodedCondition, ...] = ()
+    prompt: str = ""
+    pictures: Mapping[int, Tensor] = field(default_factory=dict)  # condition index -> its frames, to show beside
+
+
+@dataclass(frozen=True)
+class HeldAudio:
+    """Holds audio latent frames where ``mask`` ``[T]`` is 1 at those of ``latent`` ``[1, C, T, M]``."""
+
+    latent: Tensor
+    mask: Tensor
+
+    def apply_to(self, latent_state: LatentState, latent_tools: AudioLatentTools) -> LatentState:
+        tokens = latent_tools.patchifier.patchify(self.latent).to(latent_state.latent)
+        latent_tools.check_target_tokens(latent_state, "an audio condition")
+        given = self.mask.to(tokens.device).view(1, -1, 1).bool()
+        return replace(
+            latent_state,
+            clean_latent=torch.where(given, tokens, latent_state.clean_latent),
+            denoise_mask=latent_state.denoise_mask.masked_fill(given, 0.0),
+        )
+
+
+def sample_shape(config: ValidationConfig, sample: ValidationSample) -> VideoPixelShape:
+    """The pixels of a sample: its own size, else the section's."""
+    width, height, frames = sample.video_dims or config.video_dims
+    return VideoPixelShape(1, frames, height, width, config.frame_rate)
+
+
+def sample_seed(config: ValidationConfig, sample: ValidationSample) -> int:
+    return config.seed if sample.seed is None else sample.seed
+
+
+@dataclass(frozen=True)
+class ValidationSampler:
+    """Makes the latents of prepared samples. ``transformer`` is the network being trained."""
+
+    config: ValidationConfig
+    transformer: nn.Module
+    scale_factors: SpatioTemporalScaleFactors
+    dtype: torch.dtype = torch.bfloat16
+
+    def latents(self, sample: PreparedSample, watch: Callable[[SamplingStep], None] | None = None) -> dict[str, Tensor]:
+        """The finished latents, ``[1, C, F, H, W]`` and ``[1, C, T, M]``; ``watch`` is told of every step."""
+        states = self.noised(self.conditioned(sample), sample.seed)
+        for step in self.steps(sample, states):
+            states = dict(step.states)
+            if watch is not None:
+                watch(step)
+        return self.finished(sample, states)
+
+    def tools(self, sample: PreparedSample) -> dict[str, LatentTools[Any]]:
+        """Latent tools of the streams a sample has."""
+        streams = dict.fromkeys(self._streams(sample))
+        config: TransformerConfig = self.transformer.config  # type: ignore[assignment]
+        tools: dict[str, LatentTools[Any]] = {}
+        if "video" in streams:
+            assert config.video is not None
+            shape = VideoLatentShape.from_pixel_shape(sample.shape, config.video.in_channels, self.scale_factors)
+            patchifier = VideoLatentPatchifier()
+            tools["video"] = VideoLatentTools(patchifier, shape, sample.shape.fps, self.scale_factors)
+        if "audio" in streams:
+            assert config.audio is not None
+            bins = config.audio.in_channels // AUDIO_LATENT_CHANNELS
+            audio_shape = AudioLatentShape.from_video_pixel_shape(sample.shape, mel_bins=bins)
+            tools["audio"] = AudioLatentTools(AudioPatchifier(), audio_shape)
+        return tools
+
+    def conditioned(self, sample: PreparedSample) -> States:
+        """Clean content and masks of every stream; video tokens of the first latent frame are marked."""
+        states: States = {}
+        for name, tools in self.tools(sample).items():
+            own = [e for e in sample.conditions if e.condition.targets() == name]
+            whole = next((e for e in own if isinstance(e.condition, SampleVideoToAudio | SampleAudioToVideo)), None)
+            if whole is not None:
+                states[name] = self._frozen(tools, whole.latent)
+                continue
+            state = tools.create_initial_state(self.device, self.dtype)
+            for encoded in sorted(own, key=lambda e: isinstance(e.condition, SampleReference)):  # references last
+                state = conditioning_item(encoded, tools).apply_to(state, tools)
+            states[name] = state
+        return states
+
+    def noised(self, states: Mapping[str, LatentState], seed: int) -> States:
+        """Noise on everything that is not held: video first, then audio, of one generator."""
+        noiser = GaussianNoiser(torch.Generator(self.device).manual_seed(seed))
+        return {name: state if state.frozen else noiser(state) for name, state in states.items()}
+
+    def steps(self, sample: PreparedSample, states: Mapping[str, LatentState]) -> Iterator[SamplingStep]:
+        """The denoising loop over noised states."""
+        names = tuple(states)
+        guiders = {name: self._guider(name, sample, states) for name in names}
+        contexts = {name: sample.contexts[name].to(self.device, self.dtype) for name in names}
+        return denoise(X0Model(self.transformer), GuidedDenoiser(contexts, guiders), states, self.sigmas())
+
+    def sigmas(self) -> Tensor:
+        """The schedule of generation: the shift of 4096 tokens, whatever the size."""
+        return LTX2Scheduler().execute(steps=self.config.inference_steps)
+
+    def finished(self, sample: PreparedSample, states: Mapping[str, LatentState]) -> dict[str, Tensor]:
+        """Latents without appended tokens."""
+        tools = self.tools(sample)
+        return {
+            name: tools[name].unpatchify(tools[name].clear_conditioning(state)).latent for name, state in states.items()
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.patchify_proj.weight.device  # type: ignore[union-attr, return-value]
+
+    def _streams(self, sample: PreparedSample) -> list[str]:
+        """Streams that are made, and those that are given whole."""
+        wanted = {"video": self.config.generate_video, "audio": self.config.generate_audio}
+        given = {
+            e.condition.targets()
+            for e in sample.conditions
+            if isinstance(e.condition, SampleVideoToAudio | SampleAudioToVideo)
+        }
+        config: TransformerConfig = self.transformer.config  # type: ignore[assignment]
+        return [name for name in config.streams if wanted[name] or name in given]
+
+    def _frozen(self, tools: LatentTools[Any], latent: Tensor) -> LatentState:
+        latent = fitted(latent, tools.target_shape.frames).to(self.device, self.dtype)
+        state = tools.create_initial_state(self.device, self.dtype, latent)
+        return replace(state, denoise_mask=torch.zeros_like(state.denoise_mask), frozen=True)
+
+    def _guider(self, name: str, sample: PreparedSample, states: Mapping[str, LatentState]) -> MultiModalGuider:
+        """Guidance of one stream: none when it is frozen, none towards a stream that is not there."""
+        config = self.config
+        if states[name].frozen:
+            return MultiModalGuider()
+        cfg, stg, modality = (
+            getattr(config, f"{name}_{kind}") for kind in ("cfg_scale", "stg_scale", "modality_guidance_scale")
+        )
+        params = MultiModalGuiderParams(
+            cfg_scale=cfg,
+            stg_scale=stg,
+            stg_blocks=config.stg_blocks,
+            rescale_scale=config.guidance_rescale,
+            modality_scale=modality if len(states) > 1 else 1.0,
+        )
+        negative = None if cfg == 1 else sample.negative_contexts[name].to(self.device, self.dtype)
+        return MultiModalGuider(params, negative)
+
+
+def conditioning_item(encoded: EncodedCondition, tools: LatentTools[Any]) -> ConditioningItem:
+    """What a condition does to a latent state. Raises `ConditioningError` when it does not fit the target."""
+    if isinstance(tools, AudioLatentTools):
+        return _audio_item(encoded, tools)
+    condition, latent, shape = encoded.condition, encoded.latent, tools.target_shape
+    match condition:
+        case SampleFirstFrame():
+            return VideoConditionByLatentIndex(latent[:, :, :1])
+        case SamplePrefix():
+            return VideoConditionByLatentIndex(latent[:, :, : shape.frames])
+        case SampleSuffix():
+            kept = latent[:, :, -shape.frames :]
+            return VideoConditionByLatentIndex(kept, latent_idx=shape.frames - kept.shape[2])
+        case SampleSpatialCrop():
+            return VideoConditionByMask(latent, crop_mask(condition, tools)[None])
+        case SampleMask() if encoded.mask is not None:
+            return VideoConditionByMask(latent, encoded.mask[None])
+        case SampleReference():
+            return VideoConditionByReferenceLatent(latent, condition.downscale_factor, condition.temporal_scale_factor)
+    raise ConditioningError(f"condition {condition.type!r} does not apply to video")
+
+
+def _audio_item(encoded: EncodedCondition, tools: AudioLatentTools) -> ConditioningItem:
+    condition, latent, total = encoded.condition, encoded.latent, tools.target_shape.frames
+    frames = min(latent.shape[2], total)
+    if isinstance(condition, SampleReference):
+        tokens = tools.patchifier.patchify(latent)
+        positions = tools.patchifier.get_patch_grid_bounds(AudioLatentShape.from_torch_shape(latent.shape), None)
+        return AudioConditionByReferenceLatent(tokens, positions)
+    given = torch.zeros(total)
+    match condition:
+        case SamplePrefix():
+            given[:frames] = 1
+            return HeldAudio(fitted(latent, total), given)
+        case SampleSuffix():
+            given[total - frames :] = 1
+            tail = latent[:, :, latent.shape[2] - frames :]
+            padding = latent.new_zeros(*latent.shape[:2], total - frames, latent.shape[3])
+            return HeldAudio(torch.cat((padding, tail), dim=2), given)
+        case SampleMask() if encoded.mask is not None:
+            return HeldAudio(fitted(latent, total), encoded.mask)
+    raise ConditioningError(f"condition {condition.type!r} does not apply to audio")
+
+
+def crop_mask(condition: SampleSpatialCrop, tools: VideoLatentTools) -> Tensor:
+    """``[F, H, W]``, 1 in the rectangle, whole latent cells only, in every frame."""
+    y1, x1, y2, x2 = condition.spatial_region
+    _, rows, columns = tools.scale_factors
+    mask = torch.zeros(tools.target_shape[2:])
+    mask[:, y1 // rows : y2 // rows, x1 // columns : x2 // columns] = 1
+    return mask
+
+
+def fitted(latent: Tensor, frames: int) -> Tensor:
+    """A latent cut, or continued with zeros, to ``frames`` latent frames."""
+    missing = frames - latent.shape[2]
+    if missing <= 0:
+        return latent[:, :, :frames]
+    return torch.cat((latent, latent.new_zeros(*latent.shape[:2], missing, *latent.shape[3:])), dim=2)
+
+
+def check_samples(config: ValidationConfig, factors: SpatioTemporalScaleFactors, streams: Sequence[str]) -> None:
+    """Refuse samples that the model cannot make: sizes off its grid, conditions off its frames, absent streams."""
+    for index, sample in enumerate(config.samples):
+        where = f"validation.samples.{index}"
+        shape = sample_shape(config, sample)
+        try:
+            factors.check(shape)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        for condition in sample.conditions:
+            if condition.targets() not in streams:
+                raise ConfigError(f"{where}: {condition.type} conditions the {condition.targets()}, which is not there")
+            count = getattr(condition, "num_frames", None)
+            if count is None or condition.targets() != "video":
+                continue
+            rest = 1 % factors.time if isinstance(condition, SamplePrefix) else 0
+            if count % factors.time != rest:
+                expected = f"{factors.time}k+1" if rest else f"a multiple of {factors.time}"
+                raise ConfigError(f"{where}: {condition.type} num_frames is {count}, expected {expected}")
