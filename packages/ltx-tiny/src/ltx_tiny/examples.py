@@ -80,3 +80,10 @@ def held_out_clips(count: int, frames: int, side: int, seed: int = 7) -> Tensor:
     rngs = (np.random.default_rng((seed, number)) for number in range(count))
     scenes = [sample_scene(rng, "held_out") for rng in rngs]
     return torch.stack([as_tensor(draw(scene, frames, side, side, FPS, 0.5)) for scene in scenes])
+
+
+def held_out_sound(count: int, samples: int, seed: int = 7) -> Tensor:
+    """Sound of triples never trained on: float32 ``[B, 2, samples]``."""
+    rngs = (np.random.default_rng((seed, number)) for number in range(count))
+    waves = [play(sample_scene(rng, "held_out"), FRAMES / FPS)[:, :samples] for rng in rngs]
+    return torch.from_numpy(np.stack(waves))

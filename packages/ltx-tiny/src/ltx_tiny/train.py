@@ -61,7 +61,7 @@ class Recipe:
         given = {key: stage[key] for key in LOOP_KEYS if key in stage}
         return LoopSettings(
             steps=self.curriculum(name).steps,
-            mixed_precision=self.values["mixed_precision"],
+            mixed_precision=stage.get("mixed_precision", self.values["mixed_precision"]),
             seed=self.seed,
             fingerprint={"seed": self.seed, "config": self.config.get(stage.get("section", ""), None)},
             **{"optimizer_params": OPTIMIZER, **given},
@@ -136,7 +136,25 @@ def video_vae(recipe: Recipe) -> Task:
     return VideoVaeTask(recipe.config, examples, held_out)
 
 
-STAGES: dict[str, Callable[[Recipe], Task]] = {"video_vae": video_vae}
+def audio_vae(recipe: Recipe) -> Task:
+    from ltx_tiny.examples import SoundExamples, held_out_sound
+    from ltx_trainer.scratch.audio_vae import AudioVaeTask
+
+    samples = int(recipe.stage("audio_vae")["samples"])
+    examples = recipe.examples("audio_vae", SoundExamples(recipe.seed, samples))
+    return AudioVaeTask(recipe.config, examples, held_out_sound(8, samples))
+
+
+def vocoder(recipe: Recipe) -> Task:
+    from ltx_tiny.examples import SoundExamples, held_out_sound
+    from ltx_trainer.scratch.vocoder import VocoderTask
+
+    samples = int(recipe.stage("vocoder")["samples"])
+    examples = recipe.examples("vocoder", SoundExamples(recipe.seed, samples))
+    return VocoderTask(recipe.config, examples, held_out_sound(8, samples))
+
+
+STAGES: dict[str, Callable[[Recipe], Task]] = {"video_vae": video_vae, "audio_vae": audio_vae, "vocoder": vocoder}
 
 
 def run(recipe: Recipe, only: Iterable[str] = ()) -> None:

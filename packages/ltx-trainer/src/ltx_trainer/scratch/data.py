@@ -68,9 +68,7 @@ class Examples:
     def batches(self, first_position: int, rank: int = 0) -> Iterator[dict[str, Tensor]]:
         """Batches from a position on."""
         positions = range(first_position, LAST_POSITION)
-        loader = DataLoader(
-            _ByPosition(self, rank), batch_size=None, sampler=positions, num_workers=self.workers
-        )
+        loader = DataLoader(_ByPosition(self, rank), batch_size=None, sampler=positions, num_workers=self.workers)
         return iter(loader)
 
 

@@ -14,6 +14,7 @@ from ltx_core.loader.safetensors_file import save_checkpoint
 from ltx_trainer.scratch.data import Examples
 
 MODEL_VERSION = "2.3.0"
+STATISTICS = "per_channel_statistics."
 
 
 class ScratchTask:
@@ -52,6 +53,28 @@ class ScratchTask:
     def config(self) -> dict[str, Any]:
         """The sections of the checkpoint's config that describe this component."""
         raise NotImplementedError
+
+
+class Spread:
+    """Mean and standard deviation of many channels, gathered batch by batch in float64."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0
+        self.count = 0
+
+    def add(self, values: Tensor) -> None:
+        """Values ``[C, n]`` of C channels."""
+        values = values.detach().double().cpu()
+        self.total = self.total + values.sum(dim=1)
+        self.square = self.square + values.square().sum(dim=1)
+        self.count += values.shape[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The two tensors of a VAE's ``per_channel_statistics``, float32 ``[C]``."""
+        mean = torch.as_tensor(self.total) / self.count
+        variance = torch.as_tensor(self.square) / self.count - mean.square()
+        return {"mean-of-means": mean.float(), "std-of-means": variance.clamp(min=1e-8).sqrt().float()}
 
 
 @contextmanager

@@ -21,9 +21,8 @@ from ltx_core.model.video_vae.video_vae import LatentDistribution, VideoDecoder,
 from ltx_trainer.draws import Draws
 from ltx_trainer.scratch.data import Examples
 from ltx_trainer.scratch.pictures import frames_sheet
-from ltx_trainer.scratch.task import ScratchTask, prefixed
+from ltx_trainer.scratch.task import STATISTICS, ScratchTask, Spread, prefixed
 
-STATISTICS = "per_channel_statistics."
 STANDS_OUT = 0.15  # distance from the row's mean, of a range of 2
 
 
@@ -101,24 +100,18 @@ class VideoVaeTask(ScratchTask):
         encoder, decoder = self.module.encoder.state_dict(), self.module.decoder.state_dict()
         both = prefixed("vae.encoder.", encoder) | prefixed("vae.decoder.", decoder)
         tensors = {name: tensor for name, tensor in both.items() if STATISTICS not in name}
-        mean, std = self.statistics()
-        names = {"mean-of-means": mean, "std-of-means": std}
-        return tensors | prefixed(f"vae.{STATISTICS}", names)
+        return tensors | prefixed(f"vae.{STATISTICS}", self.statistics().tensors())
 
     def config(self) -> dict[str, Any]:
         return {"vae": self.given_config["vae"]}
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and spread of every raw latent channel over training clips of the last stage, each ``[C]``."""
-        first = self.examples.curriculum.steps
-        total = square = count = torch.zeros(())
+    def statistics(self) -> Spread:
+        """Mean and spread of every raw latent channel over training clips of the last stage."""
+        first, spread = self.examples.curriculum.steps, Spread()
         for position in range(first, first + self.statistics_batches):
             video = self.module.pixels(self.examples.batch(position)["video"])
-            latent = self.module.encoder.moments(video).mean.double().transpose(0, 1).flatten(1)  # [C, n]
-            total, square = total + latent.sum(1).cpu(), square + latent.square().sum(1).cpu()
-            count = count + latent.shape[1]
-        mean = total / count
-        return mean.float(), (square / count - mean.square()).clamp(min=1e-8).sqrt().float()
+            spread.add(self.module.encoder.moments(video).mean.transpose(0, 1).flatten(1))
+        return spread
 
 
 def stands_out(video: Tensor) -> Tensor:

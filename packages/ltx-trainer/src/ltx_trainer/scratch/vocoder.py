@@ -1,0 +1,107 @@
+"""The vocoder from nothing: log-mel pictures back to sound, judged by its spectra at several resolutions.
+
+Left, right and their sum are compared, so that the two sides keep their phase to each other. The mel it learns from is
+roughened a little, because what it will be given comes out of a decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltx_core.model.audio_vae.config import AudioVaeConfig, VocoderConfig
+from ltx_core.model.audio_vae.mel import log_mel
+from ltx_core.model.audio_vae.vocoder import Vocoder
+from ltx_trainer.draws import Draws
+from ltx_trainer.scratch.data import Examples
+from ltx_trainer.scratch.pictures import spectrogram_sheet
+from ltx_trainer.scratch.task import ScratchTask, prefixed
+
+RESOLUTIONS = ((2048, 512), (1024, 256), (512, 128), (128, 32))  # samples per window and hop
+MAGNITUDE_FLOOR = 1e-3
+
+
+class VocoderTrainer(nn.Module):
+    """A vocoder whose output rate is the mel's rate, and its losses."""
+
+    def __init__(self, config: Mapping[str, Any], mel_noise: float) -> None:
+        super().__init__()
+        self.vocoder = Vocoder(VocoderConfig.from_metadata(config))
+        self.mel_config = AudioVaeConfig.from_metadata(config).mel
+        self.mel_noise = mel_noise
+
+    def forward(self, batch: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        """``batch["waveform"]`` float32 ``[B, 2, N]``, N a multiple of the hop, to losses."""
+        target = batch["waveform"].to(self.vocoder.conv_pre.weight.device)
+        mel = self.mel(target)
+        made = self.vocoder(mel + self.mel_noise * draws.randn(mel.shape))
+        logarithmic, relative = spectral_losses(made.float(), target)
+        return {"loss": logarithmic + relative, "log_magnitude": logarithmic, "relative": relative}
+
+    def mel(self, waveform: Tensor) -> Tensor:
+        """``[B, 2, N] -> [B, 2, N / hop, bins]``: the frame centred behind the last sample is left out."""
+        mel = log_mel(waveform.float(), self.mel_config)
+        return mel[:, :, : waveform.shape[-1] // self.mel_config.hop_length]
+
+
+class VocoderTask(ScratchTask):
+    """Train a vocoder; ``held_out`` is sound ``[B, 2, N]`` to judge it by."""
+
+    name = "vocoder"
+    module: VocoderTrainer
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        examples: Examples,
+        held_out: Tensor | None = None,
+        mel_noise: float = 0.1,
+    ) -> None:
+        super().__init__(VocoderTrainer(config, mel_noise), examples)
+        self.given_config, self.held_out = dict(config), held_out
+
+    def validate(self, step: int, folder: Path) -> Mapping[str, float]:
+        if self.held_out is None:
+            return {}
+        before = self.module.mel(self.held_out.to(self.device))
+        after = self.module.mel(self.module.vocoder(before))
+        spectrogram_sheet(folder / f"step_{step:06d}.png", before, after)
+        return {"held_out_mel_error": float((after - before).abs().mean())}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return prefixed("vocoder.", self.module.vocoder.state_dict())
+
+    def config(self) -> dict[str, Any]:
+        return {"vocoder": self.given_config["vocoder"]}
+
+
+def spectral_losses(made: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean absolute error of log magnitudes, and error over norm, of ``[B, 2, N]`` averaged over the resolutions."""
+    logarithmic = relative = torch.zeros((), device=made.device)
+    for window, hop in RESOLUTIONS:
+        a, b = (magnitudes(with_sum(signal), window, hop) for signal in (made, target))
+        floor = MAGNITUDE_FLOOR * window**0.5
+        logarithmic = logarithmic + ((a + floor).log() - (b + floor).log()).abs().mean()
+        relative = relative + (a - b).norm() / b.norm().clamp(min=1.0)
+    return logarithmic / len(RESOLUTIONS), relative / len(RESOLUTIONS)
+
+
+def with_sum(waveform: Tensor) -> Tensor:
+    """``[B, 2, N] -> [B*3, N]``: left, right and half their sum."""
+    return torch.cat((waveform, waveform.mean(dim=1, keepdim=True)), dim=1).flatten(0, 1)
+
+
+def magnitudes(signal: Tensor, window: int, hop: int) -> Tensor:
+    """Magnitude spectra ``[B, N] -> [B, window/2 + 1, frames]`` with a finite gradient in silence."""
+    spectrum = torch.stft(signal, window, hop, window=hann(window, signal.device), return_complex=True)
+    return (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
+
+
+@lru_cache(maxsize=16)
+def hann(window: int, device: torch.device) -> Tensor:
+    return torch.hann_window(window, device=device)
