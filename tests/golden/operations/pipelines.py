@@ -1,6 +1,6 @@
 """Operations of the pipelines area."""
 
 from tests.golden.operations import Operation
-from tests.golden.pipelines_cases import media
+from tests.golden.pipelines_cases import ltxv, media
 
-OPERATIONS: dict[tuple[str, str], Operation] = {**media.OPERATIONS}
+OPERATIONS: dict[tuple[str, str], Operation] = {**media.OPERATIONS, **ltxv.OPERATIONS}

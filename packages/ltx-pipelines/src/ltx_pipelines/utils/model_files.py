@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from ltx_core.errors import CheckpointError, LtxError
@@ -31,12 +32,13 @@ def find_model(model: str, variant: str | None = None) -> FoundModel:
 
     ``variant`` ("dev" or "distilled") chooses among several transformers. Raises `CheckpointError` with advice.
     """
+    if (bundled := bundled_model(model)) is not None:
+        return find_in_folder(bundled, variant)
     if model == TINY:
-        return find_in_folder(bundled_model(), variant)
+        raise CheckpointError("the bundled model needs `pip install ltx-tiny`")
     path = Path(model).expanduser()
     if path.is_file():
-        beside = find_in_folder(path.parent, variant, chosen=path)
-        return beside
+        return find_in_folder(path.parent, variant, chosen=path)
     if path.is_dir():
         return find_in_folder(path, variant)
     if HUB_ID.fullmatch(model) and not path.suffix:
@@ -46,13 +48,12 @@ def find_model(model: str, variant: str | None = None) -> FoundModel:
     raise CheckpointError(f"model is {model!r}: neither a file, nor a folder, nor a hub id like owner/name")
 
 
-def bundled_model() -> Path:
-    """The folder of the model that ships with ltx-tiny."""
-    try:
-        from ltx_tiny.bundle import model_folder
-    except ImportError as error:
-        raise CheckpointError("the bundled model needs `pip install ltx-tiny`") from error
-    return model_folder()
+def bundled_model(name: str) -> Path | None:
+    """The folder of a model that an installed package ships, found through the entry points of `ltx.models`."""
+    for entry in entry_points(group="ltx.models"):
+        if entry.name == name:
+            return Path(entry.load()())
+    return None
 
 
 def find_in_folder(folder: Path, variant: str | None = None, chosen: Path | None = None) -> FoundModel:

@@ -8,14 +8,17 @@ host memory and passes a few at a time to the device. ``auto`` chooses from free
 from __future__ import annotations
 
 import gc
+import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError, ConfigError
@@ -23,13 +26,17 @@ from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.lora import Lora as LoraWeights
 from ltx_core.loader.metadata import Version, VersionDefaults, version_defaults
 from ltx_core.loader.weights import ComponentWeights, Source
+from ltx_core.model.duration_head.model import DurationHead, predict_num_frames
 from ltx_core.types import SpatioTemporalScaleFactors
-from ltx_pipelines.plan import Lora, ModelFiles
+from ltx_pipelines.plan import DtypeName, Lora, ModelFiles
+
+if TYPE_CHECKING:
+    from ltx_core.text_encoders.gemma.encoder import AVGemmaTextEncoderModel
 
 logger = logging.getLogger(__name__)
 
 Policy = Literal["auto", "resident", "sequential", "streamed"]
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+DTYPES: dict[DtypeName, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 # Component of a checkpoint -> slot of `ModelFiles` it is read from; all fall back to the checkpoint itself.
 SLOTS = {
@@ -44,6 +51,14 @@ SLOTS = {
 }
 # Networks that never are in memory together under `sequential`; the others are small.
 LARGE = ("text_encoder", "transformer", "video_encoder", "video_decoder", "latent_upsampler")
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """What the transformer reads of one prompt. Masks are absorbed: registers stand where padding was."""
+
+    video: Tensor  # [1, S, c]
+    audio: Tensor  # [1, S, c]
 
 
 @dataclass(frozen=True)
@@ -63,20 +78,24 @@ class ModelLedger:
     def __init__(
         self,
         files: ModelFiles,
-        dtype: torch.dtype | str = torch.bfloat16,
+        dtype: torch.dtype | DtypeName = torch.bfloat16,
         device: torch.device | str | None = None,
         policy: Policy = "auto",
         quantization: str | None = None,
+        embedding_cache: Path | None = None,
     ) -> None:
         self.files = files
         self.dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
         self.device = torch.device(device or default_device())
         self.quantization = quantization
+        self.embedding_cache = embedding_cache
+        self._contexts: dict[str, Contexts] = {}
         self.policy = self._choose_policy() if policy == "auto" else policy
         self._networks: dict[str, Any] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
         self._loras: dict[Lora, LoraWeights] = {}
         self._transformer: _AdaptedTransformer | None = None
+        self._statistics: tuple[Tensor, Tensor] | None = None
 
     # What the files say -------------------------------------------------------------------------------------------
 
@@ -102,6 +121,15 @@ class ModelLedger:
     @cached_property
     def scale_factors(self) -> SpatioTemporalScaleFactors:
         return SpatioTemporalScaleFactors.from_model_config(self.open(self.slot("video_vae")).config)
+
+    @cached_property
+    def latent_channels(self) -> int:
+        """Channels of a video latent."""
+        return self.open(self.slot("video_vae")).network_config("video_decoder").latent_channels
+
+    @property
+    def dtype_name(self) -> DtypeName:
+        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
     @property
     def bytes_read(self) -> int:
@@ -137,14 +165,26 @@ class ModelLedger:
         build = lambda: self.open(path).build("latent_upsampler", self.dtype, self.device)  # noqa: E731
         return self._kept(f"{kind}_upsampler", "latent_upsampler", build)
 
-    def transformer(self, loras: Sequence[Lora] = ()) -> nn.Module:
-        """The transformer with exactly these adapters; switching sets touches only the layers they change."""
-        if self._transformer is None:
+    def transformer(self, loras: Sequence[Lora] = (), streams: Sequence[str] = ("video", "audio")) -> nn.Module:
+        """The transformer with exactly these adapters; switching sets touches only the layers they change.
+
+        For one stream alone only its own weights are read.
+        """
+        if self._transformer is None or not self._transformer.serves(streams):
+            self.release("transformer")
             self._make_room("transformer")
-            self._transformer = _AdaptedTransformer(self.open(self.slot("checkpoint")), self)
+            self._transformer = _AdaptedTransformer(self, streams)
             self._networks["transformer"] = self._transformer.network
         self._transformer.switch([self.lora(lora) for lora in loras])
         return self._transformer.network
+
+    def latent_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the video VAE's latents, per channel, without building the VAE."""
+        if self._statistics is None:
+            weights = self.open(self.slot("video_vae")).weights("video_decoder", device=self.device)
+            values = weights.load_layer("per_channel_statistics")
+            self._statistics = values["mean-of-means"], values["std-of-means"]
+        return self._statistics
 
     def lora(self, lora: Lora) -> LoraWeights:
         """An adapter, read once."""
@@ -152,12 +192,61 @@ class ModelLedger:
             self._loras[lora] = LoraWeights.open(lora.path, lora.strength)
         return self._loras[lora]
 
-    def text_encoder(self) -> Any:
+    def text_encoder(self) -> AVGemmaTextEncoderModel:
         """Tokenizer, language model, projections and connectors: prompts in, contexts out."""
-        return self._kept("text_encoder", "text_encoder", self._build_text_encoder)
+        from ltx_core.text_encoders.gemma.encoder import load_text_encoder
 
-    def _build_text_encoder(self) -> Any:
-        raise NotImplementedError
+        if self.files.text_encoder is None:
+            raise ConfigError("text_encoder is not given, expected a Gemma folder or a packed text-encoder file")
+        gemma = self.files.text_encoder
+        return self._kept(
+            "text_encoder", "text_encoder", lambda: load_text_encoder(gemma, self.checkpoint, self.dtype, self.device)
+        )
+
+    # What the networks say ----------------------------------------------------------------------------------------
+
+    def contexts(self, prompts: Sequence[str]) -> list[Contexts]:
+        """Text contexts of each prompt; prompts not seen before go through the language model in one batch."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if self._cached_contexts(prompt) is None]
+        if new:
+            output = self.text_encoder()(new, self.dtype)
+            for row, prompt in enumerate(new):
+                video, audio = (part[row : row + 1] for part in (output.video_context, output.audio_context))
+                self.remember(prompt, Contexts(video, audio))
+        return [found for prompt in prompts if (found := self._cached_contexts(prompt)) is not None]
+
+    def predict_frames(self, prompt: str, fps: float, min_seconds: float, max_seconds: float) -> int:
+        """The valid frame count nearest to the length the duration head gives a prompt."""
+        if not self.holds("duration_head"):
+            raise ConfigError("num_frames is automatic, but the model has no duration head; give a number of frames")
+        contexts = self.contexts([prompt])[0]
+        head = cast(DurationHead, self.network("duration_head"))
+        return predict_num_frames(head, contexts.video, contexts.audio, fps, (min_seconds, max_seconds))
+
+    def _cached_contexts(self, prompt: str) -> Contexts | None:
+        if prompt not in self._contexts and (path := self._cache_file(prompt)) is not None and path.is_file():
+            tensors = load_file(path, device=str(self.device))
+            self._contexts[prompt] = Contexts(tensors["video"], tensors["audio"])
+        return self._contexts.get(prompt)
+
+    def remember(self, prompt: str, contexts: Contexts) -> None:
+        """Use these contexts for ``prompt`` from now on; on disk too where a cache folder is given."""
+        self._contexts[prompt] = contexts
+        if (path := self._cache_file(prompt)) is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            save_file({"video": contexts.video.contiguous(), "audio": contexts.audio.contiguous()}, temporary)
+            temporary.replace(path)
+
+    def _cache_file(self, prompt: str) -> Path | None:
+        """Where a prompt's contexts lie on disk: named by everything they depend on."""
+        if self.embedding_cache is None:
+            return None
+        files = [self.files.text_encoder or "", self.files.checkpoint]
+        stats = [(path, Path(path).stat()) for path in files if path]
+        stamps = [(path, stat.st_mtime_ns, stat.st_size) for path, stat in stats]
+        digest = hashlib.sha256(repr((prompt, self.dtype_name, stamps)).encode()).hexdigest()
+        return self.embedding_cache / f"{digest[:32]}.safetensors"
 
     def _kept(self, name: str, kind: str, build: Callable[[], Any]) -> Any:
         if name not in self._networks:
@@ -191,11 +280,19 @@ class ModelLedger:
 class _AdaptedTransformer:
     """The transformer and the adapters now fused into it. Base values of adapted layers stay in host memory."""
 
-    def __init__(self, checkpoint: Checkpoint, ledger: ModelLedger) -> None:
-        dtype, device, quantization = ledger.dtype, ledger.device, ledger.quantization
-        self.network = checkpoint.build("transformer", dtype, device, quantization=quantization)
-        self.weights: ComponentWeights = checkpoint.weights("transformer", dtype, device, quantization)
+    def __init__(self, ledger: ModelLedger, streams: Sequence[str]) -> None:
+        held = ledger.checkpoint.config["transformer"]
+        joint = len(streams) == 2 or "audio_num_attention_heads" not in held
+        self.component = "transformer" if joint else f"{streams[0]}_transformer"
+        how = (self.component, ledger.dtype, ledger.device)
+        self.network = ledger.checkpoint.build(*how, quantization=ledger.quantization)
+        self.weights: ComponentWeights = ledger.checkpoint.weights(*how, quantization=ledger.quantization)
         self.loras: tuple[LoraWeights, ...] = ()
+
+    def serves(self, streams: Sequence[str]) -> bool:
+        return self.component in ("transformer", f"{streams[0]}_transformer") and (
+            len(streams) == 1 or self.component == "transformer"
+        )
 
     def switch(self, loras: Sequence[LoraWeights]) -> None:
         wanted = tuple(lora for lora in loras if lora.strength != 0)

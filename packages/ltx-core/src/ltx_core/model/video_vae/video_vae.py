@@ -105,6 +105,11 @@ class VideoEncoder(nn.Module):
             raise ConfigError("video has 0 frames, expected at least 1")
         return self.per_channel_statistics.normalize(torch.cat(latents, dim=2))
 
+    @property
+    def can_stream(self) -> bool:
+        """Whether ``encode_streaming`` can serve this network: no norm spans the frames."""
+        return is_streamable(self)
+
     def _patches(self, video: Tensor) -> Tensor:
         """``[B, 3, F, H, W] -> [B, 3*p*p, F, H/p, W/p]`` on the weights' device and in their dtype."""
         weight = self.conv_in.conv.weight
@@ -206,7 +211,7 @@ class VideoDecoder(nn.Module):
     @property
     def can_stream(self) -> bool:
         """Whether ``decode_streaming`` can serve this network: no norm spans the frames."""
-        return not any(isinstance(module, nn.GroupNorm) for module in self.modules())
+        return is_streamable(self)
 
     def _start(self, latent: Tensor, conditioning: DecodeConditioning) -> tuple[Tensor, Clip]:
         """The raw latent in the weights' dtype and a clip that carries the conditioning."""
@@ -258,6 +263,10 @@ def _divide(width: int, multiplier: int) -> int:
     if width % multiplier:
         raise ConfigError(f"decoder block divides {width} channels by {multiplier}: does not divide")
     return width // multiplier
+
+
+def is_streamable(network: nn.Module) -> bool:
+    return not any(isinstance(module, nn.GroupNorm) for module in network.modules())
 
 
 def require_streamable(network: nn.Module) -> None:

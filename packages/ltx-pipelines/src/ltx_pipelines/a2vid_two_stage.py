@@ -1,0 +1,32 @@
+"""Sound to video: pictures for a given sound, which is delivered untouched."""
+
+from ltx_core.errors import ConfigError
+from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
+from ltx_pipelines.plan import Plan, Source, StreamPlan
+from ltx_pipelines.request import Request
+from ltx_pipelines.stages import guided_stage, halved, refinement_stage, with_stream
+
+
+class A2VidPipelineTwoStage(Pipeline):
+    """Two stages whose audio stream is frozen at the encoded sound."""
+
+    accepts = (COMMON | GUIDED | {"images", "audio_path", "audio_start_time", "audio_max_duration"}) - {
+        "audio_guider_params"
+    }
+    default_size = (1024, 1536)
+    size_multiple = 2
+
+    def make_plan(self, request: Request) -> Plan:
+        if request.audio_path is None:
+            raise ConfigError("audio_path is not given, expected a sound or a clip with sound")
+        shape = self.shape(request)
+        sound = StreamPlan(start="source", noise_scale=0.0, frozen=True)
+        first = guided_stage(request, self.ledger.defaults, halved(shape), request.images, self.loras)
+        second = refinement_stage(shape, request.images, self.loras + self.distilled_loras)
+        duration = shape.duration if request.audio_max_duration is None else request.audio_max_duration
+        return self.finished(
+            request,
+            [with_stream(first, "audio", sound), with_stream(second, "audio", sound)],
+            sources={"audio": Source(request.audio_path, request.audio_start_time, duration)},
+            audio="source",
+        )

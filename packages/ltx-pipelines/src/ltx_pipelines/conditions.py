@@ -1,0 +1,125 @@
+"""From a plan's conditions and sources to the conditioning items and latents of one stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ltx_core.components.helpers import conform_latent_length, temporal_subsample
+from ltx_core.conditioning import (
+    ConditioningItem,
+    ConditioningItemAttentionStrengthWrapper,
+    TemporalRegionMask,
+    VideoConditionByKeyframeIndex,
+    VideoConditionByLatentIndex,
+    VideoConditionByReferenceLatent,
+    VideoGeneratedKeyframeSlots,
+)
+from ltx_core.conditioning.mask_utils import downsample_mask_video_to_latent
+from ltx_core.errors import MediaError
+from ltx_core.model.audio_vae.audio_vae import AudioEncoder, encode_audio
+from ltx_core.model.video_vae.video_vae import VideoEncoder
+from ltx_core.types import AudioLatentShape, VideoLatentShape, VideoPixelShape
+from ltx_pipelines.media.video_reader import fit_frames
+from ltx_pipelines.plan import (
+    Condition,
+    ImageCondition,
+    KeyframeSlots,
+    ReferenceCondition,
+    RegionCondition,
+    Source,
+    StagePlan,
+)
+from ltx_pipelines.utils.media_io import load_image, load_mask_video, load_video, read_audio, read_frames_between
+from ltx_pipelines.utils.model_ledger import ModelLedger
+
+
+def conditioning_items(stage: StagePlan, modality: str, ledger: ModelLedger) -> list[ConditioningItem]:
+    """The items of one stream, in the plan's order; media are read and encoded at the stage's size."""
+    conditions = stage.streams[modality].conditions
+    return [item for condition in conditions for item in _items(condition, stage.shape, ledger)]
+
+
+def _items(condition: Condition, shape: VideoPixelShape, ledger: ModelLedger) -> Iterator[ConditioningItem]:
+    match condition:
+        case ImageCondition():
+            yield _image_item(condition, shape, ledger)
+        case ReferenceCondition():
+            yield _reference_item(condition, shape, ledger)
+        case RegionCondition():
+            yield TemporalRegionMask(condition.start, condition.end, shape.fps)
+        case KeyframeSlots():
+            yield VideoGeneratedKeyframeSlots(condition.pixel_frame_indices)
+
+
+def _image_item(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedger) -> ConditioningItem:
+    crf = ledger.defaults.image_crf if image.crf is None else image.crf
+    pixels = load_image(image.path, shape.height, shape.width, crf)
+    latent = encode_video(pixels, ledger)
+    if image.frame_idx == 0 and not image.as_keyframe:
+        return VideoConditionByLatentIndex(latent, image.strength, latent_idx=0)
+    return VideoConditionByKeyframeIndex(latent, image.frame_idx, image.strength)
+
+
+def _reference_item(reference: ReferenceCondition, shape: VideoPixelShape, ledger: ModelLedger) -> ConditioningItem:
+    factor = reference.downscale_factor
+    frames = load_video(reference.path, shape.height // factor, shape.width // factor, shape.frames)
+    frames = temporal_subsample(frames, reference.temporal_scale_factor)
+    latent = encode_video(frames, ledger)
+    item = VideoConditionByReferenceLatent(latent, factor, reference.temporal_scale_factor, reference.strength)
+    strength: float | Tensor = reference.attention_strength
+    if reference.attention_mask is not None:
+        mask = load_mask_video(reference.attention_mask, shape.height, shape.width, shape.frames)
+        strength = strength * downsample_mask_video_to_latent(mask, VideoLatentShape.from_torch_shape(latent.shape))
+    elif strength == 1.0:
+        return item
+    return ConditioningItemAttentionStrengthWrapper(item, strength)
+
+
+def source_latent(source: Source, modality: str, shape: VideoPixelShape, ledger: ModelLedger) -> Tensor:
+    """The latent a stream starts from: the encoded source at its place in the new clip, empty where it has none."""
+    if modality == "audio":
+        return _audio_source(source, shape, ledger)
+    return _video_source(source, shape, ledger)
+
+
+def _video_source(source: Source, shape: VideoPixelShape, ledger: ModelLedger) -> Tensor:
+    factors = ledger.scale_factors
+    target = VideoLatentShape.from_pixel_shape(shape, scale_factors=factors)
+    duration = shape.duration - source.offset if source.duration is None else source.duration
+    frames = fit_frames(read_frames_between(source.path, source.start, duration), shape.height, shape.width)
+    first = round(source.offset * shape.fps)
+    frames = frames[: shape.frames - first]
+    if not frames:
+        raise MediaError(f"{source.path}: no frame between {source.start:g} s and {source.start + duration:g} s")
+    clip = torch.stack(frames, dim=2)  # [1, 3, F, H, W]
+    if first:  # a clip that begins later is preceded by its first frame, so that the causal encoder sees no jump
+        clip = torch.cat((clip[:, :, :1].expand(-1, -1, first, -1, -1), clip), dim=2)
+    valid = factors.snap_frames(clip.shape[2])
+    return conform_latent_length(encode_video(clip[:, :, :valid], ledger), target.frames)
+
+
+def _audio_source(source: Source, shape: VideoPixelShape, ledger: ModelLedger) -> Tensor:
+    target = AudioLatentShape.from_video_pixel_shape(shape)
+    sound = read_audio(source.path, source.start, source.duration)
+    if sound is None:
+        raise MediaError(f"{source.path} has no sound at {source.start:g} s, expected a file with an audio track")
+    if source.offset:
+        silence = round(source.offset * sound.sampling_rate)
+        waveform = torch.nn.functional.pad(sound.waveform, (silence, 0))
+        sound = type(sound)(waveform, sound.sampling_rate)
+    encoder = cast(AudioEncoder, ledger.network("audio_encoder"))
+    return conform_latent_length(encode_audio(sound.to(device=ledger.device), encoder).to(ledger.dtype), target.frames)
+
+
+def encode_video(pixels: Tensor, ledger: ModelLedger) -> Tensor:
+    """Pixels ``[1, 3, F, H, W]`` in [-1, 1] to a normalised latent, streamed so that memory does not grow with F."""
+    encoder = cast(VideoEncoder, ledger.network("video_encoder"))
+    pixels = pixels.to(ledger.device, ledger.dtype)
+    with torch.no_grad():
+        if pixels.shape[2] > 1 and encoder.can_stream:
+            return encoder.encode_streaming(pixels.split(4 * ledger.scale_factors.time, dim=2))
+        return encoder(pixels)

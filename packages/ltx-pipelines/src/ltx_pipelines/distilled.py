@@ -1,0 +1,23 @@
+"""Text, and images, to video with sound on a distilled model: eight steps at half size, three at full size."""
+
+from ltx_pipelines.pipeline import COMMON, Pipeline
+from ltx_pipelines.plan import Plan
+from ltx_pipelines.request import Request
+from ltx_pipelines.stages import distilled_stage, halved, refinement_stage
+
+
+class DistilledPipeline(Pipeline):
+    """Two stages without guidance. From version 2.5 on the first stage is sampled with fresh noise at every step."""
+
+    accepts = COMMON | {"images", "generated_keyframes"}
+    default_size = (1024, 1536)
+    size_multiple = 2
+    auto_duration = True
+
+    def make_plan(self, request: Request) -> Plan:
+        shape = self.shape(request)
+        conditions = self.first_stage_conditions(request, shape.frames)
+        ancestral = self.ledger.defaults.ancestral_stage_1
+        first = distilled_stage(request, halved(shape), conditions, self.loras, ancestral)
+        second = refinement_stage(shape, request.images, self.loras)
+        return self.finished(request, [first, second])

@@ -1,0 +1,250 @@
+"""The one engine: runs any plan and yields what happens, so that progress, previews and cancelling need no hooks.
+
+::
+
+    prompts -> contexts -> stage 1 { encode conditions, noise, denoise } -> enlarge -> stage 2 { ... } -> decode
+
+The last event carries a `Generation`, whose frames are decoded as they are pulled. Closing the iterator between two
+events cancels the run; nothing outlives it but the networks the ledger keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from ltx_core.components.diffusion_steps import EulerAncestralDiffusionStep, EulerCfgPpDiffusionStep
+from ltx_core.components.guiders import MultiModalGuider
+from ltx_core.components.noisers import GaussianNoiser
+from ltx_core.components.patchifiers import AudioPatchifier, VideoLatentPatchifier
+from ltx_core.conditioning.tools import AudioLatentTools, VideoLatentTools
+from ltx_core.model.audio_vae.audio_vae import AudioDecoder, decode_audio
+from ltx_core.model.audio_vae.vocoder import Vocoder
+from ltx_core.model.transformer.model import LTXModel, X0Model
+from ltx_core.model.upsampler.model import LatentUpsampler, upsample_latent
+from ltx_core.model.video_vae.frames import decode_video
+from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
+from ltx_core.sampling.batch_split import BatchSplitAdapter
+from ltx_core.sampling.denoisers import GuidedDenoiser, Results
+from ltx_core.sampling.loop import denoise
+from ltx_core.sampling.modality import States
+from ltx_core.sampling.res2s import Res2sSampler
+from ltx_core.sampling.samplers import EulerSampler, GradientEstimatingSampler, HeunSampler, Sampler, StochasticSampler
+from ltx_core.types import Audio, AudioLatentShape, LatentState, VideoLatentShape
+from ltx_pipelines.conditions import conditioning_items, source_latent
+from ltx_pipelines.plan import Plan, SamplerPlan, StagePlan
+from ltx_pipelines.utils.media_io import read_audio
+from ltx_pipelines.utils.model_ledger import Contexts, ModelLedger
+
+Phase = Literal["text", "conditions", "upsample", "denoise", "decode", "done"]
+Tools = Mapping[str, VideoLatentTools | AudioLatentTools]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened. ``step`` counts finished steps of the stage; it is 0 when a phase begins."""
+
+    phase: Phase
+    stage: int = 0
+    step: int = 0
+    total: int = 0
+    sigma: float = 0.0
+    states: States = field(default_factory=dict)  # token states: at the start of a stage, and after each step
+    results: Results = field(default_factory=dict)  # the predictions of a step
+    generation: Generation | None = None
+
+    def preview(self) -> Tensor | None:
+        """The video's x0 prediction of this step ``[B, N, C]``, what a preview is drawn from."""
+        return self.results["video"].denoised if "video" in self.results else None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a plan made. Latents are those of each stage; frames are decoded when they are pulled, once."""
+
+    plan: Plan
+    stages: tuple[Mapping[str, Tensor], ...]  # per stage: video [1, C, F, h, w], audio [1, C, T, M]
+    upsampled: Tensor | None = None  # what the enlarged stage began with [1, C, F, H, W]
+    generated_keyframes: Tensor | None = None  # [1, C, K, h, w], each a clip of its own
+    rng_state: Tensor | None = None  # of the generator after the stages: what a later stage goes on with
+    video: Iterator[Tensor] | None = None  # chunks [f, H, W, 3], float in [0, 1]
+    audio: Audio | None = None
+
+    @property
+    def latents(self) -> Mapping[str, Tensor]:
+        """Of the last stage."""
+        return self.stages[-1]
+
+
+def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Generation | None = None) -> Iterator[Event]:
+    """Run ``plan`` on the networks of ``ledger``.
+
+    ``decode`` False leaves the latents undecoded. ``resume`` gives the first stages already done; what follows is the
+    same as in one go.
+    """
+    generator = torch.Generator(ledger.device).manual_seed(plan.seed)
+    done: list[Mapping[str, Tensor]] = []
+    if resume is not None and resume.rng_state is not None:
+        generator.set_state(resume.rng_state)
+        done = [{name: latent.to(ledger.device) for name, latent in stage.items()} for stage in resume.stages]
+    yield Event("text")
+    prompts = [plan.prompt] + ([plan.negative_prompt] if plan.negative_prompt is not None else [])
+    positive, *negative = ledger.contexts(prompts)
+    contexts = (positive, negative[0] if negative else None)
+    upsampled = keyframes = None
+    for index, stage in list(enumerate(plan.stages))[len(done) :]:
+        previous = dict(done[index - 1]) if index else {}
+        if needs_enlarging(plan, index):
+            yield Event("upsample", index)
+            upsampled = previous["video"] = enlarged(previous["video"], ledger)
+        yield Event("conditions", index)
+        tools = latent_tools(stage, ledger)
+        states: States = initial_states(plan, stage, tools, previous, ledger, generator)
+        yield Event("denoise", index, 0, stage.steps, stage.sigmas[0], states)
+        for event in run_stage(stage, states, contexts, ledger):
+            states = event.states
+            yield replace(event, stage=index)
+        final = {name: tools[name].clear_conditioning(state) for name, state in states.items()}
+        if "video" in final and final["video"].generated_keyframes is not None:
+            keyframes = final["video"].generated_keyframes
+        done.append({name: tools[name].unpatchify(state).latent for name, state in final.items()})
+    generation = Generation(plan, tuple(done), upsampled, keyframes, generator.get_state())
+    if decode:
+        yield Event("decode", len(plan.stages) - 1)
+        generation = decoded(generation, ledger, generator)
+    yield Event("done", len(plan.stages) - 1, generation=generation)
+
+
+def needs_enlarging(plan: Plan, index: int) -> bool:
+    """Whether a stage goes on from a smaller video."""
+    if index == 0 or "video" not in plan.stages[index].streams:
+        return False
+    before, now = plan.stages[index - 1].shape, plan.stages[index].shape
+    return (before.height, before.width) != (now.height, now.width)
+
+
+def enlarged(latent: Tensor, ledger: ModelLedger) -> Tensor:
+    """The video latent at twice its size, ``[1, C, F, h, w] -> [1, C, F, 2h, 2w]``."""
+    upsampler = cast(LatentUpsampler, ledger.latent_upsampler("spatial"))
+    mean, std = ledger.latent_statistics()
+    with torch.no_grad():
+        return upsample_latent(latent[:1], upsampler, mean, std)
+
+
+def latent_tools(stage: StagePlan, ledger: ModelLedger) -> Tools:
+    """The tools of each stream of a stage, video first."""
+    shape, factors = stage.shape, ledger.scale_factors
+    tools: dict[str, VideoLatentTools | AudioLatentTools] = {}
+    if "video" in stage.streams:
+        target = VideoLatentShape.from_pixel_shape(shape, ledger.latent_channels, factors)
+        tools["video"] = VideoLatentTools(VideoLatentPatchifier(), target, shape.fps, factors)
+    if "audio" in stage.streams:
+        tools["audio"] = AudioLatentTools(AudioPatchifier(), AudioLatentShape.from_video_pixel_shape(shape))
+    return tools
+
+
+def initial_states(
+    plan: Plan,
+    stage: StagePlan,
+    tools: Tools,
+    previous: Mapping[str, Tensor],
+    ledger: ModelLedger,
+    generator: torch.Generator,
+) -> dict[str, LatentState]:
+    """Every stream conditioned and noised: video first, one draw for all tokens of a stream, appended ones too."""
+    noiser = GaussianNoiser(generator)
+    states: dict[str, LatentState] = {}
+    for name, stream_tools in tools.items():
+        stream, start = stage.streams[name], None
+        if stream.start == "previous":
+            start = previous[name]
+        elif stream.start == "source":
+            start = source_latent(plan.sources[name], name, stage.shape, ledger)
+        state = stream_tools.create_initial_state(ledger.device, ledger.dtype, start)
+        for item in conditioning_items(stage, name, ledger):
+            state = item.apply_to(state, stream_tools)
+        state = noiser(state, stream.noise_scale)
+        states[name] = frozen(state) if stream.frozen else state
+    return states
+
+
+def frozen(state: LatentState) -> LatentState:
+    """The stream held at its clean tokens at sigma 0, whatever noise was drawn for it."""
+    return replace(state, latent=state.clean_latent, denoise_mask=torch.zeros_like(state.denoise_mask), frozen=True)
+
+
+def run_stage(
+    stage: StagePlan, states: States, contexts: tuple[Contexts, Contexts | None], ledger: ModelLedger
+) -> Iterator[Event]:
+    """Denoise one stage, an event per step."""
+    transformer = ledger.transformer(stage.loras, tuple(stage.streams))
+    model = BatchSplitAdapter(X0Model(cast(LTXModel, transformer)), stage.max_batch_size)
+    denoiser = guided_denoiser(stage, *contexts)
+    sigmas = torch.tensor(stage.sigmas, dtype=torch.float32)
+    for step in denoise(model, denoiser, states, sigmas, sampler_of(stage.sampler)):
+        yield Event("denoise", 0, step.index + 1, step.total, step.sigma, step.states, step.results)
+
+
+def guided_denoiser(stage: StagePlan, positive: Contexts, negative: Contexts | None) -> GuidedDenoiser:
+    """The stage's guidance with its texts; a frozen stream keeps its positive text in every pass."""
+    texts = {"video": positive.video, "audio": positive.audio}
+    against = {} if negative is None else {"video": negative.video, "audio": negative.audio}
+    guiders = {
+        name: MultiModalGuider(stream.guidance, against.get(name))
+        for name, stream in stage.streams.items()
+        if stream.guidance is not None and not stream.frozen
+    }
+    return GuidedDenoiser({name: texts[name] for name in stage.streams}, guiders, stage.sampler.kind == "euler_cfg_pp")
+
+
+def sampler_of(plan: SamplerPlan) -> Sampler:
+    """The sampler a plan names."""
+    params: dict[str, Any] = dict(plan.params)
+    seed: dict[str, Any] = {} if plan.seed is None else {"noise_seed": plan.seed}
+    match plan.kind:
+        case "euler":
+            return EulerSampler()
+        case "heun":
+            return HeunSampler()
+        case "gradient_estimating":
+            return GradientEstimatingSampler(**params)
+        case "res_2s":
+            return Res2sSampler(**params, **seed)
+        case "euler_ancestral":
+            return StochasticSampler(EulerAncestralDiffusionStep(**params), **seed)
+        case "euler_cfg_pp":
+            return StochasticSampler(EulerCfgPpDiffusionStep(**params), **seed)
+
+
+def decoded(generation: Generation, ledger: ModelLedger, generator: torch.Generator) -> Generation:
+    """With sound, and with frames that are decoded as they are pulled."""
+    latents = generation.latents
+    video = None
+    if "video" in latents:
+        video = video_frames(latents["video"], ledger, generator)
+    return replace(generation, video=video, audio=delivered_audio(generation, ledger))
+
+
+def video_frames(latent: Tensor, ledger: ModelLedger, generator: torch.Generator) -> Iterator[Tensor]:
+    """Chunks ``[f, H, W, 3]`` in [0, 1]; the decoder is loaded when the first is pulled."""
+    decoder = cast(VideoDecoder, ledger.network("video_decoder"))
+    yield from decode_video(decoder, latent, conditioning=DecodeConditioning(noise=generator))
+
+
+def delivered_audio(generation: Generation, ledger: ModelLedger) -> Audio | None:
+    """The sound of the stage the plan says, or the source's own, cut to the picture's length."""
+    plan = generation.plan
+    if plan.audio == "source":
+        source = plan.sources["audio"]
+        return read_audio(source.path, source.start, source.duration)
+    latents = generation.stages[0 if plan.audio == "first" else -1]
+    if plan.audio == "none" or "audio" not in latents:
+        return None
+    decoder = cast(AudioDecoder, ledger.network("audio_decoder"))
+    vocoder = cast(Vocoder, ledger.network("vocoder"))
+    with torch.no_grad():
+        return decode_audio(latents["audio"], decoder, vocoder)

@@ -1,0 +1,34 @@
+"""Continue a clip, with its sound, after its end or before its beginning."""
+
+from dataclasses import replace
+
+from ltx_core.errors import ConfigError
+from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
+from ltx_pipelines.plan import Plan, RegionCondition, Source
+from ltx_pipelines.request import Request
+from ltx_pipelines.stages import guided_stage
+from ltx_pipelines.utils.media_io import probe_video
+
+
+class ExtendPipeline(Pipeline):
+    """One guided stage on the longer clip, in which the given part is held. ``direction`` is after or before."""
+
+    accepts = (COMMON | GUIDED | {"video_path", "extend_seconds", "direction"}) - {"num_frames", "frame_rate"}
+
+    def make_plan(self, request: Request) -> Plan:
+        if request.video_path is None or request.extend_seconds is None:
+            raise ConfigError("video_path and extend_seconds are both needed")
+        if request.extend_seconds <= 0:
+            raise ConfigError(f"extend_seconds is {request.extend_seconds}, expected more than 0")
+        info = probe_video(request.video_path)
+        shape = self.source_shape(request, request.video_path, request.extend_seconds)
+        added = shape.duration - info.duration
+        if request.direction == "after":
+            source, region = Source(request.video_path), RegionCondition(info.duration, shape.duration)
+        else:
+            source, region = Source(request.video_path, offset=added), RegionCondition(0.0, added)
+        stage = guided_stage(request, self.ledger.defaults, shape, (), self.loras)
+        given = ("video", "audio") if info.has_audio else ("video",)
+        held = {name: replace(stage.streams[name], start="source", conditions=(region,)) for name in given}
+        stage = replace(stage, streams={**stage.streams, **held})
+        return self.finished(request, [stage], sources=dict.fromkeys(given, source))

@@ -1,0 +1,23 @@
+"""Video with sound that passes through given pictures, each as extra tokens, so that motion stays smooth."""
+
+from dataclasses import replace
+
+from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
+from ltx_pipelines.plan import Plan
+from ltx_pipelines.request import Request
+from ltx_pipelines.stages import guided_stage, halved, refinement_stage
+
+
+class KeyframeInterpolationPipeline(Pipeline):
+    """Two stages; every image guides, the one at frame 0 too. The sound is that of the second stage."""
+
+    accepts = COMMON | GUIDED | {"images"}
+    default_size = (1024, 1536)
+    size_multiple = 2
+
+    def make_plan(self, request: Request) -> Plan:
+        shape = self.shape(request)
+        keyframes = [replace(image, as_keyframe=True) for image in request.images]
+        first = guided_stage(request, self.ledger.defaults, halved(shape), keyframes, self.loras)
+        second = refinement_stage(shape, keyframes, self.loras + self.distilled_loras)
+        return self.finished(request, [first, second])

@@ -1,0 +1,162 @@
+"""What every pipeline is: a function from a request to a plan, on a ledger of networks, run by the one engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from ltx_core.errors import ConfigError
+from ltx_core.types import VideoPixelShape
+from ltx_pipelines.engine import Event, Generation, generate
+from ltx_pipelines.plan import Condition, Lora, Plan, StagePlan
+from ltx_pipelines.request import AutoDuration, Request, fitted
+from ltx_pipelines.stages import keyframe_slots
+from ltx_pipelines.utils.media_io import probe_video
+from ltx_pipelines.utils.model_files import find_model
+from ltx_pipelines.utils.model_ledger import ModelLedger
+from ltx_pipelines.validation import validate_plan
+
+COMMON = frozenset({"prompt", "seed", "height", "width", "num_frames", "frame_rate", "sigmas", "snap"})
+GUIDED = frozenset(
+    {"negative_prompt", "num_inference_steps", "video_guider_params", "audio_guider_params", "max_batch_size"}
+)
+Loras = Sequence[Lora | str | tuple[str, float]]
+
+
+class Pipeline(ABC):
+    """A task. Subclasses say what they accept and how a request becomes a plan."""
+
+    #: Request fields that have an effect.
+    accepts: ClassVar[frozenset[str]] = COMMON
+    #: Height and width when the request names none.
+    default_size: ClassVar[tuple[int, int]] = (512, 768)
+    #: 2 where a twofold enlargement follows the first stage.
+    size_multiple: ClassVar[int] = 1
+    #: Whether the length may be left to the model.
+    auto_duration: ClassVar[bool] = False
+
+    def __init__(self, ledger: ModelLedger, loras: Loras = (), distilled_loras: Loras = ()) -> None:
+        self.ledger = ledger
+        self.loras = _as_loras(loras)
+        self.distilled_loras = _as_loras(distilled_loras)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path, loras: Loras = (), distilled_loras: Loras | None = None, **session: Any
+    ) -> Self:
+        """A pipeline on ``model``: a file, a folder, a hub id, or ``"tiny"`` for the bundled model.
+
+        ``session`` goes to the `ModelLedger` (``dtype``, ``device``, ``policy``, ``quantization``). Distilled adapters
+        found beside the model are used where the pipeline needs them, unless some are given.
+        """
+        found = find_model(str(model))
+        distilled = found.distilled_loras if distilled_loras is None else distilled_loras
+        return cls(ModelLedger(found.files, **session), loras, distilled)
+
+    @abstractmethod
+    def make_plan(self, request: Request) -> Plan:
+        """The plan of a request whose length is decided."""
+
+    def plan(self, **request: Any) -> Plan:
+        """The validated plan of keyword arguments, without reading any weight (but those of an auto duration).
+
+        Raises `ConfigError`, `ConditioningError` or `MediaError` that names the field and the nearest valid value.
+        """
+        asked = Request.of(request, self.accepts, type(self).__name__)
+        if isinstance(asked.num_frames, AutoDuration) and not self.auto_duration:
+            raise ConfigError(f"num_frames is automatic, {type(self).__name__} needs a number")
+        plan = self.make_plan(asked)
+        validate_plan(plan, self.ledger)
+        return plan
+
+    def stream(self, **request: Any) -> Iterator[Event]:
+        """Run a request event by event; the last event carries the `Generation`. Close the iterator to cancel."""
+        return generate(self.plan(**request), self.ledger)
+
+    def __call__(
+        self,
+        *,
+        callback: Callable[[Event], None] | None = None,
+        output_type: Literal["media", "latent"] = "media",
+        **request: Any,
+    ) -> Generation:
+        """Run a request to the end. ``output_type="latent"`` leaves the result undecoded, to be joined by hand.
+
+        ``callback`` is given every event; what it raises stops the run between two steps.
+        """
+        generation = None
+        for event in generate(self.plan(**request), self.ledger, decode=output_type == "media"):
+            if callback is not None:
+                callback(event)
+            generation = event.generation or generation
+        assert generation is not None
+        return generation
+
+    def shape(self, request: Request, frames: int | None = None, fps: float | None = None) -> VideoPixelShape:
+        """The delivered shape of a request, fitted to what the VAE can hold."""
+        count = self.predicted_frames(request) if frames is None else frames
+        wanted = request.shape(self.default_size, count, fps)
+        shape, _ = fitted(wanted, self.ledger.scale_factors, self.size_multiple, request.snap)
+        return shape
+
+    def source_shape(self, request: Request, path: str, extra_seconds: float = 0.0) -> VideoPixelShape:
+        """The shape of a given clip, ``extra_seconds`` longer, fitted to what the VAE can hold.
+
+        Sides are moved only where the request says ``snap``; frames beyond the last whole latent frame are dropped.
+        """
+        info = probe_video(path)
+        fps = float(info.fps)
+        frames = self.ledger.scale_factors.snap_frames(info.frames + round(extra_seconds * fps))
+        size = (request.height or info.height, request.width or info.width)
+        wanted = VideoPixelShape(1, frames, *size, fps)
+        shape, _ = fitted(wanted, self.ledger.scale_factors, self.size_multiple, request.snap)
+        return shape
+
+    def predicted_frames(self, request: Request) -> int | None:
+        """The number of frames the duration head gives a prompt; None when the request needs no prediction."""
+        if not isinstance(request.num_frames, AutoDuration):
+            return None
+        duration, fps = request.num_frames, request.frame_rate or 24.0
+        return self.ledger.predict_frames(request.prompt, fps, duration.min_seconds, duration.max_seconds)
+
+    def finished(self, request: Request, stages: Sequence[StagePlan], **fields: Any) -> Plan:
+        """The plan of these stages, with what all plans share."""
+        return Plan(
+            pipeline=type(self).__name__,
+            models=self.ledger.files,
+            prompt=request.prompt,
+            seed=request.seed,
+            stages=tuple(stages),
+            negative_prompt=self.negative_prompt(request, stages),
+            dtype=self.ledger.dtype_name,
+            quantization=self.ledger.quantization,
+            **fields,
+        )
+
+    def negative_prompt(self, request: Request, stages: Sequence[StagePlan]) -> str | None:
+        """What guidance pushes away from; None where no stage is guided."""
+        if not any(stage.guided for stage in stages):
+            return None
+        return DEFAULT_NEGATIVE_PROMPT if request.negative_prompt is None else request.negative_prompt
+
+    def first_stage_conditions(self, request: Request, frames: int) -> tuple[Condition, ...]:
+        """Images, then the slots of generated keyframes."""
+        return (*request.images, *keyframe_slots(request, frames))
+
+
+def _as_loras(given: Loras) -> tuple[Lora, ...]:
+    return tuple(one if isinstance(one, Lora) else Lora(one) if isinstance(one, str) else Lora(*one) for one in given)
+
+
+DEFAULT_NEGATIVE_PROMPT = (
+    "on-screen text, subtitles, captions, watermark, logo, blurred box, fade from black, fade to black, cut speech, "
+    "out of focus, motion smear, overexposed, underexposed, washed out colours, low contrast, harsh contrast, grain, "
+    "noise, compression blocks, flicker, banding, jagged edges, extra fingers, missing limbs, distorted hands, "
+    "deformed face, asymmetric eyes, crooked teeth, warped proportions, wrong perspective, flat depth, "
+    "unnatural depth of field, inconsistent lighting, misplaced shadows, plastic skin, computer-generated look, "
+    "cartoon look, changing identity, drifting gaze, unfocused eyes, lips out of sync, muted sound, robotic voice, "
+    "echoing voice, crackling sound, sound out of sync, added dialogue, repeated words, stuttering motion, "
+    "frozen frames, abrupt jumps, badly framed subject, tilted horizon, heavy colour grading"
+)

@@ -1,0 +1,218 @@
+"""A task as a value: everything that decides a clip, frozen, printable, stored in the file it makes, run by one engine.
+
+A plan is a list of stages. A stage denoises one or two streams (video, audio) at one size along one list of sigmas;
+a stream starts from noise, from a source clip or from the stage before, and carries its conditions and its guidance.
+Paths are strings, so that a plan is plain JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ltx_core.components.guiders import MultiModalGuiderParams
+from ltx_core.errors import ConfigError
+from ltx_core.types import VideoPixelShape
+
+PLAN_VERSION = 1
+DtypeName = Literal["bfloat16", "float32", "float16"]
+MODALITIES = ("video", "audio")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Which files the networks come from. A single-file checkpoint fills every slot but ``text_encoder``."""
+
+    checkpoint: str  # the transformer's file; the default of every other slot
+    text_encoder: str | None = None  # Gemma folder or packed file
+    video_vae: str | None = None
+    audio_vae: str | None = None
+    duration_head: str | None = None
+    spatial_upsampler: str | None = None
+    temporal_upsampler: str | None = None
+
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """(slot, path) of every slot that is filled."""
+        for slot in fields(self):
+            if path := getattr(self, slot.name):
+                yield slot.name, path
+
+
+@dataclass(frozen=True)
+class Lora:
+    """An adapter for the transformer. ``strength`` multiplies its change of the weights; negative is allowed."""
+
+    path: str
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class ImageCondition:
+    """A still at pixel frame ``frame_idx``. ``crf`` None follows the model, 0 keeps the pixels as they are.
+
+    In place at frame 0, as extra tokens elsewhere; ``as_keyframe`` makes it extra tokens everywhere.
+    """
+
+    path: str
+    frame_idx: int = 0
+    strength: float = 1.0
+    crf: int | None = None
+    as_keyframe: bool = False
+    kind: Literal["image"] = "image"
+
+
+@dataclass(frozen=True)
+class ReferenceCondition:
+    """A clip to follow, as in-context tokens. The factors are those its LoRA was trained with."""
+
+    path: str
+    strength: float = 1.0
+    downscale_factor: int = 1
+    temporal_scale_factor: int = 1
+    attention_strength: float = 1.0
+    attention_mask: str | None = None  # grey video, white = attend
+    kind: Literal["reference"] = "reference"
+
+
+@dataclass(frozen=True)
+class RegionCondition:
+    """Only tokens that overlap ``[start, end)`` seconds are made anew; the others stay as their source."""
+
+    start: float
+    end: float
+    kind: Literal["region"] = "region"
+
+
+@dataclass(frozen=True)
+class KeyframeSlots:
+    """Keyframes at these pixel frames that the model makes itself."""
+
+    pixel_frame_indices: tuple[int, ...]
+    kind: Literal["slots"] = "slots"
+
+
+Condition = ImageCondition | ReferenceCondition | RegionCondition | KeyframeSlots
+TaggedCondition = Annotated[Condition, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A clip or sound that a stream starts from: ``duration`` seconds of it from ``start``, placed at ``offset``.
+
+    Latents the source does not cover are empty; a region condition says what is made of them.
+    """
+
+    path: str
+    start: float = 0.0
+    duration: float | None = None
+    offset: float = 0.0  # seconds into the new clip
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """One modality of one stage."""
+
+    start: Literal["noise", "source", "previous"] = "noise"
+    noise_scale: float = 1.0  # share of noise mixed into what the stream starts from
+    frozen: bool = False  # only attended to, never changed
+    conditions: tuple[TaggedCondition, ...] = ()
+    guidance: MultiModalGuiderParams | None = None  # None: one plain pass
+
+
+@dataclass(frozen=True)
+class SamplerPlan:
+    """How a step is made. ``seed`` is that of the sampler's own noise, where it adds any."""
+
+    kind: Literal["euler", "euler_ancestral", "euler_cfg_pp", "heun", "res_2s", "gradient_estimating"] = "euler"
+    params: Mapping[str, float] = field(default_factory=dict)
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One run of the transformer from the first sigma to the last."""
+
+    shape: VideoPixelShape
+    sigmas: tuple[float, ...]
+    streams: Mapping[str, StreamPlan]
+    loras: tuple[Lora, ...] = ()
+    sampler: SamplerPlan = SamplerPlan()
+    max_batch_size: int = 1  # guidance passes per transformer call
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    @property
+    def guided(self) -> bool:
+        return any(stream.guidance is not None for stream in self.streams.values())
+
+    def passes(self) -> int:
+        """Transformer passes of a full step: conditional, unconditional, perturbed, modality-isolated."""
+        guidance = [stream.guidance for stream in self.streams.values() if stream.guidance is not None]
+        wanted = (
+            any(g.cfg_scale != 1 for g in guidance),
+            any(g.stg_scale != 0 for g in guidance),
+            any(g.modality_scale != 1 for g in guidance),
+        )
+        return 1 + sum(wanted)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole task. ``audio`` says whose sound is delivered: of the last stage, of the first, or the source's own."""
+
+    pipeline: str
+    models: ModelFiles
+    prompt: str
+    seed: int
+    stages: tuple[StagePlan, ...]
+    negative_prompt: str | None = None
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    audio: Literal["last", "first", "source", "none"] = "last"
+    dtype: DtypeName = "bfloat16"
+    quantization: str | None = None
+    version: int = PLAN_VERSION
+
+    @property
+    def shape(self) -> VideoPixelShape:
+        """What is delivered."""
+        return self.stages[-1].shape
+
+    @property
+    def has_video(self) -> bool:
+        return "video" in self.stages[-1].streams
+
+    def conditions(self) -> Iterator[tuple[StagePlan, Condition]]:
+        """Every condition with its stage."""
+        for stage in self.stages:
+            for stream in stage.streams.values():
+                for condition in stream.conditions:
+                    yield stage, condition
+
+    def to_json(self) -> str:
+        """The plan as text that `from_json` reads back to an equal plan."""
+        return PLAN.dump_json(self).decode()
+
+    def with_(self, **changes: Any) -> Plan:
+        """A copy with fields replaced."""
+        return replace(self, **changes)
+
+
+PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
+
+
+def plan_from_json(text: str | bytes) -> Plan:
+    """Read a plan. Raises `ConfigError` that names the first field that does not fit."""
+    try:
+        plan = PLAN.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "plan"
+        raise ConfigError(f"plan: {place}: {first['msg']}") from error
+    if plan.version > PLAN_VERSION:
+        raise ConfigError(f"plan: version is {plan.version}, this program reads up to {PLAN_VERSION}")
+    return plan

@@ -1,0 +1,136 @@
+"""The few kinds of stages that all pipelines are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+
+from ltx_core.components.guiders import MultiModalGuiderParams
+from ltx_core.components.helpers import resolve_keyframe_positions
+from ltx_core.components.schedulers import LTX2Scheduler
+from ltx_core.components.sigmas import DISTILLED_SIGMAS, STAGE_2_SIGMAS
+from ltx_core.errors import ConfigError
+from ltx_core.loader.metadata import VersionDefaults
+from ltx_core.types import SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
+from ltx_pipelines.plan import Condition, KeyframeSlots, Lora, SamplerPlan, StagePlan, StreamPlan
+from ltx_pipelines.request import Request
+
+ANCESTRAL_SEED_OFFSET = 10000
+
+
+def default_guidance(defaults: VersionDefaults) -> dict[str, MultiModalGuiderParams]:
+    """Guidance of a full model, per modality."""
+    shared = MultiModalGuiderParams(
+        stg_scale=1.0, stg_blocks=defaults.stg_blocks, rescale_scale=0.7, modality_scale=3.0
+    )
+    return {"video": replace(shared, cfg_scale=3.0), "audio": replace(shared, cfg_scale=7.0)}
+
+
+def guidance(request: Request, defaults: VersionDefaults) -> dict[str, MultiModalGuiderParams]:
+    """What the request says, the model's defaults where it says nothing."""
+    given = {"video": request.video_guider_params, "audio": request.audio_guider_params}
+    return {name: given[name] or params for name, params in default_guidance(defaults).items()}
+
+
+def schedule(request: Request, steps: int) -> tuple[float, ...]:
+    """The request's sigmas, else the model's schedule for ``steps`` (or the number the request asks for)."""
+    if request.sigmas is not None:
+        return checked_sigmas(request.sigmas)
+    count = steps if request.num_inference_steps is None else request.num_inference_steps
+    if count < 1:
+        raise ConfigError(f"num_inference_steps is {count}, expected at least 1")
+    return tuple(LTX2Scheduler().execute(steps=count).tolist())
+
+
+def checked_sigmas(sigmas: Sequence[float]) -> tuple[float, ...]:
+    """Refuse a schedule that does not fall from at most 1 to at least 0."""
+    falling = all(a > b for a, b in pairwise(sigmas))
+    if len(sigmas) < 2 or not falling or sigmas[0] > 1 or sigmas[-1] < 0:
+        raise ConfigError(f"sigmas are {list(sigmas)}, expected at least two, falling, within 1 to 0")
+    return tuple(float(sigma) for sigma in sigmas)
+
+
+def guided_stage(
+    request: Request,
+    defaults: VersionDefaults,
+    shape: VideoPixelShape,
+    conditions: Sequence[Condition] = (),
+    loras: Sequence[Lora] = (),
+) -> StagePlan:
+    """The first stage of a full model: scheduler, Euler, guidance on both streams."""
+    params = guidance(request, defaults)
+    return StagePlan(
+        shape=shape,
+        sigmas=schedule(request, defaults.num_inference_steps),
+        streams={
+            "video": StreamPlan(conditions=tuple(conditions), guidance=params["video"]),
+            "audio": StreamPlan(guidance=params["audio"]),
+        },
+        loras=tuple(loras),
+        max_batch_size=request.max_batch_size,
+    )
+
+
+def distilled_stage(
+    request: Request,
+    shape: VideoPixelShape,
+    conditions: Sequence[Condition] = (),
+    loras: Sequence[Lora] = (),
+    ancestral: bool = False,
+) -> StagePlan:
+    """The first stage of a distilled model: eight steps, no guidance."""
+    seed = request.seed + ANCESTRAL_SEED_OFFSET
+    sampler = SamplerPlan("euler_ancestral", {"eta": 1.0, "s_noise": 1.0}, seed) if ancestral else SamplerPlan()
+    return StagePlan(
+        shape=shape,
+        sigmas=checked_sigmas(request.sigmas or DISTILLED_SIGMAS),
+        streams={"video": StreamPlan(conditions=tuple(conditions)), "audio": StreamPlan()},
+        loras=tuple(loras),
+        sampler=sampler,
+    )
+
+
+def refinement_stage(
+    shape: VideoPixelShape,
+    conditions: Sequence[Condition] = (),
+    loras: Sequence[Lora] = (),
+    sampler: SamplerPlan | None = None,
+) -> StagePlan:
+    """The second stage: both streams go on from the first, the video enlarged, three plain steps."""
+    again = StreamPlan(start="previous", noise_scale=STAGE_2_SIGMAS[0])
+    return StagePlan(
+        shape=shape,
+        sigmas=tuple(STAGE_2_SIGMAS),
+        streams={"video": replace(again, conditions=tuple(conditions)), "audio": again},
+        loras=tuple(loras),
+        sampler=sampler or SamplerPlan(),
+    )
+
+
+def halved(shape: VideoPixelShape) -> VideoPixelShape:
+    """The size of a first stage whose result is enlarged twofold."""
+    return shape._replace(height=shape.height // 2, width=shape.width // 2)
+
+
+def with_stream(stage: StagePlan, name: str, stream: StreamPlan) -> StagePlan:
+    """The stage with one stream replaced."""
+    streams: Mapping[str, StreamPlan] = {**stage.streams, name: stream}
+    return replace(stage, streams=streams)
+
+
+def keyframe_slots(request: Request, frames: int) -> tuple[KeyframeSlots, ...]:
+    """The slots of generated keyframes a request asks for, if any."""
+    if not request.generated_keyframes:
+        return ()
+    return (KeyframeSlots(tuple(resolve_keyframe_positions(request.generated_keyframes, frames))),)
+
+
+def scheduled_for_size(request: Request, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors) -> Request:
+    """The request with the schedule of its steps shifted by the real number of tokens of ``shape``."""
+    if request.sigmas is not None or request.num_inference_steps is None:
+        return request
+    latent = torch.empty(VideoLatentShape.from_pixel_shape(shape, scale_factors=factors), device="meta")
+    return replace(request, sigmas=tuple(LTX2Scheduler().execute(request.num_inference_steps, latent).tolist()))

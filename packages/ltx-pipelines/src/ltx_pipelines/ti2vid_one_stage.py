@@ -1,0 +1,19 @@
+"""Text, and images, to video with sound in one pass at the delivered size."""
+
+from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
+from ltx_pipelines.plan import Plan
+from ltx_pipelines.request import Request
+from ltx_pipelines.stages import guided_stage
+
+
+class TI2VidOneStagePipeline(Pipeline):
+    """One guided stage of a full model."""
+
+    accepts = COMMON | GUIDED | {"images", "generated_keyframes"}
+    auto_duration = True
+
+    def make_plan(self, request: Request) -> Plan:
+        shape = self.shape(request)
+        conditions = self.first_stage_conditions(request, shape.frames)
+        stage = guided_stage(request, self.ledger.defaults, shape, conditions, self.loras)
+        return self.finished(request, [stage])

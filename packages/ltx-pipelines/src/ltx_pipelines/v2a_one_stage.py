@@ -1,0 +1,22 @@
+"""Video to sound: a sound track for a silent clip, whose pictures are kept."""
+
+from ltx_core.errors import ConfigError
+from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
+from ltx_pipelines.plan import Plan, Source, StreamPlan
+from ltx_pipelines.request import Request
+from ltx_pipelines.stages import guided_stage, with_stream
+
+
+class V2AOneStagePipeline(Pipeline):
+    """One guided stage whose video stream is frozen at the encoded clip. Size, length and rate are the clip's."""
+
+    accepts = (COMMON | GUIDED | {"video_path"}) - {"video_guider_params", "num_frames", "frame_rate"}
+
+    def make_plan(self, request: Request) -> Plan:
+        if request.video_path is None:
+            raise ConfigError("video_path is not given, expected the clip that needs sound")
+        shape = self.source_shape(request, request.video_path)
+        stage = guided_stage(request, self.ledger.defaults, shape, (), self.loras)
+        picture = StreamPlan(start="source", noise_scale=0.0, frozen=True)
+        sources = {"video": Source(request.video_path, 0.0, shape.duration)}
+        return self.finished(request, [with_stream(stage, "video", picture)], sources=sources)

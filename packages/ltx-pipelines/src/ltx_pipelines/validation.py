@@ -1,0 +1,124 @@
+"""Refuse what cannot work before any weight is read: each message names the field, its value and what would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ltx_core.errors import ConditioningError, ConfigError, MediaError
+from ltx_pipelines.plan import Condition, ImageCondition, KeyframeSlots, Plan, ReferenceCondition, Source, StagePlan
+from ltx_pipelines.utils.media_io import decode_image, probe_video, read_audio
+from ltx_pipelines.utils.model_ledger import ModelLedger
+
+NEEDS = {  # stream -> components that decode it
+    "video": ("video_decoder",),
+    "audio": ("audio_decoder", "vocoder"),
+}
+
+
+def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
+    """Raise `ConfigError`, `ConditioningError`, `MediaError` or `CheckpointError` for a plan that would fail later."""
+    if not plan.prompt.strip():
+        raise ConfigError("prompt is empty, expected a description of the clip")
+    if not -(2**63) <= plan.seed < 2**63:
+        raise ConfigError(f"seed is {plan.seed}, expected a 64-bit integer")
+    check_files(plan)
+    check_sizes(plan, ledger)
+    check_components(plan, ledger)
+    for stage, condition in plan.conditions():
+        check_condition(condition, stage, ledger)
+    for name, source in plan.sources.items():
+        check_source(name, source, plan)
+
+
+def check_files(plan: Plan) -> None:
+    """Every file of the model is there."""
+    for slot, path in plan.models.paths():
+        if not Path(path).exists():
+            raise ConfigError(f"{slot} is {path}, which does not exist")
+    for stage in plan.stages:
+        for lora in stage.loras:
+            if not Path(lora.path).is_file():
+                raise ConfigError(f"lora is {lora.path}, which does not exist")
+
+
+def check_sizes(plan: Plan, ledger: ModelLedger) -> None:
+    """Sizes the VAE can hold exactly."""
+    last = plan.stages[-1].shape
+    if "video" in plan.stages[-1].streams:
+        for stage in reversed(plan.stages):
+            ledger.scale_factors.check(stage.shape)
+    elif last.frames < 1 or not last.fps > 0:
+        raise ConfigError(f"length is {last.frames} frames at {last.fps} fps, expected at least one frame")
+
+
+def check_components(plan: Plan, ledger: ModelLedger) -> None:
+    """Every network the plan uses is in the files, and every adapter is one for this transformer."""
+    wanted = {"transformer", "embeddings"}
+    for name in plan.stages[-1].streams:
+        wanted |= set(NEEDS[name])
+    encoded = {name for stage in plan.stages for name, stream in stage.streams.items() if stream.start == "source"}
+    wanted |= {f"{name}_encoder" for name in encoded}
+    if any(
+        not isinstance(condition, KeyframeSlots) and hasattr(condition, "path") for _, condition in plan.conditions()
+    ):
+        wanted.add("video_encoder")
+    for component in sorted(wanted):
+        if not ledger.holds(component):
+            raise ConfigError(f"the model has no {component}, which {plan.pipeline} needs: {ledger.files.checkpoint}")
+    if plan.models.text_encoder is None:
+        raise ConfigError("text_encoder is not given, expected a Gemma folder (--gemma-root)")
+    sizes = {(stage.shape.height, stage.shape.width) for stage in plan.stages if "video" in stage.streams}
+    if len(sizes) > 1:
+        if plan.models.spatial_upsampler is None:
+            raise ConfigError("spatial_upsampler is not given, expected the file of a x2 latent upsampler")
+        if not ledger.holds("video_encoder"):
+            raise ConfigError("the model has no video_encoder, whose statistics the upsampler needs")
+
+
+def check_condition(condition: Condition, stage: StagePlan, ledger: ModelLedger) -> None:
+    """The condition lies inside the clip, its file can be read, the model can use it."""
+    shape = stage.shape
+    if isinstance(condition, ImageCondition):
+        check_strength("image strength", condition.strength)
+        if not 0 <= condition.frame_idx < shape.frames:
+            nearest = min(max(condition.frame_idx, 0), shape.frames - 1)
+            raise ConditioningError(
+                f"image frame_idx is {condition.frame_idx}, expected 0 to {shape.frames - 1}; nearest valid: {nearest}"
+            )
+        if condition.crf is not None and not 0 <= condition.crf <= 51:
+            raise ConditioningError(f"image crf is {condition.crf}, expected 0 to 51")
+        decode_image(condition.path)
+    elif isinstance(condition, ReferenceCondition):
+        check_strength("reference strength", condition.strength)
+        check_strength("conditioning_attention_strength", condition.attention_strength)
+        for name, side in (("height", shape.height), ("width", shape.width)):
+            step = condition.downscale_factor * getattr(ledger.scale_factors, name)
+            if side % step:
+                raise ConditioningError(
+                    f"first stage {name} is {side}, expected a multiple of {step} (reference factor "
+                    f"{condition.downscale_factor})"
+                )
+        probe_video(condition.path)
+        if condition.attention_mask is not None:
+            probe_video(condition.attention_mask)
+    elif isinstance(condition, KeyframeSlots):
+        if not ledger.config.get("transformer", {}).get("use_keyframes_abs_pos_embedding"):
+            raise ConditioningError("generated_keyframes need a model with keyframe embedding (LTX-2.5), this has none")
+        indices = condition.pixel_frame_indices
+        if not indices or indices[0] < 0 or indices[-1] >= shape.frames:
+            raise ConditioningError(f"generated_keyframes are {list(indices)}, expected frames 0 to {shape.frames - 1}")
+
+
+def check_strength(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConditioningError(f"{name} is {value}, expected 0 to 1; nearest valid: {min(max(value, 0.0), 1.0)}")
+
+
+def check_source(name: str, source: Source, plan: Plan) -> None:
+    """The source has the stream, and enough of it."""
+    if name == "video":
+        probe_video(source.path)
+        return
+    sound = read_audio(source.path, source.start, 0.05)
+    if sound is None:
+        raise MediaError(f"{source.path} has no sound at {source.start:g} s, expected a file with an audio track")
