@@ -27,7 +27,7 @@ TEXT = {
     "sliding_window": WINDOW,
     "vocab_size": 64,
 }
-GEMMA3 = {
+GEMMA3: dict[str, Any] = {
     "model_type": "gemma3",
     "text_config": {
         **TEXT,
@@ -40,7 +40,7 @@ GEMMA3 = {
     },
     "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 8, "num_attention_heads": 2},
 }
-GEMMA4 = {
+GEMMA4: dict[str, Any] = {
     "model_type": "gemma4_unified",
     "gemma_version": "tiny-v1",
     "text_config": {

@@ -159,7 +159,7 @@ def test_registers_take_their_slot_and_valid_tokens_come_first() -> None:
         row[0, -3:] = row[1, :3] = part[0]
     seen: list[torch.Tensor] = []
     processor.video_connector.transformer_1d_blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    output = processor(PromptFeatures(*rows, mask))
+    output = processor(PromptFeatures(rows[0], rows[1], mask))
     filled, registers = seen[0], processor.video_connector.learnable_registers
     assert torch.equal(filled[0, :3], video[0]) and torch.equal(filled[1, :3], video[0])
     assert torch.equal(filled[0, 3:128], registers[3:]) and torch.equal(filled[0, 128:], registers)
@@ -245,7 +245,10 @@ def test_a_checkpoint_refuses_another_text_encoder(tmp_path: Path) -> None:
 
 
 def rewrite(name: str, text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(text) and None
+    def apply(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return apply
 
 
 def without(name: str) -> Callable[[Path], None]:

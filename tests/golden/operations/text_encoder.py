@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,11 @@ from tests.golden.case import Case
 from tests.golden.operations import Operation
 
 Results = dict[str, Tensor]
+
+
+def known(case: Case, results: Mapping[str, Tensor | None]) -> Results:
+    """Only what the case holds too."""
+    return {name: tensor for name, tensor in results.items() if tensor is not None and name in case.tensors}
 
 
 def tokenize(case: Case) -> Results:
@@ -66,27 +71,26 @@ def extract_features(case: Case) -> Results:
         "out.audio_features": features.audio,
         "mid.normed": unpack(normed, mask).permute(1, 2, 3, 0).flatten(2),
     }
-    return {name: tensor for name, tensor in results.items() if tensor is not None and name in case.tensors}
+    return known(case, results)
 
 
 def create_embeddings(case: Case) -> Results:
     checkpoint = Checkpoint.open(case.weights_path)
+    config = EmbeddingsConfig.connectors_from_metadata(checkpoint.config)
+    audio = case.inputs.get("audio_features")
     with torch.device("meta"):
-        processor = EmbeddingsProcessor(EmbeddingsConfig.connectors_from_metadata(checkpoint.config))
+        processor = EmbeddingsProcessor(config if audio is not None else config.video_only())
     fill(processor, checkpoint.weights("embeddings").state_dict())
-    features = PromptFeatures(*(case.inputs[name] for name in ("video_features", "audio_features", "attention_mask")))
+    features = PromptFeatures(case.inputs["video_features"], audio, case.inputs["attention_mask"])
     output = processor(features)
     results = {f"out.{name}": tensor for name, tensor in output._asdict().items()}
-    rows = case.args.get("mid_rows", [])
-    assert processor.audio_connector is not None and features.audio is not None
-    for name, connector, given in (
-        ("video", processor.video_connector, features.video),
-        ("audio", processor.audio_connector, features.audio),
-    ):
-        results |= connector_parts(case, name, connector, given[rows], features.attention_mask[rows])
-    results["mid.sort_index"] = sort_valid_first(features.attention_mask.bool())
-    results["mid.connector_mask"] = reorder(features.video, features.attention_mask)[0]
-    return {name: tensor for name, tensor in results.items() if name in case.tensors}
+    rows, mask = case.args.get("mid_rows", []), features.attention_mask
+    results |= connector_parts(case, "video", processor.video_connector, features.video[rows], mask[rows])
+    if audio is not None and processor.audio_connector is not None:
+        results |= connector_parts(case, "audio", processor.audio_connector, audio[rows], mask[rows])
+    results["mid.sort_index"] = sort_valid_first(mask.bool())
+    results["mid.connector_mask"] = reorder(features.video, mask)[0]
+    return known(case, results)
 
 
 def connect(case: Case) -> Results:
@@ -108,7 +112,7 @@ def connect(case: Case) -> Results:
         "mid.sort_index": sort_valid_first(mask.bool()),
         **connector_parts(case, "video", processor.video_connector, features, mask),
     }
-    return {name: tensor for name, tensor in results.items() if name in case.tensors}
+    return known(case, results)
 
 
 def reorder(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +145,7 @@ def connector_parts(case: Case, name: str, connector: Embeddings1DConnector, fea
         table = connector.rope_table(x.shape[1], x.dtype)
         results[f"mid.{name}_rope_cos"] = table.cos.index_select(-2, positions)
         results[f"mid.{name}_rope_sin"] = table.sin.index_select(-2, positions)
-    return {name: tensor for name, tensor in results.items() if name in case.tensors}
+    return known(case, results)
 
 
 def prompt_to_contexts(case: Case) -> Results:
@@ -159,12 +163,13 @@ def prompt_to_contexts(case: Case) -> Results:
     tail = int(tokens.attention_mask.sum(1).max())
     states = unpack(encoder.backbone.hidden_states(tokens), tokens.attention_mask)
     assert features.audio is not None
-    return {
+    results = {
         **{f"out.{name}": tensor for name, tensor in output._asdict().items()},
         "mid.hidden_states_tail": states[:, :, -tail:],
         "mid.video_features_tail": features.video[:, -tail:],
         "mid.audio_features_tail": features.audio[:, -tail:],
     }
+    return known(case, results)
 
 
 def predict_seconds(case: Case) -> Results:
@@ -174,11 +179,13 @@ def predict_seconds(case: Case) -> Results:
     fill(head, checkpoint.weights("duration_head").state_dict())
     contexts = (case.inputs.get("video_tokens"), case.inputs.get("audio_tokens"))
     tokens = head.tokens(*contexts)
-    return {
+    shown = case.tensors["mid.tokens"].shape[1] if "mid.tokens" in case.tensors else 0
+    results = {
         "out.seconds": head(*contexts),
-        "mid.tokens": tokens[:, : case.tensors["mid.tokens"].shape[1]],
+        "mid.tokens": tokens[:, :shown],
         "mid.pooled": head.attention_pooler(tokens),
     }
+    return known(case, results)
 
 
 def count_frames(case: Case) -> Results:
@@ -216,11 +223,12 @@ def encode_t5(case: Case) -> Results:
     config = T5Config.from_metadata(json.loads(SafetensorsFile(case.weights_path).metadata["config"]))
     encoder = load_t5_encoder(config, [case.weights_path], torch.float32)
     ids, mask = case.inputs["input_ids"], case.inputs["attention_mask"]
-    return {
+    results = {
         "out.embeds": encoder(ids, mask),
         "out.embeds_without_mask": encoder(ids),
         "mid.position_bias": encoder.encoder.position_bias(ids.shape[1]),
     }
+    return known(case, results)
 
 
 OPERATIONS: dict[tuple[str, str], Operation] = {

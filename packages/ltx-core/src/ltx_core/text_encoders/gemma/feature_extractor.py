@@ -85,7 +85,7 @@ def normalize_per_token(state: Tensor) -> Tensor:
 def normalize_per_prompt(state: Tensor, lengths: Sequence[int]) -> Tensor:
     """Zero mean and a range of 8 over all tokens and channels of each prompt: ``[n, D]`` to float32 ``[n, D]``."""
     rows = []
-    for x in state.float().split(list(lengths)):
+    for x in state.float().split([length for length in lengths if length]):
         low, high = x.aminmax()
         mean = x.sum() / (x.numel() + EPS)
         rows.append(PER_PROMPT_RANGE * (x - mean) / (high - low + EPS))
