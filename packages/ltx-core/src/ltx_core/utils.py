@@ -1,4 +1,4 @@
-"""Velocity, x0 and RMS normalisation: the three formulas that everything else shares."""
+"""Velocity, x0 and RMS normalisation: the formulas that everything else shares."""
 
 from __future__ import annotations
 
@@ -35,3 +35,8 @@ def to_denoised(
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
     """Divide by the root mean square over the last axis, times ``weight`` when given."""
     return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on devices without it."""
+    return torch.float32 if device.type == "mps" else torch.float64

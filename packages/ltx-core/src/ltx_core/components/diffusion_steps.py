@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
-from ltx_core.utils import to_velocity
+from ltx_core.utils import to_velocity, widest_dtype
 
 SIGMA_UP_LIMIT = 0.9999  # of the next sigma: some signal must remain
 EPSILON = torch.finfo(torch.float32).eps
@@ -138,12 +138,16 @@ class Res2sDiffusionStep:
         sigma_down: Tensor | None = None,
         sigma_max: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``(alpha_ratio, sigma_down, sigma_up)`` from one of ``sigma_up`` and ``sigma_down``, or for no noise."""
+        """``(alpha_ratio, sigma_down, sigma_up)`` from one of ``sigma_up`` and ``sigma_down``, or for no noise.
+
+        In double precision: where almost all is noise, the little signal left is a difference of near-equal squares.
+        """
+        sigma_next = sigma_next.to(widest_dtype(sigma_next.device))
         if sigma_down is not None:
             alpha_ratio = (1 - sigma_next) / (1 - sigma_down)
             sigma_up = (sigma_next**2 - sigma_down**2 * alpha_ratio**2).clamp(min=0).sqrt()
         elif sigma_up is not None:
-            sigma_up = torch.minimum(sigma_up, SIGMA_UP_LIMIT * sigma_next)
+            sigma_up = torch.minimum(sigma_up.to(sigma_next), SIGMA_UP_LIMIT * sigma_next)
             signal = 1 if sigma_max is None else sigma_max
             residual = (sigma_next**2 - sigma_up**2).clamp(min=0).sqrt()
             alpha_ratio = signal - sigma_next + residual
@@ -171,7 +175,7 @@ class Res2sDiffusionStep:
         """
         sigma, sigma_next = sigmas[step_index], sigmas[step_index + 1]
         alpha_ratio, sigma_down, sigma_up = self.get_sde_coeff(sigma_next, sigma_up=sigma_next * eta)
-        if bool(((sigma_up == 0) | (sigma_next == 0)).any()):
+        if bool(((sigma_up == 0) | (sigma_next == 0) | (sigma == sigma_next)).any()):
             return denoised_sample
         epsilon = (sample - denoised_sample) / (sigma - sigma_next)
         clean = sample - sigma * epsilon

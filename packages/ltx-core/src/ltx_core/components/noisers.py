@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ltx_core.types import LatentState
+from ltx_core.utils import widest_dtype
 
 #: (like, generator) -> noise of the shape of ``like``, on its device.
 NoiseSource = Callable[[Tensor, torch.Generator], Tensor]
@@ -42,8 +43,3 @@ def normalized_noise(like: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(like.shape, dtype=widest_dtype(like.device), device=like.device, generator=generator)
     noise = (noise - noise.mean()) / noise.std()
     return (noise - noise.mean(dim=(-2, -1), keepdim=True)) / noise.std(dim=(-2, -1), keepdim=True)
-
-
-def widest_dtype(device: torch.device) -> torch.dtype:
-    """float64, or float32 on devices without it."""
-    return torch.float32 if device.type == "mps" else torch.float64

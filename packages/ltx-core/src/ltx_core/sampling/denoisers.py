@@ -1,0 +1,206 @@
+"""One x0 prediction per stream: which passes of the transformer guidance needs, and how their results combine.
+
+A pass is data: the text of each stream and what is perturbed. All passes of a step go through the transformer as one
+batch, pass-major: pass 0 of every sample, pass 1 of every sample, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderFactory
+from ltx_core.errors import ConfigError
+from ltx_core.guidance.perturbations import (
+    BatchedPerturbationConfig,
+    Perturbation,
+    PerturbationConfig,
+    PerturbationType,
+)
+from ltx_core.model.transformer.modality import Modality, TimestepGroups
+from ltx_core.sampling.modality import States, modality_from_latent_state, sigma_for
+
+#: ``(video=Modality | None, audio=Modality | None, perturbations=...) -> (video x0 | None, audio x0 | None)``.
+Transformer = Callable[..., tuple[Tensor | None, Tensor | None]]
+
+SKIP_SELF_ATTENTION = {
+    "video": PerturbationType.SKIP_VIDEO_SELF_ATTN,
+    "audio": PerturbationType.SKIP_AUDIO_SELF_ATTN,
+}
+ISOLATED = PerturbationConfig(
+    (Perturbation(PerturbationType.SKIP_A2V_CROSS_ATTN), Perturbation(PerturbationType.SKIP_V2A_CROSS_ATTN))
+)
+UNPERTURBED = PerturbationConfig()
+UNGUIDED = MultiModalGuider()
+
+
+@dataclass(frozen=True)
+class DenoisedLatentResult:
+    """The x0 prediction ``[B, N, D]`` of one stream, and those of the single passes that were made."""
+
+    denoised: Tensor
+    uncond: Tensor | None = None  # with the negative prompt
+    cond: Tensor | None = None
+    ptb: Tensor | None = None  # with self-attention skipped
+    mod: Tensor | None = None  # without the other stream
+
+
+Results = Mapping[str, DenoisedLatentResult]
+
+
+@dataclass(frozen=True)
+class DenoiseCall:
+    """What a denoiser is told beside the states."""
+
+    sigma: Tensor  # 0-d on the CPU; the noise level of the states
+    step_index: int  # chooses skipped steps, and guidance by ``schedule[step_index]``
+    schedule: Tensor  # [steps + 1] on the CPU
+    last: Results = field(default_factory=dict)  # of the call before
+    mask_groups: Mapping[str, TimestepGroups] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, sigmas: Tensor, step_index: int) -> DenoiseCall:
+        """A single call outside a loop."""
+        schedule = sigmas.cpu()
+        return cls(schedule[step_index], step_index, schedule)
+
+
+class Denoiser(Protocol):
+    """Predicts x0 of every stream given."""
+
+    def __call__(self, transformer: Transformer, states: States, call: DenoiseCall) -> Results: ...
+
+
+@dataclass(frozen=True)
+class GuidancePass:
+    """One pass of the transformer; ``name`` is the field of ``DenoisedLatentResult`` its result goes to."""
+
+    name: str
+    contexts: Mapping[str, Tensor]  # per stream [B, S, c]
+    perturbations: PerturbationConfig = UNPERTURBED
+
+
+@dataclass(frozen=True)
+class GuidedDenoiser:
+    """Predicts with the guidance of each stream; a stream without a guider is not guided.
+
+    ``contexts`` and ``guiders`` are per stream. ``force_uncond_pass`` asks for ``uncond`` even at CFG scale 1, as
+    CFG++ sampling needs it. Raises ``ConfigError`` when CFG is on for a stream without a negative context.
+    """
+
+    contexts: Mapping[str, Tensor]
+    guiders: Mapping[str, MultiModalGuider | MultiModalGuiderFactory] = field(default_factory=dict)
+    force_uncond_pass: bool = False
+    _perturbations: dict[Any, BatchedPerturbationConfig] = field(default_factory=dict, init=False, repr=False)
+
+    def __call__(self, transformer: Transformer, states: States, call: DenoiseCall) -> Results:
+        level = float(call.schedule[call.step_index])
+        guiders = {name: self.guiders.get(name, UNGUIDED).build_from_sigma(level) for name in states}
+        skipping = {name for name in states if name in call.last and guiders[name].should_skip_step(call.step_index)}
+        results = {name: DenoisedLatentResult(call.last[name].denoised) for name in skipping}
+        if len(skipping) == len(states):
+            return results
+        modalities = {
+            name: modality_from_latent_state(
+                state,
+                self.contexts[name],
+                sigma_for(state, call.sigma),
+                enabled=name not in skipping,
+                mask_groups=call.mask_groups.get(name),
+            )
+            for name, state in states.items()
+        }
+        active = {name: guider for name, guider in guiders.items() if name not in skipping}
+        predictions = self._run(transformer, modalities, self.passes(active, tuple(states)))
+        for name, guider in active.items():
+            made = {pass_name: prediction[name] for pass_name, prediction in predictions.items()}
+            guided = guider.calculate(made["cond"], made.get("uncond"), made.get("ptb"), made.get("mod"))
+            results[name] = DenoisedLatentResult(guided, **made)
+        return {name: results[name] for name in states}
+
+    def passes(self, guiders: Mapping[str, MultiModalGuider], streams: Sequence[str]) -> list[GuidancePass]:
+        """The passes that any of ``guiders`` needs; ``streams`` are those the transformer is given."""
+        positive = {name: self.contexts[name] for name in streams}
+        passes = [GuidancePass("cond", positive)]
+        if self.force_uncond_pass or any(guider.do_unconditional_generation() for guider in guiders.values()):
+            passes.append(GuidancePass("uncond", {**positive, **_negative_contexts(guiders)}))
+        weakened = {name: guider for name, guider in guiders.items() if guider.do_perturbed_generation()}
+        if weakened:
+            passes.append(GuidancePass("ptb", positive, _self_attention_skipped(weakened)))
+        if len(streams) > 1 and any(guider.do_isolated_modality_generation() for guider in guiders.values()):
+            passes.append(GuidancePass("mod", positive, ISOLATED))
+        return passes
+
+    def _run(
+        self, transformer: Transformer, modalities: Mapping[str, Modality], passes: Sequence[GuidancePass]
+    ) -> dict[str, dict[str, Tensor]]:
+        """x0 by pass and stream."""
+        batched = {name: _batch_passes(name, modality, passes) for name, modality in modalities.items()}
+        size = next(iter(modalities.values())).batch_size
+        x0 = transformer(
+            video=batched.get("video"),
+            audio=batched.get("audio"),
+            perturbations=self._batch_perturbations(passes, size),
+        )
+        chunks: dict[str, dict[str, Tensor]] = {each.name: {} for each in passes}
+        for name, prediction in zip(("video", "audio"), x0, strict=True):
+            if prediction is not None and name in modalities:
+                for each, chunk in zip(passes, prediction.split(size), strict=True):
+                    chunks[each.name][name] = chunk
+        return chunks
+
+    def _batch_perturbations(self, passes: Sequence[GuidancePass], size: int) -> BatchedPerturbationConfig | None:
+        """One entry per sample; made once per set of passes, for its masks then stay on the device."""
+        configs = tuple(each.perturbations for each in passes)
+        if all(config == UNPERTURBED for config in configs):
+            return None
+        if (configs, size) not in self._perturbations:
+            batch = [config for config in configs for _ in range(size)]
+            self._perturbations[configs, size] = BatchedPerturbationConfig(batch)
+        return self._perturbations[configs, size]
+
+
+def _negative_contexts(guiders: Mapping[str, MultiModalGuider]) -> dict[str, Tensor]:
+    for name, guider in guiders.items():
+        if guider.do_unconditional_generation() and guider.negative_context is None:
+            raise ConfigError(f"{name} has cfg_scale {guider.params.cfg_scale} and no negative context, expected one")
+    return {name: guider.negative_context for name, guider in guiders.items() if guider.negative_context is not None}
+
+
+def _self_attention_skipped(guiders: Mapping[str, MultiModalGuider]) -> PerturbationConfig:
+    blocks = {name: guider.params.stg_blocks for name, guider in guiders.items()}
+    return PerturbationConfig(
+        tuple(
+            Perturbation(SKIP_SELF_ATTENTION[name], None if indices is None else tuple(indices))
+            for name, indices in blocks.items()
+        )
+    )
+
+
+def _batch_passes(name: str, modality: Modality, passes: Sequence[GuidancePass]) -> Modality:
+    """One stream repeated for every pass, with each pass's text."""
+    count = len(passes)
+    if count == 1:
+        return replace(modality, context=passes[0].contexts[name])
+    parts: dict[str, Any] = {
+        part: _repeat(value, count) for part, value in vars(modality).items() if isinstance(value, Tensor)
+    }
+    parts["context"] = torch.cat([each.contexts[name] for each in passes])
+    if (groups := modality.timestep_groups) is not None:
+        parts["timestep_groups"] = TimestepGroups(
+            parts["timesteps"],
+            groups.values if groups.index is not None else _repeat(groups.values, count),
+            None if groups.index is None else _repeat(groups.index, count),
+        )
+    return replace(modality, **parts)
+
+
+def _repeat(value: Tensor, count: int) -> Tensor:
+    """``[B, ...] -> [count * B, ...]``; a view where B is 1."""
+    if value.shape[0] == 1:
+        return value.expand(count, *value.shape[1:])
+    return value.repeat(count, *[1] * (value.ndim - 1))
