@@ -73,8 +73,8 @@ class ConnectorConfig:
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
             raise ConfigError(f"connector: rope_type is {self.rope_type!r}, expected one of {', '.join(ROPE_TYPES)}")
-        if self.head_dim % 2:
-            raise ConfigError(f"connector: head_dim is {self.head_dim}, expected an even number")
+        if self.rope_type == "split" and self.head_dim % 2:
+            raise ConfigError(f"connector: head_dim is {self.head_dim}, expected an even number for split rotation")
 
     @property
     def width(self) -> int:
