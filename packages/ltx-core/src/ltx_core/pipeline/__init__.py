@@ -1,0 +1,1 @@
+"""The documented import paths; everything lives in ``ltx_core.components`` and ``ltx_core.conditioning``."""

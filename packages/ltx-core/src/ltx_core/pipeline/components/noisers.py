@@ -1,0 +1,3 @@
+"""See ``ltx_core.components.noisers``."""
+
+from ltx_core.components.noisers import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""See ``ltx_core.components.patchifiers``."""
+
+from ltx_core.components.patchifiers import *  # noqa: F403

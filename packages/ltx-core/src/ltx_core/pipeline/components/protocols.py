@@ -1,0 +1,3 @@
+"""See ``ltx_core.components.protocols``."""
+
+from ltx_core.components.protocols import *  # noqa: F403

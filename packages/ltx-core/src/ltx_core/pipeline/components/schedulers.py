@@ -1,0 +1,3 @@
+"""See ``ltx_core.components.schedulers``."""
+
+from ltx_core.components.schedulers import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""See ``ltx_core.conditioning.tools``."""
+
+from ltx_core.conditioning.tools import *  # noqa: F403

@@ -1,0 +1,1 @@
+"""See ``ltx_core.conditioning.types``."""

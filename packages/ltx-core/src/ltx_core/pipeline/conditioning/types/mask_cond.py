@@ -1,0 +1,3 @@
+"""See ``ltx_core.conditioning.types.mask_cond``."""
+
+from ltx_core.conditioning.types.mask_cond import *  # noqa: F403
