@@ -19,7 +19,6 @@ from ltx_core.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from ltx_core.loader.checkpoint import Checkpoint
     from ltx_core.text_encoders.gemma.encoder import GemmaTextEncoder
@@ -80,7 +79,7 @@ class ModelFiles:
             raise ConfigError(f"{self.model_path} holds a transformer alone, no {network}: {option} is missing")
         return model
 
-    def build(self, network: str, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+    def build(self, network: str, dtype: torch.dtype, device: torch.device | str) -> Any:
         """A part of a VAE or the vocoder, with its weights."""
         return self.checkpoint_of(network).build(network, dtype=dtype, device=device)
 

@@ -11,10 +11,10 @@ from ltx_core.errors import ConfigError
 from ltx_trainer.config import PRECOMPUTED
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.processing.audio_stages import audio_mask_stage, audio_reference_stage, audio_stage, has_sound
-from ltx_trainer.processing.buckets import parse_buckets
+from ltx_trainer.processing.buckets import Bucket, parse_buckets
 from ltx_trainer.processing.caption_stage import run_caption_stage
 from ltx_trainer.processing.metadata import Row, read_rows
-from ltx_trainer.processing.stage import ProcessingOptions, Report, Workspace, run_stage, share
+from ltx_trainer.processing.stage import ProcessingOptions, Report, Workspace, rank, run_stage, share
 from ltx_trainer.processing.video_stages import (
     check_reference_factors,
     mask_stage,
@@ -23,7 +23,7 @@ from ltx_trainer.processing.video_stages import (
     video_stage,
 )
 
-REPORT_NAME = "report.txt"
+CAPTIONS, VIDEO, AUDIO = "captions", "video", "audio"  # parts of the work
 
 
 def process_dataset(
@@ -33,30 +33,37 @@ def process_dataset(
     options: ProcessingOptions,
     output: Path | None = None,
     columns: tuple[str | None, str | None] = (None, None),
+    *parts: str,
 ) -> Report:
     """Make the records of all rows of ``metadata`` below ``output`` (by default ``.precomputed`` beside it).
 
-    ``buckets`` is ``"WxHxF;..."``, needed with videos; ``columns`` may name those of the video and the caption. Records
-    that are there already stay as they are. Rows that cannot be read are left out and reported, also in
-    ``report.txt``. Raises `ConfigError` for what makes the whole run pointless, before any network is loaded.
+    ``buckets`` is ``"WxHxF;..."``, needed with videos; ``columns`` may name those of the video and the caption;
+    ``parts`` restricts the work to captions, video or audio. Records that are there already stay as they are. Rows that
+    cannot be read are left out and reported, also in ``report.txt``. Raises `ConfigError` for what makes the whole run
+    pointless, before any network is loaded.
     """
     rows = read_rows(metadata, *columns)
-    work = workspace(rows, models, buckets, options, output or metadata.parent / PRECOMPUTED)
+    parts = parts or (CAPTIONS, VIDEO, AUDIO)
+    work = Workspace(output or metadata.parent / PRECOMPUTED, models, options, models.scale_factors())
+    if VIDEO in parts:
+        work = with_buckets(work, rows, buckets)
     mine = share(rows)
-    run_caption_stage(mine, work)
-    process_videos(mine, work)
-    process_sounds(mine, work)
-    describe(rows, work)
+    if CAPTIONS in parts:
+        run_caption_stage(mine, work)
+    if VIDEO in parts:
+        process_videos(mine, work)
+    if AUDIO in parts:
+        process_sounds(mine, work)
+    describe(mine, work)
     work.output.mkdir(parents=True, exist_ok=True)
-    (work.output / REPORT_NAME).write_text("\n".join(work.report.lines()) + "\n", encoding="utf-8")
+    report = work.output / (f"report.{rank()}.txt" if rank() else "report.txt")
+    report.write_text("".join(f"{line}\n" for line in work.report.lines()), encoding="utf-8")
     return work.report
 
 
-def workspace(
-    rows: Sequence[Row], models: ModelFiles, buckets: str | None, options: ProcessingOptions, output: Path
-) -> Workspace:
-    """Check the options against the rows and the model, and open a place to work."""
-    factors = models.scale_factors()
+def with_buckets(work: Workspace, rows: Sequence[Row], buckets: str | None) -> Workspace:
+    """Check the buckets against the rows and the model, before any network is loaded."""
+    options, factors = work.options, work.factors
     if any("video" in row.media for row in rows):
         if not buckets:
             raise ConfigError("the data set has videos, expected resolution buckets such as 960x544x49")
@@ -64,7 +71,7 @@ def workspace(
     if any("reference_video" in row.media for row in rows):
         scale, factor = options.reference_downscale_factor, options.reference_temporal_scale_factor
         check_reference_factors(options.buckets, scale, factor, factors)
-    return Workspace(output, models, options, factors)
+    return replace(work, options=options)
 
 
 def process_videos(rows: Sequence[Row], work: Workspace) -> None:
@@ -93,22 +100,19 @@ def process_sounds(rows: Sequence[Row], work: Workspace) -> None:
 def describe(rows: Sequence[Row], work: Workspace) -> None:
     """Note what the records say about the data set: clips per bucket, mixed frame rates, silent clips."""
     notes = work.report.notes
-    videos = [row for row in rows if work.record("latents", row)]
-    counts = Counter(target_bucket(work, row) for row in videos)
-    notes += [
-        f"bucket {bucket}: {f'{counts[bucket]} clips' if counts[bucket] else 'no clip fits it'}"
-        for bucket in work.options.buckets
-    ]
-    rates = sorted({round(float((work.values("latents", row) or {})["fps"]), 3) for row, size in _sized(videos, work)})
+    counts: Counter[Bucket] = Counter()
+    rates: set[float] = set()
+    silent = 0
+    for row in rows:
+        if video := work.values("latents", row):
+            bucket = target_bucket(work, row)
+            counts[bucket] += 1
+            rates |= {round(float(video["fps"]), 3)} if bucket.frames > 1 else set()
+        if sound := work.values("audio_latents", row):
+            silent += not sound.get("present", 1)
+    for bucket in work.options.buckets:
+        notes.append(f"bucket {bucket}: " + (f"{counts[bucket]} clips" if counts[bucket] else "no clip fits it"))
     if len(rates) > 1:
-        notes.append(f"frame rates are {', '.join(f'{rate:g}' for rate in rates)}: --fps makes them equal")
-    sounds = [work.values("audio_latents", row) for row in rows]
-    silent = sum(values is not None and not values.get("present", 1) for values in sounds)
+        notes.append(f"frame rates are {', '.join(f'{rate:g}' for rate in sorted(rates))}: --fps makes them equal")
     if silent:
         notes.append(f"{silent} clips are silent: kept, marked as such")
-
-
-def _sized(rows: Sequence[Row], work: Workspace) -> list[tuple[Row, int]]:
-    """Rows whose target is no still, with their frame count."""
-    sizes = [(row, target_bucket(work, row).frames) for row in rows]
-    return [(row, frames) for row, frames in sizes if frames > 1]

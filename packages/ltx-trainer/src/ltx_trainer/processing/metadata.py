@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,11 @@ class Row:
     caption: str
     media: Mapping[str, Path]
 
+    @property
+    def target(self) -> Path:
+        """The video, or the audio of a row without one."""
+        return self.media.get("video") or self.media["audio"]
+
 
 def read_rows(path: str | Path, video_column: str | None = None, caption_column: str | None = None) -> list[Row]:
     """The examples a metadata file lists; of two with the same video the later counts.
@@ -51,8 +56,16 @@ def read_rows(path: str | Path, video_column: str | None = None, caption_column:
         raise ConfigError(f"{path} has no column 'caption'; its columns are {', '.join(columns)}: name yours")
     if not roles.keys() & {"video", "audio"}:
         raise ConfigError(f"{path} has no column 'video' or 'audio'; its columns are {', '.join(columns)}: name yours")
-    rows = (row for number, record in enumerate(records, 1) for row in _row(path, number, record, roles))
-    return list({row.stem: row for row in rows}.values())
+    rows: dict[Path, Row] = {}
+    for number, record in enumerate(records, 1):
+        row = _row(path, number, record, roles)
+        rival = rows.get(row.stem)
+        if rival is not None and rival.target != row.target:
+            raise ConfigError(
+                f"{path}: {rival.target} and {row.target} differ in their suffix only, rename one of them"
+            )
+        rows[row.stem] = row
+    return list(rows.values())
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -103,8 +116,7 @@ def output_stem(media: str | Path, folder: Path) -> Path:
     return relative.with_suffix("")
 
 
-def _row(path: Path, number: int, record: Mapping[str, Any], roles: Mapping[str, str]) -> Sequence[Row]:
-    """The row of a record; none where it names no video and no audio."""
+def _row(path: Path, number: int, record: Mapping[str, Any], roles: Mapping[str, str]) -> Row:
     caption = record.get(roles["caption"])
     if caption is None:
         raise ConfigError(f"{path}: row {number} has no {roles['caption']}")
@@ -114,4 +126,4 @@ def _row(path: Path, number: int, record: Mapping[str, Any], roles: Mapping[str,
     if target is None:
         raise ConfigError(f"{path}: row {number} names no video and no audio")
     files = {role: path.parent / file for role, file in media.items()}
-    return [Row(output_stem(target, path.parent), str(caption), files)]
+    return Row(output_stem(target, path.parent), str(caption), files)

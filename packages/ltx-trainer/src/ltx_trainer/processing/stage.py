@@ -126,9 +126,8 @@ def run_stage(stage: Stage, rows: Sequence[Row], work: Workspace) -> None:
 
     Raises `CheckpointError` when the disk refuses a record; the ones before it stay.
     """
-    have = [] if work.options.overwrite else [row for row in rows if work.record(stage.directory, row)]
-    missing = [row for row in rows if row not in have] if have else list(rows)
-    work.report.present[stage.directory] += len(have)
+    missing = [row for row in rows if work.options.overwrite or not work.record(stage.directory, row)]
+    work.report.present[stage.directory] += len(rows) - len(missing)
 
     def attempt(row: Row) -> tuple[Row, Prepared | LtxError]:
         try:
@@ -173,10 +172,14 @@ def _skip(stage: Stage, rows: Sequence[Row], error: LtxError, report: Report) ->
     report.skipped += [(stage.directory, str(row.stem), str(error)) for row in rows]
 
 
+def rank() -> int:
+    """The number of this process where a launcher started several."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def share(rows: Sequence[Row]) -> Sequence[Row]:
     """The rows of this process when a launcher started several: every n-th from its rank on."""
-    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    return rows[rank::count]
+    return rows[rank() :: int(os.environ.get("WORLD_SIZE", "1"))]
 
 
 def default_device() -> str:

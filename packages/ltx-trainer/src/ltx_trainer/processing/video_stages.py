@@ -151,8 +151,13 @@ def fitted_frames(
 def _fit_bucket(
     path: Path, info: VideoInfo, rate: float | None, crop: tuple[float, float], work: Workspace
 ) -> tuple[Bucket, Tensor]:
-    """A clip in the bucket that suits it; a file with fewer frames than its header says gets a shorter one."""
+    """A clip in the bucket that suits it; a file with fewer frames than its header says gets a shorter one.
+
+    A video becomes a still only where all buckets are for stills.
+    """
     buckets, available = work.options.buckets, info.frames
+    if not is_image(path):
+        buckets = tuple(bucket for bucket in buckets if bucket.frames > 1) or buckets
     if rate is not None:
         available = round(info.frames * rate / info.fps)
     while True:
