@@ -174,7 +174,7 @@ def short_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_results_have_the_documented_shapes(session: Session) -> None:
     names = session.names
-    assert names["new_latent"].shape == (1, 7 * 16 * 24, 128)
+    assert names["final_target"].shape == (1, 7 * 16 * 24, 128)
     assert names["vae_decoder"].given[-1] == (1, 128, 7, 16, 24)
     assert names["audio_decoder"].given[-1] == (1, 8, 50, 16)
     assert torch.isfinite(names["video"].latent).all() and torch.isfinite(names["audio"].latent).all()

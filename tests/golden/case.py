@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+TINY_CHECKPOINT = REPOSITORY / "tests" / "data" / "tiny-checkpoint"  # random weights: LTX-2 19B layout, Gemma 3, LoRAs
 
 
 def golden_root() -> Path:

@@ -549,5 +549,6 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("samplers", "res2s_coefficients"): res2s_solver_coefficients,
     ("denoisers", "simple"): sampling_cases.one_call,
     ("denoisers", "guided"): sampling_cases.one_call,
+    ("denoisers", "factory"): sampling_cases.one_call,
     **{("samplers", name): sampling_cases.whole_run for name in sampling_cases.LOOPS},
 }

@@ -18,7 +18,6 @@ from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_trainer.loop import LoopSettings, train
 from ltx_trainer.lora import LoraSettings, add_lora, load_lora, lora_layers, lora_tensors
 from ltx_trainer.models import LORA_NAME, choose_trainable, load_connectors
-from ltx_trainer.schedules import learning_rate_schedule
 from ltx_trainer.timestep_samplers import make_timestep_sampler
 from ltx_trainer.training_strategies.strategies import make_strategy
 from ltx_trainer.transformer_task import TransformerObjective
@@ -78,7 +77,7 @@ def alpha_applied(network: nn.Module) -> nn.Module:
 
 
 class ReplayedObjective(nn.Module):
-    """An objective whose draws are recorded ones, with the gradients it made and, if given, those put in their place."""
+    """An objective whose draws are recorded ones, which remembers what it made of them."""
 
     def __init__(self, objective: TransformerObjective, named: dict[str, nn.Parameter]) -> None:
         super().__init__()
