@@ -23,7 +23,7 @@ from ltx_core.model.video_vae.frames import decode_video
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
 from ltx_core.types import VideoLatentShape, VideoPixelShape
 from ltx_pipelines.ltxv_noise import GeneratorNoise, Noise
-from ltx_pipelines.ltxv_sampler import LTXVContexts, PassSettings, denoise
+from ltx_pipelines.ltxv_sampler import TOLERANCE, LTXVContexts, PassSettings, denoise
 from ltx_pipelines.ltxv_schedule import SchedulerConfig, guidance_per_step, pass_levels
 from ltx_pipelines.ltxv_settings import LTXVConfig, Sampling
 from ltx_pipelines.ltxv_tokens import (
@@ -161,7 +161,7 @@ class LTXVideoPipeline:
         scheduler = SchedulerConfig.chosen(self.config.sampler, self.ledger.config)
         levels = pass_levels(sampling, scheduler, cells)
         guidance = guidance_per_step(sampling, levels)
-        if has_source and levels[0] >= 1:
+        if has_source and levels[0] > 1 - TOLERANCE:
             raise ConfigError(
                 "timesteps begin at 1, expected less than 1 where there is a clip to start from: "
                 "raise skip_initial_inference_steps"

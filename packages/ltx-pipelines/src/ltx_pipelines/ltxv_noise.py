@@ -2,7 +2,8 @@
 
 Draws are made in a fixed order: the initial noise as tokens ``[1, F*H*W, C]``; one ``[1, C, f, h, w]`` per soft
 condition; per step ``[1, N, C]`` where hard conditions are noised again, then ``[1, N, C]`` where sampling is
-stochastic; a second pass does all that once more; last the decoder's. Posterior draws come before the condition's own.
+stochastic; a second pass does all that once more; last the decoder's. Posterior draws are made where pixels are
+encoded: a source clip's before the initial noise, conditions' after it and before their own noise.
 """
 
 from __future__ import annotations
