@@ -121,6 +121,11 @@ class StreamPlan:
     conditions: tuple[TaggedCondition, ...] = ()
     guidance: MultiModalGuiderParams | None = None  # None: one plain pass
 
+    def __post_init__(self) -> None:
+        if self.guidance is not None and self.guidance.stg_blocks is not None:
+            blocks = tuple(self.guidance.stg_blocks)  # lists from JSON and from callers compare equal
+            object.__setattr__(self, "guidance", replace(self.guidance, stg_blocks=blocks))
+
 
 @dataclass(frozen=True)
 class SamplerPlan:

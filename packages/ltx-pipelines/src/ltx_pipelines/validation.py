@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ltx_core.errors import ConditioningError, ConfigError, MediaError
+from ltx_core.errors import CheckpointError, ConditioningError, ConfigError, MediaError
 from ltx_pipelines.plan import Condition, ImageCondition, KeyframeSlots, Plan, ReferenceCondition, Source, StagePlan
 from ltx_pipelines.utils.media_io import decode_image, probe_video, read_audio
 from ltx_pipelines.utils.model_ledger import ModelLedger
@@ -21,7 +21,7 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
         raise ConfigError("prompt is empty, expected a description of the clip")
     if not -(2**63) <= plan.seed < 2**63:
         raise ConfigError(f"seed is {plan.seed}, expected a 64-bit integer")
-    check_files(plan)
+    check_files(plan, ledger)
     check_sizes(plan, ledger)
     check_components(plan, ledger)
     for stage, condition in plan.conditions():
@@ -30,15 +30,16 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
         check_source(name, source, plan)
 
 
-def check_files(plan: Plan) -> None:
-    """Every file of the model is there."""
+def check_files(plan: Plan, ledger: ModelLedger) -> None:
+    """Every file of the model is there, and every adapter is one for this transformer."""
     for slot, path in plan.models.paths():
         if not Path(path).exists():
             raise ConfigError(f"{slot} is {path}, which does not exist")
-    for stage in plan.stages:
-        for lora in stage.loras:
-            if not Path(lora.path).is_file():
-                raise ConfigError(f"lora is {lora.path}, which does not exist")
+    for lora in {lora for stage in plan.stages for lora in stage.loras}:
+        if not Path(lora.path).is_file():
+            raise ConfigError(f"lora is {lora.path}, which does not exist")
+        if not ledger.checkpoint.weights("transformer").changed_by([ledger.lora(lora).at(1.0)]):
+            raise CheckpointError(f"{lora.path} fits no layer of this transformer: it is for another model")
 
 
 def check_sizes(plan: Plan, ledger: ModelLedger) -> None:
@@ -52,7 +53,7 @@ def check_sizes(plan: Plan, ledger: ModelLedger) -> None:
 
 
 def check_components(plan: Plan, ledger: ModelLedger) -> None:
-    """Every network the plan uses is in the files, and every adapter is one for this transformer."""
+    """Every network the plan uses is in the files."""
     wanted = {"transformer", "embeddings"}
     for name in plan.stages[-1].streams:
         wanted |= set(NEEDS[name])
