@@ -31,7 +31,7 @@ from ltx_pipelines.ltxv_media import PaddedSize, blur, crop_to_aspect, load_cond
 from ltx_pipelines.ltxv_noise import GeneratorNoise, RecordedNoise
 from ltx_pipelines.ltxv_sampler import LTXVContexts, TokenLevels
 from ltx_pipelines.ltxv_schedule import SchedulerConfig, StepGuidance, entry_per_step, guidance_per_step, pass_levels
-from ltx_pipelines.ltxv_settings import PUBLISHED, LTXVConfig, Sampling, read_config
+from ltx_pipelines.ltxv_settings import PUBLISHED, LTXVConfig, Sampling, find_config, read_config
 from ltx_pipelines.ltxv_tokens import EncodedCondition, LTXVCondition, Placement
 from ltx_pipelines.utils.media_io import read_frames, read_recipe
 from ltx_pipelines.utils.model_ledger import ModelLedger
@@ -155,6 +155,14 @@ class TestSettings:
         assert (second.guidance_scale, second.cfg_star_rescale) == ((1.0, 4.0), True)
         assert config.checkpoint_path == str(tmp_path / "model.safetensors")
         assert config.spatial_upscaler_model_path == "gone"
+
+    def test_configs_are_found_by_name_or_file(self, tmp_path: Path) -> None:
+        for name in ("13b-0.9.8-dev", "ltxv-13b-0.9.8-dev", "configs/ltxv-13b-0.9.8-dev.yaml"):
+            assert find_config(name) is PUBLISHED["13b-0.9.8-dev"]
+        (tmp_path / "own.yaml").write_text("num_inference_steps: 3")
+        assert find_config(tmp_path / "own.yaml").passes == (Sampling(num_inference_steps=3),)
+        with pytest.raises(ConfigError, match="2b-0.9.6-dev"):
+            find_config("ltxv-13b-0.9.7-dev.yaml")
 
     @pytest.mark.parametrize(
         ("given", "message"),

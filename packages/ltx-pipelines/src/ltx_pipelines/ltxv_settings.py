@@ -182,3 +182,17 @@ PUBLISHED: Mapping[str, LTXVConfig] = {
     "13b-0.9.8-dev": _published(FIRST_13B, SECOND_13B),
     "13b-0.9.8-distilled": _published(FIRST_DISTILLED, replace(SECOND_DISTILLED, tone_map_compression_ratio=0.6)),
 }
+
+
+def find_config(name: str | Path) -> LTXVConfig:
+    """The config of a YAML file, or a published one by its name or that of its file (``ltxv-13b-0.9.8-dev.yaml``).
+
+    Raises ``ConfigError`` that lists the published ones.
+    """
+    path = Path(name)
+    if path.is_file():
+        return read_config(path)
+    short = path.name.removesuffix(".yaml").removeprefix("ltxv-")
+    if short not in PUBLISHED:
+        raise ConfigError(f"pipeline config is {str(name)!r}, expected a YAML file or one of {', '.join(PUBLISHED)}")
+    return PUBLISHED[short]
