@@ -175,8 +175,10 @@ class Res2sDiffusionStep:
         """
         sigma, sigma_next = sigmas[step_index], sigmas[step_index + 1]
         alpha_ratio, sigma_down, sigma_up = self.get_sde_coeff(sigma_next, sigma_up=sigma_next * eta)
-        if bool(((sigma_up == 0) | (sigma_next == 0) | (sigma == sigma_next)).any()):
+        noiseless = ((sigma_up == 0) | (sigma_next == 0) | (sigma == sigma_next)).any()
+        if sigmas.ndim == 1 and noiseless:
             return denoised_sample
         epsilon = (sample - denoised_sample) / (sigma - sigma_next)
         clean = sample - sigma * epsilon
-        return (alpha_ratio * (clean + sigma_down * epsilon) + sigma_up * noise).to(denoised_sample.dtype)
+        result = (alpha_ratio * (clean + sigma_down * epsilon) + sigma_up * noise).to(denoised_sample.dtype)
+        return result if sigmas.ndim == 1 else torch.where(noiseless, denoised_sample, result)

@@ -68,7 +68,7 @@ class Res2sSampler:
         anchors, x0, midpoints = {}, {}, {}
         for name, state in states.items():
             wide = widest_dtype(state.latent.device)
-            anchors[name], x0[name] = state.latent.to(wide), held(state, results[name], wide)
+            anchors[name], x0[name] = state.latent.to(wide), held(state, results[name]).to(wide)
             midpoint = torch.lerp(anchors[name], x0[name], h * a21)
             noise = self.noise(state.latent, memory.generators["substep"])
             midpoints[name] = self._add_noise(state, anchors[name], midpoint, (start, middle), noise, SUBSTEP_ETA)
@@ -80,7 +80,7 @@ class Res2sSampler:
         ends = {}
         for name, state in states.items():
             anchor = anchors[name]
-            slope = b1 * (x0[name] - anchor) + b2 * (held(state, second[name], anchor.dtype) - anchor)
+            slope = b1 * (x0[name] - anchor) + b2 * (held(state, second[name]) - anchor)
             noise = self.noise(state.latent, memory.generators["step"])
             ends[name] = self._add_noise(state, anchor, anchor + h * slope, (start, end), noise, self.eta)
         return self._cast(states, ends)

@@ -176,7 +176,8 @@ def advance(states: States, new_latent: Callable[[str, LatentState], Tensor]) ->
 
 def held(state: LatentState, result: DenoisedLatentResult, dtype: torch.dtype | None = None) -> Tensor:
     """The x0 prediction with held tokens at their clean content, in ``dtype`` or its own."""
-    return post_process_latent(result.denoised.to(dtype), state.denoise_mask, state.clean_latent)
+    denoised = result.denoised if dtype is None else result.denoised.to(dtype)
+    return post_process_latent(denoised, state.denoise_mask, state.clean_latent)
 
 
 def seeded(states: States, seed: int) -> torch.Generator:

@@ -49,10 +49,8 @@ class VideoGeneratedKeyframeSlots:
         return replace(state, keyframes_mask=marks, generated_keyframe_layout=layout)
 
     def _check(self, latent_state: LatentState, latent_tools: VideoLatentTools) -> None:
-        indices, frames = (
-            list(self.pixel_frame_indices),
-            latent_tools.target_shape.upscale(latent_tools.scale_factors).frames,
-        )
+        indices = list(self.pixel_frame_indices)
+        frames = latent_tools.target_shape.upscale(latent_tools.scale_factors).frames
         if latent_state.generated_keyframe_layout is not None:
             raise ConditioningError("the state already has keyframe slots, expected one slots item per video")
         if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= frames:
