@@ -27,6 +27,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ltx_core.errors import ConfigError
 from ltx_trainer.draws import Draws, GeneratorDraws, derived_seed
@@ -43,7 +45,8 @@ FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_fro
 class Task(Protocol):
     """What is trained. `module(batch, draws)` gives named losses; the one called ``loss`` is minimised."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module: ...
 
     def batches(self, first_micro_step: int, rank: int, world_size: int) -> Iterator[Any]:
         """Endless batches from micro-step ``first_micro_step`` on; a function of the position, not of history."""
@@ -78,6 +81,7 @@ class LoopSettings:
     validation_interval: int | None = None
     validate_first: bool = False
     save_state: str = "full"  # full | minimal | off
+    offload_optimizer: bool = False  # keep the optimizer's moments on the CPU during validation
     resume: bool = True
     seed: int = 42
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
@@ -135,6 +139,47 @@ def make_optimizer(parameters: list[nn.Parameter], settings: LoopSettings) -> to
     raise ConfigError(f"optimizer_type is {settings.optimizer_type!r}, expected adamw or adamw8bit")
 
 
+def prepared(module: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The module as this launch needs it: as it is, replicated, or sharded where the launcher asks for FSDP2.
+
+    Frozen tensors are the same files in every process, so replication leaves them alone.
+    """
+    if getattr(accelerator, "is_fsdp2", False):
+        shard(module, accelerator)
+        return module
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, frozen)
+    return cast(nn.Module, accelerator.prepare_model(module))
+
+
+def shard(module: nn.Module, accelerator: Accelerator) -> None:
+    """Shard networks that say which of their parts stay whole (``NO_SPLIT_MODULES``), or the module itself."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    plugin = accelerator.state.fsdp_plugin
+    options: dict[str, Any] = {
+        "reshard_after_forward": plugin.reshard_after_forward,
+        "mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+    }
+    if plugin.cpu_offload:
+        options["offload_policy"] = plugin.cpu_offload
+    networks = [network for network in module.modules() if hasattr(network, "NO_SPLIT_MODULES")] or [module]
+    for network in networks:
+        whole = getattr(network, "NO_SPLIT_MODULES", ())
+        for part in network.modules():
+            if type(part).__name__ in whole:
+                fully_shard(part, **options)
+        fully_shard(network, **options)
+
+
+def move_state(optimizer: torch.optim.Optimizer, device: torch.device | str) -> None:
+    """Move the optimizer's moments."""
+    for slots in optimizer.state.values():
+        for name, value in slots.items():
+            if isinstance(value, Tensor) and value.ndim and not isinstance(value, DTensor):
+                slots[name] = value.to(device)
+
+
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
     """An event that SIGINT and SIGTERM set, so that the step in progress ends and a state is written."""
@@ -171,7 +216,7 @@ class _Run:
             settings.scheduler_params,
             settings.warmup_steps,
         )
-        self.module = accelerator.prepare_model(task.module)
+        self.module = prepared(task.module, accelerator)
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(parameters, settings)
         self.step = 0
@@ -180,6 +225,11 @@ class _Run:
             self.restore(state)
         if settings.ema_decay is not None and not self.ema:
             self.ema = {name: tensor.clone() for name, tensor in self.trainable().items()}
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether every process holds the whole module, and gradients are averaged after the backward pass."""
+        return isinstance(self.module, DistributedDataParallel)
 
     def trainable(self) -> dict[str, Tensor]:
         """Trainable tensors by name, live (sharded ones stay sharded)."""
@@ -260,7 +310,7 @@ class _Run:
             batch = next(batches)
             waited += time.perf_counter() - asked
             last = micro == count - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.module):
+            with nullcontext() if last or not self.is_replicated else self.accelerator.no_sync(self.module):
                 with self.accelerator.autocast():
                     losses = self.module(batch, self.draws(self.step * count + micro))
                 self.accelerator.backward(losses["loss"] / count)
@@ -275,6 +325,7 @@ class _Run:
         names = sorted(totals)
         means = self.accelerator.reduce(torch.stack([totals[name] for name in names]), "mean").tolist()
         seconds = time.perf_counter() - started
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return StepReport(self.step, dict(zip(names, means, strict=True)), rate, float(norm or 0.0), seconds, waited)
 
     def update_ema(self) -> None:
@@ -293,11 +344,15 @@ class _Run:
         for name, tensor in self.ema.items():
             live[name].copy_(tensor)
         self.task.module.eval()
+        if self.settings.offload_optimizer:
+            move_state(self.optimizer, "cpu")
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.accelerator.autocast():
                 return self.task.validate(self.step, self.folder / "samples")
         finally:
             self.task.module.train()
+            if self.settings.offload_optimizer:
+                move_state(self.optimizer, self.accelerator.device)
             for name, tensor in kept.items():
                 live[name].copy_(tensor)
 

@@ -1,11 +1,13 @@
 """Making a large frozen transformer fit: 8-bit weights, blocks that wait on the CPU, and what a run will need.
 
 A frozen weight is needed twice, in the forward and in the backward pass, but its gradient never. So it is stored in 8
-bits with one scale per output row and widened where it is used, and a block may leave the device between the two passes.
+bits with one scale per output row and widened where it is used, and a block may leave the device between the passes.
 """
 
 from __future__ import annotations
 
+import resource
+import sys
 from typing import Any
 
 import torch
@@ -116,8 +118,9 @@ class BlockSwap:
         """Move everything but the swapped blocks' frozen weights to the device."""
         held = {id(parameter) for block in self.swapped for _, _, parameter in _frozen(block)}
         for module in network.modules():
-            for store in (module._parameters, module._buffers):
-                for leaf, tensor in list(store.items()):
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for store in stores:
+                for leaf, tensor in store.items():
                     if tensor is not None and id(tensor) not in held:
                         store[leaf] = _moved(tensor, self.device)
 
@@ -157,17 +160,5 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes this process has held so far: of the accelerator, or of resident memory on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-@torch.no_grad()
-def offloaded(optimizer: torch.optim.Optimizer, device: torch.device | str) -> None:
-    """Move the optimizer's state, to the CPU before a validation and back after it."""
-    for slots in optimizer.state.values():
-        for name, value in slots.items():
-            if isinstance(value, Tensor) and value.ndim:
-                slots[name] = value.to(device)

@@ -22,6 +22,7 @@ from ltx_core.guidance.perturbations import (
     PerturbationType,
 )
 from ltx_core.model.transformer.modality import Modality
+from ltx_core.model.transformer.model import LTXModel
 from ltx_core.text_encoders.gemma.embeddings import EmbeddingsProcessor
 from ltx_core.text_encoders.gemma.feature_extractor import PromptFeatures
 from ltx_trainer.draws import Draws
@@ -42,7 +43,7 @@ class TransformerObjective(nn.Module):
 
     def __init__(
         self,
-        transformer: nn.Module,
+        transformer: LTXModel,
         connectors: EmbeddingsProcessor,
         strategy: Strategy,
         caption_dropout: float = 0.0,
@@ -62,19 +63,17 @@ class TransformerObjective(nn.Module):
         self.caption_dropout, self.empty_caption = caption_dropout, empty_caption
         self.mark_keyframes = mark_keyframes
         self.reference_factors: tuple[int, int] | None = None
-        self.observed: dict[str, tuple[Tensor, Tensor]] = {}  # modality -> (sigma [B], loss [B]) of the last batch
+        self.observed: dict[str, tuple[Tensor, Tensor]] = {}  # modality -> sigmas and losses of the last batch
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """``loss`` is what is minimised; ``loss_video`` and ``loss_audio`` are plain, over the examples that have it."""
+        """``loss`` is minimised; ``loss_video`` and ``loss_audio`` are plain means over the examples that have them."""
         device = next(self.transformer.parameters()).device
         batch = {key: to_device(source, device) for key, source in batch.items()}
         inputs = self.strategy.prepare_training_inputs(batch, draws)
         self._keep_reference_factors(inputs.reference_factors)
         contexts = self.contexts(self._with_dropped_captions(batch["conditions"], draws))
         losses = self.strategy.compute_loss(self.predict(inputs, contexts), inputs)
-        self.observed = {
-            name: (inputs.modalities[name].sigma.detach(), loss.detach()) for name, loss in losses.modalities.items()
-        }
+        self.observed = {name: examples_with(inputs.modalities[name], loss) for name, loss in losses.modalities.items()}
         return {"loss": losses.total.mean(), **mean_losses(losses, inputs)}
 
     def predict(self, inputs: TrainingInputs, contexts: Contexts) -> dict[str, Tensor]:
@@ -180,6 +179,15 @@ def skip_absent(inputs: TrainingInputs) -> BatchedPerturbationConfig | None:
             if not is_there:
                 row.append(Perturbation(READERS[name]))
     return BatchedPerturbationConfig([PerturbationConfig(row) for row in skipped])
+
+
+def examples_with(modality: ModalityInputs, loss: Tensor) -> tuple[Tensor, Tensor]:
+    """Sigma and loss of the examples that have a modality."""
+    sigma, loss = modality.sigma.detach(), loss.detach()
+    if modality.present is None:
+        return sigma, loss
+    present = modality.present.to(loss.device).bool()
+    return sigma[present], loss[present]
 
 
 def mean_losses(losses: Losses, inputs: TrainingInputs) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderParams
 from ltx_core.components.noisers import GaussianNoiser
@@ -26,8 +26,7 @@ from ltx_core.conditioning.types.reference_cond import (
     VideoConditionByReferenceLatent,
 )
 from ltx_core.errors import ConditioningError, ConfigError
-from ltx_core.model.transformer.config import TransformerConfig
-from ltx_core.model.transformer.model import X0Model
+from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.sampling.denoisers import GuidedDenoiser
 from ltx_core.sampling.loop import SamplingStep, denoise
 from ltx_core.types import (
@@ -110,7 +109,7 @@ class ValidationSampler:
     """Makes the latents of prepared samples. ``transformer`` is the network being trained."""
 
     config: ValidationConfig
-    transformer: nn.Module
+    transformer: LTXModel
     scale_factors: SpatioTemporalScaleFactors
     dtype: torch.dtype = torch.bfloat16
 
@@ -126,7 +125,7 @@ class ValidationSampler:
     def tools(self, sample: PreparedSample) -> dict[str, LatentTools[Any]]:
         """Latent tools of the streams a sample has."""
         streams = dict.fromkeys(self._streams(sample))
-        config: TransformerConfig = self.transformer.config  # type: ignore[assignment]
+        config = self.transformer.config
         tools: dict[str, LatentTools[Any]] = {}
         if "video" in streams:
             assert config.video is not None
@@ -180,7 +179,7 @@ class ValidationSampler:
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.patchify_proj.weight.device  # type: ignore[union-attr, return-value]
+        return next(self.transformer.parameters()).device
 
     def _streams(self, sample: PreparedSample) -> list[str]:
         """Streams that are made, and those that are given whole."""
@@ -190,8 +189,7 @@ class ValidationSampler:
             for e in sample.conditions
             if isinstance(e.condition, SampleVideoToAudio | SampleAudioToVideo)
         }
-        config: TransformerConfig = self.transformer.config  # type: ignore[assignment]
-        return [name for name in config.streams if wanted[name] or name in given]
+        return [name for name in self.transformer.config.streams if wanted[name] or name in given]
 
     def _frozen(self, tools: LatentTools[Any], latent: Tensor) -> LatentState:
         latent = fitted(latent, tools.target_shape.frames).to(self.device, self.dtype)
@@ -221,6 +219,7 @@ def conditioning_item(encoded: EncodedCondition, tools: LatentTools[Any]) -> Con
     """What a condition does to a latent state. Raises `ConditioningError` when it does not fit the target."""
     if isinstance(tools, AudioLatentTools):
         return _audio_item(encoded, tools)
+    assert isinstance(tools, VideoLatentTools)
     condition, latent, shape = encoded.condition, encoded.latent, tools.target_shape
     match condition:
         case SampleFirstFrame():

@@ -1,0 +1,371 @@
+"""`LtxvTrainer`: a configuration becomes a run of the training loop over the transformer."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ltx_core.errors import ConfigError
+from ltx_core.model.transformer.model import LTXModel
+from ltx_trainer.config import TrainerConfig, write_config
+from ltx_trainer.datasets import BatchOrder, PrecomputedDataset, collate, read_batches
+from ltx_trainer.held_out import held_out_losses
+from ltx_trainer.hub import push_to_hub
+from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, StepReport, train
+from ltx_trainer.lora import LoraSettings, add_lora, load_lora, reference_metadata
+from ltx_trainer.memory import BlockSwap, peak_memory, quantize_frozen
+from ltx_trainer.model_files import ModelFiles
+from ltx_trainer.models import (
+    DTYPES,
+    LoraWriter,
+    ModelWriter,
+    choose_trainable,
+    find_weights,
+    load_connectors,
+    load_weights,
+    open_trainable,
+)
+from ltx_trainer.run_log import CsvLog, LiveView, Logs, TensorboardLog, WandbLog, figures_of
+from ltx_trainer.sigma_tracker import SigmaLossTracker
+from ltx_trainer.state import latest_state
+from ltx_trainer.timestep_samplers import make_timestep_sampler
+from ltx_trainer.training_strategies.config import VideoToVideoConfig
+from ltx_trainer.training_strategies.inputs import Batch
+from ltx_trainer.training_strategies.strategies import make_strategy
+from ltx_trainer.transformer_task import TransformerObjective, TransformerTask, working_dtype
+from ltx_trainer.validation_media import Studio
+from ltx_trainer.validation_sampler import PreparedSample, ValidationSampler, check_samples
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run came to. ``weights`` is None when it was stopped before anything was written."""
+
+    weights: Path | None
+    step: int
+    total_time_seconds: float
+    steps_per_second: float
+    samples_per_second: float
+    peak_gpu_memory_gb: float
+    global_batch_size: int
+    num_processes: int
+    stopped: bool = False
+
+
+class LtxvTrainer:
+    """Fine-tunes the transformer as a configuration says.
+
+    `train` runs to the end; iterate over `steps` to see every step yourself. Files and settings that cannot work are
+    refused on construction, as `ConfigError` or `CheckpointError`, before any weight is read.
+    """
+
+    def __init__(self, config: TrainerConfig, resume: bool = True) -> None:
+        """``resume`` False starts at step 0 even where the output folder holds a state."""
+        self.config = config
+        self.resume = resume and not config.checkpoints.no_resume
+        self.output = Path(config.output_dir)
+        self.last_files: list[Path] = []  # samples of the last validation
+        model = config.model
+        self.files = ModelFiles.of(
+            model.model_path, model.text_encoder_path, model.video_vae_path, model.audio_vae_path
+        )
+        self.checkpoint = open_trainable(self.files)
+        self.dataset = PrecomputedDataset(config.data.preprocessed_data_root, config.training_strategy.data_sources())
+        self.trained = list(range(len(self.dataset)))
+        self.held_out: list[int] = []
+        if config.data.held_out_samples:
+            self.trained, self.held_out = self.dataset.held_out(config.data.held_out_samples)
+        if self.validates:
+            streams = tuple(self.checkpoint.network_config("transformer").streams)
+            check_samples(config.validation, self.files.scale_factors(), streams)
+
+    # What a run is made of, each part built when it is first needed.
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state()  # precision is a run's own, not the process's
+        try:
+            return Accelerator(
+                mixed_precision=self.config.acceleration.mixed_precision_mode or "no",
+                device_placement=False,
+                kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            )
+        except ValueError as error:
+            mode = self.config.acceleration.mixed_precision_mode
+            raise ConfigError(f"mixed_precision_mode is {mode}, which does not work here: {error}") from error
+
+    @property
+    def validates(self) -> bool:
+        return self.config.validation.interval is not None and bool(self.config.validation.samples)
+
+    @property
+    def is_mixed(self) -> bool:
+        return self.config.acceleration.mixed_precision_mode not in (None, "no")
+
+    @cached_property
+    def transformer(self) -> LTXModel:
+        """The network with what is trained marked, on the device."""
+        config, device = self.config, self.accelerator.device
+        frozen_dtype = torch.bfloat16 if self.is_mixed else torch.float32
+        network = self.checkpoint.build("transformer", frozen_dtype)
+        assert isinstance(network, LTXModel)
+        if config.acceleration.quantization is not None:
+            quantize_frozen(network, config.acceleration.quantization, device if device.type != "cpu" else None)
+        if config.lora is not None and config.model.training_mode == "lora":
+            add_lora(network, lora_settings(config), config.seed)
+        else:
+            choose_trainable(network, config.model.trainable_modules)
+        if config.model.load_checkpoint is not None:
+            path = find_weights(Path(config.model.load_checkpoint).expanduser())
+            load_lora(network, path) if config.model.training_mode == "lora" else load_weights(network, path)
+            logger.info("starting from %s", path)
+        swap = config.acceleration.blocks_to_swap
+        if swap and config.model.training_mode == "full":
+            raise ConfigError(f"blocks_to_swap is {swap}; blocks that are trained stay on the device, expected 0")
+        network.enable_gradient_checkpointing(config.optimization.enable_gradient_checkpointing or swap > 0)
+        if swap:
+            BlockSwap(network, swap, device).place(network)
+            return network
+        return network.to(device)
+
+    @cached_property
+    def objective(self) -> TransformerObjective:
+        config = self.config
+        sampling = config.flow_matching
+        sampler = make_timestep_sampler(sampling.timestep_sampling_mode, sampling.timestep_sampling_params)
+        dtype = torch.bfloat16 if self.is_mixed else torch.float32
+        audio = self.checkpoint.network_config("transformer").audio is not None
+        dropout = config.optimization.caption_dropout
+        return TransformerObjective(
+            self.transformer,
+            load_connectors(self.checkpoint, dtype, self.accelerator.device, audio),
+            make_strategy(config.training_strategy, sampler, self.files.scale_factors()),
+            caption_dropout=dropout,
+            empty_caption=self.dataset.empty_caption() if dropout > 0 else None,
+        )
+
+    @cached_property
+    def order(self) -> BatchOrder:
+        """The order of the batches of all processes together."""
+        size = self.config.optimization.batch_size * self.accelerator.num_processes
+        return BatchOrder.of(self.dataset, size, self.config.seed, self.trained)
+
+    def batches(self, first: int, rank: int, world_size: int) -> Iterator[Batch]:
+        """Endless batches from micro-step ``first`` on."""
+        workers = self.config.data.num_dataloader_workers
+        return read_batches(self.dataset, self.order, first, rank, world_size, workers)
+
+    def held_out_batches(self) -> Iterator[Batch]:
+        for index in self.held_out:
+            yield collate([self.dataset[index]])
+
+    @cached_property
+    def samples(self) -> list[PreparedSample]:
+        """This process's share of the validation samples, encoded; all of them where weights are sharded."""
+        if not self.validates:
+            return []
+        config = self.config.validation
+        share = (
+            slice(None)
+            if self.is_sharded
+            else slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        )
+        return self.studio.prepare(config.model_copy(update={"samples": config.samples[share]}))
+
+    @property
+    def is_sharded(self) -> bool:
+        return bool(getattr(self.accelerator, "is_fsdp2", False))
+
+    @cached_property
+    def studio(self) -> Studio:
+        return Studio(self.files, self.accelerator.device, torch.bfloat16 if self.is_mixed else torch.float32)
+
+    @cached_property
+    def task(self) -> TransformerTask:
+        precision = DTYPES[self.config.checkpoints.precision]
+        if self.config.model.training_mode == "lora":
+            legacy = isinstance(self.config.training_strategy, VideoToVideoConfig)
+            objective = self.objective
+            write: Any = LoraWriter(
+                self.transformer, precision, lambda: reference_metadata(objective.reference_factors, legacy)
+            )
+        else:
+            write = ModelWriter(self.checkpoint, precision)
+        return TransformerTask(self.objective, self.batches, write, self.validate)
+
+    def validate(self, step: int, folder: Path) -> Mapping[str, float]:
+        """Make and write the samples, measure the held-out loss."""
+        figures: dict[str, float] = {}
+        if self.held_out:
+            figures |= held_out_losses(self.objective, self.held_out_batches, self.config.seed)
+        files: list[Path] = []
+        if self.samples:
+            sampler = ValidationSampler(
+                self.config.validation, self.transformer, self.files.scale_factors(), working_dtype(self.transformer)
+            )
+            made = [sampler.latents(sample) for sample in self.samples]
+            if not self.is_sharded or self.accelerator.is_main_process:
+                stem = folder / f"step_{step:06d}"
+                files = self.studio.write(made, self.samples, stem, *self._numbering())
+        self.last_files = files
+        return figures
+
+    def _numbering(self) -> tuple[int, int]:
+        """(number of this process's first sample, distance to its next)."""
+        if self.is_sharded:
+            return 1, 1
+        return 1 + self.accelerator.process_index, self.accelerator.num_processes
+
+    @property
+    def settings(self) -> LoopSettings:
+        """The configuration as the loop takes it."""
+        config, optimization = self.config, self.config.optimization
+        judged = self.validates or (bool(self.held_out) and config.validation.interval is not None)
+        return LoopSettings(
+            steps=optimization.steps,
+            learning_rate=optimization.learning_rate,
+            scheduler_type=optimization.scheduler_type,
+            scheduler_params=optimization.scheduler_params,
+            warmup_steps=optimization.warmup_steps,
+            optimizer_type=optimization.optimizer_type,
+            optimizer_params=optimization.optimizer_params,
+            gradient_accumulation_steps=optimization.gradient_accumulation_steps,
+            max_grad_norm=optimization.max_grad_norm,
+            ema_decay=optimization.ema_decay,
+            mixed_precision=config.acceleration.mixed_precision_mode or "no",
+            checkpoint_interval=config.checkpoints.interval,
+            keep_last_n=config.checkpoints.keep_last_n,
+            validation_interval=config.validation.interval if judged else None,
+            validate_first=judged and not config.validation.skip_initial_validation,
+            save_state=config.checkpoints.save_training_state,
+            offload_optimizer=config.acceleration.offload_optimizer_during_validation,
+            resume=self.resume,
+            seed=config.seed,
+            fingerprint=fingerprint(config),
+        )
+
+    # Running it.
+
+    def steps(self) -> Iterator[StepReport]:
+        """Train; yields after every optimizer step. The output folder gets its configuration first."""
+        if self.accelerator.is_main_process:
+            write_config(self.config, self.output / "training_config.yaml")
+        if self.validates:
+            _ = self.samples  # the text encoder and the VAEs are done before the transformer is there
+        yield from train(self.task, self.settings, self.output, self.accelerator)
+
+    def train(
+        self, live: bool = True, callback: Callable[[int, int, list[Path]], None] | None = None
+    ) -> TrainingResult:
+        """Train to the end, or until SIGINT or SIGTERM; ``callback(step, total, sample files)`` follows each step."""
+        total, device = self.config.optimization.steps, self.accelerator.device
+        first = self._first_step()
+        if first >= total:
+            raise ConfigError(f"optimization.steps is {total}, {self.output} is at step {first} already")
+        logs, started = self._logs(first), time.monotonic()
+        report: StepReport | None = None
+        weights: Path | None = None
+        main = self.accelerator.is_main_process
+        with LiveView(total, lambda: peak_memory(device), live=live and main) as view:
+            if not main:
+                view.console.quiet = True
+            for report in self.steps():
+                self._log(logs, view, report)
+                weights = next((path for path in report.files if "weights" in path.name), weights)
+                if callback is not None:
+                    callback(report.step, total, self.last_files)
+        result = self._result(report, weights, first, time.monotonic() - started)
+        logs.write(result.step, {"stats/steps_per_second": result.steps_per_second})
+        logs.close()
+        if main and weights is not None and not result.stopped and self.config.hub.push_to_hub:
+            push_to_hub(self.config, weights, sorted((self.output / "samples").glob(f"step_{result.step:06d}_*")))
+        return result
+
+    def _first_step(self) -> int:
+        state = latest_state(self.output / CHECKPOINT_FOLDER) if self.resume else None
+        return 0 if state is None else state.step
+
+    def _logs(self, first: int) -> Logs:
+        if not self.accelerator.is_main_process:
+            return Logs([])
+        logs = Logs([CsvLog(self.output, first), TensorboardLog(self.output, first)])
+        if self.config.wandb.enabled:
+            logs.members.append(WandbLog(self.output, self.config.wandb, self.config.model_dump(mode="json")))
+        return logs
+
+    def _log(self, logs: Logs, view: LiveView, report: StepReport) -> None:
+        figures = dict(report.metrics)
+        if report.losses:
+            view.update(report)
+            figures |= figures_of(report) | self._losses_by_sigma()
+        for path in report.files:
+            view.note(f"saved {path}")
+        if report.stopped:
+            view.note(f"stopped after step {report.step}; run it again to go on")
+        if logs.members:
+            logs.write(report.step, figures)
+            if report.metrics or self.last_files:
+                logs.show(report.step, self.last_files)
+
+    def _losses_by_sigma(self) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        if self.accelerator.is_main_process:
+            for name, (sigmas, losses) in self.objective.sigma_losses().items():
+                tracker = SigmaLossTracker(prefix=f"train/loss_{name}")
+                tracker.update(sigmas, losses)
+                figures |= tracker.metrics()
+        return figures
+
+    def _result(self, report: StepReport | None, weights: Path | None, first: int, seconds: float) -> TrainingResult:
+        step = first if report is None else report.step
+        optimization, processes = self.config.optimization, self.accelerator.num_processes
+        batch = optimization.batch_size * optimization.gradient_accumulation_steps * processes
+        speed = (step - first) / max(seconds, 1e-9)
+        device = self.accelerator.device
+        return TrainingResult(
+            weights=weights,
+            step=step,
+            total_time_seconds=seconds,
+            steps_per_second=speed,
+            samples_per_second=speed * batch,
+            peak_gpu_memory_gb=peak_memory(device) / 2**30 if device.type == "cuda" else 0.0,
+            global_batch_size=batch,
+            num_processes=processes,
+            stopped=report is not None and report.stopped,
+        )
+
+
+def lora_settings(config: TrainerConfig) -> LoraSettings:
+    """The ``lora`` section as the adapter takes it."""
+    lora = config.lora
+    assert lora is not None
+    return LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.target_modules)
+
+
+def fingerprint(config: TrainerConfig) -> dict[str, Any]:
+    """The settings that a resumed run must share with the one it continues."""
+    values: dict[str, Any] = {
+        "training_mode": config.model.training_mode,
+        "optimizer_type": config.optimization.optimizer_type,
+    }
+    if config.lora is not None and config.model.training_mode == "lora":
+        lora = config.lora
+        values |= {"lora.rank": lora.rank, "lora.alpha": lora.alpha, "lora.targets": ", ".join(lora.target_modules)}
+    elif config.model.trainable_modules is not None:
+        values["trainable_modules"] = ", ".join(config.model.trainable_modules)
+    return values

@@ -1,0 +1,280 @@
+"""Files of validation samples to latents before a run, and latents to files after a sample was made.
+
+Text encoder, VAEs and vocoder are each in memory only while they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltx_core.errors import ConfigError, MediaError
+from ltx_core.model.audio_vae.audio_vae import decode_audio, encode_audio
+from ltx_core.model.audio_vae.wav import write_wav
+from ltx_core.model.video_vae.frames import decode_video
+from ltx_core.model.video_vae.tiling import TileSizeConfig
+from ltx_core.types import Audio, AudioLatentShape, VideoPixelShape
+from ltx_trainer.media import fit_duration, is_image, read_audio, read_frames, read_image, write_video
+from ltx_trainer.model_files import ModelFiles
+from ltx_trainer.precomputed import read_record
+from ltx_trainer.processing.pixels import (
+    audio_mask,
+    image_mask,
+    reference_frames,
+    resize_and_center_crop,
+    resize_and_crop,
+    to_model_input,
+    video_mask,
+)
+from ltx_trainer.sheet import sample_sheet
+from ltx_trainer.validation_config import (
+    SampleAudioToVideo,
+    SampleCondition,
+    SampleFirstFrame,
+    SampleMask,
+    SamplePrefix,
+    SampleReference,
+    SampleSuffix,
+    SampleVideoToAudio,
+    ValidationConfig,
+    ValidationSample,
+)
+from ltx_trainer.validation_sampler import EncodedCondition, PreparedSample, sample_seed, sample_shape
+
+DECODE_TILES = TileSizeConfig(frames=(48, 24), height=(384, 192), width=(384, 192))
+UNTILED_SIDE = 768  # pixels; smaller pictures are decoded whole
+
+
+@dataclass(frozen=True)
+class Studio:
+    """Where validation media are read and made: the model's files, a device, a dtype."""
+
+    files: ModelFiles
+    device: torch.device
+    dtype: torch.dtype
+
+    @contextmanager
+    def network(self, name: str, dtype: torch.dtype | None = None) -> Iterator[Any]:
+        """A network for as long as it is needed."""
+        network = self.files.build(name, dtype or self.dtype, self.device)
+        yield network
+        del network
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def prepare(self, config: ValidationConfig) -> list[PreparedSample]:
+        """All samples of a section, with their texts and files encoded, on the CPU.
+
+        Raises `ConfigError` when there is no text encoder and `MediaError` for files that cannot be read.
+        """
+        if not config.samples:
+            return []
+        contexts = self.contexts([*(sample.prompt for sample in config.samples), config.negative_prompt])
+        return [
+            PreparedSample(
+                shape=sample_shape(config, sample),
+                seed=sample_seed(config, sample),
+                contexts=contexts[index],
+                negative_contexts=contexts[-1],
+                conditions=tuple(
+                    self.encode(condition, sample_shape(config, sample)) for condition in sample.conditions
+                ),
+                prompt=sample.prompt,
+                pictures=shown_references(sample, sample_shape(config, sample)),
+            )
+            for index, sample in enumerate(config.samples)
+        ]
+
+    def contexts(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """``{modality: [1, S, C]}`` of each prompt."""
+        if self.files.text_encoder_path is None:
+            raise ConfigError("validation.samples need model.text_encoder_path; set it, or validation.interval to null")
+        encoder = self.files.text_encoder(self.dtype, self.device)
+        found = []
+        for prompt in prompts:
+            output = encoder([prompt])
+            context = {"video": output.video_context.cpu()}
+            if (audio := getattr(output, "audio_context", None)) is not None:
+                context["audio"] = audio.cpu()
+            found.append(context)
+        del encoder
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return found
+
+    @torch.no_grad()
+    def encode(self, condition: SampleCondition, shape: VideoPixelShape) -> EncodedCondition:
+        """A condition's file as a latent of the sample's geometry."""
+        if condition.targets() == "audio":
+            return self._encode_audio(condition, shape)
+        frames = condition_frames(condition, shape, self.files)
+        with self.network("video_encoder") as encoder:
+            video = to_model_input(frames).to(self.device, self.dtype)[None]
+            latent = encoder(video).cpu()
+        factors = self.files.scale_factors()
+        mask = None
+        if isinstance(condition, SampleSuffix) and condition.num_frames is not None:
+            latent = latent[:, :, -(condition.num_frames // factors.time) :]
+        if isinstance(condition, SampleMask):
+            grid = (latent.shape[2], latent.shape[3], latent.shape[4])
+            mask = read_video_mask(Path(condition.mask), shape, grid, self.files)
+        return EncodedCondition(condition, latent, mask)
+
+    def _encode_audio(self, condition: SampleCondition, shape: VideoPixelShape) -> EncodedCondition:
+        path = getattr(condition, "audio", "")
+        audio = read_audio(path)
+        if audio is None:
+            raise MediaError(f"{path}: it holds no sound")
+        audio = cut_sound(audio, condition, shape)
+        with self.network("audio_encoder", torch.float32) as encoder:
+            latent = encode_audio(audio, encoder).cpu()
+        mask = None
+        if isinstance(condition, SampleMask):
+            steps = AudioLatentShape.from_video_pixel_shape(shape).frames
+            mask = audio_mask(read_audio_mask(Path(condition.mask)), steps)
+        return EncodedCondition(condition, latent, mask)
+
+    @torch.no_grad()
+    def write(
+        self,
+        latents: Sequence[Mapping[str, Tensor]],
+        samples: Sequence[PreparedSample],
+        stem: Path,
+        first: int = 1,
+        stride: int = 1,
+    ) -> list[Path]:
+        """Decode and write samples as ``<stem>_<i>.mp4`` (png, wav) with a sheet beside each; returns the files.
+
+        ``first`` and ``stride`` number the samples of a process among those of all.
+        """
+        pictures: list[Tensor | None] = [None] * len(samples)
+        sounds: list[Audio | None] = [None] * len(samples)
+        if any("video" in made for made in latents):
+            with self.network("video_decoder") as decoder:
+                pictures = [self._pictures(decoder, made.get("video")) for made in latents]
+        if any("audio" in made for made in latents):
+            with self.network("audio_decoder") as decoder, self.network("vocoder") as vocoder:
+                sounds = [
+                    None if "audio" not in made else decode_audio(made["audio"], decoder, vocoder) for made in latents
+                ]
+        paths: list[Path] = []
+        for index, (sample, frames, sound) in enumerate(zip(samples, pictures, sounds, strict=True)):
+            paths += write_sample(stem.with_name(f"{stem.name}_{first + index * stride}"), sample, frames, sound)
+        return paths
+
+    def _pictures(self, decoder: Any, latent: Tensor | None) -> Tensor | None:
+        """uint8 frames ``[F, H, W, 3]``."""
+        if latent is None:
+            return None
+        large = max(latent.shape[3:]) * decoder.scale_factors.height > UNTILED_SIDE
+        chunks = decode_video(decoder, latent.to(self.device, self.dtype), DECODE_TILES if large else None)
+        return torch.cat([(chunk.float() * 255).round().to(torch.uint8).cpu() for chunk in chunks])
+
+
+def condition_frames(condition: SampleCondition, shape: VideoPixelShape, files: ModelFiles) -> Tensor:
+    """The frames ``[F, 3, H, W]`` in [0, 1] of a video condition, cut to whole latent frames."""
+    path: str = getattr(condition, "image_or_video", None) or getattr(condition, "video", None) or ""
+    factors, count = files.scale_factors(), shape.frames
+    if isinstance(condition, SampleFirstFrame):
+        count = 1
+    elif isinstance(condition, SamplePrefix) and condition.num_frames is not None:
+        count = min(condition.num_frames, count)
+    frames = read_planes(path, count)
+    if isinstance(condition, SampleReference):
+        scale, factor = condition.downscale_factor, condition.temporal_scale_factor
+        return reference_frames(frames, shape.height // scale, shape.width // scale, factor, factors)
+    whole = isinstance(condition, SampleMask | SampleVideoToAudio) or condition.type == "spatial_crop"
+    if whole and len(frames) < shape.frames:
+        raise MediaError(f"{path}: it holds {len(frames)} frames, {condition.type} needs {shape.frames}")
+    return resize_and_center_crop(frames[: factors.snap_frames(len(frames))], shape.height, shape.width)
+
+
+def read_planes(path: str | Path, count: int) -> Tensor:
+    """At most ``count`` frames ``[F, 3, H, W]`` in [0, 1]."""
+    frames = [frame.permute(2, 0, 1).float() / 255 for frame in islice(read_frames(path), count)]
+    if not frames:
+        raise MediaError(f"{path}: cannot read video: it holds no frame")
+    return torch.stack(frames)
+
+
+def read_video_mask(path: Path, shape: VideoPixelShape, grid: tuple[int, int, int], files: ModelFiles) -> Tensor:
+    """A mask file on the latent grid ``[F, H, W]``."""
+    factors = files.scale_factors()
+    if is_image(path):
+        grey = read_image(path).float().mean(dim=-1)[None, None] / 255
+        return image_mask(resize_and_crop(grey, shape.height, shape.width).clamp(0, 1)[0, 0], grid, factors)
+    frames = resize_and_crop(
+        read_planes(path, shape.frames).mean(dim=1, keepdim=True), shape.height, shape.width, mode="nearest"
+    )
+    return video_mask(torch.cat((frames[:1].expand(factors.time - 1, -1, -1, -1), frames)), grid, factors)
+
+
+def read_audio_mask(path: Path) -> Tensor:
+    """A stored tensor over time, or how loud a sound file is."""
+    if path.suffix in (".pt", ".safetensors"):
+        return next(value for value in read_record(path).values() if isinstance(value, Tensor)).float().flatten()
+    audio = read_audio(path)
+    if audio is None:
+        raise MediaError(f"{path}: it holds no sound")
+    return audio.waveform.abs().mean(dim=0)
+
+
+def cut_sound(audio: Audio, condition: SampleCondition, shape: VideoPixelShape) -> Audio:
+    """The part of a sound that a condition gives: what ``duration`` says, at most as long as the sample."""
+    longest = shape.duration
+    if isinstance(condition, SampleMask | SampleAudioToVideo):
+        return fit_duration(audio, longest)
+    duration = getattr(condition, "duration", None) or longest
+    samples = min(round(min(duration, longest) * audio.sampling_rate), audio.waveform.shape[-1])
+    waveform = audio.waveform[..., -samples:] if isinstance(condition, SampleSuffix) else audio.waveform[..., :samples]
+    return Audio(waveform, audio.sampling_rate)
+
+
+def shown_references(sample: ValidationSample, shape: VideoPixelShape) -> dict[int, Tensor]:
+    """uint8 frames ``[F, H, W, 3]`` of the references that are shown beside the result, by condition index."""
+    shown = {}
+    for index, condition in enumerate(sample.conditions):
+        if isinstance(condition, SampleReference) and condition.include_in_output and condition.video is not None:
+            frames = resize_and_center_crop(read_planes(condition.video, shape.frames), shape.height, shape.width)
+            shown[index] = (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return shown
+
+
+def write_sample(stem: Path, sample: PreparedSample, frames: Tensor | None, sound: Audio | None) -> list[Path]:
+    """Write one sample and its sheet. Raises `MediaError` when it cannot be written."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    sheet = stem.with_name(f"{stem.name}_sheet.png")
+    if frames is None and sound is not None:
+        path = stem.with_name(f"{stem.name}.wav")
+        write_wav(path, sound)
+    elif frames is not None and len(frames) == 1:
+        path = stem.with_name(f"{stem.name}.png")
+        save_picture(path, frames[0])
+    elif frames is not None:
+        path = stem.with_name(f"{stem.name}.mp4")
+        write_video(path, beside(sample.pictures, frames), sample.shape.fps, sound)
+    else:
+        return []
+    save_picture(sheet, sample_sheet(frames, sound))
+    return [path, sheet]
+
+
+def beside(references: Mapping[int, Tensor], frames: Tensor) -> Iterator[Tensor]:
+    """Frames with the references left of them; a shorter reference holds its last frame."""
+    for index, frame in enumerate(frames):
+        left = [reference[min(index, len(reference) - 1)] for reference in references.values()]
+        yield torch.cat([*left, frame], dim=1)
+
+
+def save_picture(path: Path, picture: Tensor) -> None:
+    """Write uint8 ``[H, W, 3]`` as PNG."""
+    from PIL import Image
+
+    Image.fromarray(picture.cpu().numpy()).save(path)
