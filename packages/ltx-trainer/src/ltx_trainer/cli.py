@@ -37,6 +37,7 @@ RandomCrop = Annotated[bool, typer.Option("--random-crop", help="Cut clips anywh
 BatchSize = Annotated[int, typer.Option(help="Clips, or captions, encoded together.", min=1)]
 Workers = Annotated[int, typer.Option(help="Threads that read clips ahead.", min=0)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...  [default: the accelerator if there is one]")]
+In8bit = Annotated[bool, typer.Option("--load-text-encoder-in-8bit", help="In half the memory.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make records again that are there already.")]
 Decode = Annotated[bool, typer.Option("--decode", help="Write the latents as videos too, to look at.")]
 
@@ -63,6 +64,7 @@ def process(  # noqa: PLR0913
     batch_size: BatchSize = 1,
     workers: Workers = 2,
     device: Device = None,
+    load_text_encoder_in_8bit: In8bit = False,
     decode: Decode = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -85,6 +87,7 @@ def process(  # noqa: PLR0913
             batch_size=batch_size,
             workers=workers,
             device=device or default_device(),
+            text_encoder_in_8bit=load_text_encoder_in_8bit,
         )
         models = ModelFiles.of(model_path, text_encoder_path, video_vae_path, audio_vae_path)
         columns = (video_column, caption_column)
@@ -143,6 +146,7 @@ def captions(  # noqa: PLR0913
     remove_llm_prefixes: RemovePrefixes = False,
     batch_size: BatchSize = 1,
     device: Device = None,
+    load_text_encoder_in_8bit: In8bit = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Captions alone, to text features."""
@@ -157,6 +161,7 @@ def captions(  # noqa: PLR0913
             overwrite=overwrite,
             batch_size=batch_size,
             device=device or default_device(),
+            text_encoder_in_8bit=load_text_encoder_in_8bit,
         )
         models = ModelFiles.of(model_path, text_encoder_path)
         columns = (video_column, caption_column)

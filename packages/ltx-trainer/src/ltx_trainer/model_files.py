@@ -83,8 +83,8 @@ class ModelFiles:
         """A part of a VAE or the vocoder, with its weights."""
         return self.checkpoint_of(network).build(network, dtype=dtype, device=device)
 
-    def text_encoder(self, dtype: torch.dtype, device: torch.device | str) -> GemmaTextEncoder:
-        """The text encoder with the feature extractor of this model.
+    def text_encoder(self, dtype: torch.dtype, device: torch.device | str, in_8bit: bool = False) -> GemmaTextEncoder:
+        """The text encoder with the feature extractor of this model; ``in_8bit`` stores its layers in int8.
 
         Raises `ConfigError` when none is named, and when a split transformer is paired with a Gemma folder, which has
         no text projection.
@@ -100,7 +100,13 @@ class ModelFiles:
                 f"{self.model_path} holds a transformer alone, no text projection: text_encoder_path is the folder "
                 f"{self.text_encoder_path}, expected the packed text encoder of the same split pack"
             )
-        return load_text_encoder(self.text_encoder_path, model, dtype, device)
+        if not in_8bit:
+            return load_text_encoder(self.text_encoder_path, model, dtype, device)
+        from ltx_trainer.memory import quantize_frozen
+
+        encoder = load_text_encoder(self.text_encoder_path, model, dtype, "cpu")
+        quantize_frozen(encoder.backbone, "int8-quanto", device)
+        return encoder.to(device)
 
     def scale_factors(self) -> SpatioTemporalScaleFactors:
         """Pixels per latent cell of the video VAE."""

@@ -24,7 +24,7 @@ def run_caption_stage(rows: Sequence[Row], work: Workspace) -> None:
 
     def text_encoder() -> TextEncoder:
         if not loaded:
-            loaded.append(work.models.text_encoder(options.dtype, options.device))
+            loaded.append(work.models.text_encoder(options.dtype, options.device, options.text_encoder_in_8bit))
         return loaded[0]
 
     def prepare(row: Row) -> Prepared:

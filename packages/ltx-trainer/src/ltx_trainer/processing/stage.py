@@ -43,6 +43,7 @@ class ProcessingOptions:
     batch_size: int = 1
     workers: int = 2
     device: str = "cpu"
+    text_encoder_in_8bit: bool = False
 
     @property
     def dtype(self) -> torch.dtype:

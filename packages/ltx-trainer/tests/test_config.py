@@ -1,0 +1,147 @@
+"""The configuration: what loads, what is refused and in which words, and the schema made from it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ltx_core.errors import ConfigError
+from ltx_trainer.config import InvalidConfig, TrainerConfig, parse_config, read_config, write_config
+from ltx_trainer.config_schema import schema_markdown, walk
+from ltx_trainer.model_files import is_split_transformer
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> dict:
+    (tmp_path / "model.safetensors").touch()
+    for name in ("latents", "conditions"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    return {
+        "model": {"model_path": str(tmp_path / "model.safetensors")},
+        "lora": {"rank": 8, "alpha": 4},
+        "training_strategy": {"name": "flexible", "video": {"is_generated": True, "latents_dir": "latents"}},
+        "data": {"preprocessed_data_root": str(tmp_path / "data")},
+        "output_dir": str(tmp_path / "out"),
+    }
+
+
+def problems(raw: dict) -> list[tuple[str, str]]:
+    with pytest.raises(InvalidConfig) as caught:
+        parse_config(raw)
+    assert isinstance(caught.value, ConfigError)
+    return list(caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "advice"),
+    [
+        ("optimization", "lr", "did you mean learning_rate?"),
+        ("optimization", "learning_rat", "did you mean learning_rate?"),
+        ("optimization", "keep_last_n", "did you mean checkpoints.keep_last_n?"),
+        ("lora", "xyz", "expected one of rank, alpha, dropout, target_modules"),
+        ("validation", "infernce_steps", "did you mean inference_steps?"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_name(raw, section, key, advice):
+    raw.setdefault(section, {})[key] = 1
+    assert problems(raw) == [(f"{section}.{key}", f"unknown key; {advice}")]
+
+
+def test_an_unknown_key_below_a_tagged_union_gets_advice_from_its_own_model(raw):
+    raw["training_strategy"]["video"]["conditions"] = [{"type": "prefix", "temporal_boundry": 2}]
+    found = dict(problems(raw))
+    where = "training_strategy.flexible.video.conditions.0.prefix"
+    assert found[f"{where}.temporal_boundry"] == "unknown key; did you mean temporal_boundary?"
+    assert found[f"{where}.temporal_boundary"] == "Field required"
+
+
+def test_every_problem_has_its_line(raw):
+    raw["lora"]["rank"] = 1
+    raw["wrong"] = 1
+    raw["optimization"] = {"scheduler_type": "cosin"}
+    with pytest.raises(InvalidConfig) as caught:
+        parse_config(raw, "run.yaml")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "run.yaml:" and len(lines) == 4
+    assert "  lora.rank: is 1: Input should be greater than or equal to 2" in lines
+    assert any("optimization.scheduler_type: is cosin:" in line and "'cosine'" in line for line in lines)
+
+
+def test_numbers_may_be_text(raw):
+    raw["optimization"] = {"learning_rate": "2e-4", "scheduler_params": {"eta_min": "1e-6", "T_0": 10}}
+    optimization = parse_config(raw).optimization
+    assert optimization.learning_rate == 2e-4
+    assert optimization.scheduler_params == {"eta_min": 1e-6, "T_0": 10}
+
+
+def test_a_data_set_root_is_told_apart_from_its_precomputed_folder(raw, tmp_path):
+    (tmp_path / "data").rename(tmp_path / ".precomputed")
+    raw["data"]["preprocessed_data_root"] = str(tmp_path)
+    [(location, message)] = problems(raw)
+    assert location == "" and str(tmp_path / ".precomputed") in message
+
+
+def test_full_training_cannot_be_quantised_and_a_lora_has_no_trainable_modules(raw):
+    raw["acceleration"] = {"quantization": "int8-quanto"}
+    assert parse_config(raw).acceleration.quantization == "int8-quanto"
+    raw["model"]["training_mode"] = "full"
+    assert "int8-quanto" in problems(raw)[0][1]
+    raw["model"]["training_mode"], raw["acceleration"] = "lora", {}
+    raw["model"]["trainable_modules"] = ["attn1"]
+    assert "lora.target_modules" in problems(raw)[0][1]
+
+
+def test_a_written_configuration_reads_back_equal(raw, tmp_path):
+    raw["validation"] = {"samples": [{"prompt": "a fox — café", "video_dims": [64, 64, 9]}]}
+    config = parse_config(raw)
+    write_config(config, tmp_path / "deep" / "training_config.yaml")
+    assert read_config(tmp_path / "deep" / "training_config.yaml") == config
+
+
+def test_yaml_with_tuple_tags_loads_and_other_tags_do_not(raw, tmp_path):
+    raw["validation"] = {"video_dims": (64, 64, 9)}
+    text = yaml.dump(raw)
+    assert "python/tuple" in text
+    (tmp_path / "run.yaml").write_text(text)
+    assert read_config(tmp_path / "run.yaml").validation.video_dims == (64, 64, 9)
+    (tmp_path / "evil.yaml").write_text("!!python/object/apply:os.system ['true']")
+    with pytest.raises(ConfigError, match=r"evil\.yaml is no YAML file"):
+        read_config(tmp_path / "evil.yaml")
+
+
+def test_files_that_are_no_configuration(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read .*none\.yaml: No such file"):
+        read_config(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n- 2")
+    with pytest.raises(ConfigError, match="holds a list, expected sections"):
+        read_config(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("model: [1")
+    with pytest.raises(ConfigError, match="is no YAML file") as caught:
+        read_config(tmp_path / "broken.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_schema_documents_every_key_with_its_default():
+    text = schema_markdown(TrainerConfig)
+    for path, _ in walk(TrainerConfig):
+        assert f"\n| {path.rpartition('.')[2]} | " in text, path
+    assert "| learning_rate | number | 0.0005 |" in text
+    assert "| rank | whole number >= 2 | 64 |" in text
+    assert "## training_strategy.video.conditions (keyframe)" in text
+    tables = [line for line in text.splitlines() if line.startswith("| ")]
+    assert all(line.replace("\\|", "").count("|") == 5 for line in tables)
+
+
+def test_reading_the_configuration_imports_no_torch():
+    code = "import sys, ltx_trainer.config, ltx_trainer.cli; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_what_counts_as_a_split_transformer():
+    assert is_split_transformer({"transformer": {}})
+    assert not is_split_transformer({"transformer": {}, "vocoder": {}})
+    assert not is_split_transformer({"vae": {}})
