@@ -1,0 +1,128 @@
+"""`ltx rerun` makes a clip again from the recipe inside it; `ltx finish` refines a first stage that was kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ltx_pipelines.cli import options as o
+from ltx_pipelines.cli.line import PackingCommand, with_options
+
+if TYPE_CHECKING:
+    from ltx_pipelines.plan import Plan
+    from ltx_pipelines.utils.model_ledger import ModelLedger
+
+CHANGEABLE = (
+    *("prompt", "negative_prompt", "seed", "num_inference_steps", "height", "width", "num_frames", "frame_rate"),
+    *("model", "checkpoint_path", "gemma_root"),
+)
+SHARED = ("output", "policy", "offload", "device", "contact_sheet", "json", "quiet")
+FILE = o.Opt((), "The clip, or a WAV or PNG made by ltx.", metavar="FILE")
+RERUN = """Make a clip again from the recipe inside it.
+
+Without changes the result is the same bit for bit on the same machine; what is different since is said first. With
+changes the request is planned anew.
+"""
+FINISH = """Refine a first stage that was kept.
+
+Give the clip made with --keep-latents or --first-stage, or the .stage1.safetensors file beside it. The result equals
+that of an uninterrupted run.
+"""
+
+
+def rerun(given: dict[str, Any]) -> None:
+    """From a recipe to a second clip."""
+    from ltx_core.errors import ConfigError
+    from ltx_pipelines.cli.generate import kept_request, planned
+    from ltx_pipelines.cli.job import Job, execute
+    from ltx_pipelines.cli.progress import Reporter, style_of
+    from ltx_pipelines.cli.session import open_session
+    from ltx_pipelines.cli.tasks import BY_NAME
+    from ltx_pipelines.recipe import changes_since, plan_of
+    from ltx_pipelines.validation import validate_plan
+
+    reporter = Reporter(style_of(given))
+    file = Path(given["file"])
+    recipe = recipe_in(file)
+    changes = {name: given[name] for name in CHANGEABLE if name in given}
+    for line in changes_since(recipe):
+        reporter.note(f"since then: {line}")
+    request = recipe.get("request")
+    if changes and not isinstance(request, dict):
+        raise ConfigError(f"{file} was not made by a command, so nothing can be changed; rerun it as it is")
+    if changes and isinstance(request, dict):
+        options = {name: value for name, value in request["options"].items() if not _replaced(name, changes)}
+        merged = options | changes | {name: given[name] for name in ("policy", "offload", "device") if name in given}
+        session = open_session(merged, BY_NAME[request["command"]])
+        plan, ledger = planned(session, merged, reporter), session.ledger
+        request = kept_request(merged, session, plan)
+    else:
+        plan = plan_of(recipe, str(file))
+        ledger = ledger_for(plan, given)
+        validate_plan(plan, ledger)
+    output = Path(given.get("output") or free_name(file, "again"))
+    execute(Job(plan, ledger, output, request, contact_sheet=sheet_of(given)), reporter)
+
+
+def finish(given: dict[str, Any]) -> None:
+    """From kept latents to the whole clip."""
+    from ltx_pipelines.cli.job import Job, execute, latents_path, load_stage
+    from ltx_pipelines.cli.progress import Reporter, style_of
+    from ltx_pipelines.validation import validate_plan
+
+    reporter = Reporter(style_of(given))
+    file = Path(given["file"])
+    plan, resume = load_stage(file if file.suffix == ".safetensors" else latents_path(file))
+    ledger = ledger_for(plan, given)
+    validate_plan(plan, ledger)
+    stem = Path(file.name.removesuffix(".stage1.safetensors")).stem
+    output = Path(given.get("output") or free_name(file.with_name(f"{stem}.mp4"), "finished"))
+    execute(Job(plan, ledger, output, contact_sheet=sheet_of(given), resume=resume), reporter)
+
+
+def recipe_in(file: Path) -> dict[str, Any]:
+    """The recipe of a file; refuses files without one."""
+    from ltx_core.errors import MediaError
+    from ltx_pipelines.utils.media_io import read_recipe
+
+    recipe = read_recipe(file)
+    if recipe is None:
+        raise MediaError(f"{file} carries no recipe, expected a clip, sound or picture made by ltx")
+    return recipe
+
+
+def ledger_for(plan: Plan, given: dict[str, Any]) -> ModelLedger:
+    """The networks a plan names, placed as the line says."""
+    from ltx_pipelines.cli.session import make_ledger
+
+    settings = {"dtype": plan.dtype} | ({"quantization": plan.quantization} if plan.quantization else {})
+    return make_ledger(
+        plan.models, {**settings, **{k: given[k] for k in ("policy", "offload", "device") if k in given}}
+    )
+
+
+def free_name(file: Path, label: str) -> Path:
+    """A name beside a file that is not taken."""
+    names = (file.with_name(f"{file.stem}-{label}{again}{file.suffix}") for again in ("", *map(str, range(2, 10000))))
+    return next(name for name in names if not name.exists())
+
+
+def sheet_of(given: dict[str, Any]) -> Path | None:
+    return Path(given["contact_sheet"]) if "contact_sheet" in given else None
+
+
+def _replaced(name: str, changes: dict[str, Any]) -> bool:
+    """Whether an option of the first request gives way to a change under another name."""
+    rivals: dict[str, tuple[str, ...]] = {"duration": ("num_frames",), "sigmas": ("num_inference_steps",)}
+    rivals |= dict.fromkeys(("model", "checkpoint_path"), ("model", "checkpoint_path"))
+    return any(rival in changes for rival in rivals.get(name, ()))
+
+
+rerun_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+rerun_app.command("rerun", cls=PackingCommand, help=RERUN)(
+    with_options(rerun, (*CHANGEABLE, *SHARED), argument=("file", FILE))
+)
+finish_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+finish_app.command("finish", cls=PackingCommand, help=FINISH)(with_options(finish, SHARED, argument=("file", FILE)))

@@ -1,0 +1,192 @@
+"""`ltx batch`: a JSON object per line in, a clip per line out; what is already there is not made again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ltx_pipelines.cli import options as o
+from ltx_pipelines.cli.line import with_absolute_paths
+from ltx_pipelines.cli.tasks import BY_NAME
+
+if TYPE_CHECKING:
+    from ltx_pipelines.cli.progress import Reporter
+    from ltx_pipelines.utils.model_ledger import ModelLedger
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+HELP = """Make many clips from a file of requests.
+
+Each line is a JSON object whose keys are options of `ltx generate` without dashes in front, such as
+{"prompt": "a cat", "image": ["cat.png", 0, 1], "seeds": "1-4", "output": "cat.mp4"}. "pipeline" names one instead of
+choosing it. Networks are loaded once. A clip whose file is already there with the same request is skipped, so an
+interrupted batch goes on where it stopped.
+"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One clip of a batch: where it was asked for, and its options as `ltx generate` takes them."""
+
+    number: int
+    pipeline: str | None
+    given: dict[str, Any]
+
+
+@app.command("batch", help=HELP)
+def batch(
+    file: Annotated[Path, typer.Argument(help="JSON lines.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Option("--output-dir", "-o", help="Folder of clips without a name of their own.")
+    ] = Path("clips"),
+    seeds: str = typer.Option("", "--seeds", help="Each line once per seed: 1-8 or 1,5,9.", show_default=False),
+    model: str = typer.Option("", "--model", "-m", help="Model of lines that name none.", show_default=False),
+    keep_going: bool = typer.Option(False, "--keep-going", "-k", help="Go on after a line that fails."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object per event on standard output."),
+) -> None:
+    """Check every line first, then make what is missing."""
+    from ltx_core.errors import ConfigError, LtxError
+    from ltx_pipelines.cli.progress import Reporter, style_of
+
+    style = style_of({"json": as_json, "quiet": quiet})
+    lines = list(read_lines(file, folder, seeds, {"model": model} if model else {}))
+    ledgers: dict[str, ModelLedger] = {}
+    failed = 0
+    for index, line in enumerate(lines, 1):
+        reporter = Reporter(style)
+        reporter.note(f"[{index} of {len(lines)}] {line.given['output']}", clip=index, clips=len(lines))
+        try:
+            make_line(line, ledgers, reporter)
+        except (LtxError, typer.BadParameter) as error:
+            problem = f"{file}, line {line.number}: {error}"
+            if not keep_going:
+                raise ConfigError(problem) from error
+            failed += 1
+            typer.echo(f"ltx: {problem}", err=True)
+    if failed:
+        raise ConfigError(f"{failed} of {len(lines)} clips could not be made")
+
+
+def make_line(line: Line, ledgers: dict[str, ModelLedger], reporter: Reporter) -> None:
+    """Make one clip, on the networks of an earlier line where they are the same; skip one that is there."""
+    from ltx_pipelines.cli.generate import kept_request, planned
+    from ltx_pipelines.cli.job import Job, execute
+    from ltx_pipelines.cli.session import open_session
+
+    session = open_session(line.given, BY_NAME[line.pipeline] if line.pipeline else None, share=ledgers)
+    plan = planned(session, line.given, reporter)
+    output = Path(line.given["output"])
+    if is_made(output, plan.to_json()):
+        reporter.note(f"{output} is already there", path=str(output))
+        return
+    execute(Job(plan, session.ledger, output, kept_request(line.given, session, plan)), reporter)
+
+
+def is_made(output: Path, plan: str) -> bool:
+    """Whether a file holds the result of exactly this plan."""
+    from ltx_core.errors import MediaError
+    from ltx_pipelines.utils.media_io import read_recipe
+
+    if not output.is_file():
+        return False
+    try:
+        recipe = read_recipe(output)
+    except MediaError:
+        return False
+    return recipe is not None and recipe.get("plan") == json.loads(plan)
+
+
+def read_lines(file: Path, folder: Path, seeds: str, defaults: dict[str, Any]) -> Iterator[Line]:
+    """Every clip of a file, each seed of a sweep on its own. Raises `ConfigError` that names the line."""
+    from ltx_core.errors import ConfigError
+
+    text = file.read_text(encoding="utf-8")
+    taken: set[str] = set()
+    for number, raw in enumerate(text.splitlines(), 1):
+        if not raw.strip():
+            continue
+        try:
+            entry = json.loads(raw)
+        except ValueError as error:
+            raise ConfigError(f"{file}, line {number}: it is no JSON: {error}") from error
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{file}, line {number}: it is {type(entry).__name__}, expected an object of options")
+        sweep = parse_seeds(str(entry.pop("seeds", seeds)), f"{file}, line {number}")
+        seeds_or_none: list[int | None] = [*sweep] or [None]
+        for seed in seeds_or_none:
+            given = from_json({**defaults, **entry}, f"{file}, line {number}")
+            pipeline = given.pop("pipeline", None)
+            given |= {"seed": seed} if seed is not None else {}
+            given["output"] = output_name(given, folder, number, seed)
+            if given["output"] in taken:
+                raise ConfigError(f"{file}, line {number}: output {given['output']} is made twice")
+            taken.add(given["output"])
+            yield Line(number, pipeline, with_absolute_paths({"snap": True, **given}))
+
+
+def output_name(given: dict[str, Any], folder: Path, number: int, seed: int | None) -> str:
+    """The file of a clip; a sweep adds its seed to a name that was given."""
+    named = given.get("output")
+    if named is None:
+        return str(folder / (f"{number:04d}.mp4" if seed is None else f"{number:04d}-{seed}.mp4"))
+    path = Path(named)
+    path = path if path.is_absolute() or path.parent != Path() else folder / path
+    return str(path if seed is None else path.with_name(f"{path.stem}-{seed}{path.suffix}"))
+
+
+def parse_seeds(text: str, where: str) -> list[int]:
+    """``1-8`` or ``1,5,9``."""
+    from ltx_core.errors import ConfigError
+
+    seeds: list[int] = []
+    try:
+        for part in filter(None, (one.strip() for one in text.split(","))):
+            first, dash, last = part.partition("-")
+            seeds += range(int(first), int(last) + 1) if dash else [int(part)]
+    except ValueError:
+        raise ConfigError(f"{where}: seeds is {text!r}, expected numbers such as 1-8 or 1,5,9") from None
+    return seeds
+
+
+def from_json(entry: dict[str, Any], where: str) -> dict[str, Any]:
+    """Options as typer would give them, from the keys and values of a line."""
+    from ltx_core.errors import ConfigError
+
+    by_flag = {flag.lstrip("-").split("/")[0]: name for name, option in o.OPTIONS.items() for flag in option.flags}
+    given: dict[str, Any] = {}
+    for key, value in entry.items():
+        name = by_flag.get(key.replace("_", "-"), key if key in (*o.OPTIONS, "pipeline") else None)
+        if name is None:
+            raise ConfigError(f"{where}: {key} is no option{nearest(key, by_flag)}")
+        given[name] = value if name == "pipeline" else typed(o.OPTIONS[name], value, f"{where}: {key}")
+    if (pipeline := given.get("pipeline")) is not None and pipeline not in BY_NAME:
+        raise ConfigError(f"{where}: pipeline is {pipeline!r}{nearest(pipeline, BY_NAME)}")
+    return given
+
+
+def typed(option: o.Opt, value: Any, where: str) -> Any:
+    """A JSON value as the option's own; several values of one option are joined, repeated ones stay a list."""
+    from ltx_core.errors import ConfigError
+
+    if option.repeatable:
+        many = value if isinstance(value, list) and all(isinstance(one, list) for one in value) else [value]
+        return [o.SEPARATOR.join(map(str, one if isinstance(one, list) else [one])) for one in many]
+    if option.packed:
+        return o.SEPARATOR.join(map(str, value if isinstance(value, list) else [value]))
+    wanted = (int, float) if option.type is float else option.type
+    if not isinstance(value, wanted) or isinstance(value, bool) != (option.type is bool):
+        raise ConfigError(f"{where} is {value!r}, expected {option.type.__name__}")
+    return value
+
+
+def nearest(name: str, known: Any) -> str:
+    """A hint at the nearest known name."""
+    import difflib
+
+    near = difflib.get_close_matches(name.replace("_", "-"), list(known), n=1)
+    return f"; nearest valid: {near[0]}" if near else ""

@@ -1,0 +1,171 @@
+"""`ltx doctor`: what this machine can do, and why not where it cannot."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import typer
+
+PACKAGES = ("ltx-core", "ltx-pipelines", "ltx-trainer", "ltx-tiny", "torch", "transformers", "av", "safetensors")
+CODECS = ("libx264", "libx265", "aac")
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command("doctor")
+def doctor(as_json: bool = typer.Option(False, "--json", help="As JSON.")) -> None:
+    """What this machine can do: devices, memory, backends, disk."""
+    facts = {
+        "packages": packages(),
+        "devices": devices(),
+        "attention": attention(),
+        "media": media(),
+        "models": models(),
+        "disk": disk(),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    for section, lines in facts.items():
+        typer.echo(section)
+        for name, value in lines.items():
+            typer.echo(f"  {name:<22} {value}")
+
+
+def packages() -> dict[str, str]:
+    """What is installed, in which version."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def devices() -> dict[str, str]:
+    """Devices a model could run on, with free memory, and why the others cannot."""
+    import os
+
+    import torch
+
+    from ltx_pipelines.cli.progress import human_bytes
+    from ltx_pipelines.utils.model_ledger import default_device, free_bytes
+
+    found = {}
+    cpu = torch.device("cpu")
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    found["cpu"] = f"usable: {cores}, {human_bytes(free_bytes(cpu))} free"
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            found[f"cuda:{index}"] = f"usable: {_cuda(index)}"
+    else:
+        found["cuda"] = f"not usable: {_why_no_cuda()}"
+    if torch.backends.mps.is_available():
+        found["mps"] = f"usable: {human_bytes(free_bytes(torch.device('mps')))} free"
+    else:
+        built = torch.backends.mps.is_built()
+        found["mps"] = "not usable: " + ("macOS 12.3 or later is needed" if built else "this torch is built without it")
+    found["chosen by default"] = default_device()
+    return found
+
+
+def _cuda(index: int) -> str:
+    import torch
+
+    from ltx_pipelines.cli.progress import human_bytes
+
+    device = torch.device("cuda", index)
+    try:
+        total = torch.ones(8, device=device).sum().item()  # a kernel that runs says more than a driver that answers
+    except RuntimeError as error:
+        return f"no: a kernel failed: {str(error).splitlines()[0]}"
+    if total != 8:
+        return "no: a kernel gave a wrong sum"
+    major, minor = torch.cuda.get_device_capability(device)
+    free, size = torch.cuda.mem_get_info(device)
+    kinds = ["bfloat16"] if torch.cuda.is_bf16_supported() else ["float16 only"]
+    kinds += ["fp8"] if (major, minor) >= (8, 9) else []
+    name = torch.cuda.get_device_name(device)
+    return f"{name}, compute {major}.{minor}, {human_bytes(free)} of {human_bytes(size)} free, {', '.join(kinds)}"
+
+
+def _why_no_cuda() -> str:
+    import torch
+
+    if torch.version.cuda is None:
+        return "this torch is built for the CPU only"
+    return "no NVIDIA driver or device was found"
+
+
+def attention() -> dict[str, str]:
+    """Attention kernels, each tried on the default device."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from ltx_pipelines.utils.model_ledger import default_device
+
+    device = default_device()
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    probe = torch.zeros(1, 2, 16, 64, device=device, dtype=dtype)
+    found = {}
+    kinds = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "memory efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "plain": SDPBackend.MATH,
+    }
+    for name, kind in kinds.items():
+        try:
+            with sdpa_kernel(kind):
+                scaled_dot_product_attention(probe, probe, probe)
+            found[name] = f"usable on {device}"
+        except RuntimeError as error:
+            found[name] = f"not usable on {device}: {str(error).splitlines()[0].rstrip('.')}"
+    found["triton"] = "usable: torch.compile can fuse" if find_spec("triton") else "not usable: triton is not installed"
+    return found
+
+
+def media() -> dict[str, str]:
+    """Encoders of the media library."""
+    import av
+
+    found = {"av": f"usable: PyAV {av.__version__}"}
+    for codec in CODECS:
+        try:
+            av.codec.Codec(codec, "w")
+            found[codec] = "usable"
+        except (av.FFmpegError, ValueError):
+            found[codec] = "not usable: this build of FFmpeg has no such encoder"
+    return found
+
+
+def models() -> dict[str, str]:
+    """Models that can be used now."""
+    from ltx_pipelines.cli.models import known_models, row_of, row_of_tiny
+
+    rows = [row_of_tiny(), *(row_of(model) for model in known_models())]
+    return {
+        row["model"]: f"{row['on_disk']:g} GB in {row['folder']}" if row["folder"] else "not on disk" for row in rows
+    }
+
+
+def disk() -> dict[str, str]:
+    """Room for results and for downloads."""
+    import shutil
+
+    from ltx_pipelines.cli.progress import human_bytes
+    from ltx_pipelines.utils.hub import cache_folder
+
+    here, cache = Path.cwd(), cache_folder()
+    return {
+        "results": f"{human_bytes(shutil.disk_usage(here).free)} free in {here}",
+        "downloads": f"{human_bytes(shutil.disk_usage(_existing(cache)).free)} free for {cache}",
+    }
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())

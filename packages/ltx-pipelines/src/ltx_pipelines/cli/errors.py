@@ -1,0 +1,56 @@
+"""How a command ends: 0, 1 with one line on standard error, 2 for a wrong line, 130 when stopped by the user."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from ltx_core.errors import LtxError
+
+STOPPED = 130
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
+
+
+@contextmanager
+def one_line_errors(debug: bool = False) -> Iterator[None]:
+    """Turn what a command raises into its exit code and one line; with ``debug`` the traceback comes first."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("stopped: nothing was left half-written")
+        raise typer.Exit(STOPPED) from None
+    except BrokenPipeError:
+        raise  # the reader of our output went away; the caller's affair
+    except Exception as error:
+        if isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "exit_code"):
+            raise  # typer's own: the end of a command, or a wrong line
+        if debug:
+            traceback.print_exc()
+        _say(describe(error))
+        raise typer.Exit(1) from None
+
+
+def describe(error: BaseException) -> str:
+    """One line for the user: what happened and what would help."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, LtxError):
+        return text
+    if type(error).__name__ in OUT_OF_MEMORY:
+        return f"out of memory: {text}; try --policy sequential, a smaller size, or `ltx plan` to see what is needed"
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOSPC:
+            return f"disk full: no space left for {error.filename or 'the output'}"
+        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else text
+    if isinstance(error, ImportError):
+        return f"a package is missing: {text}"
+    return f"internal error: {type(error).__name__}: {text} (run again with --debug for the traceback)"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"ltx: {line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,100 @@
+"""`ltx generate` and the sub-commands of the pipelines: from a line to a clip."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ltx_pipelines.cli import options as o
+from ltx_pipelines.cli.line import PackingCommand, with_options
+from ltx_pipelines.cli.tasks import BY_NAME, TASKS, Task
+
+if TYPE_CHECKING:
+    from ltx_pipelines.cli.progress import Reporter
+    from ltx_pipelines.cli.session import Session
+    from ltx_pipelines.plan import Plan
+
+EVERY_OPTION = tuple(dict.fromkeys(name for task in TASKS for name in task.options))
+NOT_KEPT = ("output", "json", "quiet", "contact_sheet", "keep_latents", "first_stage", "policy", "offload", "device")
+PROMPT = o.Opt((), "What to make; --prompt says the same.")
+GENERATE = """Make a clip; the pipeline follows from what is given.
+
+A source clip with a span is retaken, with seconds to add extended, alone given sound. A reference clip means IC-LoRA,
+a sound audio-to-video, several pictures keyframe interpolation, a .wav as output text-to-audio. Otherwise text (and a
+picture) become video with sound: distilled, in two stages, or in one, whichever the model has the parts for.
+"""
+
+
+def make(given: dict[str, Any], task: Task | None = None) -> None:
+    """Run one line from options to file."""
+    from ltx_pipelines.cli.job import Job, execute
+    from ltx_pipelines.cli.progress import Reporter, style_of
+    from ltx_pipelines.cli.session import open_session
+
+    reporter = Reporter(style_of(given))
+    session = open_session(given, task)
+    plan = planned(session, given, reporter)
+    output = Path(given.get("output") or default_output(plan, session.task))
+    sheet = given.get("contact_sheet")
+    first_stage = bool(given.get("first_stage"))
+    job = Job(
+        plan,
+        session.ledger,
+        output,
+        request=kept_request(given, session, plan),
+        contact_sheet=Path(sheet) if sheet else None,
+        keep_latents=first_stage or bool(given.get("keep_latents")),
+        first_stage=first_stage,
+    )
+    execute(job, reporter)
+
+
+def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> Plan:
+    """The validated plan of a session, with a line on what was chosen and what was moved."""
+    plan = session.pipeline.plan(**session.request)
+    shape = plan.shape
+    reporter.note(f"{session.task.command} with {session.model} on {session.ledger.device}, seed {plan.seed}")
+    wanted = {name: session.request.get(name) for name in ("height", "width")} if plan.has_video else {}
+    wanted["num_frames"] = session.request.get("num_frames")
+    made = {"height": shape.height, "width": shape.width, "num_frames": shape.frames}
+    moved = [f"{name} {value} -> {made[name]}" for name, value in wanted.items() if value not in (None, made[name])]
+    if moved and isinstance(wanted["num_frames"], int | None):
+        reporter.note(f"snapped to what the model can make: {', '.join(moved)} (--no-snap refuses instead)")
+    return plan
+
+
+def default_output(plan: Plan, task: Task) -> str:
+    """A file name from prompt and seed that is not taken."""
+    words = re.findall(r"[a-z0-9]+", plan.prompt.lower())[:6]
+    stem = "-".join(words)[:48] or "clip"
+    names = (f"{stem}-{plan.seed}{again}{task.suffix}" for again in ("", *(f"-{n}" for n in range(2, 10000))))
+    return next(name for name in names if not Path(name).exists())
+
+
+def kept_request(given: Mapping[str, Any], session: Session, plan: Plan) -> dict[str, Any]:
+    """What was asked, with all that was drawn or predicted filled in, for the recipe."""
+    options = {name: value for name, value in given.items() if name not in NOT_KEPT}
+    options["seed"] = plan.seed
+    if "auto_duration" in options:
+        del options["auto_duration"]
+        options["num_frames"] = plan.shape.frames
+    return {"command": session.task.command, "options": options}
+
+
+def pipeline_app(command: str) -> typer.Typer:
+    """The sub-command of one pipeline."""
+    task = BY_NAME[command]
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    body = with_options(lambda given: make(given, task), task.options)
+    app.command(command, cls=PackingCommand, help=task.summary)(body)
+    return app
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app.command("generate", cls=PackingCommand, help=GENERATE)(
+    with_options(make, EVERY_OPTION, argument=("prompt", PROMPT))
+)

@@ -1,0 +1,196 @@
+"""One generation from plan to file: run, follow, write, say what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ltx_core.errors import LtxError, MediaError
+from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_pipelines.cli.progress import Reporter, human_bytes, peak_memory
+from ltx_pipelines.engine import Event, Generation, generate
+from ltx_pipelines.media.files import replacing
+from ltx_pipelines.plan import Plan, plan_from_json
+from ltx_pipelines.recipe import make_recipe
+from ltx_pipelines.utils.media_io import (
+    RECIPE_KEY,
+    read_audio,
+    read_frames,
+    write_contact_sheet,
+    write_png_sequence,
+    write_preview,
+    write_video,
+    write_wav,
+)
+from ltx_pipelines.utils.model_ledger import ModelLedger
+
+RNG_STATE = "rng_state"
+VIDEO, PREVIEW, SOUND = (".mp4", ".mov", ".m4v"), (".gif", ".webp"), (".wav",)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run and where it goes. ``request`` is kept in the recipe; ``resume`` holds stages that are done."""
+
+    plan: Plan
+    ledger: ModelLedger
+    output: Path
+    request: Mapping[str, Any] | None = None
+    contact_sheet: Path | None = None
+    keep_latents: bool = False
+    first_stage: bool = False  # stop after it
+    resume: Generation | None = None
+
+
+def check_output(path: Path, plan: Plan) -> None:
+    """Refuse a file name this result cannot be written to."""
+    suffix = path.suffix.lower()
+    if plan.has_video and suffix not in (*VIDEO, *PREVIEW, ""):
+        raise MediaError(
+            f"output is {path.name}, expected .mp4, .mov, .gif, .webp or a folder for PNG files; "
+            f"nearest valid: {path.with_suffix('.mp4').name}"
+        )
+    if not plan.has_video and suffix not in SOUND:
+        valid = path.with_suffix(".wav").name
+        raise MediaError(f"output is {path.name}, expected .wav, for there is no picture; nearest valid: {valid}")
+    if suffix and path.is_dir():
+        raise MediaError(f"output is {path}, which is a folder, expected a file name")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise MediaError(f"output is {path}, but {parent} cannot be written to")
+
+
+def execute(job: Job, reporter: Reporter) -> Path:
+    """Run a job to its file. Whatever stops it, no part of a file is left behind."""
+    first = replace(job.plan, stages=job.plan.stages[:1])
+    delivered = replace(job, plan=first) if job.first_stage else job
+    check_output(delivered.output, delivered.plan)
+    if job.ledger.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(job.ledger.device)
+    try:
+        with reporter.running():
+            resume = job.resume
+            if job.keep_latents:
+                resume = follow(first, job, reporter, decode=False)
+                keep_stage(resume, job)
+            generation = follow(delivered.plan, job, reporter, resume=resume)
+            write(generation, delivered, reporter)
+            if job.contact_sheet is not None:
+                write_sheet(delivered)
+            seconds = reporter.finish()
+    except LtxError as error:
+        if reporter.style == "json":
+            reporter.emit("error", message=str(error))
+        raise
+    _summarize(delivered, reporter, seconds)
+    return job.output
+
+
+def follow(
+    plan: Plan, job: Job, reporter: Reporter, decode: bool = True, resume: Generation | None = None
+) -> Generation:
+    """Run a plan, each event reported; what the last event carries."""
+    generation = None
+    events = cast(Generator[Event, None, None], generate(plan, job.ledger, decode=decode, resume=resume))
+    with closing(events):
+        for event in events:
+            reporter.event(event)
+            generation = event.generation or generation
+    assert generation is not None
+    return generation
+
+
+def write(generation: Generation, job: Job, reporter: Reporter) -> None:
+    """The result to the kind of file its name asks for, with the recipe inside where the kind can hold it."""
+    recipe = make_recipe(job.plan, job.request, str(job.ledger.device))
+    metadata = {RECIPE_KEY: json.dumps(recipe, ensure_ascii=False)}
+    fps, suffix = job.plan.shape.fps, job.output.suffix.lower()
+    if generation.video is None:
+        if generation.audio is None:
+            raise MediaError(f"{job.output}: there is neither picture nor sound to write")
+        write_wav(job.output, generation.audio, metadata)
+        return
+    frames = _counted(generation.video, job.plan.shape.frames, reporter)
+    if suffix in VIDEO:
+        write_video(job.output, frames, fps, generation.audio, metadata=metadata)
+    elif suffix in PREVIEW:
+        write_preview(job.output, frames, fps)
+    else:
+        write_png_sequence(job.output, frames, metadata)
+
+
+def write_sheet(job: Job) -> None:
+    """The contact sheet of a clip that has been written."""
+    assert job.contact_sheet is not None
+    if job.output.suffix.lower() not in VIDEO:
+        raise MediaError(f"--contact-sheet needs a video file as output, not {job.output.name}")
+    frames, sound = read_frames(job.output), read_audio(job.output)
+    write_contact_sheet(job.contact_sheet, frames, job.plan.shape.fps, sound, job.plan.prompt)
+
+
+def latents_path(output: Path) -> Path:
+    """Where the first stage of a clip is kept."""
+    return output.with_name(f"{output.stem}.stage1.safetensors")
+
+
+def keep_stage(generation: Generation, job: Job) -> Path:
+    """Write the first stage's latents, the generator's state and the whole plan beside the clip."""
+    path = latents_path(job.output)
+    assert generation.rng_state is not None
+    tensors = {**generation.stages[0], RNG_STATE: generation.rng_state}
+    with replacing(path) as temporary:
+        own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(own, temporary, metadata={"plan": job.plan.to_json()})
+    return path
+
+
+def load_stage(path: Path) -> tuple[Plan, Generation]:
+    """A plan and its finished first stage, as `keep_stage` wrote them. Raises `MediaError`."""
+    if not path.is_file():
+        raise MediaError(f"{path} does not exist, expected the first stage kept by --keep-latents or --first-stage")
+    text = SafetensorsFile(path).metadata.get("plan")
+    if text is None:
+        raise MediaError(f"{path} holds no plan, expected the first stage of a clip")
+    plan, tensors = plan_from_json(text), load_file(path)
+    rng_state = tensors.pop(RNG_STATE, None)
+    return plan, Generation(plan, (tensors,), rng_state=rng_state)
+
+
+def _counted(chunks: Iterator[Tensor], total: int, reporter: Reporter) -> Iterator[Tensor]:
+    done = 0
+    for chunk in chunks:
+        done += chunk.shape[0]
+        reporter.wrote_frames(done, total)
+        yield chunk
+
+
+def _summarize(job: Job, reporter: Reporter, seconds: float) -> None:
+    shape, plan = job.plan.shape, job.plan
+    where, peak = peak_memory(job.ledger.device)
+    if plan.has_video:
+        what = f"{shape.frames} frames of {shape.width} x {shape.height}, {shape.duration:.2f} s at {shape.fps:g} fps"
+        speed = f"{shape.frames / seconds:.3g} frames/s"
+    else:
+        what, speed = f"{shape.duration:.2f} s of sound", f"{shape.duration / seconds:.3g} s of sound per second"
+    if reporter.style == "json":
+        reporter.emit(
+            "done",
+            path=str(job.output),
+            seconds=round(seconds, 3),
+            peak_bytes=peak,
+            seed=plan.seed,
+            steps=reporter.steps,
+        )
+        return
+    steps = f"{reporter.steps} steps, " if reporter.steps else ""
+    reporter.note(f"wrote {job.output}: {what}, seed {plan.seed}")
+    reporter.note(f"{seconds:.1f} s, {steps}{speed}, peak memory {human_bytes(peak)} ({where})")

@@ -1,0 +1,128 @@
+"""`ltx plan`: what a line would do and cost, without reading any weight."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ltx_pipelines.cli import options as o
+from ltx_pipelines.cli.generate import EVERY_OPTION, PROMPT
+from ltx_pipelines.cli.line import PackingCommand, with_options
+from ltx_pipelines.cli.tasks import BY_NAME
+
+if TYPE_CHECKING:
+    from ltx_pipelines.cost import Cost
+    from ltx_pipelines.plan import Plan, StagePlan
+
+LEFT_OUT = {"quiet", "keep_latents", "contact_sheet", "first_stage"}
+HELP = """Show what would be done, and what it would cost.
+
+Takes the options of `ltx generate`, and --pipeline to name the pipeline instead of choosing it.
+"""
+
+
+def show(given: dict[str, Any]) -> None:
+    """Plan a line and print the plan with its cost."""
+    from ltx_pipelines.cli.generate import planned
+    from ltx_pipelines.cli.progress import Reporter
+    from ltx_pipelines.cli.session import open_session
+    from ltx_pipelines.cost import cost_of
+
+    as_json = given.pop("json", False)
+    named = given.pop("pipeline", None)
+    session = open_session(given, task_of(named) if named else None)
+    reporter = Reporter("quiet" if as_json else "lines")
+    plan = planned(session, given, reporter)
+    cost = cost_of(plan, session.ledger)
+    if as_json:
+        typer.echo(json.dumps({"plan": json.loads(plan.to_json()), "cost": cost_json(cost)}, ensure_ascii=False))
+    else:
+        print_plan(plan, cost)
+
+
+def task_of(name: str) -> Any:
+    """The task a user names, by sub-command or short name."""
+    if (task := BY_NAME.get(name.replace("_", "-"))) is None:
+        raise typer.BadParameter(
+            f"{name!r} is no pipeline, expected one of {', '.join(BY_NAME)}", param_hint="--pipeline"
+        )
+    return task
+
+
+def cost_json(cost: Cost) -> dict[str, Any]:
+    """A cost as plain values."""
+    phases = [
+        {
+            "name": phase.name,
+            "weight_bytes": dict(phase.weights),
+            "activation_bytes": phase.work.activations,
+            "peak_bytes": phase.peak,
+            "flops": phase.work.flops,
+        }
+        for phase in cost.phases
+    ]
+    return {
+        "policy": cost.policy,
+        "peak_bytes": cost.peak,
+        "flops": cost.flops,
+        "relative": cost.relative,
+        "phases": phases,
+    }
+
+
+def print_plan(plan: Plan, cost: Cost) -> None:
+    """The plan as two tables: its stages, and what each phase holds and computes."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from ltx_pipelines.cli.progress import human_bytes
+
+    console = Console(highlight=False)
+    shape = plan.shape
+    size = f"{shape.width} x {shape.height}, " if plan.has_video else ""
+    console.print(
+        f"{plan.pipeline}: {size}{shape.frames} frames, {shape.duration:.2f} s at {shape.fps:g} fps", markup=False
+    )
+    console.print(f"model {plan.models.checkpoint}", markup=False, soft_wrap=True)
+    console.print(f"seed {plan.seed}, prompt {plan.prompt!r}", markup=False, soft_wrap=True)
+    stages = Table("stage", "size", "steps", "passes", "sampler", "streams", "conditions", "adapters", box=SIMPLE)
+    for index, stage in enumerate(plan.stages, 1):
+        stages.add_row(str(index), *stage_row(stage))
+    console.print(stages)
+    phases = Table("phase", "weights", "activations", "together", "work", box=SIMPLE)
+    for phase in cost.phases:
+        weights = human_bytes(sum(phase.weights.values()))
+        share = f"{phase.work.flops / cost.flops:.0%}" if cost.flops and phase.work.flops else ""
+        phases.add_row(phase.name, weights, human_bytes(phase.work.activations), human_bytes(phase.peak), share)
+    console.print(phases)
+    console.print(
+        f"expected peak memory {human_bytes(cost.peak)} ({cost.policy} weights), "
+        f"{cost.flops / 1e12:.3g} TFLOP, relative cost {cost.relative:.3g}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def stage_row(stage: StagePlan) -> list[str]:
+    """A stage in words."""
+    streams = [name + (" (held)" if stream.frozen else "") for name, stream in stage.streams.items()]
+    conditions = [condition.kind for stream in stage.streams.values() for condition in stream.conditions]
+    size = f"{stage.shape.width} x {stage.shape.height}" if "video" in stage.streams else ""
+    adapters = [f"{lora.path.rpartition('/')[2]} {lora.strength:g}" for lora in stage.loras]
+    counts = [str(stage.steps), str(stage.passes())]
+    return [size, *counts, stage.sampler.kind, ", ".join(streams), ", ".join(conditions), ", ".join(adapters)]
+
+
+PIPELINE = o.Opt(("--pipeline",), "Plan this pipeline.", metavar="NAME", panel="Request")
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app.command("plan", cls=PackingCommand, help=HELP)(
+    with_options(
+        show,
+        [name for name in EVERY_OPTION if name not in LEFT_OUT],
+        argument=("prompt", PROMPT),
+        extra={"pipeline": PIPELINE},
+    )
+)

@@ -1,0 +1,152 @@
+"""What a running generation shows: bars on a terminal, a line per phase elsewhere, JSON for programs, or nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TextIO
+
+Style = Literal["bars", "lines", "json", "quiet"]
+PHASES = {
+    "text": "reading the prompt",
+    "conditions": "preparing",
+    "upsample": "enlarging",
+    "denoise": "denoising",
+    "decode": "decoding and writing",
+}
+
+
+def style_of(given: dict[str, Any], stream: TextIO = sys.stderr) -> Style:
+    """How a line wants to be told."""
+    if given.get("json"):
+        return "json"
+    if given.get("quiet"):
+        return "quiet"
+    return "bars" if stream.isatty() else "lines"
+
+
+@dataclass
+class Reporter:
+    """Follows one generation. Text goes to standard error, JSON events to standard output."""
+
+    style: Style
+    started: float = field(default_factory=time.perf_counter)
+    phases: dict[str, float] = field(default_factory=dict)  # seconds per phase
+    steps: int = 0
+    _open: tuple[str, float] | None = None
+    _bars: Any = None
+    _bar: Any = None
+
+    @contextmanager
+    def running(self) -> Iterator[Reporter]:
+        """Bars live inside this block."""
+        if self.style == "bars":
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bars = Progress(*columns, console=Console(stderr=True), transient=False)
+            self._bars.start()
+        try:
+            yield self
+        finally:
+            if self._bars is not None:
+                self._bars.stop()
+                self._bars = None
+
+    def note(self, text: str, **fields: Any) -> None:
+        """A line for the user; ``fields`` go to programs instead."""
+        if self.style == "json":
+            self.emit("note", text=text, **fields)
+        elif self.style != "quiet":
+            self._print(text)
+
+    def event(self, event: Any) -> None:
+        """One event of the engine."""
+        if event.phase == "done":
+            return
+        name = PHASES[event.phase] + (f", stage {event.stage + 1}" if event.phase == "denoise" else "")
+        if event.step:
+            self.steps += 1
+            self._step(event)
+        else:
+            self._begin(name, event)
+
+    def wrote_frames(self, frames: int, total: int) -> None:
+        """So many frames have gone to the writer."""
+        if self.style == "json":
+            self.emit("frames", done=frames, total=total)
+        elif self._bars is not None:
+            self._bars.update(self._bar, completed=frames, total=total)
+
+    def finish(self) -> float:
+        """Close the last phase; the seconds since the start."""
+        self._close()
+        return time.perf_counter() - self.started
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """One JSON object on standard output."""
+        sys.stdout.write(json.dumps({"event": kind, **fields}) + "\n")
+        sys.stdout.flush()
+
+    def _begin(self, name: str, event: Any) -> None:
+        self._close()
+        self._open = (name, time.perf_counter())
+        if self.style == "json":
+            self.emit("phase", phase=event.phase, stage=event.stage + 1, total=event.total)
+        elif self._bars is not None:
+            self._bar = self._bars.add_task(name, total=event.total or None)
+
+    def _step(self, event: Any) -> None:
+        if self.style == "json":
+            position = {"stage": event.stage + 1, "step": event.step, "total": event.total}
+            self.emit("step", sigma=round(float(event.sigma), 6), **position)
+        elif self._bars is not None:
+            self._bars.update(self._bar, completed=event.step)
+
+    def _close(self) -> None:
+        if self._open is None:
+            return
+        name, began = self._open
+        seconds = time.perf_counter() - began
+        self.phases[name] = self.phases.get(name, 0.0) + seconds
+        self._open = None
+        if self._bars is not None:
+            shown = self._bars.tasks[self._bar]
+            self._bars.update(self._bar, total=shown.total or 1, completed=shown.total or 1)
+        elif self.style == "lines":
+            self._print(f"{name}: {seconds:.1f} s")
+
+    def _print(self, text: str) -> None:
+        if self._bars is not None:
+            self._bars.console.print(text, markup=False, highlight=False)
+        else:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+
+def peak_memory(device: Any) -> tuple[str, int]:
+    """What was held at most, in bytes: of the accelerator, else of the process."""
+    import torch
+
+    if device.type == "cuda":
+        return str(device), torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return "mps", torch.mps.driver_allocated_memory()
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return "the process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def human_bytes(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

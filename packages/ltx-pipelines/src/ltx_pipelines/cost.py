@@ -1,0 +1,271 @@
+"""What a plan will cost, before any weight is read: peak memory and floating-point operations of each phase.
+
+Networks are run on the meta device, where tensors have shapes but no values: operations are counted exactly, and the
+bytes alive at once are what a real run allocates, up to workspaces of kernels and rounding by the allocator. Blocks of
+a transformer are alike, so two stand for all. Weight bytes come from the headers of the files.
+
+The relative cost is a plan's operations over those of a known clip: 512 x 768, 121 frames, one pass of LTX-2.3 for each
+of eight distilled steps, which is 1.6e15 operations.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from ltx_core.model.transformer.config import TransformerConfig
+from ltx_core.model.transformer.modality import Modality
+from ltx_core.model.transformer.model import LTXModel
+from ltx_core.model.video_vae.video_vae import VideoDecoder
+from ltx_core.types import AudioLatentShape, VideoLatentShape
+from ltx_pipelines.plan import ImageCondition, KeyframeSlots, Plan, ReferenceCondition, StagePlan
+from ltx_pipelines.utils.model_ledger import SLOTS, ModelLedger
+
+UNIT = 8 * 0.2e15  # operations of the clip that relative cost 1 stands for
+TEXT_TOKENS = 1024
+EVALUATIONS = {"heun": 2, "res_2s": 2}  # transformer evaluations per step; others need one
+STREAMED_BLOCKS = 2  # blocks on the device at once when weights are streamed
+STREAMING_FRAMES = 6  # latent frames after which a streamed decode no longer grows
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations and the bytes of tensors alive at once, weights not counted."""
+
+    flops: float = 0.0
+    activations: int = 0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a plan. ``weights`` is what its networks hold, in bytes, by network."""
+
+    name: str
+    weights: Mapping[str, int]
+    work: Work = Work()
+
+    @property
+    def peak(self) -> int:
+        """Bytes when only this phase's networks are in memory."""
+        return sum(self.weights.values()) + self.work.activations
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The phases of a plan in order, and the policy they would run under."""
+
+    phases: tuple[Phase, ...]
+    policy: str
+
+    @property
+    def flops(self) -> float:
+        return sum(phase.work.flops for phase in self.phases)
+
+    @property
+    def relative(self) -> float:
+        """In clips of 512 x 768 and 121 frames on a distilled model, first stage only."""
+        return self.flops / UNIT
+
+    @property
+    def peak(self) -> int:
+        """Bytes: all networks at once where they stay, the dearest phase where they take turns."""
+        if self.policy == "resident":
+            weights = {name: size for phase in self.phases for name, size in phase.weights.items()}
+            return sum(weights.values()) + max(phase.work.activations for phase in self.phases)
+        return max(phase.peak for phase in self.phases)
+
+
+def cost_of(plan: Plan, ledger: ModelLedger) -> Cost:
+    """The cost of a plan on the networks of a ledger. Reads headers only."""
+    phases = [Phase("text", text_weights(ledger))]
+    if encoders := encoder_names(plan):
+        phases.append(Phase("conditions", {name: component_bytes(ledger, name) for name in encoders}))
+    for index, stage in enumerate(plan.stages, 1):
+        if index > 1 and plan.models.spatial_upsampler:
+            phases.append(Phase("upsample", {"latent_upsampler": Path(plan.models.spatial_upsampler).stat().st_size}))
+        phases.append(Phase(f"stage {index}", transformer_weights(ledger, stage), stage_work(stage, ledger)))
+    if plan.has_video:
+        weights = {"video_decoder": component_bytes(ledger, "video_decoder")}
+        phases.append(Phase("video", weights, decoder_work(plan, ledger)))
+    if plan.audio in ("first", "last") and "audio" in plan.stages[-1].streams:
+        names = ("audio_decoder", "vocoder")
+        phases.append(Phase("sound", {name: component_bytes(ledger, name) for name in names}))
+    return Cost(tuple(phases), ledger.policy)
+
+
+def encoder_names(plan: Plan) -> list[str]:
+    """Encoders a plan needs."""
+    has_media = any(isinstance(condition, ImageCondition | ReferenceCondition) for _, condition in plan.conditions())
+    sources = {name for stage in plan.stages for name, stream in stage.streams.items() if stream.start == "source"}
+    wanted = {"video": has_media or "video" in sources, "audio": "audio" in sources}
+    return [f"{name}_encoder" for name, needed in wanted.items() if needed]
+
+
+# Weights ----------------------------------------------------------------------------------------------------------
+
+
+def component_bytes(ledger: ModelLedger, component: str) -> int:
+    """What a network holds in memory, by the headers of its files; 0 for one the files lack."""
+    if not ledger.holds(component):
+        return 0
+    dtype = torch.float32 if component == "vocoder" else ledger.dtype
+    weights = ledger.open(ledger.slot(SLOTS[component])).weights(component, dtype)
+    kinds = [(torch.Size(shape).numel(), floating) for shape, floating in weights.kinds().values()]
+    return sum(count * (dtype.itemsize if floating else 8) for count, floating in kinds)
+
+
+def transformer_weights(ledger: ModelLedger, stage: StagePlan) -> dict[str, int]:
+    """Bytes of the transformer: of the stage's streams, quantised as the ledger says, streamed as it says."""
+    joint = len(stage.streams) == 2 or "audio_num_attention_heads" not in ledger.config.get("transformer", {})
+    component = "transformer" if joint else f"{next(iter(stage.streams))}_transformer"
+    weights = ledger.checkpoint.weights(component, ledger.dtype, quantization=ledger.quantization)
+    total = 0
+    for path, layer in weights.layers.items():
+        size = ledger.dtype.itemsize
+        for leaf, source in layer.items():
+            stored = 1 if path in weights.quantized and leaf == "weight" else size
+            total += torch.Size(source.info.shape).numel() * stored
+    if ledger.policy == "streamed":
+        blocks = ledger.config["transformer"].get("num_layers", 1)
+        total = total * min(STREAMED_BLOCKS, blocks) // blocks
+    return {"transformer": total}
+
+
+def text_weights(ledger: ModelLedger) -> dict[str, int]:
+    """Bytes of the language model and what stands between it and the transformer."""
+    path = Path(ledger.files.text_encoder or "")
+    files = path.glob("*.safetensors") if path.is_dir() else [path] if path.is_file() else []
+    return {
+        "text_encoder": sum(file.stat().st_size for file in files),
+        "embeddings": component_bytes(ledger, "embeddings"),
+    }
+
+
+# Work -------------------------------------------------------------------------------------------------------------
+
+
+def stage_work(stage: StagePlan, ledger: ModelLedger) -> Work:
+    """All transformer evaluations of a stage."""
+    config = TransformerConfig.from_metadata(ledger.config).with_streams(*stage.streams)
+    tokens = {name: tokens_of(stage, name, ledger) for name in stage.streams}
+    passes = stage.passes()
+    batch = min(passes, stage.max_batch_size)
+    one, two = (measured_forward(replace(config, num_layers=n), tokens, 1, ledger.dtype) for n in (1, 2))
+    per_pass = one.flops + (config.num_layers - 1) * (two.flops - one.flops)
+    guidance = [stream.guidance for stream in stage.streams.values() if stream.guidance is not None]
+    skipped = min((params.skip_step for params in guidance), default=0)
+    guided_share = 1 / (skipped + 1)
+    evaluations = stage.steps * EVALUATIONS.get(stage.sampler.kind, 1)
+    return Work(per_pass * evaluations * max(passes * guided_share, 1.0), two.activations * batch)
+
+
+def tokens_of(stage: StagePlan, modality: str, ledger: ModelLedger) -> int:
+    """Tokens of one stream, those its conditions append included."""
+    if modality == "audio":
+        return AudioLatentShape.from_video_pixel_shape(stage.shape).token_count
+    latent = VideoLatentShape.from_pixel_shape(stage.shape, scale_factors=ledger.scale_factors)
+    per_frame, total = latent.height * latent.width, latent.token_count
+    for condition in stage.streams[modality].conditions:
+        if isinstance(condition, ImageCondition) and (condition.frame_idx or condition.as_keyframe):
+            total += per_frame
+        elif isinstance(condition, KeyframeSlots):
+            total += per_frame * len(condition.pixel_frame_indices)
+        elif isinstance(condition, ReferenceCondition):
+            frames = (latent.frames - 1) // condition.temporal_scale_factor + 1
+            total += frames * per_frame // condition.downscale_factor**2
+    return total
+
+
+def measured_forward(config: TransformerConfig, tokens: Mapping[str, int], batch: int, dtype: torch.dtype) -> Work:
+    """One pass of a transformer, without its weights."""
+    with torch.device("meta"):
+        network = LTXModel(config).to(dtype)
+        streams = {name: _empty_modality(config, name, tokens[name], batch, dtype) for name in config.streams}
+    return measured(network, lambda: network(streams.get("video"), streams.get("audio"), None))
+
+
+def _empty_modality(config: TransformerConfig, name: str, tokens: int, batch: int, dtype: torch.dtype) -> Modality:
+    stream = config.streams[name]
+    width = config.caption_channels or stream.width
+    axes = len(stream.max_pos)
+    positions = (batch, axes, tokens, 2) if config.use_middle_indices_grid else (batch, axes, tokens)
+    return Modality(
+        latent=torch.empty(batch, tokens, stream.in_channels, dtype=dtype),
+        timesteps=torch.empty(batch, 1, 1),
+        sigma=torch.empty(batch),
+        positions=torch.empty(positions),
+        context=torch.empty(batch, TEXT_TOKENS, width, dtype=dtype),
+    )
+
+
+def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:
+    """The video decoder: operations of the whole clip, memory of the pieces it is decoded in."""
+    checkpoint = ledger.open(ledger.slot("video_vae"))
+    latent = VideoLatentShape.from_pixel_shape(plan.shape, ledger.latent_channels, ledger.scale_factors)
+    with torch.device("meta"):
+        decoder = VideoDecoder(checkpoint.network_config("video_decoder")).to(ledger.dtype)
+        whole = torch.empty(latent, dtype=ledger.dtype)
+    work = measured(decoder, lambda: decoder(whole))
+    if not decoder.can_stream:
+        return work
+    start = whole[:, :, : min(STREAMING_FRAMES, latent.frames)]
+    return Work(work.flops, measured(decoder, lambda: list(decoder.decode_streaming(start))).activations)
+
+
+def measured(network: torch.nn.Module, call: Callable[[], Any]) -> Work:
+    """Operations and live bytes of a call on the meta device."""
+    held = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+    flops, live, attention = FlopCounterMode(display=False), LiveBytes(held), CountedAttention()
+    with torch.no_grad(), torch.device("meta"), attention, flops, live:
+        call()
+    return Work(flops.get_total_flops() + attention.flops, live.peak)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the storages that operations make until they are freed; ``peak`` is the most bytes at once."""
+
+    def __init__(self, held: set[int]) -> None:
+        super().__init__()
+        self.held = set(held)  # storages that were there before, and those alive now
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.held:
+                self._follow(tensor.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self.held.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.held.discard(key)
+        self.now -= size
+
+
+class CountedAttention(TorchFunctionMode):
+    """Attention that is counted but holds no matrix of scores, as its fused kernels do not."""
+
+    flops = 0.0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            query, key = args[0], args[1]
+            self.flops += 4.0 * query.numel() * key.shape[-2]
+            return torch.empty_like(query)
+        return function(*args, **(kwargs or {}))

@@ -1,0 +1,120 @@
+"""The recipe that travels with a clip: all it takes to make it again, and to see what has changed since.
+
+A recipe is a JSON object:
+
+``plan``      the plan, as `Plan.to_json` writes it
+``request``   what was asked, by option name, where a command made the clip; lets `ltx rerun` change something
+``pipeline``  the command that was chosen
+``versions``  our packages, torch, Python, and the device the clip was made on
+``files``     a fingerprint of every file that was read: weights, adapters, pictures, clips
+
+A fingerprint is ``<bytes>-<digest>``. The digest is BLAKE2b over the size, the first MiB (which holds a safetensors
+header: every name, shape and offset) and 64 evenly spread pieces of 4 KiB. It costs 1.3 MB of reading whatever the size
+of the file, and covers small files whole. Two trained models of one architecture differ in every piece.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ltx_core.errors import ConfigError
+from ltx_pipelines.plan import ImageCondition, Plan, ReferenceCondition, plan_from_json
+
+RECIPE_VERSION = 1
+PACKAGES = ("ltx-core", "ltx-pipelines", "torch", "av")
+HEAD, PIECE, PIECES = 2**20, 4096, 64  # bytes, bytes, number
+
+
+def make_recipe(plan: Plan, request: Mapping[str, Any] | None = None, device: str = "cpu") -> dict[str, Any]:
+    """The recipe of a plan. ``request`` holds plain JSON values."""
+    recipe = {
+        "recipe": RECIPE_VERSION,
+        "pipeline": plan.pipeline,
+        "plan": json.loads(plan.to_json()),
+        "versions": versions() | {"device": device},
+        "files": {path: fingerprint(path) for path in dict.fromkeys(files_of(plan))},
+    }
+    return recipe | ({"request": dict(request)} if request is not None else {})
+
+
+def plan_of(recipe: Mapping[str, Any], where: str) -> Plan:
+    """The plan inside a recipe. Raises `ConfigError` for something else, or for one from a newer program."""
+    if recipe.get("recipe", RECIPE_VERSION) > RECIPE_VERSION:
+        raise ConfigError(f"{where}: its recipe is version {recipe['recipe']}, this program reads {RECIPE_VERSION}")
+    if "plan" not in recipe:
+        raise ConfigError(f"{where}: its metadata holds no plan, expected a file made by ltx")
+    return plan_from_json(json.dumps(recipe["plan"]))
+
+
+def changes_since(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """One line for everything that could make the clip come out differently now."""
+    now = versions()
+    for name, then in recipe.get("versions", {}).items():
+        if name in now and now[name] != then:
+            yield f"{name} was {then}, is {now[name]}"
+    for path, then in recipe.get("files", {}).items():
+        if not Path(path).exists():
+            yield f"{path} is gone"
+        elif fingerprint(path) != then:
+            yield f"{path} is another file than it was"
+
+
+def files_of(plan: Plan) -> Iterator[str]:
+    """Every file a plan reads."""
+    for _, path in plan.models.paths():
+        yield path
+    for stage in plan.stages:
+        for lora in stage.loras:
+            yield lora.path
+    for _, condition in plan.conditions():
+        if isinstance(condition, ImageCondition | ReferenceCondition):
+            yield condition.path
+        if isinstance(condition, ReferenceCondition) and condition.attention_mask is not None:
+            yield condition.attention_mask
+    for source in plan.sources.values():
+        yield source.path
+
+
+def versions() -> dict[str, str]:
+    """Our packages and what else decides the last bit."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def fingerprint(path: str | Path) -> str:
+    """The fingerprint of a file, or of the weights, tokenizer and config in a folder."""
+    path = Path(path)
+    if path.is_dir():
+        inside = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json", ".model"))
+        sizes = sum(file.stat().st_size for file in inside)
+        prints = "".join(f"{file.name}={fingerprint(file)};" for file in inside)
+        return f"{sizes}-{hashlib.blake2b(prints.encode(), digest_size=16).hexdigest()}"
+    stat = path.stat()
+    return _fingerprint(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _fingerprint(path: Path, size: int, modified: int) -> str:
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with path.open("rb") as file:
+        digest.update(file.read(HEAD))
+        rest = max(size - HEAD, 0)
+        if rest <= PIECE * PIECES:
+            digest.update(file.read())
+        else:
+            for index in range(PIECES):
+                file.seek(HEAD + (rest - PIECE) * index // (PIECES - 1))
+                digest.update(file.read(PIECE))
+    return f"{size}-{digest.hexdigest()}"
