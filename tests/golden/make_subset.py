@@ -53,7 +53,7 @@ def main(source: Path) -> None:
         if "case" in header:
             case = json.loads(header["case"])
             cases.append((case, needed(path, case)))
-    chosen = {file for file in source.glob("*/*.json")}
+    chosen = set(source.glob("*/*.json"))
     cases.sort(key=lambda pair: sum(file.stat().st_size for file in pair[1]))
     seen: set[tuple[str, str]] = set()
     firsts, others = [], []

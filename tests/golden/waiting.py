@@ -10,4 +10,6 @@ WAITING: dict[tuple[str, str], str] = {
     ("video_vae.diffusion", "decode"): DIFFUSION_DECODER,
     ("video_vae.diffusion", "recommended decode tiling"): DIFFUSION_DECODER,
     ("video_vae.diffusion", "tiling geometry of a config"): DIFFUSION_DECODER,
+    ("pipeline", "DubItPipeline"): "dubbing is not built yet",
+    ("pipeline", "DFRPipeline"): "rounds of temporal upsampling are not built yet",
 }

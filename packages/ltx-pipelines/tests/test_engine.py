@@ -189,7 +189,9 @@ def test_task_gives_frames_and_sound(
 
 def test_audio_to_video_delivers_the_given_sound(ledger: ModelLedger, clip: Path) -> None:
     arguments = {key: value for key, value in GUIDED.items() if key != "audio_guider_params"}
-    generation = A2VidPipelineTwoStage(ledger)(**arguments, frame_rate=25.0, audio_path=str(clip))
+    generation = A2VidPipelineTwoStage(ledger)(
+        **arguments, frame_rate=25.0, audio_path=str(clip), audio_max_duration=0.36
+    )
     assert generation.audio.sampling_rate == 24000
     assert abs(generation.audio.duration - 9 / 25) < 0.01
     stage_1, stage_2 = (stage["audio"] for stage in generation.stages)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ltx_core.components.guiders import MultiModalGuiderParams
@@ -97,6 +99,8 @@ def arguments(case: Case, pipeline: Pipeline) -> dict[str, Any]:
     for name in MEDIA_ARGUMENTS:
         if isinstance(args.get(name), str):
             args[name] = str(inputs / args[name])
+    if (mask := given_mask(case)) is not None:
+        args["conditioning_attention_mask"] = mask
     for name in ("video_guider_params", "audio_guider_params"):
         if isinstance(args.get(name), Mapping):
             args[name] = MultiModalGuiderParams(**args[name])
@@ -106,6 +110,17 @@ def arguments(case: Case, pipeline: Pipeline) -> dict[str, Any]:
         for name, value in args.items()
         if name not in constructor and value is not None and (name != "images" or value)
     }
+
+
+def given_mask(case: Case) -> str | None:
+    """A mask that the case holds as a tensor, in a file of its own."""
+    named = case.args.get("conditioning_attention_mask")
+    key = named if isinstance(named, str) and named in case.tensors else "in.conditioning_attention_mask"
+    if key not in case.tensors:
+        return None
+    path = Path(tempfile.mkdtemp()) / "mask.safetensors"
+    save_file({"mask": case.tensors[key].float().contiguous()}, path)
+    return str(path)
 
 
 def give_contexts(case: Case, ledger: ModelLedger) -> None:

@@ -23,10 +23,9 @@ class A2VidPipelineTwoStage(Pipeline):
         sound = StreamPlan(start="source", noise_scale=0.0, frozen=True)
         first = guided_stage(request, self.ledger.defaults, halved(shape), request.images, self.loras)
         second = refinement_stage(shape, request.images, self.loras + self.distilled_loras)
-        duration = shape.duration if request.audio_max_duration is None else request.audio_max_duration
         return self.finished(
             request,
             [with_stream(first, "audio", sound), with_stream(second, "audio", sound)],
-            sources={"audio": Source(request.audio_path, request.audio_start_time, duration)},
+            sources={"audio": Source(request.audio_path, request.audio_start_time, request.audio_max_duration)},
             audio="source",
         )

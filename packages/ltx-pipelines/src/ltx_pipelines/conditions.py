@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -20,6 +21,7 @@ from ltx_core.conditioning import (
 )
 from ltx_core.conditioning.mask_utils import downsample_mask_video_to_latent
 from ltx_core.errors import MediaError
+from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.audio_vae.audio_vae import AudioEncoder, encode_audio
 from ltx_core.model.video_vae.video_vae import VideoEncoder
 from ltx_core.types import AudioLatentShape, VideoLatentShape, VideoPixelShape
@@ -72,11 +74,18 @@ def _reference_item(reference: ReferenceCondition, shape: VideoPixelShape, ledge
     item = VideoConditionByReferenceLatent(latent, factor, reference.temporal_scale_factor, reference.strength)
     strength: float | Tensor = reference.attention_strength
     if reference.attention_mask is not None:
-        mask = load_mask_video(reference.attention_mask, shape.height, shape.width, shape.frames)
+        mask = attention_mask(reference.attention_mask, shape).to(ledger.device)
         strength = strength * downsample_mask_video_to_latent(mask, VideoLatentShape.from_torch_shape(latent.shape))
     elif strength == 1.0:
         return item
     return ConditioningItemAttentionStrengthWrapper(item, strength)
+
+
+def attention_mask(path: str, shape: VideoPixelShape) -> Tensor:
+    """Where a reference is attended to, ``[1, 1, F, h, w]`` in [0, 1]: a grey video, or a tensor ``mask`` in a file."""
+    if path.endswith(".safetensors"):
+        return SafetensorsFile(Path(path)).read("mask").float()
+    return load_mask_video(path, shape.height, shape.width, shape.frames)
 
 
 def source_latent(source: Source, modality: str, shape: VideoPixelShape, ledger: ModelLedger) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ltx_core.errors import CheckpointError, ConditioningError, ConfigError, MediaError
+from ltx_pipelines.conditions import attention_mask
 from ltx_pipelines.plan import Condition, ImageCondition, KeyframeSlots, Plan, ReferenceCondition, Source, StagePlan
 from ltx_pipelines.utils.media_io import decode_image, probe_video, read_audio
 from ltx_pipelines.utils.model_ledger import ModelLedger
@@ -101,7 +102,7 @@ def check_condition(condition: Condition, stage: StagePlan, ledger: ModelLedger)
                 )
         probe_video(condition.path)
         if condition.attention_mask is not None:
-            probe_video(condition.attention_mask)
+            attention_mask(condition.attention_mask, shape._replace(frames=1))
     elif isinstance(condition, KeyframeSlots):
         if not ledger.config.get("transformer", {}).get("use_keyframes_abs_pos_embedding"):
             raise ConditioningError("generated_keyframes need a model with keyframe embedding (LTX-2.5), this has none")

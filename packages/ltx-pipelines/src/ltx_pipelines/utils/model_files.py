@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -71,7 +72,7 @@ def find_in_folder(folder: Path, variant: str | None = None, chosen: Path | None
         names = ", ".join(file.name for file in transformers)
         raise CheckpointError(f"{folder} holds several models: {names}; name one of these files")
     checkpoint = transformers[0]
-    files = ModelFiles(str(checkpoint), text_encoder=find_text_encoder(folder))
+    files = ModelFiles(str(checkpoint), text_encoder=find_text_encoder(folder, slots.get("text_encoder", [])))
     held = Checkpoint.open(checkpoint).components
     for slot, component in (("video_vae", "video_decoder"), ("audio_vae", "audio_decoder")):
         if component not in held and slots.get(slot):
@@ -98,12 +99,17 @@ def kind_of(file: Path) -> str | None:
     if "latent_upsampler" in held:
         config = checkpoint.component_config("latent_upsampler")
         return "temporal_upsampler" if config.get("temporal_upsample") else "spatial_upsampler"
-    by_component = {"video_decoder": "video_vae", "audio_decoder": "audio_vae", "duration_head": "duration_head"}
+    by_component = {
+        "text_encoder": "text_encoder",
+        "video_decoder": "video_vae",
+        "audio_decoder": "audio_vae",
+        "duration_head": "duration_head",
+    }
     return next((slot for component, slot in by_component.items() if component in held), None)
 
 
-def find_text_encoder(folder: Path) -> str | None:
-    """A Gemma folder (config.json of a Gemma model with weights beside it) or a packed text-encoder file."""
+def find_text_encoder(folder: Path, packed: Sequence[Path]) -> str | None:
+    """A Gemma folder (a config.json of a Gemma model, weights beside it), else one of the packed files."""
     for config in sorted(folder.rglob("config.json")):
         try:
             kind = json.loads(config.read_text()).get("model_type", "")
@@ -111,5 +117,4 @@ def find_text_encoder(folder: Path) -> str | None:
             continue
         if str(kind).startswith("gemma"):
             return str(config.parent)
-    packed = [file for file in sorted(folder.rglob("*.safetensors")) if "gemma" in file.name.lower()]
     return str(packed[0]) if packed else None
