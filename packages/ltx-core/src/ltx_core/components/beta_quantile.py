@@ -24,6 +24,8 @@ def beta_quantile(probability: float, a: float, b: float) -> float:
         return 1 - (1 - probability) ** (1 / b)
     if a == b == 0.5:
         return math.sin(probability * math.pi / 2) ** 2
+    if probability > 0.5:
+        return 1 - beta_quantile(1 - probability, b, a)
     low, high, x = 0.0, 1.0, a / (a + b)
     for _ in range(200):
         value = beta_cdf(x, a, b)
