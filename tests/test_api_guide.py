@@ -22,6 +22,7 @@ from torch import nn
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
+from tests.tiny_checkpoints import TRANSFORMER
 
 GUIDE = Path(__file__).parent / "documents" / "ltx-core-api-guide.md"
 FIRST, LAST = "## Core Concepts", "## Common Pitfalls"
@@ -37,40 +38,11 @@ def blocks() -> list[str]:
 
 
 def small_transformer() -> LTXModel:
-    config: dict[str, Any] = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "audio_num_attention_heads": 2,
-        "audio_attention_head_dim": 4,
-        "cross_attention_dim": 16,
-        "audio_cross_attention_dim": 8,
-        "caption_channels": CONTEXT_WIDTH,
-        "num_layers": 1,
-        "in_channels": 128,
-        "out_channels": 128,
-        "audio_in_channels": 128,
-        "audio_out_channels": 128,
-        "dropout": 0.0,
-        "attention_bias": True,
-        "num_vector_embeds": None,
-        "activation_fn": "gelu-approximate",
-        "num_embeds_ada_norm": 1000,
-        "use_linear_projection": False,
-        "only_cross_attention": False,
-        "cross_attention_norm": True,
-        "double_self_attention": False,
-        "upcast_attention": False,
-        "standardization_norm": "rms_norm",
-        "norm_elementwise_affine": False,
-        "qk_norm": "rms_norm",
-        "positional_embedding_type": "rope",
-        "use_middle_indices_grid": True,
-        "use_audio_video_cross_attention": True,
-        "share_ff": False,
-        "av_cross_ada_norm": True,
-    }
+    """One block on 128 latent channels, with the caption projection inside."""
+    sizes = {"num_layers": 1, "caption_channels": CONTEXT_WIDTH, "caption_proj_before_connector": False}
+    channels = dict.fromkeys(("in_channels", "out_channels", "audio_in_channels", "audio_out_channels"), 128)
     torch.manual_seed(0)
-    return LTXModel(TransformerConfig.from_metadata({"transformer": config})).eval()
+    return LTXModel(TransformerConfig.from_metadata({"transformer": {**TRANSFORMER, **sizes, **channels}})).eval()
 
 
 def text_encoder(prompt: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -10,14 +10,14 @@ Tensors, with P = pooler_hidden_dim, Q = num_queries, M = mlp_hidden::
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltx_core.components import helpers
 from ltx_core.errors import ConfigError
 from ltx_core.model.duration_head.config import DurationHeadConfig
+from ltx_core.types import SpatioTemporalScaleFactors
 
 MIN_SECONDS, MAX_SECONDS = 1.0, 20.0
 
@@ -78,15 +78,10 @@ def seconds_to_frames(
     max_seconds: float = MAX_SECONDS,
     time_scale: int = 8,
 ) -> int:
-    """The frame count ``time_scale * k + 1`` for a predicted duration, within bounds given in seconds.
-
-    Rounds half to even, then down to the grid; up to the grid where that falls below the lower bound. Bounds so
-    narrow that no grid point lies between them give the upper bound.
-    """
+    """The frame count ``time_scale * k + 1`` for a predicted duration, within bounds given in seconds."""
     low, high = round(min_seconds * frame_rate), round(max_seconds * frame_rate)
-    wanted = min(max(round(seconds * frame_rate), low), high)
-    frames = (wanted - 1) // time_scale * time_scale + 1
-    return frames if frames >= low else min(math.ceil((low - 1) / time_scale) * time_scale + 1, high)
+    factors = SpatioTemporalScaleFactors(time_scale, 32, 32)
+    return helpers.seconds_to_frames(seconds, frame_rate, low, high, factors)
 
 
 def predict_num_frames(
