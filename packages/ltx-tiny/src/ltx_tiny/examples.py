@@ -9,11 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
+from ltx_tiny.world.captions import caption
 from ltx_tiny.world.motion import camera, track
 from ltx_tiny.world.picture import draw
 from ltx_tiny.world.scene import SECONDS, Scene, sample_scene
 from ltx_tiny.world.sound import play
 from ltx_trainer.scratch.data import Stage
+from ltx_trainer.validation_config import DEFAULT_NEGATIVE_PROMPT
 
 FPS = 25.0
 FULL_SIDE = 256  # pixels of a finished clip; the first stage of generation works at half
@@ -87,3 +90,32 @@ def held_out_sound(count: int, samples: int, seed: int = 7) -> Tensor:
     rngs = (np.random.default_rng((seed, number)) for number in range(count))
     waves = [play(sample_scene(rng, "held_out"), FRAMES / FPS)[:, :samples] for rng in rngs]
     return torch.from_numpy(np.stack(waves))
+
+
+def spoken(scene: Scene, rng: np.random.Generator, dropout: float, leave_out: float) -> str:
+    """A caption of a scene; now and then nothing, or what is asked to be avoided, as guidance puts in its place."""
+    text = caption(scene, rng, leave_out).text
+    if rng.random() >= dropout:
+        return text
+    return "" if rng.random() < 0.5 else DEFAULT_NEGATIVE_PROMPT
+
+
+@dataclass(frozen=True)
+class CaptionExamples:
+    """Captions as token rows for the language model: ``input_ids`` ``[tokens]``, padded on the right with 0."""
+
+    seed: int
+    tokenizer: GemmaTokenizer
+    part: str = "train"
+
+    def __call__(self, position: int, slot: int, stage: Stage) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, position, slot))
+        text = spoken(sample_scene(rng, self.part), rng, dropout=0.02, leave_out=0.5)
+        ids = self.tokenizer.tokenizer.encode(text).ids[: stage.tokens]
+        return {"input_ids": torch.tensor([*ids, *[0] * (stage.tokens - len(ids))])}
+
+
+def captions(count: int, seed: int) -> list[str]:
+    """Captions of training scenes, to learn a tokenizer from."""
+    rngs = (np.random.default_rng((seed, number)) for number in range(count))
+    return [*(caption(sample_scene(rng, "train"), rng).text for rng in rngs), DEFAULT_NEGATIVE_PROMPT]

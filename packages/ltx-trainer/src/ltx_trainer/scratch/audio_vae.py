@@ -19,7 +19,14 @@ from ltx_core.model.audio_vae.mel import log_mel
 from ltx_trainer.draws import Draws
 from ltx_trainer.scratch.data import Examples
 from ltx_trainer.scratch.pictures import spectrogram_sheet
-from ltx_trainer.scratch.task import STATISTICS, ScratchTask, Spread, prefixed
+from ltx_trainer.scratch.task import (
+    STATISTICS,
+    ScratchTask,
+    Spread,
+    centre_input,
+    centre_output,
+    prefixed,
+)
 
 
 class AudioVae(nn.Module):
@@ -61,10 +68,13 @@ class AudioVaeTask(ScratchTask):
         config: Mapping[str, Any],
         examples: Examples,
         held_out: Tensor | None = None,
-        kl_weight: float = 1e-3,
+        kl_weight: float = 1e-4,
         statistics_batches: int = 16,
     ) -> None:
         super().__init__(AudioVae(AudioVaeConfig.from_metadata(config), kl_weight), examples)
+        mel = self.module.mel(examples.batch(0)["waveform"])
+        centre_input(self.module.encoder.conv_in.conv, mel)
+        centre_output(self.module.decoder.conv_out.conv, mel)
         self.given_config, self.held_out, self.statistics_batches = dict(config), held_out, statistics_batches
 
     def validate(self, step: int, folder: Path) -> Mapping[str, float]:

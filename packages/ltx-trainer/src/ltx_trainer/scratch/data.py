@@ -17,12 +17,13 @@ LAST_POSITION = 2**40  # "endless" for a sampler that must be a range
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of a run whose batches have one form. Sizes are pixels and frames where there are any."""
+    """A stretch of a run whose batches have one form. What its sizes mean is up to the examples."""
 
     steps: int
     batch_size: int
     frames: int = 1
-    side: int = 0
+    side: int = 0  # pixels
+    tokens: int = 128  # of a prompt
 
 
 @dataclass(frozen=True)

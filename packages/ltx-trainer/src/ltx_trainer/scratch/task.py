@@ -77,6 +77,21 @@ class Spread:
         return {"mean-of-means": mean.float(), "std-of-means": variance.clamp(min=1e-8).sqrt().float()}
 
 
+@torch.no_grad()
+def centre_input(conv: nn.Module, like: Tensor) -> None:
+    """Let a fresh convolution read values spread like ``like`` as if they had mean 0 and spread 1."""
+    weight, bias = conv.get_parameter("weight"), conv.get_parameter("bias")
+    weight /= like.std()
+    bias -= weight.flatten(1).sum(dim=1) * like.mean()
+
+
+@torch.no_grad()
+def centre_output(conv: nn.Module, like: Tensor) -> None:
+    """Let a fresh convolution give values spread about like ``like`` where it would give them about 0."""
+    conv.get_parameter("weight").mul_(like.std())
+    conv.get_parameter("bias").mul_(like.std()).add_(like.mean())
+
+
 @contextmanager
 def holding(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Let ``module`` hold other ``weights`` (by parameter name) for a while."""

@@ -20,7 +20,7 @@ from ltx_core.model.audio_vae.vocoder import Vocoder
 from ltx_trainer.draws import Draws
 from ltx_trainer.scratch.data import Examples
 from ltx_trainer.scratch.pictures import spectrogram_sheet
-from ltx_trainer.scratch.task import ScratchTask, prefixed
+from ltx_trainer.scratch.task import ScratchTask, centre_input, prefixed
 
 RESOLUTIONS = ((2048, 512), (1024, 256), (512, 128), (128, 32))  # samples per window and hop
 MAGNITUDE_FLOOR = 1e-3
@@ -63,6 +63,7 @@ class VocoderTask(ScratchTask):
         mel_noise: float = 0.1,
     ) -> None:
         super().__init__(VocoderTrainer(config, mel_noise), examples)
+        centre_input(self.module.vocoder.conv_pre, self.module.mel(examples.batch(0)["waveform"]))
         self.given_config, self.held_out = dict(config), held_out
 
     def validate(self, step: int, folder: Path) -> Mapping[str, float]:

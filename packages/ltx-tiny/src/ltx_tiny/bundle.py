@@ -1,0 +1,66 @@
+"""The bundled model: where it lies in the package, and how the stages' files become it.
+
+The folder holds ``ltx-tiny.safetensors`` (transformer, text projection and connectors, both VAEs, vocoder),
+``gemma/``, ``ltx-tiny-spatial-upscaler-x2.safetensors`` and ``ltx-tiny-distilled-lora.safetensors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltx_core.errors import CheckpointError
+from ltx_core.loader.safetensors_file import SafetensorsFile, save_checkpoint
+from ltx_trainer.scratch.gemma import unpack
+from ltx_trainer.scratch.task import MODEL_VERSION, STATISTICS
+
+WEIGHTS = Path(__file__).parent / "weights"
+CHECKPOINT = "ltx-tiny.safetensors"
+UPSCALER = "ltx-tiny-spatial-upscaler-x2.safetensors"
+DISTILLED_LORA = "ltx-tiny-distilled-lora.safetensors"
+GEMMA = "gemma"
+MOST_BYTES = 48_000_000
+DEMO_PROMPT = "a small red ball bounces on a blue background with a low knock"
+KEPT_FLOAT32 = ("vocoder.", STATISTICS)  # parts of names; the rest is rounded to bfloat16
+
+
+def model_folder() -> Path:
+    """The folder of the packaged weights. Raises `CheckpointError` when the package was installed without them."""
+    if not (WEIGHTS / CHECKPOINT).is_file():
+        raise CheckpointError(f"the bundled weights are not in {WEIGHTS}; make them with `ltx tiny train`")
+    return WEIGHTS
+
+
+def write_bundle(folder: Path, config: Mapping[str, Any], files: Mapping[str, Path]) -> list[Path]:
+    """Put the stages' files together and return what was written.
+
+    ``files`` are by stage: ``video_vae``, ``audio_vae``, ``vocoder``, ``transformer``, ``gemma``, ``upsampler``,
+    ``distill``. Raises `CheckpointError` when the whole is larger than 48 MB.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, upscaler, lora = (folder / name for name in (CHECKPOINT, UPSCALER, DISTILLED_LORA))
+    parts = [files[name] for name in ("transformer", "video_vae", "audio_vae", "vocoder")]
+    metadata = {"config": dict(config), "model_version": MODEL_VERSION, "demo_prompt": DEMO_PROMPT}
+    save_checkpoint(checkpoint, rounded(parts), metadata)
+    save_checkpoint(upscaler, rounded([files["upsampler"]]), SafetensorsFile(files["upsampler"]).metadata)
+    save_checkpoint(lora, rounded([files["distill"]]), SafetensorsFile(files["distill"]).metadata)
+    written = [checkpoint, upscaler, lora, *unpack(files["gemma"], folder / GEMMA)]
+    size = sum(path.stat().st_size for path in written)
+    if size > MOST_BYTES:
+        raise CheckpointError(f"the bundled model has {size} bytes, expected at most {MOST_BYTES}")
+    return written
+
+
+def rounded(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """All tensors of some files, in bfloat16 where that loses nothing."""
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        file = SafetensorsFile(path)
+        for name in file.tensors:
+            keep = any(part in name for part in KEPT_FLOAT32)
+            tensors[name] = file.read(name) if keep else file.read(name).to(torch.bfloat16)
+    return tensors

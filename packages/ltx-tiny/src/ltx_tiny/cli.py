@@ -1,0 +1,33 @@
+"""``ltx tiny``: train the bundled model anew, and examine a model of the toy world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The bundled model: its training and its exam.")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for states, curves, samples and the result.")] = Path(
+        "tiny-run"
+    ),
+    only: Annotated[list[str] | None, typer.Option("--only", help="Stages to run; may be given several times.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="A few steps of every stage, to try the recipe.")] = False,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Make ltx-tiny from nothing, stage by stage. Stopped, it goes on where it was when the command is given again."""
+    import torch
+
+    from ltx_core.errors import ConfigError
+    from ltx_tiny.train import Recipe, read_recipe, run
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device is {device!r}, expected auto, cpu or cuda")
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    overlay = "smoke" if smoke else "gpu" if chosen == "cuda" else None
+    if not run(Recipe(read_recipe(overlay), out, chosen), only or ()):
+        raise typer.Exit(130)

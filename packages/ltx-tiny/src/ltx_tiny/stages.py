@@ -1,0 +1,195 @@
+"""The stages of the recipe: what each trains on what. A stage is a function of the recipe that gives a task, or does
+its work itself and gives None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ltx_core.components.schedulers import LTX2Scheduler
+from ltx_core.components.sigmas import DISTILLED_SIGMAS
+from ltx_core.loader import Checkpoint
+from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.text_encoders.gemma.assets import GemmaAssets
+from ltx_core.text_encoders.gemma.backbone import load_backbone
+from ltx_core.text_encoders.gemma.encoder import load_tokenizer
+from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
+from ltx_tiny.bundle import write_bundle
+from ltx_tiny.examples import (
+    CaptionExamples,
+    SoundExamples,
+    VideoExamples,
+    captions,
+    held_out_clips,
+    held_out_sound,
+)
+from ltx_tiny.latents import Encoders, LatentClips, LatentExamples, LatentPairs, make_latents
+from ltx_tiny.sample import Decoders, SampleJudge, SampleSettings
+from ltx_tiny.train import Recipe, say
+from ltx_trainer.loop import Task
+from ltx_trainer.lora import LoraSettings
+from ltx_trainer.scratch.audio_vae import AudioVaeTask
+from ltx_trainer.scratch.data import Examples, Stage, stack
+from ltx_trainer.scratch.distill import DistillSettings, DistillTask, block_linears
+from ltx_trainer.scratch.gemma import TOKENIZER_CONFIG, GemmaTask, train_tokenizer
+from ltx_trainer.scratch.task import STATISTICS
+from ltx_trainer.scratch.transformer import Mode, TextModel, TransformerTask, TransformerTrainer
+from ltx_trainer.scratch.upsampler import UpsamplerTask
+from ltx_trainer.scratch.video_vae import VideoVaeTask
+from ltx_trainer.scratch.vocoder import VocoderTask
+from ltx_trainer.training_strategies.config import FlexibleConfig
+
+if TYPE_CHECKING:
+    from ltx_trainer.scratch.transformer import Judge
+
+HELD_OUT = 16  # examples of a validation batch
+HELD_OUT_SOUNDS = 8
+HELD_OUT_VIDEO = {"clips": 4, "frames": 17, "sides": (128, 256)}
+
+
+def video_vae(recipe: Recipe) -> Task:
+    check = {**HELD_OUT_VIDEO, **recipe.stage("video_vae").get("check", {})}
+    held_out = [held_out_clips(check["clips"], check["frames"], side) for side in check["sides"]]
+    return VideoVaeTask(recipe.config, recipe.examples("video_vae", VideoExamples(recipe.seed)), held_out)
+
+
+def audio_vae(recipe: Recipe) -> Task:
+    samples = int(recipe.stage("audio_vae")["samples"])
+    examples = recipe.examples("audio_vae", SoundExamples(recipe.seed, samples))
+    return AudioVaeTask(recipe.config, examples, held_out_sound(HELD_OUT_SOUNDS, samples))
+
+
+def vocoder(recipe: Recipe) -> Task:
+    samples = int(recipe.stage("vocoder")["samples"])
+    examples = recipe.examples("vocoder", SoundExamples(recipe.seed, samples))
+    return VocoderTask(recipe.config, examples, held_out_sound(HELD_OUT_SOUNDS, samples))
+
+
+def gemma(recipe: Recipe) -> Task:
+    count = int(recipe.stage("gemma")["captions"])
+    text_config = recipe.values["gemma"]
+    tokenizer_json = train_tokenizer(captions(count, recipe.seed), text_config["vocab_size"])
+    tokenizer = GemmaTokenizer(tokenizer_json, TOKENIZER_CONFIG)
+    examples = recipe.examples("gemma", CaptionExamples(recipe.seed, tokenizer))
+    checked = CaptionExamples(recipe.seed + 1, tokenizer, "held_out")
+    stage = examples.curriculum.at(0)
+    held_out = stack([checked(0, slot, stage) for slot in range(4 * HELD_OUT)])["input_ids"]
+    return GemmaTask(text_config, tokenizer_json, examples, held_out)
+
+
+def latents(recipe: Recipe) -> None:
+    stage = recipe.stage("latents")
+    checkpoint = Checkpoint.open([recipe.exported("video_vae"), recipe.exported("audio_vae")])
+    device = recipe.device
+    video: Any = checkpoint.build("video_encoder", torch.float32, device)
+    audio: Any = checkpoint.build("audio_encoder", torch.float32, device)
+    encoders = Encoders(video, audio)
+    sizes = (int(stage["shard_size"]), int(stage["frames"]))
+    make_latents(recipe.out / "latents", recipe.seed, stage["counts"], encoders, *sizes, say)
+
+
+def upsampler(recipe: Recipe) -> Task:
+    file = SafetensorsFile(recipe.exported("video_vae"))
+    names = ("mean-of-means", "std-of-means")
+    mean, std = (file.read(f"vae.{STATISTICS}{name}").float() for name in names)
+    pairs = LatentPairs(recipe.seed, LatentClips.open(recipe.out / "latents", "train"))
+    checked = LatentPairs(recipe.seed + 1, LatentClips.open(recipe.out / "latents", "held_out"))
+    held_out = held_out_batch(checked, Stage(1, 1), HELD_OUT)
+    return UpsamplerTask(recipe.values["upscaler"], (mean, std), recipe.examples("upsampler", pairs), held_out)
+
+
+def transformer(recipe: Recipe) -> Task:
+    stage, tokenizer = recipe.stage("transformer"), text_tokenizer(recipe)
+    sigmas = tuple(LTX2Scheduler().execute(int(stage["samples"]["steps"])).tolist())
+    examples, held_out = latent_examples(recipe, "transformer", float(stage["caption_dropout"]))
+    judge = sample_judge(recipe, "transformer", sigmas, tokenizer)
+    trainer = make_trainer(recipe)
+    return TransformerTask(recipe.config, trainer, examples, held_out, judge)
+
+
+def distill(recipe: Recipe) -> Task:
+    stage, tokenizer = recipe.stage("distill"), text_tokenizer(recipe)
+    trainer = make_trainer(recipe, recipe.exported("transformer"))
+    lora = LoraSettings(rank=int(stage["rank"]), target_modules=tuple(block_linears(trainer)))
+    settings = DistillSettings(float(stage["guidance_scale"]), int(stage["substeps"]))
+    examples, held_out = latent_examples(recipe, "distill", 0.0)
+    judge = sample_judge(recipe, "distill", DISTILLED_SIGMAS, tokenizer)
+    return DistillTask(trainer, examples, lora, settings, held_out, judge)
+
+
+def bundle(recipe: Recipe) -> None:
+    stages = ("video_vae", "audio_vae", "vocoder", "transformer", "gemma", "upsampler", "distill")
+    files = {name: recipe.exported(name) for name in stages}
+    written = write_bundle(recipe.out / "bundle", recipe.config, files)
+    size = sum(path.stat().st_size for path in written)
+    say(f"bundle of {len(written)} files, {size / 1e6:.1f} MB, in {recipe.out / 'bundle'}")
+
+
+STAGES: dict[str, Callable[[Recipe], Task | None]] = {
+    "video_vae": video_vae,
+    "audio_vae": audio_vae,
+    "vocoder": vocoder,
+    "gemma": gemma,
+    "latents": latents,  # type: ignore[dict-item]
+    "upsampler": upsampler,
+    "transformer": transformer,
+    "distill": distill,
+    "bundle": bundle,  # type: ignore[dict-item]
+}
+
+
+def text_tokenizer(recipe: Recipe) -> GemmaTokenizer:
+    return load_tokenizer(GemmaAssets.open(recipe.exported("gemma")))
+
+
+def latent_examples(recipe: Recipe, name: str, dropout: float) -> tuple[Examples, dict[str, Tensor]]:
+    """Training examples of a stage and one held-out batch at the small side."""
+    tokenizer, folder = text_tokenizer(recipe), recipe.out / "latents"
+    made = LatentExamples(recipe.seed, LatentClips.open(folder, "train"), tokenizer, dropout)
+    checked = LatentExamples(recipe.seed + 1, LatentClips.open(folder, "held_out"), tokenizer, 0.0)
+    return recipe.examples(name, made), held_out_batch(checked, Stage(1, 1, side=128), HELD_OUT)
+
+
+def held_out_batch(make: Callable[[int, int, Stage], Mapping[str, Tensor]], stage: Stage, count: int) -> dict[str, Any]:
+    return stack([make(0, slot, stage) for slot in range(count)])
+
+
+def make_trainer(recipe: Recipe, trained: Path | None = None) -> TransformerTrainer:
+    """Transformer and connectors, fresh or as exported, with the frozen language model."""
+    assets = GemmaAssets.open(recipe.exported("gemma"))
+    text = TextModel(load_backbone(assets, torch.float32), assets.config)
+    modes = [
+        Mode(float(mode["weight"]), FlexibleConfig(name="flexible", video=mode.get("video"), audio=mode.get("audio")))
+        for mode in recipe.stage("transformer")["modes"]
+    ]
+    torch.manual_seed(recipe.seed)
+    trainer = TransformerTrainer(recipe.config, text, modes, float(recipe.stage("transformer")["isolated_share"]))
+    if trained is not None:
+        checkpoint = Checkpoint.open(trained)
+        trainer.transformer.load_state_dict(checkpoint.build("transformer", torch.float32).state_dict())
+        weights = checkpoint.weights("embeddings", torch.float32).state_dict()
+        trainer.embeddings.load_state_dict(weights)
+    return trainer
+
+
+def sample_judge(recipe: Recipe, name: str, sigmas: tuple[float, ...], tokenizer: GemmaTokenizer) -> Judge:
+    """Clips and exam figures of a transformer at each validation."""
+    files = [recipe.exported(stage) for stage in ("video_vae", "audio_vae", "vocoder")]
+    checkpoint = Checkpoint.open(files)
+    networks: list[Any] = [
+        checkpoint.build(part, torch.float32, recipe.device) for part in ("video_decoder", "audio_decoder", "vocoder")
+    ]
+    given = {"guidance_scale": 1.0, **recipe.stage(name)["samples"]}
+    settings = SampleSettings(
+        sigmas,
+        guidance_scale=float(given["guidance_scale"]),
+        side=int(given["side"]),
+        frames=int(recipe.stage("latents")["frames"]),
+        count=int(given["count"]),
+    )
+    return SampleJudge(Decoders(*networks), tokenizer, settings)

@@ -1,0 +1,144 @@
+"""A step-distilled LoRA: the student follows the teacher's guided trajectory in the few steps of the distilled sigmas.
+
+For a step from sigma_i to sigma_(i+1) of the schedule, clean latents are noised to sigma_i, the frozen teacher walks to
+sigma_(i+1) in several guided Euler steps, and the student's one unguided velocity is to land where the teacher did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltx_core.components.sigmas import DISTILLED_SIGMAS
+from ltx_trainer.draws import Draws, step_draws
+from ltx_trainer.lora import LoraSettings, add_lora, lora_layers, lora_tensors, save_lora
+from ltx_trainer.scratch.data import Examples
+from ltx_trainer.scratch.task import ScratchTask
+from ltx_trainer.scratch.transformer import HELD_OUT_SEED, Judge, TransformerTrainer, pick
+from ltx_trainer.training_strategies.inputs import ModalityInputs, TrainingInputs
+
+Contexts = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """The teacher's guidance and how finely it walks."""
+
+    guidance_scale: float = 3.0
+    substeps: int = 3
+    sigmas: tuple[float, ...] = DISTILLED_SIGMAS
+
+
+class Distiller(nn.Module):
+    """Teacher and student in one network: with the adapter on it is the student, with the adapter off the teacher."""
+
+    def __init__(self, trainer: TransformerTrainer, lora: LoraSettings, settings: DistillSettings) -> None:
+        super().__init__()
+        self.trainer, self.settings = trainer.requires_grad_(False), settings
+        add_lora(trainer.transformer, lora)
+
+    def forward(self, batch: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        """A batch of latents and token rows, with ``empty_ids`` and ``empty_mask`` of the empty prompt, to losses."""
+        steps = len(self.settings.sigmas) - 1
+        return self.step_losses(batch, pick(float(draws.rand(())), [1.0] * steps), draws)
+
+    def step_losses(self, batch: Mapping[str, Tensor], step: int, draws: Draws) -> dict[str, Tensor]:
+        """The losses at one step of the schedule."""
+        sigma, after = self.settings.sigmas[step : step + 2]
+        inputs = self.trainer.at_sigma(batch, sigma, draws)
+        with torch.no_grad():
+            contexts = self.trainer.contexts(batch)
+            empty = {"input_ids": batch["empty_ids"], "attention_mask": batch["empty_mask"]}
+            ends = self.walk(inputs, (sigma, after), contexts, self.trainer.contexts(empty))
+        velocities = self.trainer.predict(inputs, contexts)
+        losses = {}
+        for name, velocity in velocities.items():
+            target = (inputs.modalities[name].latent - ends[name]) / (sigma - after)
+            losses[f"loss_{name}"] = (velocity - target).square().mean()
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def walk(
+        self, inputs: TrainingInputs, span: tuple[float, float], contexts: Contexts, empty: Contexts
+    ) -> dict[str, Tensor]:
+        """Where the guided teacher is at the end of a span of sigmas, by modality."""
+        levels = torch.linspace(*span, self.settings.substeps + 1).tolist()
+        scale = self.settings.guidance_scale
+        self.set_student(False)
+        for level, following in zip(levels[:-1], levels[1:], strict=True):
+            inputs = at_level(inputs, level)
+            found, unguided = (self.trainer.predict(inputs, context) for context in (contexts, empty))
+            moved = {
+                name: replace(m, latent=m.latent + (following - level) * torch.lerp(unguided[name], found[name], scale))
+                for name, m in inputs.modalities.items()
+            }
+            inputs = replace(inputs, modalities=moved)
+        self.set_student(True)
+        return {name: modality.latent for name, modality in inputs.modalities.items()}
+
+    def set_student(self, on: bool) -> None:
+        """Switch the adapter on or off."""
+        for _, layer in lora_layers(self.trainer.transformer):
+            layer.scale = 1.0 if on else 0.0
+
+
+class DistillTask(ScratchTask):
+    """Train the adapter of a `Distiller`."""
+
+    name = "distill"
+    module: Distiller
+
+    def __init__(
+        self,
+        trainer: TransformerTrainer,
+        examples: Examples,
+        lora: LoraSettings,
+        settings: DistillSettings | None = None,
+        held_out: Mapping[str, Tensor] | None = None,
+        judge: Judge | None = None,
+    ) -> None:
+        super().__init__(Distiller(trainer, replace(lora, alpha=lora.rank), settings or DistillSettings()), examples)
+        self.held_out, self.judge, self.rank = held_out, judge, lora.rank
+
+    def validate(self, step: int, folder: Path) -> Mapping[str, float]:
+        figures: dict[str, float] = {}
+        for index, sigma in enumerate(self.module.settings.sigmas[:-1]) if self.held_out is not None else ():
+            losses = self.module.step_losses(self.held_out or {}, index, step_draws("cpu", HELD_OUT_SEED, index))
+            figures[f"held_out_{sigma:g}"] = float(losses["loss"])
+        return figures if self.judge is None else {**figures, **self.judge(self.module.trainer, step, folder)}
+
+    def export(self, folder: Path, step: int, weights: Mapping[str, Tensor]) -> list[Path]:
+        """The adapter, in the layout every loader reads."""
+        path = folder / f"{self.name}_step_{step:05d}.safetensors"
+        prefix = "trainer.transformer."
+        own = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+        tensors = lora_tensors(self.module.trainer.transformer, own)
+        return [save_lora(path, tensors, torch.bfloat16, {"lora_rank": str(self.rank), "lora_alpha": str(self.rank)})]
+
+
+def at_level(inputs: TrainingInputs, sigma: float) -> TrainingInputs:
+    """The same tokens, said to be at another noise level."""
+
+    def moved(modality: ModalityInputs) -> ModalityInputs:
+        return replace(
+            modality,
+            sigma=torch.full_like(modality.sigma, sigma),
+            timesteps=torch.full_like(modality.timesteps, sigma),
+        )
+
+    return replace(inputs, modalities={name: moved(modality) for name, modality in inputs.modalities.items()})
+
+
+def block_linears(trainer: TransformerTrainer) -> Sequence[str]:
+    """The linears of the blocks that a distilled adapter covers, as targets of `LoraSettings`."""
+    blocks: Any = trainer.transformer.transformer_blocks
+    names = {
+        name
+        for name, module in blocks[0].named_modules()
+        if isinstance(module, nn.Linear) and "gate_logits" not in name
+    }
+    return sorted(names)
