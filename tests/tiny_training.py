@@ -23,6 +23,7 @@ NATIVE = "model.diffusion_model."
 REGISTERS, TOKENS = 8, 8  # learned registers; tokens of a padded caption
 CHANNELS, BINS = 16, 2  # of a video latent; of an audio latent with its 8 channels
 FRAMES, SIDE, STEPS = 3, 2, 6  # latent frames, rows and columns, audio steps
+FPS = 25 * ((FRAMES - 1) * 8 + 1) / STEPS  # sound and pictures last equally long
 
 
 def model_config(width: int = 16, audio_width: int = 8, layers: int = 1) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def write_clip(
     frames, height, width = video.shape[1:]
     records: dict[str, dict[str, Any]] = {
         "conditions": dict(caption),
-        "latents": {"latents": video, "num_frames": frames, "height": height, "width": width, "fps": 24.0},
+        "latents": {"latents": video, "num_frames": frames, "height": height, "width": width, "fps": FPS},
         "audio_latents": {
             "latents": audio,
             "num_time_steps": audio.shape[1],
@@ -115,7 +116,7 @@ def raw_config(model_path: Path, root: Path, output: Path, **changes: Any) -> di
         "output_dir": str(output),
     }
     for section, values in changes.items():
-        merged = isinstance(values, Mapping) and isinstance(raw.get(section), dict)
+        merged = isinstance(values, Mapping) and isinstance(raw.get(section), dict) and section != "training_strategy"
         raw[section] = {**raw[section], **values} if merged else values
     return raw
 

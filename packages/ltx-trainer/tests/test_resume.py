@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends where an undisturbed one ends, bit for bit; a stopped one leaves a state."""
+"""A run killed again and again ends where an undisturbed one ends, bit for bit; a stopped one leaves a state."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.tiny_training import make_config, processes, raw_config, run_training, write_dataset, write_model
 
 from ltx_core.errors import ConfigError
 from ltx_trainer.loop import CHECKPOINT_FOLDER
 from ltx_trainer.run_log import LOG_NAME, read_csv_log
 from ltx_trainer.state import latest_state
 from ltx_trainer.trainer import LtxvTrainer
-from tests.tiny_training import make_config, processes, raw_config, run_training, write_dataset, write_model
 
 PATIENCE = 120.0  # seconds until a step must have happened
 
@@ -112,7 +112,7 @@ def test_sigterm_leaves_a_checkpoint(files, tmp_path):
 def test_a_finished_run_and_another_adapter_are_refused(files, tmp_path):
     out = tmp_path / "out"
     LtxvTrainer(make_config(*files, out, optimization={"steps": 2})).train(live=False)
-    with pytest.raises(ConfigError, match="steps is 2, .* is at step 2 already"):
+    with pytest.raises(ConfigError, match=r"steps is 2, .* is at step 2 already"):
         LtxvTrainer(make_config(*files, out, optimization={"steps": 2})).train(live=False)
     with pytest.raises(ConfigError, match=r"lora.rank was 4 and is now 2; choose another output_dir"):
         LtxvTrainer(make_config(*files, out, optimization={"steps": 4}, lora={"rank": 2})).train(live=False)

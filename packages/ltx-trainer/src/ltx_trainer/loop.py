@@ -267,7 +267,7 @@ class _Run:
         model = get_model_state_dict(self.module, options=FULL_STATE)
         optimizer: Any = {}
         if self.settings.save_state == "full":
-            optimizer = get_optimizer_state_dict(self.module, self.optimizer, options=FULL_STATE)["state"]
+            optimizer = get_optimizer_state_dict(self.module, self.optimizer, options=FULL_STATE).get("state", {})
         names = set(self.trainable())
         return TrainingState(
             step=self.step,
