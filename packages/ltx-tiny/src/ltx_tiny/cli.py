@@ -31,3 +31,18 @@ def train(
     overlay = "smoke" if smoke else "gpu" if chosen == "cuda" else None
     if not run(Recipe(read_recipe(overlay), out, chosen), only or ()):
         raise typer.Exit(130)
+
+
+@app.command()
+def exam(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A model of the toy world: `tiny`, a folder or a file.")
+    ] = ("tiny"),
+    count: Annotated[int, typer.Option("--count", "-n", help="Held-out prompts.")] = 64,
+    path: Annotated[list[str] | None, typer.Option("--path", help="distilled or guided; both unless given.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table, records and sheets.")] = Path("exam"),
+) -> None:
+    """Answer held-out prompts and measure the clips, beside the renderer's own clips through the same detectors."""
+    from ltx_tiny.exam.answers import PATHS, hold
+
+    typer.echo(hold(model, path or tuple(PATHS), count, out))

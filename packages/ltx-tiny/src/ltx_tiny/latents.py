@@ -1,8 +1,8 @@
 """Whole clips of the world as latents, computed once and kept in shards: what the transformer learns from.
 
-A shard is a safetensors file with ``video_128`` ``[n, 128, 7, 4, 4]``, ``video_256`` ``[n, 128, 7, 8, 8]`` and ``audio``
-``[n, 8, 50, 16]`` in bfloat16, normalised, and the scenes as JSON in its metadata. Shard k is a function of the seed,
-k and the two VAEs; shards that are there are not made again.
+A shard is a safetensors file with ``video_128`` ``[n, 128, 7, 4, 4]``, ``video_256`` ``[n, 128, 7, 8, 8]`` and
+``audio`` ``[n, 8, 50, 16]`` in bfloat16, normalised, and the scenes as JSON in its metadata. Shard k is a function of
+the seed, k and the two VAEs; shards that are there are not made again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clips from a transformer in training: the shared denoising loop at the small side, decoded, for the exam's detectors."""
+"""Clips from a transformer in training: the shared denoising loop, decoded, for the exam's detectors."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Distiller(nn.Module):
         levels = torch.linspace(*span, self.settings.substeps + 1).tolist()
         scale = self.settings.guidance_scale
         self.set_student(False)
-        for level, following in zip(levels[:-1], levels[1:], strict=True):
+        for level, following in pairwise(levels):
             inputs = at_level(inputs, level)
             found, unguided = (self.trainer.predict(inputs, context) for context in (contexts, empty))
             moved = {

@@ -1,4 +1,4 @@
-"""The x2 latent upsampler from nothing: the latent of a small picture to the latent of the same picture at full size."""
+"""The x2 latent upsampler from nothing: the latent of a small clip to the latent of the same clip at full size."""
 
 from __future__ import annotations
 
