@@ -296,7 +296,7 @@ class _AdaptedTransformer:
 
     def switch(self, loras: Sequence[LoraWeights]) -> None:
         wanted = tuple(lora for lora in loras if lora.strength != 0)
-        if wanted == self.loras:
+        if [(lora.path, lora.strength) for lora in wanted] == [(lora.path, lora.strength) for lora in self.loras]:
             return
         for lora in wanted:
             unmatched = lora.unmatched(self.network.state_dict().keys())
