@@ -45,7 +45,7 @@ def rerun(given: dict[str, Any]) -> None:
 
     reporter = Reporter(style_of(given))
     file = Path(given["file"])
-    recipe = recipe_in(file)
+    recipe = recipe_in(first_of(file))
     changes = {name: given[name] for name in CHANGEABLE if name in given}
     for line in changes_since(recipe):
         reporter.note(f"since then: {line}")
@@ -80,6 +80,11 @@ def finish(given: dict[str, Any]) -> None:
     stem = Path(file.name.removesuffix(".stage1.safetensors")).stem
     output = Path(given.get("output") or free_name(file.with_name(f"{stem}.mp4"), "finished"))
     execute(Job(plan, ledger, output, contact_sheet=sheet_of(given), resume=resume), reporter)
+
+
+def first_of(file: Path) -> Path:
+    """The file that carries the recipe: of a folder of pictures the first."""
+    return next(iter(sorted(file.glob("frame_*.png"))), file) if file.is_dir() else file
 
 
 def recipe_in(file: Path) -> dict[str, Any]:

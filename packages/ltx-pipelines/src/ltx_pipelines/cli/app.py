@@ -69,7 +69,7 @@ class LazyGroup(TyperGroup):
         return name, command, args[1:]
 
     def invoke(self, ctx: Any) -> Any:
-        with one_line_errors(debug=bool(ctx.meta.get("ltx.debug"))):
+        with one_line_errors(debug=bool(ctx.params.get("debug"))):
             return super().invoke(ctx)
 
 
@@ -125,7 +125,6 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def ltx(
-    ctx: typer.Context,
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; goes anywhere on the line."),
     version: bool = typer.Option(
         False, "--version", help="Print the version and stop.", is_eager=True, callback=_print_version
@@ -135,7 +134,6 @@ def ltx(
 
     Start with `ltx demo`, then `ltx generate "a prompt" -o clip.mp4`.
     """
-    ctx.meta["ltx.debug"] = debug
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

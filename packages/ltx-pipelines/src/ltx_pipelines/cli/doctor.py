@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -119,12 +120,16 @@ def attention() -> dict[str, str]:
         "plain": SDPBackend.MATH,
     }
     for name, kind in kinds.items():
-        try:
-            with sdpa_kernel(kind):
-                scaled_dot_product_attention(probe, probe, probe)
-            found[name] = f"usable on {device}"
-        except RuntimeError as error:
-            found[name] = f"not usable on {device}: {str(error).splitlines()[0].rstrip('.')}"
+        with warnings.catch_warnings(record=True) as reasons:
+            warnings.simplefilter("always")
+            try:
+                with sdpa_kernel(kind):
+                    scaled_dot_product_attention(probe, probe, probe)
+                found[name] = f"usable on {device}"
+            except RuntimeError as error:
+                reason = str(reasons[-1].message if reasons else error).splitlines()[0].split(" (Triggered")[0]
+                known = "it needs a CUDA device" if device == "cpu" else reason.rstrip(".")
+                found[name] = f"not usable on {device}: {known}"
     found["triton"] = "usable: torch.compile can fuse" if find_spec("triton") else "not usable: triton is not installed"
     return found
 

@@ -55,7 +55,11 @@ def make(given: dict[str, Any], task: Task | None = None) -> None:
 
 def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> Plan:
     """The validated plan of a session, with a line on what was chosen and what was moved."""
+    from ltx_pipelines.cli.checks import check_request, check_spans
+
+    check_request(session.request, session.ledger)
     plan = session.pipeline.plan(**session.request)
+    check_spans(plan)
     shape = plan.shape
     reporter.note(f"{session.task.command} with {session.model} on {session.ledger.device}, seed {plan.seed}")
     wanted = {name: session.request.get(name) for name in ("height", "width")} if plan.has_video else {}

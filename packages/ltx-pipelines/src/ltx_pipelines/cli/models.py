@@ -70,6 +70,7 @@ def row_of(model: KnownModel) -> dict[str, Any]:
         "on_disk": round(here, 1),
         "folder": str(folder) if folder else None,
         "license": model.license,
+        "page": model.page,
         "needs": list(model.needs),
     }
 
@@ -88,19 +89,16 @@ def row_of_tiny() -> dict[str, Any]:
         "on_disk": round(size, 3),
         "folder": str(folder) if folder else None,
         "license": "Apache-2.0",
+        "page": "",
         "needs": [],
     }
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """The models, one under the other, then how to get one."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("model", "what", "GB", "on disk", "licence", box=SIMPLE)
     for row in rows:
-        here = f"{row['on_disk']:g}" if row["folder"] else "-"
-        table.add_row(row["model"], row["what"], f"{row['gigabytes']:g}", here, row["license"])
-    Console(highlight=False).print(table)
-    typer.echo("ltx models download MODEL fetches one; licences are on https://huggingface.co/MODEL")
+        here = f"{row['on_disk']:g} GB in {row['folder']}" if row["folder"] else "not on disk"
+        typer.echo(f"{row['model']}: about {row['gigabytes']:g} GB, {here}")
+        typer.echo(f"    {row['what']}")
+        typer.echo(f"    {row['license']}{row['page'] and ', ' + row['page']}")
+    typer.echo("ltx models download MODEL fetches one, with the text encoder it needs")

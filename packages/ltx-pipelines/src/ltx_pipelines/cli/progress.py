@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 Style = Literal["bars", "lines", "json", "quiet"]
 PHASES = {
@@ -20,13 +20,13 @@ PHASES = {
 }
 
 
-def style_of(given: dict[str, Any], stream: TextIO = sys.stderr) -> Style:
+def style_of(given: Mapping[str, Any]) -> Style:
     """How a line wants to be told."""
     if given.get("json"):
         return "json"
     if given.get("quiet"):
         return "quiet"
-    return "bars" if stream.isatty() else "lines"
+    return "bars" if sys.stderr.isatty() else "lines"
 
 
 @dataclass

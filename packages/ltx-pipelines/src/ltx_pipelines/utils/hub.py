@@ -158,6 +158,8 @@ def advice(repo: str, error: BaseException) -> str:
         return f"disk full while fetching {repo}: free space or set HF_HOME to another disk; the download goes on there"
     if os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True", "TRUE") or name == "OfflineModeIsEnabled":
         return f"{repo} is not on disk and HF_HUB_OFFLINE is set: unset it, or give a folder with --model"
+    if name == "LocalEntryNotFoundError" or "ConnectError" in str(error) or "ConnectTimeout" in str(error):
+        return f"{repo} is not on disk and the hub cannot be reached: check the network, or give a folder with --model"
     cause = " ".join(str(error).split())[:200]
     return f"cannot fetch {repo}: {cause}; run the same command again to go on, or give a folder with --model"
 
