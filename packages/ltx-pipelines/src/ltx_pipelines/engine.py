@@ -28,7 +28,6 @@ from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.model.upsampler.model import LatentUpsampler, upsample_latent
 from ltx_core.model.video_vae.frames import decode_video
 from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
-from ltx_core.sampling.batch_split import BatchSplitAdapter
 from ltx_core.sampling.denoisers import GuidedDenoiser, Results
 from ltx_core.sampling.loop import denoise
 from ltx_core.sampling.modality import States
@@ -182,14 +181,16 @@ def run_stage(
 ) -> Iterator[Event]:
     """Denoise one stage, an event per step."""
     transformer = ledger.transformer(stage.loras, tuple(stage.streams))
-    model = BatchSplitAdapter(X0Model(cast(LTXModel, transformer)), stage.max_batch_size)
-    denoiser = guided_denoiser(stage, *contexts)
+    model = X0Model(cast(LTXModel, transformer), stage.max_batch_size)
+    denoiser = guided_denoiser(stage, *contexts, keep_text=ledger.policy != "streamed")
     sigmas = torch.tensor(stage.sigmas, dtype=torch.float32)
     for step in denoise(model, denoiser, states, sigmas, sampler_of(stage.sampler)):
         yield Event("denoise", 0, step.index + 1, step.total, step.sigma, step.states, step.results)
 
 
-def guided_denoiser(stage: StagePlan, positive: Contexts, negative: Contexts | None) -> GuidedDenoiser:
+def guided_denoiser(
+    stage: StagePlan, positive: Contexts, negative: Contexts | None, keep_text: bool = True
+) -> GuidedDenoiser:
     """The stage's guidance with its texts; a frozen stream keeps its positive text in every pass."""
     texts = {"video": positive.video, "audio": positive.audio}
     against = {} if negative is None else {"video": negative.video, "audio": negative.audio}
@@ -198,7 +199,8 @@ def guided_denoiser(stage: StagePlan, positive: Contexts, negative: Contexts | N
         for name, stream in stage.streams.items()
         if stream.guidance is not None and not stream.frozen
     }
-    return GuidedDenoiser({name: texts[name] for name in stage.streams}, guiders, stage.sampler.kind == "euler_cfg_pp")
+    given = {name: texts[name] for name in stage.streams}
+    return GuidedDenoiser(given, guiders, stage.sampler.kind == "euler_cfg_pp", keep_text)
 
 
 def sampler_of(plan: SamplerPlan) -> Sampler:

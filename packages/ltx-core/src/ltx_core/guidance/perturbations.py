@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,8 +71,21 @@ class PerturbationConfig:
         return any(perturbation.holds(kind, block) for perturbation in self.perturbations or ())
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive blocks that compute the same rows, one for all samples that have not differed so far."""
+
+    first: int
+    last: int  # exclusive
+    samples: tuple[int, ...]  # a sample that each row stands for
+    row_of: tuple[int, ...]  # per sample, its row
+
+
 class BatchedPerturbationConfig:
     """One ``PerturbationConfig`` per sample of a batch.
+
+    ``same_as`` says per sample which sample has equal inputs, as guidance passes with one text have; a transformer
+    computes such samples once for as long as their perturbations agree.
 
     ``num_blocks``, ``device`` and ``dtype`` only set the defaults of ``mask`` and ``masks``; a transformer asks for
     ``block_keeps`` with its own. Indices beyond the last block hold nowhere.
@@ -83,12 +97,16 @@ class BatchedPerturbationConfig:
         num_blocks: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        same_as: Sequence[int] | None = None,
     ) -> None:
         self.configs = tuple(configs)
+        self.same_as = tuple(range(len(self.configs)) if same_as is None else same_as)
         self.num_blocks = num_blocks
         self.device = device
         self.dtype = dtype
         self._block_keeps: dict[tuple[int, torch.device, torch.dtype], tuple[BlockKeep, ...]] = {}
+        self._stretches: dict[int, tuple[Stretch, ...]] = {}
+        self._selected: dict[tuple[int, ...], BatchedPerturbationConfig] = {}
 
     @classmethod
     def empty(
@@ -133,7 +151,35 @@ class BatchedPerturbationConfig:
 
     def batch_slice(self, start: int, stop: int) -> BatchedPerturbationConfig:
         """The samples ``start`` to ``stop`` (exclusive)."""
-        return BatchedPerturbationConfig(self.configs[start:stop], self.num_blocks, self.device, self.dtype)
+        return self.select(tuple(range(len(self))[start:stop]))
+
+    def select(self, samples: tuple[int, ...]) -> BatchedPerturbationConfig:
+        """Some of the samples; made once per choice, so that its masks stay on the device."""
+        if samples not in self._selected:
+            configs = [self.configs[sample] for sample in samples]
+            shared = [self.same_as[sample] for sample in samples]
+            same_as = [shared.index(label) for label in shared]
+            self._selected[samples] = BatchedPerturbationConfig(
+                configs, self.num_blocks, self.device, self.dtype, same_as
+            )
+        return self._selected[samples]
+
+    def stretches(self, num_blocks: int) -> tuple[Stretch, ...]:
+        """The blocks of a model by what has to be computed apart in them."""
+        if num_blocks not in self._stretches:
+            self._stretches[num_blocks] = tuple(self._cut(num_blocks))
+        return self._stretches[num_blocks]
+
+    def _cut(self, num_blocks: int) -> Iterator[Stretch]:
+        rows, first = _numbered(self.same_as), 0
+        for block in range(num_blocks):
+            perturbed = [tuple(config.holds(kind, block) for kind in PerturbationType) for config in self.configs]
+            apart = _numbered(list(zip(rows, perturbed, strict=True)))
+            if apart != rows:
+                if block > first:
+                    yield _stretch(first, block, rows)
+                rows, first = apart, block
+        yield _stretch(first, num_blocks, rows)
 
     def kept(self, kind: PerturbationType, block: int) -> tuple[bool, ...]:
         """Per sample, whether the operation is kept."""
@@ -179,3 +225,13 @@ class BatchedPerturbationConfig:
             elif not all(kept):
                 keeps[kind] = torch.tensor(kept, device=device, dtype=dtype)[:, None, None]
         return keeps
+
+
+def _numbered(labels: Sequence[Any]) -> tuple[int, ...]:
+    """Labels as numbers in the order they first occur."""
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    return tuple(numbers[label] for label in labels)
+
+
+def _stretch(first: int, last: int, rows: tuple[int, ...]) -> Stretch:
+    return Stretch(first, last, tuple(rows.index(row) for row in range(max(rows) + 1)), rows)

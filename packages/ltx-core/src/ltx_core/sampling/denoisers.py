@@ -21,7 +21,9 @@ from ltx_core.guidance.perturbations import (
     PerturbationConfig,
     PerturbationType,
 )
+from ltx_core.model.transformer.masks import StrengthGroups
 from ltx_core.model.transformer.modality import Modality, TimestepGroups
+from ltx_core.model.transformer.text_memory import TextMemory
 from ltx_core.sampling.modality import States, modality_from_latent_state, sigma_for
 
 #: ``(video=Modality | None, audio=Modality | None, perturbations=...) -> (video x0 | None, audio x0 | None)``.
@@ -61,6 +63,7 @@ class DenoiseCall:
     schedule: Tensor  # [steps + 1] on the CPU
     last: Results = field(default_factory=dict)  # of the call before
     mask_groups: Mapping[str, TimestepGroups] = field(default_factory=dict)
+    strength_groups: Mapping[str, StrengthGroups] = field(default_factory=dict)
 
     @classmethod
     def at(cls, sigmas: Tensor, step_index: int) -> DenoiseCall:
@@ -86,7 +89,7 @@ class GuidancePass:
 
 @dataclass(frozen=True)
 class GuidedDenoiser:
-    """Predicts with the guidance of each stream; a stream without a guider is not guided.
+    """Predicts with the guidance of each stream; a stream without a guider is not guided. One serves one run.
 
     ``contexts`` and ``guiders`` are per stream. ``force_uncond_pass`` asks for ``uncond`` even at CFG scale 1, as
     CFG++ sampling needs it. Raises ``ConfigError`` when CFG is on for a stream without a negative context.
@@ -95,7 +98,9 @@ class GuidedDenoiser:
     contexts: Mapping[str, Tensor]
     guiders: Mapping[str, MultiModalGuider | MultiModalGuiderFactory] = field(default_factory=dict)
     force_uncond_pass: bool = False
+    keep_text: bool = True  # keep what the transformer made of the texts, where it stays the same at every step
     _perturbations: dict[Any, BatchedPerturbationConfig] = field(default_factory=dict, init=False, repr=False)
+    _texts: dict[str, RunTexts] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, transformer: Transformer, states: States, call: DenoiseCall) -> Results:
         level = float(call.schedule[call.step_index])
@@ -111,6 +116,7 @@ class GuidedDenoiser:
                 sigma_for(state, call.sigma),
                 enabled=name not in skipping,
                 mask_groups=call.mask_groups.get(name),
+                strength_groups=call.strength_groups.get(name),
             )
             for name, state in states.items()
         }
@@ -139,12 +145,12 @@ class GuidedDenoiser:
         self, transformer: Transformer, modalities: Mapping[str, Modality], passes: Sequence[GuidancePass]
     ) -> dict[str, dict[str, Tensor]]:
         """x0 by pass and stream."""
-        batched = {name: _batch_passes(name, modality, passes) for name, modality in modalities.items()}
+        batched = {name: self._batch_passes(name, modality, passes) for name, modality in modalities.items()}
         size = next(iter(modalities.values())).batch_size
         x0 = transformer(
             video=batched.get("video"),
             audio=batched.get("audio"),
-            perturbations=self._batch_perturbations(passes, size),
+            perturbations=self._batch_perturbations(passes, tuple(modalities), size),
         )
         chunks: dict[str, dict[str, Tensor]] = {each.name: {} for each in passes}
         for name, prediction in zip(("video", "audio"), x0, strict=True):
@@ -153,15 +159,71 @@ class GuidedDenoiser:
                     chunks[each.name][name] = chunk
         return chunks
 
-    def _batch_perturbations(self, passes: Sequence[GuidancePass], size: int) -> BatchedPerturbationConfig | None:
-        """One entry per sample; made once per set of passes, for its masks then stay on the device."""
+    def _batch_passes(self, name: str, modality: Modality, passes: Sequence[GuidancePass]) -> Modality:
+        """One stream repeated for every pass, with each pass's text."""
+        count, texts = len(passes), self._texts.setdefault(name, RunTexts())
+        context, memory = texts.of([each.contexts[name] for each in passes])
+        text: dict[str, Any] = {"context": context, "text_memory": memory if self.keep_text else None}
+        if count == 1:
+            return replace(modality, **text)
+        parts: dict[str, Any] = {
+            part: _repeat(value, count)
+            for part, value in vars(modality).items()
+            if isinstance(value, Tensor) and part != "context"
+        }
+        if (groups := modality.timestep_groups) is not None:
+            parts["timestep_groups"] = TimestepGroups(
+                parts["timesteps"],
+                groups.values if groups.index is not None else _repeat(groups.values, count),
+                None if groups.index is None else _repeat(groups.index, count),
+            )
+        if (strengths := modality.strength_groups) is not None:
+            repeated = strengths.select(tuple(range(modality.batch_size)) * count)
+            parts |= {"attention_mask": repeated.mask, "strength_groups": repeated}
+        return replace(modality, **(parts | text))
+
+    def _batch_perturbations(
+        self, passes: Sequence[GuidancePass], streams: tuple[str, ...], size: int
+    ) -> BatchedPerturbationConfig | None:
+        """One entry per sample; made once per set of passes, for its masks then stay on the device.
+
+        Passes with the same texts have the same inputs.
+        """
         configs = tuple(each.perturbations for each in passes)
         if all(config == UNPERTURBED for config in configs):
             return None
-        if (configs, size) not in self._perturbations:
+        texts = [tuple(id(each.contexts[name]) for name in streams) for each in passes]
+        first = tuple(texts.index(text) for text in texts)
+        if (key := (configs, first, size)) not in self._perturbations:
             batch = [config for config in configs for _ in range(size)]
-            self._perturbations[configs, size] = BatchedPerturbationConfig(batch)
-        return self._perturbations[configs, size]
+            same_as = [number * size + sample for number in first for sample in range(size)]
+            self._perturbations[key] = BatchedPerturbationConfig(batch, same_as=same_as)
+        return self._perturbations[key]
+
+
+@dataclass
+class RunTexts:
+    """The texts one stream is given in a run: each set of passes is batched once, each text projected once."""
+
+    seen: list[Tensor] = field(default_factory=list)  # [B, S, c] each
+    batches: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    kept: dict[Any, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def of(self, contexts: Sequence[Tensor]) -> tuple[Tensor, TextMemory]:
+        """The texts of all passes ``[passes * B, S, c]``, and the memory of what the transformer makes of them."""
+        numbers = tuple(self._number(context) for context in contexts)
+        if numbers not in self.batches:
+            self.batches[numbers] = contexts[0] if len(contexts) == 1 else torch.cat(list(contexts))
+        size = contexts[0].shape[0]
+        labels = tuple(number * size + sample for number in numbers for sample in range(size))
+        return self.batches[numbers], TextMemory(labels, self.kept)
+
+    def _number(self, context: Tensor) -> int:
+        for number, known in enumerate(self.seen):
+            if known is context:
+                return number
+        self.seen.append(context)
+        return len(self.seen) - 1
 
 
 def _negative_contexts(guiders: Mapping[str, MultiModalGuider]) -> dict[str, Tensor]:
@@ -179,24 +241,6 @@ def _self_attention_skipped(guiders: Mapping[str, MultiModalGuider]) -> Perturba
             for name, indices in blocks.items()
         )
     )
-
-
-def _batch_passes(name: str, modality: Modality, passes: Sequence[GuidancePass]) -> Modality:
-    """One stream repeated for every pass, with each pass's text."""
-    count = len(passes)
-    if count == 1:
-        return replace(modality, context=passes[0].contexts[name])
-    parts: dict[str, Any] = {
-        part: _repeat(value, count) for part, value in vars(modality).items() if isinstance(value, Tensor)
-    }
-    parts["context"] = torch.cat([each.contexts[name] for each in passes])
-    if (groups := modality.timestep_groups) is not None:
-        parts["timestep_groups"] = TimestepGroups(
-            parts["timesteps"],
-            groups.values if groups.index is not None else _repeat(groups.values, count),
-            None if groups.index is None else _repeat(groups.index, count),
-        )
-    return replace(modality, **parts)
 
 
 def _repeat(value: Tensor, count: int) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ltx_core.model.transformer.masks import StrengthGroups
 from ltx_core.model.transformer.modality import Modality, TimestepGroups
 from ltx_core.types import LatentState
 
@@ -20,10 +21,12 @@ def modality_from_latent_state(
     sigma: Tensor,
     enabled: bool = True,
     mask_groups: TimestepGroups | None = None,
+    strength_groups: StrengthGroups | None = None,
 ) -> Modality:
     """The transformer's input for one stream at noise level ``sigma`` ``[B]``, 0 for a frozen stream.
 
-    ``mask_groups`` are those of the state's denoise mask, where all samples share one sigma.
+    ``mask_groups`` are those of the state's denoise mask, where all samples share one sigma, ``strength_groups`` those
+    of its attention mask.
     """
     sigma = torch.zeros_like(sigma) if state.frozen else sigma
     groups = None if mask_groups is None else mask_groups.scaled(sigma[:1])
@@ -36,6 +39,7 @@ def modality_from_latent_state(
         context=context,
         enabled=enabled,
         attention_mask=state.attention_mask,
+        strength_groups=strength_groups,
         keyframes_mask=state.keyframes_mask,
     )
 

@@ -34,6 +34,10 @@ class Modulation:
             values = table[number].to(values.dtype) + values
         return values[:, None] if self.index is None else F.embedding(self.index, values)
 
+    def of_sample(self, sample: int) -> Modulation:
+        """The rows of one sample, ``[1, k, width]``, where there is one set or one per sample."""
+        return Modulation(self.rows if self.rows.shape[0] == 1 else self.rows[sample : sample + 1])
+
     @classmethod
     def from_tokens(cls, modulation: Tensor, num_rows: int) -> Modulation:
         """From rows that were computed for every token or sample, ``[B, 1 or T, k * width]``."""

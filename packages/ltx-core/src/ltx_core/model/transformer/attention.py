@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ltx_core.errors import ConfigError
 from ltx_core.guidance.perturbations import Keep
-from ltx_core.model.transformer.masks import with_head_axis
+from ltx_core.model.transformer.masks import AttentionBias, with_head_axis
 from ltx_core.model.transformer.rope import RotaryTable
 
 AUTO = "auto"
@@ -70,10 +70,10 @@ def _flash_module() -> str | None:
 
 
 def _flash_usable(q: Tensor, bias: Tensor | None) -> str | None:
-    if _flash_module() is None:
-        return "flash-attn is not installed"
     if q.device.type != "cuda":
         return f"it needs a CUDA device, the query is on {q.device.type}"
+    if _flash_module() is None:
+        return "flash-attn is not installed"
     if q.dtype not in (torch.float16, torch.bfloat16):
         return f"it needs float16 or bfloat16, the query is {q.dtype}"
     return "it takes no mask" if bias is not None else None
@@ -168,13 +168,13 @@ class Attention(nn.Module):
         *,
         rope: RotaryTable | None = None,
         key_rope: RotaryTable | None = None,
-        bias: Tensor | None = None,
+        bias: AttentionBias | None = None,
         bypass: Bypass = NO_BYPASS,
     ) -> Tensor:
         """Queries from ``x`` ``[B, Tq, query_width]``, keys and values from ``context`` (None: from ``x``).
 
-        ``key_rope`` None rotates keys by ``rope``. ``bias`` is additive, see ``attention``. Returns
-        ``[B, Tq, query_width]``.
+        ``key_rope`` None rotates keys by ``rope``. ``bias`` is additive, see ``attention``, or given
+        by groups of queries. Returns ``[B, Tq, query_width]``.
         """
         if not isinstance(context, KeysValues):
             source = x if context is None else context
@@ -200,13 +200,16 @@ class Attention(nn.Module):
         queries = self.q_norm(self.to_q(x))
         return queries if rope is None else rope.rotate(queries)
 
-    def _attend(self, x: Tensor, context: KeysValues, rope: RotaryTable | None, bias: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, context: KeysValues, rope: RotaryTable | None, bias: AttentionBias | None) -> Tensor:
         if context.keys is None:
             raise ConfigError("context has values only, expected keys too, since the attention is not bypassed")
         q, k, v = (
             part.unflatten(-1, (self.heads, -1))  # [B, T, H, head_dim]
             for part in (self.project_queries(x, rope), context.keys, context.values)
         )
+        if isinstance(bias, tuple):
+            parts = [attention(q[:, g.queries], k[:, g.keys], v[:, g.keys], g.bias, self.backend) for g in bias]
+            return torch.cat(parts, dim=1).flatten(2)  # [B, Tq, inner]
         bias = None if bias is None else with_head_axis(bias)
         return attention(q, k, v, bias, self.backend).flatten(2)  # [B, Tq, inner]
 

@@ -24,7 +24,9 @@ from ltx_core.model.transformer.adaln import Modulation, rms_norm, scale_and_shi
 from ltx_core.model.transformer.attention import Attention, Bypass, KeysValues, keep_or_replace
 from ltx_core.model.transformer.config import StreamConfig, TransformerConfig
 from ltx_core.model.transformer.feed_forward import FeedForward
+from ltx_core.model.transformer.masks import AttentionBias
 from ltx_core.model.transformer.rope import RotaryTable
+from ltx_core.model.transformer.text_memory import TextMemory
 
 #: Tokens of each stream that is present, ``[B, T, width]``: what one block hands to the next.
 Tokens = dict[str, Tensor]
@@ -77,8 +79,9 @@ class StreamInputs:
     rope: RotaryTable
     prompt_modulation: Modulation | None = None  # 2 rows
     context_bias: Tensor | None = None  # broadcasts against [B, H, T, S]
-    self_attention_bias: Tensor | None = None  # [B, 1, T, T]
+    self_attention_bias: AttentionBias | None = None  # [B, 1, T, T], or by groups of queries
     cross: CrossInputs | None = None  # only when both streams are present
+    text_memory: TextMemory | None = None  # keeps projections of ``context``; None: they are made when needed
 
 
 class TransformerBlock(nn.Module):
@@ -94,11 +97,18 @@ class TransformerBlock(nn.Module):
 
     def forward(self, tokens: Tokens, inputs: dict[str, StreamInputs], keep: BlockKeep) -> Tokens:
         """The next tokens of every stream. A stream that does not run passes through."""
+        texts = {name: self.text(name, inputs[name]) for name in tokens if inputs[name].runs}
+        return self.compute(tokens, inputs, texts, keep)
+
+    def compute(
+        self, tokens: Tokens, inputs: dict[str, StreamInputs], texts: dict[str, KeysValues], keep: BlockKeep
+    ) -> Tokens:
+        """``forward`` with the text already projected, per running stream; what is compiled where compiling is on."""
         before, tokens = tokens, dict(tokens)
         running = [name for name in tokens if inputs[name].runs]
         for name in running:
             tokens[name] = self.attend_to_itself(name, tokens[name], inputs[name], keep)
-            tokens[name] = self.attend_to_text(name, tokens[name], inputs[name])
+            tokens[name] = self.attend_to_text(name, tokens[name], texts[name], inputs[name])
         if len(tokens) == 2 and running:
             tokens = self.attend_to_each_other(tokens, inputs, keep)
         for name in running:
@@ -119,16 +129,28 @@ class TransformerBlock(nn.Module):
         y = self._part(name, "attn1")(y, rope=inputs.rope, bias=inputs.self_attention_bias, bypass=bypass)
         return torch.addcmul(x, gate, y)
 
-    def attend_to_text(self, name: str, x: Tensor, inputs: StreamInputs) -> Tensor:
+    def attend_to_text(self, name: str, x: Tensor, text: KeysValues, inputs: StreamInputs) -> Tensor:
         """Text attention added to ``x``: modulated and gated with nine rows, plain with six."""
         y = rms_norm(x, self.config.norm_eps) if self.config.cross_attention_norm else x
         gate = None
         if self.config.cross_attention_adaln:
             shift, scale, gate = self._rows(name, inputs, first=6)
             y = scale_and_shift(y, scale, shift)
-        text = self.project_context(name, inputs.context, inputs.prompt_modulation)
         y = self._part(name, "attn2")(y, text, bias=inputs.context_bias)
         return x + y if gate is None else torch.addcmul(x, gate, y)
+
+    def text(self, name: str, inputs: StreamInputs) -> KeysValues:
+        """Keys and values of the text of every sample, from memory where it has them."""
+        if inputs.text_memory is None:
+            return self.project_context(name, inputs.context, inputs.prompt_modulation)
+
+        def project(sample: int) -> tuple[Tensor, Tensor]:
+            modulation = inputs.prompt_modulation and inputs.prompt_modulation.of_sample(sample)
+            text = self.project_context(name, inputs.context[sample : sample + 1], modulation)
+            assert text.keys is not None
+            return text.keys, text.values
+
+        return KeysValues(*inputs.text_memory.recall(self, name, project))
 
     def project_context(self, name: str, context: Tensor, prompt_modulation: Modulation | None) -> KeysValues:
         """Keys and values of the text ``[B, S, width]``; the same at every step when nothing modulates the prompt."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,10 @@ import torch
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
+from ltx_core.model.transformer.masks import AttentionBias, StrengthGroups, self_attention_bias
+from ltx_core.model.transformer.rows import take_rows
+from ltx_core.model.transformer.text_memory import TextMemory
+from ltx_core.savings import savings
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,9 @@ class TimestepGroups:
     def of(cls, timesteps: Tensor) -> TimestepGroups:
         """Group ``timesteps`` by value."""
         per_token = timesteps.reshape(timesteps.shape[0], -1)  # [B, 1 or T]
+        if per_token.shape[1] > 1 and not savings().distinct_modulation:
+            every = torch.arange(per_token.numel(), device=timesteps.device)
+            return cls(timesteps, per_token.flatten(), every.view_as(per_token))
         if per_token.shape[1] == 1 or bool((per_token == per_token[:, :1]).all()):
             return cls(timesteps, per_token[:, 0], None)
         values, index = torch.unique(per_token, return_inverse=True)
@@ -40,12 +48,12 @@ class TimestepGroups:
         """The groups of ``sigma * timesteps``; ``sigma`` is one number for the whole batch."""
         return TimestepGroups(self.timesteps * sigma, self.values * sigma, self.index)
 
-    def batch_slice(self, start: int, stop: int) -> TimestepGroups:
-        """The samples ``start`` to ``stop`` (exclusive)."""
-        timesteps = self.timesteps[start:stop]
+    def select(self, samples: Sequence[int]) -> TimestepGroups:
+        """Some of the samples."""
+        timesteps = take_rows(self.timesteps, samples)
         if self.index is None:
-            return TimestepGroups(timesteps, self.values[start:stop], None)
-        return TimestepGroups(timesteps, self.values, self.index[start:stop])
+            return TimestepGroups(timesteps, take_rows(self.values, samples), None)
+        return TimestepGroups(timesteps, self.values, take_rows(self.index, samples))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,8 @@ class Modality:
     attention_mask: Tensor | None = None  # [B, Tq, Tk] self-attention strengths in [0, 1]; [B, 1, T] broadcasts
     keyframes_mask: Tensor | None = None  # [B, T, 1]; above 0 where a token encodes one single pixel frame
     timestep_groups: TimestepGroups | None = None  # counts only while it describes this very ``timesteps`` tensor
+    strength_groups: StrengthGroups | None = None  # counts only while it describes this very ``attention_mask``
+    text_memory: TextMemory | None = None  # of ``context``: read and filled where text is the same at every step
 
     @property
     def batch_size(self) -> int:
@@ -87,15 +97,33 @@ class Modality:
 
     def batch_slice(self, start: int, stop: int) -> Modality:
         """The samples ``start`` to ``stop`` (exclusive); tensors that broadcast over the batch stay whole."""
+        return self.select(tuple(range(self.batch_size)[start:stop]))
+
+    def select(self, samples: tuple[int, ...]) -> Modality:
+        """Some of the samples, in this order; tensors that broadcast over the batch stay whole."""
+        if samples == tuple(range(self.batch_size)):
+            return self
         parts: dict[str, Any] = {
-            name: value[start:stop]
+            name: take_rows(value, samples)
             for name, value in vars(self).items()
             if isinstance(value, Tensor) and value.ndim and value.shape[0] == self.batch_size
         }
         if self.timestep_groups is not None and self.timestep_groups.timesteps is self.timesteps:
-            groups = self.timestep_groups.batch_slice(start, stop)
+            groups = self.timestep_groups.select(samples)
             parts |= {"timesteps": groups.timesteps, "timestep_groups": groups}
+        if self.strength_groups is not None and self.strength_groups.mask is self.attention_mask:
+            strengths = self.strength_groups.select(samples)
+            parts |= {"attention_mask": strengths.mask, "strength_groups": strengths}
+        if self.text_memory is not None:
+            parts["text_memory"] = self.text_memory.select(samples)
         return replace(self, **parts)
+
+    def attention_bias(self) -> AttentionBias | None:
+        """Of the self-attention: by groups where they are known, else dense."""
+        groups = self.strength_groups
+        if groups is None or groups.mask is not self.attention_mask or not savings().grouped_masks:
+            return self_attention_bias(self.attention_mask, self.latent.dtype)
+        return groups.bias(self.latent.dtype)
 
     def check(self, name: str, channels: int, context_width: int, axes: int) -> None:
         """Refuse shapes the model cannot hold, as ``ConfigError`` that names the field of stream ``name``."""

@@ -38,9 +38,11 @@ from ltx_core.model.transformer.block import (
 )
 from ltx_core.model.transformer.config import STREAMS, StreamConfig, TransformerConfig
 from ltx_core.model.transformer.feed_forward import TextProjection
-from ltx_core.model.transformer.masks import context_bias, self_attention_bias
+from ltx_core.model.transformer.masks import context_bias
 from ltx_core.model.transformer.modality import Modality, TimestepGroups
+from ltx_core.model.transformer.passes import Passes
 from ltx_core.model.transformer.rope import token_points
+from ltx_core.savings import savings
 
 GATE_ADALN = {"video": "av_ca_a2v_gate_adaln_single", "audio": "av_ca_v2a_gate_adaln_single"}
 
@@ -84,16 +86,26 @@ class LTXModel(nn.Module):
         video: Modality | None = None,
         audio: Modality | None = None,
         perturbations: BatchedPerturbationConfig | None = None,
+        max_batch_size: int | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Velocities ``[B, T, C]`` of video and audio; None for a stream that is not given.
+
+        Samples that ``perturbations`` calls the same are computed once for as long as they agree. Blocks are given at
+        most ``max_batch_size`` samples at a time; None: all.
 
         Raises ``ConfigError`` for a stream the model lacks, for no stream at all, and for shapes that do not fit.
         """
         modalities = self.check(video, audio)
-        inputs = self.prepare(modalities)
-        tokens = {name: self.embed(name, modality) for name, modality in modalities.items()}
-        tokens = self.run_blocks(tokens, inputs, self.block_keeps(modalities, perturbations))
-        velocities = {name: self.head(name, x, inputs[name].embedded_timestep) for name, x in tokens.items()}
+        batch_size = next(iter(modalities.values())).batch_size
+        if max_batch_size is not None and max_batch_size < 1:
+            raise ConfigError(f"max_batch_size is {max_batch_size}, expected at least 1")
+        if perturbations is None:
+            perturbations = BatchedPerturbationConfig.empty(batch_size)
+        elif len(perturbations) != batch_size:
+            raise ConfigError(f"perturbations are for {len(perturbations)} samples, expected {batch_size}")
+        elif not savings().shared_prefix:
+            perturbations = BatchedPerturbationConfig(perturbations.configs)
+        velocities = Passes(self, modalities, perturbations, max_batch_size).velocities()
         return velocities.get("video"), velocities.get("audio")
 
     @property
@@ -111,6 +123,12 @@ class LTXModel(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.backend = name
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile what a block computes, once for all blocks and token counts; ``options`` as ``torch.compile``."""
+        options = {"dynamic": True, **options}
+        for block in self.transformer_blocks:
+            block.compute = torch.compile(TransformerBlock.compute.__get__(block), **options)  # type: ignore[assignment]
 
     def check(self, video: Modality | None, audio: Modality | None) -> dict[str, Modality]:
         """The streams that are given, video first."""
@@ -193,13 +211,21 @@ class LTXModel(nn.Module):
             runs=modality.enabled,
             modulation=Modulation(rows, levels.index),
             embedded_timestep=Modulation(embedded[:, None].expand(-1, 2, -1), levels.index),
-            context=self.project_context(name, modality.context),
+            context=self._context(name, modality),
             rope=config.self_rope(name).table(points, dtype),
             prompt_modulation=prompt,
             context_bias=context_bias(modality.context_mask, dtype, config.context_mask_penalty),
-            self_attention_bias=self_attention_bias(modality.attention_mask, dtype),
+            self_attention_bias=modality.attention_bias(),
             cross=self._cross_inputs(name, modalities, levels) if len(modalities) == 2 else None,
+            text_memory=modality.text_memory,
         )
+
+    def _context(self, name: str, modality: Modality) -> Tensor:
+        """The projected text of every sample, from memory where it has it."""
+        context, memory = modality.context, modality.text_memory
+        if memory is None or self.config.caption_channels is None:
+            return self.project_context(name, context)
+        return memory.recall(self, name, lambda row: (self.project_context(name, context[row : row + 1]),))[0]
 
     def _cross_inputs(self, name: str, modalities: dict[str, Modality], levels: TimestepGroups) -> CrossInputs:
         """Scale and shift go by the stream's own timesteps, the gate by the other stream's sigma."""
@@ -237,11 +263,12 @@ class LTXModel(nn.Module):
 
 
 class X0Model(nn.Module):
-    """A velocity model that answers with denoised latents."""
+    """A velocity model that answers with denoised latents. Blocks are given ``max_batch_size`` samples at a time."""
 
-    def __init__(self, velocity_model: LTXModel) -> None:
+    def __init__(self, velocity_model: LTXModel, max_batch_size: int | None = None) -> None:
         super().__init__()
         self.velocity_model = velocity_model
+        self.max_batch_size = max_batch_size
 
     def forward(
         self,
@@ -250,7 +277,7 @@ class X0Model(nn.Module):
         perturbations: BatchedPerturbationConfig | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Denoised latents ``[B, T, C]`` of video and audio; None for a stream that is not given."""
-        velocities = self.velocity_model(video, audio, perturbations)
+        velocities = self.velocity_model(video, audio, perturbations, self.max_batch_size)
         video_x0, audio_x0 = (
             None
             if modality is None or velocity is None
@@ -266,12 +293,6 @@ class X0Model(nn.Module):
     @property
     def num_blocks(self) -> int:
         return self.velocity_model.num_blocks
-
-
-def _denoised(modality: Modality | None, velocity: Tensor | None) -> Tensor | None:
-    if modality is None or velocity is None:
-        return None
-    return to_x0(modality.latent, modality.per_token_timesteps, velocity)
 
 
 def to_x0(latent: Tensor, timesteps: Tensor, velocity: Tensor) -> Tensor:

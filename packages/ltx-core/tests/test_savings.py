@@ -1,0 +1,361 @@
+"""Savings change no result: every one on, each one off, and all off agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderParams
+from ltx_core.errors import ConfigError
+from ltx_core.guidance.perturbations import BatchedPerturbationConfig, Perturbation, PerturbationConfig
+from ltx_core.guidance.perturbations import PerturbationType as Skip
+from ltx_core.model.transformer.block import TransformerBlock
+from ltx_core.model.transformer.config import AUDIO_VIDEO_CONSTANTS, LTX2_CONSTANTS, TransformerConfig
+from ltx_core.model.transformer.masks import MAX_GROUPS, StrengthGroups, self_attention_bias
+from ltx_core.model.transformer.modality import Modality
+from ltx_core.model.transformer.model import LTXModel, X0Model
+from ltx_core.model.transformer.text_memory import TextMemory
+from ltx_core.sampling.denoisers import GuidedDenoiser
+from ltx_core.sampling.loop import denoise
+from ltx_core.savings import NAMES, Savings, parse, savings, without
+from ltx_core.types import LatentState
+
+SECTION: dict[str, Any] = {
+    **LTX2_CONSTANTS,
+    **AUDIO_VIDEO_CONSTANTS,
+    "_class_name": "AVTransformer3DModel",
+    "frequencies_precision": "float64",
+    "av_ca_timestep_scale_multiplier": 1000.0,
+    "num_layers": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "cross_attention_dim": 32,
+    "in_channels": 6,
+    "out_channels": 6,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 8,
+    "audio_cross_attention_dim": 16,
+    "audio_in_channels": 5,
+    "audio_out_channels": 5,
+}
+V19B = SECTION | {"caption_channels": 14}
+V23 = SECTION | {"caption_proj_before_connector": True, "cross_attention_adaln": True, "apply_gated_attention": True}
+TOKENS = {"video": 12, "audio": 7}
+STG = PerturbationConfig([Perturbation(Skip.SKIP_VIDEO_SELF_ATTN, (2,)), Perturbation(Skip.SKIP_AUDIO_SELF_ATTN, (2,))])
+ISOLATED = PerturbationConfig([Perturbation(Skip.SKIP_A2V_CROSS_ATTN), Perturbation(Skip.SKIP_V2A_CROSS_ATTN)])
+PLAIN = PerturbationConfig()
+
+
+def random_model(section: dict[str, Any]) -> LTXModel:
+    """Weights large enough that every branch moves the result."""
+    torch.manual_seed(0)
+    model = LTXModel(TransformerConfig.from_metadata({"transformer": section})).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=[V19B, V23], ids=["19b", "2.3"])
+def model(request: pytest.FixtureRequest) -> LTXModel:
+    return random_model(request.param)
+
+
+def text(model: LTXModel, name: str, seed: int) -> Tensor:
+    width = model.config.caption_channels or model.config.streams[name].width
+    return torch.randn(1, 5, width, generator=torch.Generator().manual_seed(seed))
+
+
+def states(model: LTXModel, held: int = 2, mask: Tensor | None = None) -> dict[str, LatentState]:
+    """Noisy streams; the first ``held`` video tokens are clean."""
+    generator = torch.Generator().manual_seed(3)
+    result = {}
+    for name, tokens in TOKENS.items():
+        stream = model.config.streams[name]
+        latent = torch.randn(1, tokens, stream.in_channels, generator=generator)
+        starts = 4 * torch.rand(1, len(stream.max_pos), tokens, generator=generator)
+        denoise_mask = torch.ones(1, tokens, 1)
+        if name == "video":
+            denoise_mask[:, :held] = 0
+        result[name] = LatentState(
+            latent=latent,
+            denoise_mask=denoise_mask,
+            positions=torch.stack((starts, starts + 0.1), dim=-1),
+            clean_latent=latent.clone(),
+            attention_mask=mask if name == "video" else None,
+        )
+    return result
+
+
+def guided(model: LTXModel, **params: Any) -> GuidedDenoiser:
+    settings = {"cfg_scale": 3.0, "stg_scale": 1.0, "stg_blocks": [2], "modality_scale": 2.0, **params}
+    contexts = {name: text(model, name, 5) for name in TOKENS}
+    guiders = {name: MultiModalGuider(MultiModalGuiderParams(**settings), text(model, name, 6)) for name in TOKENS}
+    return GuidedDenoiser(contexts, guiders)
+
+
+def run(model: LTXModel, start: dict[str, LatentState], max_batch_size: int | None = 1, **params: Any) -> list[Tensor]:
+    sigmas = torch.tensor([1.0, 0.7, 0.3, 0.0])
+    last = list(denoise(X0Model(model, max_batch_size), guided(model, **params), start, sigmas))[-1]
+    return [state.latent for state in last.states.values()]
+
+
+def assert_close(got: list[Tensor], want: list[Tensor], atol: float = 2e-5) -> None:
+    for left, right in zip(got, want, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=atol)
+
+
+@contextmanager
+def counted_blocks(model: LTXModel) -> Iterator[list[int]]:
+    """Rows that went through each block, summed over its calls."""
+    rows = [0] * model.num_blocks
+
+    def count(index: int) -> Any:
+        def hook(_block: Any, args: Any) -> None:
+            rows[index] += next(iter(args[0].values())).shape[0]
+
+        return hook
+
+    handles = [block.register_forward_pre_hook(count(i)) for i, block in enumerate(model.transformer_blocks)]
+    yield rows
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("off", ["all", *NAMES])
+@pytest.mark.parametrize("max_batch_size", [1, 3, None])
+def test_a_run_is_the_same_without_a_saving(model: LTXModel, off: str, max_batch_size: int | None) -> None:
+    mask = torch.ones(1, 12, 12)
+    mask[:, :8, 8:] = mask[:, 8:, :8] = 0.4
+    start = states(model, mask=mask)
+    want = run(model, start, max_batch_size)
+    with without(*(() if off == "all" else (off,))):
+        got = run(model, start, max_batch_size)
+    assert_close(got, want, atol=1e-4)
+
+
+def test_shared_passes_are_bit_equal_one_by_one(model: LTXModel) -> None:
+    start = states(model)
+    shared = run(model, start)
+    with without("shared_prefix"):
+        apart = run(model, start)
+    assert all(torch.equal(a, b) for a, b in zip(shared, apart, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("max_batch_size", "expected"),
+    # Passes: text, negative text, self-attention skipped in block 2, modalities apart from block 0 on.
+    [(1, [3, 3, 4, 4]), (2, [3, 3, 4, 4]), (None, [3, 3, 4, 4])],
+)
+def test_blocks_before_the_perturbed_one_are_shared(
+    model: LTXModel, max_batch_size: int | None, expected: list[int]
+) -> None:
+    one_step = torch.tensor([1.0, 0.0])
+    with counted_blocks(model) as rows:
+        list(denoise(X0Model(model, max_batch_size), guided(model), states(model), one_step))
+    assert rows == expected
+    with without("shared_prefix"), counted_blocks(model) as rows:
+        list(denoise(X0Model(model, max_batch_size), guided(model), states(model), one_step))
+    assert rows == [4, 4, 4, 4]
+
+
+def test_stretches_follow_the_perturbations() -> None:
+    config = BatchedPerturbationConfig([PLAIN, PLAIN, STG, ISOLATED], same_as=[0, 1, 0, 0])
+    first, second = config.stretches(4)
+    assert (first.first, first.last, first.samples, first.row_of) == (0, 2, (0, 1, 3), (0, 1, 0, 2))
+    assert (second.first, second.last, second.samples, second.row_of) == (2, 4, (0, 1, 2, 3), (0, 1, 2, 3))
+    never = BatchedPerturbationConfig([PLAIN, PLAIN], same_as=[0, 0]).stretches(4)
+    assert [(s.samples, s.row_of) for s in never] == [((0,), (0, 0))]
+    assert BatchedPerturbationConfig([PLAIN, STG]).stretches(4)[0].samples == (0, 1)
+    part = config.batch_slice(1, 4)
+    assert part.same_as == (0, 1, 1)
+
+
+def test_samples_said_to_be_the_same_get_the_same_result(model: LTXModel) -> None:
+    latent = torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(1))[:1].expand(3, -1, -1)
+    starts = torch.rand(1, 3, 12, generator=torch.Generator().manual_seed(2)).expand(3, -1, -1)
+    video = Modality(
+        latent=latent,
+        timesteps=torch.full((3,), 0.5),
+        positions=torch.stack((starts, starts + 0.1), dim=-1),
+        context=text(model, "video", 5).expand(3, -1, -1),
+    )
+    skip = PerturbationConfig([Perturbation(Skip.SKIP_VIDEO_SELF_ATTN, (1,))])
+    out = model(video, None, BatchedPerturbationConfig([PLAIN, skip, PLAIN], same_as=[0, 0, 0]))[0]
+    assert out is not None and torch.equal(out[0], out[2]) and not torch.equal(out[0], out[1])
+
+
+def test_text_is_projected_once(model: LTXModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = TransformerBlock.project_context
+
+    def counting(self: TransformerBlock, name: str, context: Tensor, modulation: Any) -> Any:
+        calls.append(name)
+        return original(self, name, context, modulation)
+
+    monkeypatch.setattr(TransformerBlock, "project_context", counting)
+    run(model, states(model))
+    texts, streams, steps = 2, 2, 3
+    once = texts * streams * model.num_blocks
+    assert len(calls) == (once if model.config.has_static_text else once * steps)
+    calls.clear()
+    with without("kept_text"):
+        run(model, states(model))
+    assert len(calls) == steps * streams * (3 + 3 + 4 + 4)
+
+
+@torch.no_grad()
+def test_kept_text_goes_by_label(model: LTXModel) -> None:
+    start = states(model)["video"]
+
+    def forward(context: Tensor, memory: TextMemory | None) -> Tensor:
+        video = Modality(
+            latent=start.latent.expand(2, -1, -1),
+            timesteps=torch.full((2,), 0.5),
+            positions=start.positions.expand(2, -1, -1, -1),
+            context=context,
+            text_memory=memory,
+        )
+        velocity = model(video)[0]
+        assert velocity is not None
+        return velocity
+
+    contexts = torch.cat((text(model, "video", 5), text(model, "video", 6)))
+    memory = TextMemory((7, 3))
+    for _ in range(2):
+        torch.testing.assert_close(forward(contexts, memory), forward(contexts, None), rtol=1e-5, atol=2e-5)
+    swapped = TextMemory((3, 7), memory.kept)
+    torch.testing.assert_close(
+        forward(contexts.flip(0), swapped), forward(contexts.flip(0), None), rtol=1e-5, atol=2e-5
+    )
+    if model.config.has_static_text:
+        assert {label for _, _, label in memory.kept} == {3, 7}
+
+
+def strengths(weight: float) -> Tensor:
+    """8 target tokens and two appended groups of 2, blind to each other."""
+    mask = torch.eye(12).new_zeros(1, 12, 12)
+    for first, last in ((0, 8), (8, 10), (10, 12)):
+        mask[:, first:last, first:last] = 1
+        mask[:, :8, first:last] = 1 if first == 0 else weight
+        mask[:, first:last, :8] = 1 if first == 0 else weight
+    return mask
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_grouped_strengths_are_the_dense_bias(model: LTXModel, weight: float) -> None:
+    mask = strengths(weight)
+    groups = StrengthGroups.of(mask)
+    assert len(groups.starts) == 3
+    start = states(model)["video"]
+    video = Modality(
+        latent=start.latent,
+        timesteps=torch.full((1,), 0.5),
+        positions=start.positions,
+        context=text(model, "video", 5),
+        attention_mask=mask,
+    )
+    dense = model(video)[0]
+    grouped = model(replace(video, strength_groups=groups))[0]
+    torch.testing.assert_close(grouped, dense, rtol=1e-5, atol=2e-5)
+
+
+def test_strength_groups_need_few_equal_rows() -> None:
+    assert StrengthGroups.of(torch.ones(1, 6, 6)).bias(torch.float32) is None
+    many = torch.rand(1, MAX_GROUPS + 1, 5)
+    bias = StrengthGroups.of(many).bias(torch.float32)
+    assert isinstance(bias, Tensor) and torch.equal(bias, self_attention_bias(many, torch.float32))  # type: ignore[arg-type]
+    apart = StrengthGroups.of(strengths(0.0)).bias(torch.float32)
+    assert isinstance(apart, tuple) and apart[0].bias is None and apart[0].keys == slice(0, 8)
+    hidden = strengths(0.5)
+    hidden[:, 8:] = 0  # nothing to see: attention is uniform over all keys
+    assert StrengthGroups.of(hidden).spans[-1] == (0, 12)
+
+
+class Syncs(TorchDispatchMode):
+    """Counts operations whose result the host reads, of tensors that do not come from ``host`` alone."""
+
+    READING = ("_local_scalar_dense", "nonzero", "_unique2", "masked_select", "equal", "is_nonzero")
+
+    def __init__(self, host: Tensor) -> None:
+        super().__init__()
+        self.host, self.count = [host], 0
+
+    def is_host(self, tensor: Tensor) -> bool:
+        return any(tensor.untyped_storage().data_ptr() == own.untyped_storage().data_ptr() for own in self.host)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        on_host = bool(given) and all(self.is_host(tensor) for tensor in given)
+        if on_host and isinstance(result, Tensor):
+            self.host.append(result)  # kept alive, so that its address stays its own
+        if function._opname in self.READING and not on_host:
+            self.count += 1
+        return result
+
+
+def test_no_step_after_the_first_waits_for_the_device(model: LTXModel) -> None:
+    sigmas = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])
+    mask = torch.ones(1, 12, 12)
+    mask[:, :8, 8:] = 0.4
+    steps = denoise(X0Model(model, 1), guided(model), states(model, mask=mask), sigmas)
+    with Syncs(sigmas) as syncs:
+        next(steps)
+        assert syncs.count > 0, "grouping masks reads them once"
+        before = syncs.count
+        list(steps)
+    assert syncs.count == before
+
+
+@torch.no_grad()
+def test_one_compilation_serves_all_blocks_and_sizes() -> None:
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def forward(model: LTXModel, tokens: int) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        starts = torch.rand(1, 3, tokens, generator=generator)
+        video = Modality(
+            latent=torch.randn(1, tokens, 6, generator=generator),
+            timesteps=torch.full((1,), 0.5),
+            positions=torch.stack((starts, starts + 0.1), dim=-1),
+            context=text(model, "video", 5),
+        )
+        velocity = model(video)[0]
+        assert velocity is not None
+        return velocity
+
+    config = TransformerConfig.from_metadata({"transformer": V19B | {"num_layers": 3}}).with_streams("video")
+    model = LTXModel(config).eval().requires_grad_(False)
+    want = {tokens: forward(model, tokens) for tokens in (6, 9)}
+    torch._dynamo.reset()
+    model.compile_blocks(backend=backend)
+    for tokens, expected in want.items():
+        torch.testing.assert_close(forward(model, tokens), expected, rtol=1e-5, atol=2e-5)
+    assert len(graphs) == 1
+    torch._dynamo.reset()
+
+
+def test_switches() -> None:
+    assert parse("") == Savings() and not any(vars(parse("all")).values())
+    assert parse("kept_text, shared_prefix") == Savings(shared_prefix=False, kept_text=False)
+    with pytest.raises(ConfigError, match="shared_prefix"):
+        parse("nothing")
+    before = savings()
+    with without("kept_text"):
+        assert not savings().kept_text
+        with without():
+            assert not any(vars(savings()).values())
+    assert savings() == before
