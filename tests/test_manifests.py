@@ -29,7 +29,6 @@ COMPONENTS_OF = {
     "embeddings": ("embeddings",),
 }
 LANGUAGE_MODELS = {"text_encoder"}  # built by transformers, not by us
-WAITING = {"ltx-2.5-22b/video_vae": ("video_encoder",)}  # its diffusion decoder is not built yet
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def test_manifest_is_filled_exactly(case: str) -> None:
     shapes = {name: tuple(shape["shape"] if isinstance(shape, dict) else shape) for name, shape in published.items()}
     config = merged([file["config"] for file in files])
     used: set[str] = set()
-    for component in WAITING.get(case, COMPONENTS_OF[case.split("/")[1]]):
+    for component in COMPONENTS_OF[case.split("/")[1]]:
         spec = COMPONENTS[component]
         expected = {}
         for name, shape in shapes.items():
@@ -68,8 +67,7 @@ def test_manifest_is_filled_exactly(case: str) -> None:
         assert {k: v for k, v in built.items() if k not in spare} == {
             k: v for k, v in expected.items() if k not in spare
         }
-    if case not in WAITING:
-        assert used == set(shapes), f"no component claims {sorted(set(shapes) - used)[:5]}"
+    assert used == set(shapes), f"no component claims {sorted(set(shapes) - used)[:5]}"
 
 
 def merged(configs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ltx_core.errors import ConfigError
+from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.model.common.tiling import (
     Interval,
     TileCountConfig,
@@ -24,6 +26,11 @@ from ltx_core.model.common.tiling import (
 from ltx_core.model.video_vae.blocks import AttentionBlock, ResnetStack, SpaceToDepthDownsample
 from ltx_core.model.video_vae.clip import Clip, NoiseSource
 from ltx_core.model.video_vae.config import Family, VideoVaeConfig
+from ltx_core.model.video_vae.diffusion.attention import neighbourhood_attention
+from ltx_core.model.video_vae.diffusion.config import DiffusionDecoderConfig
+from ltx_core.model.video_vae.diffusion.decoder import DiffusionVideoDecoder, padded
+from ltx_core.model.video_vae.diffusion.rope import axis_frequencies, axis_widths, rotate
+from ltx_core.model.video_vae.diffusion.tiling import MemoryBudget, recommended_tiling
 from ltx_core.model.video_vae.frames import decode_video
 from ltx_core.model.video_vae.layers import CausalConv3d, TimestepEmbedder, pixel_norm, sinusoidal_embedding
 from ltx_core.model.video_vae.ops import PerChannelStatistics, patchify, unpatchify
@@ -328,7 +335,7 @@ def tiling_tables(case: Case) -> dict[str, Tensor]:
 
 
 def tiling_of(case: Case) -> Tiling:
-    kind = {"size": TileSizeConfig, "count": TileCountConfig}[case.args["mode"]]
+    kind = {"size": TileSizeConfig, "count": TileCountConfig}[case.args.get("mode", "size")]
     return kind(*(tuple(case.args[axis]) for axis in ("frames", "height", "width")))
 
 
@@ -382,6 +389,120 @@ def video_from_recipe(case: Case) -> Tensor:
     return video
 
 
+def load_diffusion(case: Case) -> DiffusionVideoDecoder:
+    decoder = Checkpoint.open(weights_path(case)).build("video_decoder", dtype=torch.float32)
+    assert isinstance(decoder, DiffusionVideoDecoder)
+    return decoder
+
+
+def neighbourhoods(case: Case) -> dict[str, Tensor]:
+    assert case.args["layout"] == "B,T,H,W,heads,head_dim"
+    q, k, v = (case.inputs[name] for name in "qkv")
+    results = {}
+    for name in case.outputs:
+        kernel = tuple(int(size) for size in re.findall(r"\d+", name))
+        scale = q.shape[-1] ** -0.5 if name.endswith("scaled") else 1.0
+        results[f"out.{name}"] = neighbourhood_attention(q, k, v, kernel, scale)
+    return results
+
+
+def rotary(case: Case) -> dict[str, Tensor]:
+    head_dim, base = case.args["head_dim"], case.args["base"]
+    frequencies = [axis_frequencies(width, base) for width in axis_widths(head_dim)]
+    results = {f"out.inv_freq_{axis}": values for axis, values in zip("thw", frequencies, strict=True)}
+    widths = [(row[0], *axis_widths(row[0])) for row in case.outputs["splits"].tolist()]
+    return results | {"out.splits": torch.tensor(widths), "out.y": rotate(case.inputs["x"], base=base)}
+
+
+def diffusion_blocks(case: Case) -> dict[str, Tensor]:
+    decoder, inputs = load_diffusion(case), case.inputs
+    results = {}
+    for name, x in inputs.items():
+        if name.startswith("det"):
+            block = decoder.det_stages[int(name[3:])][0]
+            results |= {f"out.{name}": block(x.clone()), f"mid.{name}_attn": block.attn(block.norm1(x))}
+        elif name.startswith("up"):
+            upsample = decoder.upsamples[int(name[2:])]
+            results |= {f"out.{name}_drop": upsample(x, begins=True), f"out.{name}_keep": upsample(x, begins=False)}
+    patches = patchify(inputs["x_t"], decoder.config.patch_size).movedim(1, -1)
+    embedding = decoder.t_embedder(inputs["t"] * decoder.config.timestep_scale, torch.float32)
+    modulation = decoder.shared_adaln(embedding)
+    results |= {"mid.x_in": decoder.conv_in_x_t(patches), "mid.t_emb": embedding, "mid.modulation": modulation[0]}
+    results["out.diff_block0"] = decoder.diff_blocks[0](results["mid.x_in"].clone(), inputs["context"], modulation)
+    results["out.diff_step"] = decoder.step(inputs["x_t"], inputs["context"], inputs["t"])
+    return {name: value for name, value in results.items() if name in case.tensors}
+
+
+def column_slabs(case: Case) -> dict[str, Tensor]:
+    decoder, inputs = load_diffusion(case), case.inputs
+    context = decoder.upsamples[-1](inputs["stage4_features"], case.args["drop_leading_frame"])
+    results = {"out.full": decoder.step(inputs["x_t"], context, inputs["t"])}
+    decoder.copy_edges()
+    return results | {"out.w_chunked": decoder.step(inputs["x_t"], context, inputs["t"])}
+
+
+def drawn_noise(case: Case) -> list[Tensor]:
+    recipe = case.args["noise"]
+    assert recipe["rng"] == "numpy.random.RandomState"
+    state = numpy.random.RandomState(recipe["seed"])
+    draws = [torch.from_numpy(state.standard_normal(shape).astype(numpy.float32)) for shape in recipe["shapes"]]
+    torch.testing.assert_close(torch.stack([draw.flatten()[:4] for draw in draws]), case.inputs["noise_head"])
+    return draws
+
+
+def diffusion_decode(case: Case) -> dict[str, Tensor]:
+    decoder, latent, draws = load_diffusion(case), case.inputs["latent"], drawn_noise(case)
+    tiling = tiling_of(case) if "frames" in case.args else None
+    chunks = list(decoder.decode_tiled(latent, tiling, DecodeConditioning(noise=given_noise(draws))))
+    video = torch.cat(chunks, dim=2)
+    cells = decoder.cells(padded(latent, decoder.config)[0])
+    results = {
+        "out.video": video,
+        "out.shape": torch.tensor(video.shape),
+        "out.chunk_lengths": torch.tensor([chunk.shape[2] for chunk in chunks]),
+        "out.row_mean": video.mean(dim=-1),
+        "out.video_sub": video[:, :, :, 1::3, 2::3],
+        "mid.stage4_input": cells.clone(),
+        "mid.context_mean": decoder.context(cells)[:, : draws[0].shape[2]].mean(dim=-1),
+    }
+    return {name: value for name, value in results.items() if name in case.tensors}
+
+
+def diffusion_config(decoder: dict[str, object]) -> DiffusionDecoderConfig:
+    return DiffusionDecoderConfig.from_vae({"_class_name": "CausalDiffusionVAE", "decoder": decoder})
+
+
+def recommended_tiles(case: Case) -> dict[str, Tensor]:
+    config, args = diffusion_config(case.args["decoder"]), case.args
+    rows = []
+    for height, width, frames, gib in case.inputs["h_w_f_freegib"].tolist():
+        memory = (args["model_bytes"], args["memory_coefficient"], args["safety_bytes"], args["element_size"])
+        try:
+            tiling = recommended_tiling(config, (frames, height, width), MemoryBudget(int(gib * 2**30), *memory))
+        except ConfigError:
+            rows.append([-1] * 6)
+        else:
+            rows.append([*tiling.frames, *tiling.height, *tiling.width])
+    return {"out.tiles": torch.tensor(rows)}
+
+
+def tiling_geometry(case: Case) -> dict[str, Tensor]:
+    results = {}
+    for index, decoder in enumerate(case.args["decoders"]):
+        config = diffusion_config(decoder)
+        fourth, fifth = config.halos
+        values = {
+            "halo4": fourth,
+            "halo5": fifth,
+            "min_latent": config.min_latent,
+            "min_tile_stage4": config.min_tile,
+            "pixel_scale": config.cell_factors,
+            "overlap_frames_pixels": config.overlap,
+        }
+        results |= {f"out.{name}{index}": torch.tensor(value) for name, value in values.items()}
+    return results
+
+
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("video_vae.ops", "patchify/unpatchify"): patches,
     ("video_vae.norm", "pixel_norm"): norms,
@@ -405,4 +526,11 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("video_vae.tiling", "chunk count and long-side tile sizes"): tiling_tables,
     ("video_vae.decoder", "tiled decode"): decode_tiles,
     ("video_vae.encoder", "tiled encode"): encode_tiles,
+    ("video_vae.diffusion", "neighbourhood attention"): neighbourhoods,
+    ("video_vae.diffusion", "absolute 3-axis rotary embedding"): rotary,
+    ("video_vae.diffusion", "blocks alone"): diffusion_blocks,
+    ("video_vae.diffusion", "stage-5 step, W-chunked approximation"): column_slabs,
+    ("video_vae.diffusion", "decode"): diffusion_decode,
+    ("video_vae.diffusion", "recommended decode tiling"): recommended_tiles,
+    ("video_vae.diffusion", "tiling geometry of a config"): tiling_geometry,
 }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.components import COMPONENTS, DIFFUSION_MODEL
+from ltx_core.loader.gates import fold_gates
 from ltx_core.loader.layouts import Part, as_paths, find_files, open_file, read_parts
 from ltx_core.loader.lora import Lora, is_lora
 from ltx_core.loader.metadata import Version, detect_version
@@ -179,7 +180,8 @@ class Checkpoint:
     def sources(self, name: str) -> dict[str, Source]:
         """Where each tensor of a component lies, by module name."""
         found = {key: source for part in self.parts_of(name) for key, source in part.sources(name).items()}
-        return {key: source for key, source in found.items() if not key.startswith(COMPONENTS[name].elsewhere)}
+        own = {key: source for key, source in found.items() if not key.startswith(COMPONENTS[name].elsewhere)}
+        return fold_gates(own)
 
     def parts_of(self, name: str) -> list[Part]:
         """The parts a component is read from; ``CheckpointError`` when there is none or several would do."""

@@ -53,7 +53,7 @@ class ComponentSpec:
     layer_counts: tuple[str, ...] = ()  # keys there, at any depth, of which the file has at least one tensor each
     streams: tuple[str, ...] = ()  # of a transformer with more streams, build only these
     optional: Mapping[str, str] = field(default_factory=dict)  # parameter -> config flag, off if absent
-    elsewhere: tuple[str, ...] = ()  # starts of module names that pass `keys` but belong to another component
+    elsewhere: tuple[str, ...] = ()  # starts of module names that pass `keys` but belong to another component or none
     spare: tuple[str, ...] = ()  # tensors nothing computes with: the file, the network or both may lack them
     quantizable: bool = False
 
@@ -83,7 +83,8 @@ def _half_of_vae(prefix: str, bare: bool, half: str, network: str, config: str) 
         config=config,
         section=prefix,
         layer_counts=("num_layers", "num_res_blocks"),
-        spare=LTXV_STATISTICS,
+        elsewhere=("coarse_",),
+        spare=(*LTXV_STATISTICS, "type_emb"),
     )
 
 
@@ -109,6 +110,7 @@ def _audio_only_keys() -> SDOps:
 
 
 _VIDEO_VAE = "ltx_core.model.video_vae.video_vae"
+_VIDEO_DECODERS = "ltx_core.model.video_vae.decoders"
 _VIDEO_VAE_CONFIG = "ltx_core.model.video_vae.config:VideoVaeConfig"
 _AUDIO_VAE = "ltx_core.model.audio_vae.audio_vae"
 _AUDIO_VAE_CONFIG = "ltx_core.model.audio_vae.config:AudioVaeConfig"
@@ -133,7 +135,7 @@ COMPONENTS: dict[str, ComponentSpec] = {
         layer_counts=("connector_num_layers", "audio_connector_num_layers"),
     ),
     "video_encoder": _half_of_vae("vae", True, "encoder", f"{_VIDEO_VAE}:VideoEncoder", _VIDEO_VAE_CONFIG),
-    "video_decoder": _half_of_vae("vae", True, "decoder", f"{_VIDEO_VAE}:VideoDecoder", _VIDEO_VAE_CONFIG),
+    "video_decoder": _half_of_vae("vae", True, "decoder", f"{_VIDEO_DECODERS}:make_video_decoder", _VIDEO_VAE_CONFIG),
     "audio_encoder": _half_of_vae("audio_vae", False, "encoder", f"{_AUDIO_VAE}:AudioEncoder", _AUDIO_VAE_CONFIG),
     "audio_decoder": _half_of_vae("audio_vae", False, "decoder", f"{_AUDIO_VAE}:AudioDecoder", _AUDIO_VAE_CONFIG),
     "vocoder": ComponentSpec(

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ltx_core.errors import ConfigError
+from ltx_core.model.video_vae.diffusion.config import DiffusionDecoderConfig
 from ltx_core.types import SpatioTemporalScaleFactors
 
 Family = Literal["ltx2", "ltxv"]
@@ -116,7 +117,7 @@ class VideoVaeConfig:
     timestep_conditioning: bool = False
     decode_timestep: float = 0.05  # when the caller of a timestep-conditioned decoder gives none
     decode_noise_scale: float = 0.025  # share of noise mixed into the latent by such a decoder
-    diffusion_decoder: bool = False  # the file's decoder is the neighbourhood-attention diffusion decoder
+    diffusion_decoder: DiffusionDecoderConfig | None = None  # in place of the convolutional decoder
 
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
@@ -190,7 +191,7 @@ class VideoVaeConfig:
             encoder_blocks=parse_blocks(encoder.get("blocks", encoder.get("encoder_blocks")), ENCODER_BLOCKS),
             encoder_base_channels=latent_channels,
             encoder_padding=encoder.get("spatial_padding_mode", "zeros"),
-            diffusion_decoder=True,
+            diffusion_decoder=DiffusionDecoderConfig.from_vae(vae),
         )
 
     @property
@@ -200,9 +201,9 @@ class VideoVaeConfig:
 
     @property
     def decoder_scale_factors(self) -> SpatioTemporalScaleFactors:
-        """Pixels per latent cell, from the decoder's blocks; the default for a diffusion decoder."""
+        """Pixels per latent cell, from the decoder's blocks or upsamples."""
         if self.diffusion_decoder:
-            return SpatioTemporalScaleFactors.default()
+            return self.diffusion_decoder.scale_factors
         return SpatioTemporalScaleFactors.from_blocks([[b.name] for b in self.decoder_blocks], self.patch_size)
 
     @property

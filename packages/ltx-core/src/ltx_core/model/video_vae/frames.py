@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ltx_core.model.video_vae.tiling import Tiling, tiled_decode
-from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
+from ltx_core.model.video_vae.decoders import AnyVideoDecoder, decode_chunks
+from ltx_core.model.video_vae.tiling import Tiling
+from ltx_core.model.video_vae.video_vae import DecodeConditioning
 
 
 def to_frames(video: Tensor) -> Tensor:
@@ -19,24 +20,17 @@ def to_frames(video: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_video(
-    decoder: VideoDecoder,
+    decoder: AnyVideoDecoder,
     latent: Tensor,
     tiling: Tiling | None = None,
     conditioning: DecodeConditioning | None = None,
 ) -> Iterator[Tensor]:
     """Decode item 0 of a normalised latent into chunks of RGB frames ``[f, H, W, 3]`` in [0, 1], the latent's dtype.
 
-    Without tiles the chunks are streamed and join to exactly the whole decode; a decoder that cannot stream gives one
-    chunk.
+    Without tiles a convolutional decoder streams chunks that join to exactly the whole decode, or gives one chunk; a
+    diffusion decoder takes the tiles that free memory allows.
     """
-    latent, conditioning = latent[:1], _first_item(conditioning)
-    if tiling is not None:
-        chunks = tiled_decode(decoder, latent, tiling, conditioning)
-    elif decoder.can_stream:
-        chunks = decoder.decode_streaming(latent, conditioning)
-    else:
-        chunks = iter([decoder(latent, conditioning)])
-    for chunk in chunks:
+    for chunk in decode_chunks(decoder, latent[:1], tiling, _first_item(conditioning)):
         yield to_frames(chunk)
 
 

@@ -10,7 +10,7 @@ every tile but the first takes one latent frame more on its left, whose output g
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -183,6 +183,18 @@ class TilePlan:
         return weights
 
 
+def cells_of_tile(tile: Tile) -> tuple[slice, slice, slice]:
+    """Where a tile lies on the latent grid."""
+    t, h, w = (_slice(span, False) for span in tile)
+    return t, h, w
+
+
+def pixels_of_tile(tile: Tile) -> tuple[slice, slice, slice]:
+    """Where a tile lies on the grid of frames and pixels."""
+    t, h, w = (_slice(span, True) for span in tile)
+    return t, h, w
+
+
 def _slice(span: Span, on_pixels: bool) -> slice:
     part = span.pixels if on_pixels else span.cells
     return slice(part.start, part.end)
@@ -201,22 +213,32 @@ def tiled_decode(
 ) -> Iterator[Tensor]:
     """Decode a latent tile by tile into chunks of frames ``[B, 3, f, H, W]``, accumulated in the latent's dtype.
 
-    Tiles of one time interval form a group; the frames that no later group touches are yielded when it is done. Each
-    tile of a timestep-conditioned decoder draws its own noise.
+    Each tile of a timestep-conditioned decoder draws its own noise.
     """
     plan = TilePlan.of(_cells(latent), tiling, decoder.scale_factors)
-    frame_weights, height_weights, width_weights = plan.weights(True, latent.device)
+
+    def decode(tile: Tile) -> Tensor:
+        return decoder(latent[(..., *cells_of_tile(tile))], conditioning)
+
+    yield from blend_tiles(plan, decode, latent, decoder.config.out_channels)
+
+
+def blend_tiles(plan: TilePlan, decode: Callable[[Tile], Tensor], like: Tensor, channels: int) -> Iterator[Tensor]:
+    """Chunks of frames ``[B, channels, f, H, W]``, accumulated in the dtype and on the device of ``like`` ``[B, ...]``.
+
+    Tiles of one time interval form a group; the frames that no later group touches are yielded when it is done.
+    """
+    frame_weights, height_weights, width_weights = plan.weights(True, like.device)
     sides = plan.height[-1].pixels.end, plan.width[-1].pixels.end
     carried: Tensor | None = None
     for index, t in enumerate(plan.frames):
-        shape = (latent.shape[0], decoder.config.out_channels, t.pixels.length, *sides)
-        canvas = torch.zeros(shape, dtype=latent.dtype, device=latent.device)
+        shape = (like.shape[0], channels, t.pixels.length, *sides)
+        canvas = torch.zeros(shape, dtype=like.dtype, device=like.device)
         if carried is not None:
             canvas[:, :, : carried.shape[2]] = carried
         for h in plan.height:
             for w in plan.width:
-                tile = latent[:, :, _slice(t, False), _slice(h, False), _slice(w, False)]
-                pixels = decoder(tile, conditioning).to(canvas.device)
+                pixels = decode((t, h, w)).to(canvas.device)
                 weight = _outer(frame_weights[t], height_weights[h], width_weights[w])
                 canvas[..., _slice(h, True), _slice(w, True)] += pixels * weight
         done = plan.frames[index + 1].pixels.start - t.pixels.start if index + 1 < len(plan.frames) else canvas.shape[2]

@@ -1,0 +1,150 @@
+"""Tiles of the diffusion decoder: cut on the cells of stage 4's input, chosen by the memory that is free.
+
+Cell 0 stands for one frame, every later one for ``cell_factors.time``. Attention windows move inward at the border of a
+tile, so tiles must share what the blocks of stages 4 and 5 can carry across: ``config.overlap``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ltx_core.errors import ConfigError
+from ltx_core.model.common.tiling import Interval, TileCountConfig, split_by_count, split_by_size
+from ltx_core.model.video_vae.diffusion.config import (
+    FRAMES_STEP,
+    PIXELS_STEP,
+    Axes,
+    DiffusionDecoderConfig,
+    round_up,
+)
+from ltx_core.model.video_vae.tiling import AXES, Span, TilePlan, TileSizeConfig, Tiling
+
+MIN_FRAMES, MIN_PIXELS = 16, 64  # of a recommended tile
+MEMORY_COEFFICIENT = 5.0  # activations of stage 5's width alive at once
+SAFETY_BYTES = 2**30
+MIN_MODEL_BYTES = 2**30
+
+
+def tile_plan(config: DiffusionDecoderConfig, latent: Axes, tiling: Tiling | None) -> TilePlan:
+    """Lay tiles over a latent ``(frames, height, width)`` that is not below ``config.min_latent``; None is one tile.
+
+    A size config is in frames and pixels, a count config's overlap in cells. Raises ``ConfigError`` for tiles or
+    overlaps the decoder cannot work with.
+    """
+    cells = cells_of(config, latent)
+    frames, height, width = (
+        tuple(_span(part, factor, axis == 0) for part in parts)
+        for axis, (parts, factor) in enumerate(zip(_split(config, cells, tiling), config.cell_factors, strict=True))
+    )
+    return TilePlan(frames, height, width)
+
+
+def cells_of(config: DiffusionDecoderConfig, latent: Axes) -> Axes:
+    """The grid of stage 4's input."""
+    (t, h, w), (frames, height, width) = config.latent_cells, latent
+    return t * frames - (t - 1), h * height, w * width
+
+
+def _split(config: DiffusionDecoderConfig, cells: Axes, tiling: Tiling | None) -> list[list[Interval]]:
+    if tiling is None:
+        return [[Interval(0, dim)] for dim in cells]
+    axes = list(zip(AXES, cells, (tiling.frames, tiling.height, tiling.width), config.min_tile, strict=True))
+    if isinstance(tiling, TileCountConfig):
+        return [_counted(name, dim, *axis, smallest) for name, dim, axis, smallest in axes]
+    tiling.check(config.cell_factors)
+    frames, pixels = config.overlap
+    parts = []
+    for (name, dim, (tile, overlap), smallest), factor, needed in zip(
+        axes, config.cell_factors, (frames, pixels, pixels), strict=True
+    ):
+        if tile and overlap < needed:
+            raise ConfigError(f"{name} overlap is {overlap}, expected at least {needed} for this diffusion decoder")
+        whole = [Interval(0, dim)]
+        parts.append(split_by_size(dim, tile // factor, overlap // factor, smallest) if tile else whole)
+    return parts
+
+
+def _counted(name: str, dim: int, count: int, overlap: int, smallest: int) -> list[Interval]:
+    parts = split_by_count(dim, count, overlap)
+    if len(parts) > 1 and (shortest := min(part.length for part in parts)) < smallest:
+        raise ConfigError(f"{name} is cut into tiles of {shortest} cells, expected at least {smallest}")
+    return parts
+
+
+def _span(cells: Interval, factor: int, is_time: bool) -> Span:
+    """Cells ``[a, b)`` as pixels ``[a*f, b*f)``, or as frames that begin and end ``f - 1`` earlier."""
+    early = factor - 1 if is_time else 0
+    start, end = max(cells.start * factor - early, 0), cells.end * factor - early
+    return Span(cells, Interval(start, end, cells.left_ramp * factor, cells.right_ramp * factor), is_time=False)
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """What a decode may use. ``free`` is what the device has free without the decoder's own weights, in bytes."""
+
+    free: int
+    model: int
+    coefficient: float = MEMORY_COEFFICIENT
+    safety: int = SAFETY_BYTES
+    element: int = 2
+
+    def usable(self, features: int) -> int:
+        """What is left beside ``features`` elements that stay for the whole decode."""
+        return self.free - max(self.model, MIN_MODEL_BYTES) - self.safety - self.element * features
+
+
+def recommended_tiling(
+    config: DiffusionDecoderConfig, video: tuple[int, int, int], budget: MemoryBudget
+) -> TileSizeConfig:
+    """The tiles that decode a video ``(frames, height, width)`` with the least work in the memory of the budget.
+
+    Raises ``ConfigError`` when not even the smallest tiles fit.
+    """
+    factors = config.scale_factors
+    (overlap_t, overlap_s), (frames, height, width) = config.overlap, video
+    latent = (math.ceil((frames - 1) / factors.time) + 1, height // factors.height, width // factors.width)
+    ghosts = cells_of(config, (latent[0] + 2, *latent[1:]))
+    usable = budget.usable(config.stages[-2].width * math.prod(ghosts))
+    steps, smallest = (FRAMES_STEP, PIXELS_STEP, PIXELS_STEP), (MIN_FRAMES, MIN_PIXELS, MIN_PIXELS)
+    overlaps = (overlap_t, overlap_s, overlap_s)
+    axes = []
+    for side, cells, factor, step, least, overlap, tile in zip(
+        video, cells_of(config, latent), config.cell_factors, steps, smallest, overlaps, config.min_tile, strict=True
+    ):
+        start = round_up(max(2 * overlap, 2 * factor, tile * factor, least), step)
+        sizes = range(start, max(round_up(side, step), start) + 1, step)
+        axes.append([(size, len(split_by_size(cells, size // factor, overlap // factor, tile))) for size in sizes])
+    best = _cheapest(axes, config, (height, width), usable, budget)
+    if best is None:
+        raise ConfigError(
+            f"no tiles of the diffusion decoder fit {budget.free / 2**30:.1f} GiB for {frames} frames of "
+            f"{height} x {width}; free memory, or give smaller tiles yourself"
+        )
+    return TileSizeConfig((best[0], overlap_t), (best[1], overlap_s), (best[2], overlap_s))
+
+
+def _cheapest(
+    axes: Sequence[Sequence[tuple[int, int]]],
+    config: DiffusionDecoderConfig,
+    picture: tuple[int, int],
+    usable: int,
+    budget: MemoryBudget,
+) -> Axes | None:
+    """Of sizes with their tile counts per axis, those with the least pixels to compute; then the largest tile."""
+    patch, best = config.patch_size, None
+    token = config.denoising.width * budget.element * budget.coefficient
+    for t, n_t in axes[0]:
+        accumulators = 2 * t * picture[0] * picture[1] * config.out_channels * budget.element
+        if accumulators >= usable:
+            break
+        tokens = (usable - accumulators) // token
+        for h, n_h in axes[1]:
+            for w, n_w in axes[2]:
+                if t * (h // patch) * (w // patch) > tokens:
+                    break
+                count, size = n_t * n_h * n_w, t * h * w
+                key = (count * size, -size, count, (t, h, w))
+                best = key if best is None else min(best, key)
+    return best[-1] if best else None
