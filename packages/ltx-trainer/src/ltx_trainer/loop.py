@@ -328,6 +328,12 @@ class _Run:
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return StepReport(self.step, dict(zip(names, means, strict=True)), rate, float(norm or 0.0), seconds, waited)
 
+    def agreed(self, stop: bool) -> bool:
+        """Whether any process was asked to stop: all stop after the same step, for saving takes all of them."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        return bool(self.accelerator.reduce(torch.tensor(float(stop), device=self.accelerator.device), "sum") > 0)
+
     def update_ema(self) -> None:
         decay = self.settings.ema_decay
         if decay is None:
@@ -378,13 +384,14 @@ def train(
             yield StepReport(0, {}, 0.0, 0.0, 0.0, 0.0, run.validate())
         while run.step < settings.steps:
             report = run.optimizer_step(batches)
-            last = run.step == settings.steps or stop.is_set()
+            stopping = run.agreed(stop.is_set())  # asked once: a later signal is for the next step
+            last = run.step == settings.steps or stopping
             due = {
                 "validation": settings.validation_interval and run.step % settings.validation_interval == 0,
                 "checkpoint": settings.checkpoint_interval and run.step % settings.checkpoint_interval == 0,
             }
-            metrics = run.validate() if due["validation"] and not stop.is_set() else {}
+            metrics = run.validate() if due["validation"] and not stopping else {}
             files = run.save() if due["checkpoint"] or last else ()
-            yield StepReport(**{**vars(report), "metrics": metrics, "files": files, "stopped": stop.is_set()})
-            if stop.is_set():
+            yield StepReport(**{**vars(report), "metrics": metrics, "files": files, "stopped": stopping})
+            if stopping:
                 return
