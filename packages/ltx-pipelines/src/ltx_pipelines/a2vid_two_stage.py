@@ -1,20 +1,18 @@
 """Sound to video: pictures for a given sound, which is delivered untouched."""
 
 from ltx_core.errors import ConfigError
-from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
+from ltx_pipelines.pipeline import COMMON, GUIDED, TwoStagePipeline
 from ltx_pipelines.plan import Plan, Source, StreamPlan
 from ltx_pipelines.request import Request
 from ltx_pipelines.stages import guided_stage, halved, refinement_stage, with_stream
 
 
-class A2VidPipelineTwoStage(Pipeline):
+class A2VidPipelineTwoStage(TwoStagePipeline):
     """Two stages whose audio stream is frozen at the encoded sound."""
 
     accepts = (COMMON | GUIDED | {"images", "audio_path", "audio_start_time", "audio_max_duration"}) - {
         "audio_guider_params"
     }
-    default_size = (1024, 1536)
-    size_multiple = 2
 
     def make_plan(self, request: Request) -> Plan:
         if request.audio_path is None:

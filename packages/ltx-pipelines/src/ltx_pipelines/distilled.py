@@ -1,17 +1,15 @@
 """Text, and images, to video with sound on a distilled model: eight steps at half size, three at full size."""
 
-from ltx_pipelines.pipeline import COMMON, Pipeline
+from ltx_pipelines.pipeline import COMMON, TwoStagePipeline
 from ltx_pipelines.plan import Plan
 from ltx_pipelines.request import Request
 from ltx_pipelines.stages import distilled_stage, halved, refinement_stage
 
 
-class DistilledPipeline(Pipeline):
+class DistilledPipeline(TwoStagePipeline):
     """Two stages without guidance. From version 2.5 on the first stage is sampled with fresh noise at every step."""
 
     accepts = COMMON | {"images", "generated_keyframes"}
-    default_size = (1024, 1536)
-    size_multiple = 2
     auto_duration = True
 
     def make_plan(self, request: Request) -> Plan:

@@ -1,13 +1,13 @@
 """Video to video: a clip that follows reference clips through an in-context adapter."""
 
 from ltx_core.errors import ConfigError
-from ltx_pipelines.pipeline import COMMON, Pipeline
+from ltx_pipelines.pipeline import COMMON, TwoStagePipeline
 from ltx_pipelines.plan import Condition, Plan, ReferenceCondition
 from ltx_pipelines.request import Request
 from ltx_pipelines.stages import distilled_stage, halved, refinement_stage
 
 
-class ICLoraPipeline(Pipeline):
+class ICLoraPipeline(TwoStagePipeline):
     """A distilled stage at half size with the references, then a plain one at full size without them."""
 
     accepts = COMMON | {
@@ -17,8 +17,6 @@ class ICLoraPipeline(Pipeline):
         "conditioning_attention_mask",
         "skip_stage_2",
     }
-    default_size = (1024, 1536)
-    size_multiple = 2
 
     def make_plan(self, request: Request) -> Plan:
         shape = self.shape(request)

@@ -2,18 +2,16 @@
 
 from dataclasses import replace
 
-from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
+from ltx_pipelines.pipeline import COMMON, GUIDED, TwoStagePipeline
 from ltx_pipelines.plan import Plan
 from ltx_pipelines.request import Request
 from ltx_pipelines.stages import guided_stage, halved, refinement_stage
 
 
-class KeyframeInterpolationPipeline(Pipeline):
+class KeyframeInterpolationPipeline(TwoStagePipeline):
     """Two stages; every image guides, the one at frame 0 too. The sound is that of the second stage."""
 
     accepts = COMMON | GUIDED | {"images"}
-    default_size = (1024, 1536)
-    size_multiple = 2
 
     def make_plan(self, request: Request) -> Plan:
         shape = self.shape(request)

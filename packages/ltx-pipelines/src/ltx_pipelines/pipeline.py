@@ -39,8 +39,8 @@ class Pipeline(ABC):
 
     def __init__(self, ledger: ModelLedger, loras: Loras = (), distilled_loras: Loras = ()) -> None:
         self.ledger = ledger
-        self.loras = _as_loras(loras)
-        self.distilled_loras = _as_loras(distilled_loras)
+        self.loras = as_loras(loras)
+        self.distilled_loras = as_loras(distilled_loras)
 
     @classmethod
     def from_pretrained(
@@ -146,7 +146,14 @@ class Pipeline(ABC):
         return (*request.images, *keyframe_slots(request, frames))
 
 
-def _as_loras(given: Loras) -> tuple[Lora, ...]:
+class TwoStagePipeline(Pipeline):
+    """A task whose first stage works at half the delivered size."""
+
+    default_size = (1024, 1536)
+    size_multiple = 2
+
+
+def as_loras(given: Loras) -> tuple[Lora, ...]:
     return tuple(one if isinstance(one, Lora) else Lora(one) if isinstance(one, str) else Lora(*one) for one in given)
 
 

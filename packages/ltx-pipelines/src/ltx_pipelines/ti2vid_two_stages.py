@@ -1,17 +1,15 @@
 """Text, and images, to video with sound: a guided stage at half size, then three distilled steps at full size."""
 
-from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
+from ltx_pipelines.pipeline import COMMON, GUIDED, TwoStagePipeline
 from ltx_pipelines.plan import Plan
 from ltx_pipelines.request import Request
 from ltx_pipelines.stages import guided_stage, halved, refinement_stage
 
 
-class TI2VidTwoStagesPipeline(Pipeline):
+class TI2VidTwoStagesPipeline(TwoStagePipeline):
     """A full model, refined by its distilled adapter. The sound is that of the first stage."""
 
     accepts = COMMON | GUIDED | {"images", "generated_keyframes"}
-    default_size = (1024, 1536)
-    size_multiple = 2
     auto_duration = True
 
     def make_plan(self, request: Request) -> Plan:

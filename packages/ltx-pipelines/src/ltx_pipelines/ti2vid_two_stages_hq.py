@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ltx_core.components.guiders import MultiModalGuiderParams
-from ltx_pipelines.pipeline import COMMON, GUIDED, Loras, Pipeline
+from ltx_pipelines.pipeline import COMMON, GUIDED, Loras, TwoStagePipeline
 from ltx_pipelines.plan import Lora, Plan, SamplerPlan
 from ltx_pipelines.request import Request
 from ltx_pipelines.stages import guided_stage, halved, refinement_stage, scheduled_for_size
@@ -17,12 +17,11 @@ GUIDANCE = {
 DISTILLED_STRENGTHS = (0.25, 0.5)  # of the distilled adapter in the two stages
 
 
-class TI2VidTwoStagesHQPipeline(Pipeline):
+class TI2VidTwoStagesHQPipeline(TwoStagePipeline):
     """A full model with its distilled adapter at part strength throughout. The sound is that of the first stage."""
 
     accepts = COMMON | GUIDED | {"images", "generated_keyframes"}
     default_size = (1088, 1920)
-    size_multiple = 2
     auto_duration = True
 
     def __init__(
