@@ -47,13 +47,12 @@ from ltx_trainer.training_strategies.config import FlexibleConfig
 if TYPE_CHECKING:
     from ltx_trainer.scratch.transformer import Judge
 
-HELD_OUT = 16  # examples of a validation batch
 HELD_OUT_SOUNDS = 8
-HELD_OUT_VIDEO = {"clips": 4, "frames": 17, "sides": (128, 256)}
+HELD_OUT_CAPTIONS = 64
 
 
 def video_vae(recipe: Recipe) -> Task:
-    check = {**HELD_OUT_VIDEO, **recipe.stage("video_vae").get("check", {})}
+    check = recipe.stage("video_vae")["check"]
     held_out = [held_out_clips(check["clips"], check["frames"], side) for side in check["sides"]]
     return VideoVaeTask(recipe.config, recipe.examples("video_vae", VideoExamples(recipe.seed)), held_out)
 
@@ -78,7 +77,7 @@ def gemma(recipe: Recipe) -> Task:
     examples = recipe.examples("gemma", CaptionExamples(recipe.seed, tokenizer))
     checked = CaptionExamples(recipe.seed + 1, tokenizer, "held_out")
     stage = examples.curriculum.at(0)
-    held_out = stack([checked(0, slot, stage) for slot in range(4 * HELD_OUT)])["input_ids"]
+    held_out = stack([checked(0, slot, stage) for slot in range(HELD_OUT_CAPTIONS)])["input_ids"]
     return GemmaTask(text_config, tokenizer_json, examples, held_out)
 
 
@@ -99,7 +98,7 @@ def upsampler(recipe: Recipe) -> Task:
     mean, std = (file.read(f"vae.{STATISTICS}{name}").float() for name in names)
     pairs = LatentPairs(recipe.seed, LatentClips.open(recipe.out / "latents", "train"))
     checked = LatentPairs(recipe.seed + 1, LatentClips.open(recipe.out / "latents", "held_out"))
-    held_out = held_out_batch(checked, Stage(1, 1), HELD_OUT)
+    held_out = held_out_batch(recipe, checked, Stage(1, 1))
     return UpsamplerTask(recipe.values["upscaler"], (mean, std), recipe.examples("upsampler", pairs), held_out)
 
 
@@ -135,11 +134,11 @@ STAGES: dict[str, Callable[[Recipe], Task | None]] = {
     "audio_vae": audio_vae,
     "vocoder": vocoder,
     "gemma": gemma,
-    "latents": latents,  # type: ignore[dict-item]
+    "latents": latents,
     "upsampler": upsampler,
     "transformer": transformer,
     "distill": distill,
-    "bundle": bundle,  # type: ignore[dict-item]
+    "bundle": bundle,
 }
 
 
@@ -152,11 +151,14 @@ def latent_examples(recipe: Recipe, name: str, dropout: float) -> tuple[Examples
     tokenizer, folder = text_tokenizer(recipe), recipe.out / "latents"
     made = LatentExamples(recipe.seed, LatentClips.open(folder, "train"), tokenizer, dropout)
     checked = LatentExamples(recipe.seed + 1, LatentClips.open(folder, "held_out"), tokenizer, 0.0)
-    return recipe.examples(name, made), held_out_batch(checked, Stage(1, 1, side=128), HELD_OUT)
+    return recipe.examples(name, made), held_out_batch(recipe, checked, Stage(1, 1, side=128))
 
 
-def held_out_batch(make: Callable[[int, int, Stage], Mapping[str, Tensor]], stage: Stage, count: int) -> dict[str, Any]:
-    return stack([make(0, slot, stage) for slot in range(count)])
+def held_out_batch(
+    recipe: Recipe, make: Callable[[int, int, Stage], Mapping[str, Tensor]], stage: Stage
+) -> dict[str, Tensor]:
+    """Examples to take held-out losses on."""
+    return stack([make(0, slot, stage) for slot in range(int(recipe.stage("latents")["held_out_batch"]))])
 
 
 def make_trainer(recipe: Recipe, trained: Path | None = None) -> TransformerTrainer:

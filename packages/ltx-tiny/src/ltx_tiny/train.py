@@ -2,22 +2,24 @@
 
 Every stage is a task of the one training loop, keeps its state under ``OUT/<stage>/`` and goes on from it, so the
 command can be stopped and given again at any time. What a stage needs of the stages before it, it reads from their
-newest exported files. Beside each state lie ``curves.csv``, ``curves.png`` and ``samples/``.
+newest exported files. Beside each state lie ``metrics.csv``, ``curves.png`` and ``samples/``.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ltx_core.errors import ConfigError
-from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, Task, train
+from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, StepReport, Task, train
+from ltx_trainer.run_log import LOG_NAME, CsvLog, read_csv_log
 from ltx_trainer.scratch.data import Curriculum, Examples, Stage
-from ltx_trainer.scratch.pictures import Curves
+from ltx_trainer.scratch.pictures import draw_curves
 from ltx_trainer.state import newest
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -117,22 +119,36 @@ def run_task(recipe: Recipe, name: str, task: Task) -> bool:
 
     folder, settings = recipe.out / name, recipe.settings(name)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=recipe.device == "cpu")
-    curves: Curves | None = None
+    log: CsvLog | None = None
+    since: list[StepReport] = []  # the last line of the log
     started, stopped = time.monotonic(), False
     for report in train(task, settings, folder, accelerator):
-        curves = curves or Curves(folder / "curves.csv", report.step)
-        if report.step % LOG_EVERY == 0 or report.metrics or report.step == settings.steps:
-            shown = {**report.losses, **report.metrics}
-            speed = {"seconds": report.seconds, "data_share": report.data_seconds / max(report.seconds, 1e-9)}
-            curves.add(report.step, {**shown, **speed, "lr": report.learning_rate, "grad_norm": report.grad_norm})
-            figures = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
-            say(f"{name} {report.step}/{settings.steps}  {figures}  {time.monotonic() - started:.0f} s")
-        if report.metrics or report.files:
-            curves.draw(folder / "curves.png")
+        log = log or CsvLog(folder, report.step - 1)
+        since.append(report)
+        if report.step % LOG_EVERY == 0 or report.metrics or report.files:
+            figures = {**mean_figures(since), **report.metrics}
+            log.write(report.step, figures)
+            draw_curves(folder / "curves.png", read_csv_log(folder / LOG_NAME))
+            shown = "  ".join(f"{key} {figures[key]:.4g}" for key in (*report.losses, *report.metrics))
+            say(f"{name} {report.step}/{settings.steps}  {shown}  {time.monotonic() - started:.0f} s")
+            since.clear()
         stopped = report.stopped
-    if curves is not None:
-        curves.close()
+    if log is not None:
+        log.close()
     return not stopped
+
+
+def mean_figures(reports: Sequence[StepReport]) -> dict[str, float]:
+    """Means over some steps; the learning rate is the last one's."""
+    figures = {name: fmean(report.losses[name] for report in reports) for name in reports[-1].losses}
+    data, whole = sum(report.data_seconds for report in reports), sum(report.seconds for report in reports)
+    return {
+        **figures,
+        "grad_norm": fmean(report.grad_norm for report in reports),
+        "seconds": whole / len(reports),
+        "data_share": data / max(whole, 1e-9),
+        "lr": reports[-1].learning_rate,
+    }
 
 
 def say(line: str) -> None:

@@ -35,7 +35,9 @@ class AudioVae(nn.Module):
     def __init__(self, config: AudioVaeConfig, kl_weight: float) -> None:
         super().__init__()
         self.encoder, self.decoder, self.kl_weight = AudioEncoder(config), AudioDecoder(config), kl_weight
-        self.to(memory_format=torch.channels_last)
+        for parameter in self.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, batch: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         """``batch["waveform"]`` float32 ``[B, 2, N]`` to losses; the mel frames of N must number ``4k + 1``."""

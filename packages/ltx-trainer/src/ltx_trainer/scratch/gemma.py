@@ -66,7 +66,7 @@ class CaptionModel(nn.Module):
         super().__init__()
         self.language_model = Gemma3ForCausalLM(Gemma3TextConfig(**config))
 
-    def forward(self, batch: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+    def forward(self, batch: Mapping[str, Tensor], draws: Draws | None) -> dict[str, Tensor]:
         """``batch["input_ids"]`` ``[B, T]``, padded on the right with 0, to the loss per token in nats."""
         ids = batch["input_ids"].to(self.language_model.device)
         logits = self.language_model(input_ids=ids, attention_mask=(ids != 0).long(), use_cache=False).logits
@@ -90,7 +90,7 @@ class GemmaTask(ScratchTask):
     def validate(self, step: int, folder: Path) -> Mapping[str, float]:
         if self.held_out is None:
             return {}
-        return {"held_out_loss": float(self.module({"input_ids": self.held_out}, None)["loss"])}  # type: ignore[arg-type]
+        return {"held_out_loss": float(self.module({"input_ids": self.held_out}, None)["loss"])}
 
     def export(self, folder: Path, step: int, weights: Mapping[str, Tensor]) -> list[Path]:
         """One packed file."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,49 +48,13 @@ def save_image(path: Path, image: Tensor) -> None:
     Image.fromarray(pixels.numpy()).save(path)
 
 
-class Curves:
-    """Every figure of a run as rows ``step,name,value`` of a CSV file, and drawn.
-
-    Opened at a step, so that a resumed run replaces what was written after the state it resumes from.
-    """
-
-    def __init__(self, path: Path, first_step: int) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_curves(path) if row[0] < first_step]
-        self.file = path.open("w", newline="")
-        self.writer = csv.writer(self.file)
-        self.writer.writerow(("step", "name", "value"))
-        self.writer.writerows(rows)
-
-    def add(self, step: int, figures: Mapping[str, float]) -> None:
-        """Append figures of a step; they are on disk when this returns."""
-        self.writer.writerows((step, name, f"{value:.6g}") for name, value in figures.items())
-        self.file.flush()
-
-    def draw(self, path: Path) -> None:
-        """All curves so far, one small plot each, two in a row."""
-        curves: dict[str, list[tuple[int, float]]] = {}
-        for step, name, value in read_curves(self.path):
-            curves.setdefault(name, []).append((step, value))
-        draw_curves(path, curves)
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def read_curves(path: Path) -> list[tuple[int, str, float]]:
-    """The rows of a curves file; none when there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [(int(row["step"]), row["name"], float(row["value"])) for row in csv.DictReader(file) if row["value"]]
-
-
-def draw_curves(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """Line plots of ``{name: [(step, value), ...]}``; long curves are averaged to the plot's width."""
+def draw_curves(path: Path, rows: Iterable[tuple[int, str, float]]) -> None:
+    """One line plot per name of ``(step, name, value)`` rows; long curves are averaged to the plot's width."""
     from PIL import Image
 
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for step, name, value in rows:
+        curves.setdefault(name, []).append((step, value))
     width, height = PLOT_SIZE
     rows = max((len(curves) + 1) // 2, 1)
     sheet = Image.new("RGB", (2 * width, rows * height), "white")

@@ -80,9 +80,8 @@ class Spread:
 @torch.no_grad()
 def centre_input(conv: nn.Module, like: Tensor) -> None:
     """Let a fresh convolution read values spread like ``like`` as if they had mean 0 and spread 1."""
-    weight, bias = conv.get_parameter("weight"), conv.get_parameter("bias")
-    weight /= like.std()
-    bias -= weight.flatten(1).sum(dim=1) * like.mean()
+    weight = conv.get_parameter("weight").div_(like.std())
+    conv.get_parameter("bias").sub_(weight.flatten(1).sum(dim=1) * like.mean())
 
 
 @torch.no_grad()

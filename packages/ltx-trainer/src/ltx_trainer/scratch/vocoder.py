@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ltx_core.model.audio_vae.config import AudioVaeConfig, VocoderConfig
 from ltx_core.model.audio_vae.mel import log_mel
-from ltx_core.model.audio_vae.vocoder import Vocoder
+from ltx_core.model.audio_vae.vocoder import HifiGanVocoder
 from ltx_trainer.draws import Draws
 from ltx_trainer.scratch.data import Examples
 from ltx_trainer.scratch.pictures import spectrogram_sheet
@@ -27,11 +27,11 @@ MAGNITUDE_FLOOR = 1e-3
 
 
 class VocoderTrainer(nn.Module):
-    """A vocoder whose output rate is the mel's rate, and its losses."""
+    """A vocoder of one generator whose output rate is the mel's rate, and its losses."""
 
     def __init__(self, config: Mapping[str, Any], mel_noise: float) -> None:
         super().__init__()
-        self.vocoder = Vocoder(VocoderConfig.from_metadata(config))
+        self.vocoder = HifiGanVocoder(VocoderConfig.from_metadata(config))
         self.mel_config = AudioVaeConfig.from_metadata(config).mel
         self.mel_noise = mel_noise
 

@@ -1,0 +1,133 @@
+"""The whole recipe with a few steps of each stage; then the bundle is opened as any published model is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.loader import Checkpoint, Lora
+from ltx_core.text_encoders.gemma.encoder import load_text_encoder
+from ltx_tiny import bundle, stages
+from ltx_tiny.cli import app
+from ltx_tiny.examples import VideoExamples, held_out_clips
+from ltx_tiny.latents import LatentClips
+from ltx_tiny.train import Recipe, merged, read_recipe, run
+from ltx_trainer.draws import step_draws
+from ltx_trainer.scratch.data import Stage
+
+COMPONENTS = {
+    *("transformer", "embeddings", "video_encoder", "video_decoder", "audio_encoder", "audio_decoder", "vocoder"),
+}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    result = CliRunner().invoke(app, ["train", "--smoke", "--device", "cpu", "--out", str(folder)])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(out: Path) -> Recipe:
+    return Recipe(read_recipe("smoke"), out)
+
+
+def test_every_stage_leaves_a_state_curves_and_an_export(out: Path) -> None:
+    for name in set(stages.STAGES) - {"latents", "bundle"}:
+        assert list((out / name / "checkpoints").glob("training_state_step_*.safetensors")), name
+        assert (out / name / "curves.png").is_file() and (out / name / "metrics.csv").is_file()
+    for name in ("video_vae", "audio_vae", "vocoder", "transformer", "distill"):
+        assert list((out / name / "samples").glob("*.png")), name
+
+
+def test_a_finished_recipe_trains_nothing_again(out: Path, recipe: Recipe) -> None:
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors") if "bundle" not in path.parts}
+    assert run(recipe)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_bundle_opens_like_a_published_model(out: Path) -> None:
+    folder = out / "bundle"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= bundle.MOST_BYTES
+    checkpoint = Checkpoint.open(folder / bundle.CHECKPOINT)
+    assert set(checkpoint.components) == COMPONENTS
+    assert checkpoint.model_version == "2.3.0"
+    for name in COMPONENTS - {"embeddings"}:
+        checkpoint.build(name, torch.float32)
+    assert Checkpoint.open(folder / bundle.UPSCALER).components == ("latent_upsampler",)
+    encoder = load_text_encoder(folder / bundle.GEMMA, checkpoint, torch.float32, max_length=128)
+    video, audio, _ = encoder(["a small red ball bounces", ""])
+    assert video.shape == (2, 128, 192) and audio.shape == (2, 128, 96)
+    assert not torch.equal(video[0], video[1])
+
+
+def test_the_adapter_fits_the_transformer(out: Path) -> None:
+    lora = Lora.open(out / "bundle" / bundle.DISTILLED_LORA)
+    transformer = Checkpoint.open(out / "bundle" / bundle.CHECKPOINT).build("transformer")
+    assert lora.layers and not lora.unmatched({name for name, _ in transformer.named_parameters()})
+
+
+def test_the_exported_transformer_comes_back_whole(recipe: Recipe) -> None:
+    trainer = stages.make_trainer(recipe, recipe.exported("transformer"))
+    checkpoint = Checkpoint.open(recipe.exported("transformer"))
+    for name, tensor in checkpoint.build("transformer").state_dict().items():
+        assert torch.equal(trainer.transformer.get_parameter(name), tensor)
+
+
+def test_student_starts_as_the_teacher_and_walks_only_with_the_adapter_off(recipe: Recipe) -> None:
+    task = stages.distill(recipe)
+    distiller, batch = task.module, task.examples.batch(0)
+    inputs = distiller.trainer.at_sigma(batch, 0.9, step_draws("cpu", 1))
+    contexts = distiller.trainer.contexts(batch)
+    with torch.no_grad():
+        student = distiller.trainer.predict(inputs, contexts)["video"]
+        for name, parameter in distiller.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+        assert not torch.equal(distiller.trainer.predict(inputs, contexts)["video"], student)
+        end = distiller.walk(inputs, (0.9, 0.6), contexts, contexts)["video"]
+    assert torch.allclose(end, inputs.modalities["video"].latent - 0.3 * student, atol=1e-5)
+
+
+def test_latents_are_kept_and_never_held_out_in_training(recipe: Recipe) -> None:
+    from ltx_tiny.world.scene import split
+
+    for part in ("train", "held_out"):
+        clips = LatentClips.open(recipe.out / "latents", part)
+        assert len(clips) == recipe.stage("latents")["counts"][part]
+        assert {split(clips[i][1]) for i in range(len(clips))} == {part}
+
+
+def test_video_examples_are_a_function_of_position() -> None:
+    make, stage = VideoExamples(3), Stage(1, 1, frames=3, side=64)
+    assert torch.equal(make(5, 1, stage)["video"], make(5, 1, stage)["video"])
+    assert make(5, 1, stage)["video"].shape == (3, 3, 64, 64)
+    assert not torch.equal(make(5, 1, stage)["video"], make(5, 2, stage)["video"])
+    assert held_out_clips(2, 2, 32).shape == (2, 3, 2, 32, 32)
+
+
+def test_overlays_replace_values_and_keep_the_rest() -> None:
+    assert merged({"a": {"b": 1, "c": [1, 2]}, "d": 3}, {"a": {"c": [5]}}) == {"a": {"b": 1, "c": [5]}, "d": 3}
+    for overlay in (None, "gpu", "smoke"):
+        recipe = Recipe(read_recipe(overlay), Path())
+        assert all(recipe.settings(name).steps > 0 for name in set(stages.STAGES) - {"latents", "bundle"})
+
+
+def test_wrong_stages_and_missing_forerunners_are_named(tmp_path: Path) -> None:
+    recipe = Recipe(read_recipe("smoke"), tmp_path)
+    with pytest.raises(ConfigError, match="stage is 'vae', expected one of video_vae"):
+        run(recipe, ["vae"])
+    with pytest.raises(ConfigError, match="holds no file of stage gemma"):
+        run(recipe, ["transformer"])
+
+
+def test_a_package_without_weights_says_how_to_make_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bundle, "WEIGHTS", tmp_path)
+    with pytest.raises(CheckpointError, match="ltx tiny train"):
+        bundle.model_folder()
+    (tmp_path / bundle.CHECKPOINT).touch()
+    assert bundle.model_folder() == tmp_path

@@ -1,0 +1,270 @@
+"""Training from nothing: batches by position, each small task learns, resumes bit for bit and exports what loads."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltx_core.loader import Checkpoint
+from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.text_encoders.gemma.assets import GemmaAssets
+from ltx_core.text_encoders.gemma.backbone import load_backbone
+from ltx_core.text_encoders.gemma.encoder import load_tokenizer
+from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
+from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, train
+from ltx_trainer.scratch.audio_vae import AudioVaeTask
+from ltx_trainer.scratch.data import Curriculum, Examples, Stage
+from ltx_trainer.scratch.gemma import TOKENIZER_CONFIG, GemmaTask, train_tokenizer, unpack
+from ltx_trainer.scratch.pictures import draw_curves, frames_sheet, spectrogram_sheet
+from ltx_trainer.scratch.task import Spread, holding
+from ltx_trainer.scratch.transformer import pick
+from ltx_trainer.scratch.upsampler import UpsamplerTask
+from ltx_trainer.scratch.video_vae import VideoVaeTask, stands_out
+from ltx_trainer.scratch.vocoder import VocoderTask, spectral_losses
+
+VIDEO_CONFIG = {
+    "vae": {
+        "_class_name": "CausalVideoAutoencoder",
+        "latent_channels": 32,
+        "patch_size": 2,
+        "latent_log_var": "uniform",
+        "timestep_conditioning": False,
+        "encoder_blocks": [["compress_all_res", {"multiplier": 1}]],
+        "decoder_base_channels": 16,
+        "decoder_blocks": [["compress_all", {"multiplier": 2, "residual": True}]],
+    }
+}
+AUDIO_CONFIG = {
+    "audio_vae": {
+        "model": {
+            "params": {
+                "ddconfig": {
+                    "ch": 32,
+                    "z_channels": 2,
+                    "ch_mult": [1, 1, 1],
+                    "num_res_blocks": 0,
+                    "attn_resolutions": [],
+                    "mid_block_add_attention": False,
+                    "mel_bins": 64,
+                }
+            }
+        }
+    },
+    "vocoder": {
+        "upsample_initial_channel": 32,
+        "upsample_rates": [10, 16],
+        "upsample_kernel_sizes": [20, 32],
+        "resblock_kernel_sizes": [3],
+        "resblock_dilation_sizes": [[1]],
+        "stereo": True,
+        "output_sampling_rate": 16000,
+    },
+}
+TEXT_CONFIG = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 64,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+TEXTS = ["a red ball bounces", "a blue box slides to the left", "a green star spins"]
+
+
+def noise(position: int, slot: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1000 * position + slot))
+
+
+def moving_square(position: int, slot: int, stage: Stage) -> dict[str, torch.Tensor]:
+    video = torch.full((3, stage.frames, 16, 16), 60, dtype=torch.uint8)
+    left = (3 * slot + position) % 8
+    for frame in range(stage.frames):
+        video[0, frame, 4:10, left + frame : left + frame + 5] = 220
+    return {"video": video}
+
+
+def tones(position: int, slot: int, stage: Stage) -> dict[str, torch.Tensor]:
+    t = torch.arange(3200) / 16000
+    wave = torch.sin(2 * torch.pi * (200 + 150 * slot) * t) * 0.3
+    return {"waveform": torch.stack((wave, 0.5 * wave))}
+
+
+def pairs(position: int, slot: int, stage: Stage) -> dict[str, torch.Tensor]:
+    small = noise(0, slot, 4, 2, 3, 3)
+    return {"small": small, "large": torch.nn.functional.interpolate(small[None], scale_factor=(1, 2, 2))[0]}
+
+
+def video_task() -> VideoVaeTask:
+    torch.manual_seed(0)
+    curriculum = Curriculum((Stage(2, 4), Stage(20, 2, frames=3)))
+    return VideoVaeTask(
+        VIDEO_CONFIG, Examples(moving_square, curriculum), [Examples(moving_square, curriculum).batch(9)["video"]]
+    )
+
+
+def audio_task() -> AudioVaeTask:
+    torch.manual_seed(0)
+    examples = Examples(tones, Curriculum((Stage(20, 2),)))
+    return AudioVaeTask(AUDIO_CONFIG, examples, examples.batch(0)["waveform"], statistics_batches=2)
+
+
+def vocoder_task() -> VocoderTask:
+    torch.manual_seed(0)
+    examples = Examples(tones, Curriculum((Stage(20, 2),)))
+    return VocoderTask(AUDIO_CONFIG, examples, examples.batch(0)["waveform"])
+
+
+def upsampler_task() -> UpsamplerTask:
+    torch.manual_seed(0)
+    examples = Examples(pairs, Curriculum((Stage(20, 2),)))
+    config = {"_class_name": "LatentUpsampler", "in_channels": 4, "mid_channels": 32, "num_blocks_per_stage": 1}
+    return UpsamplerTask(config, (torch.zeros(4), torch.ones(4)), examples, examples.batch(99))
+
+
+def gemma_task() -> GemmaTask:
+    torch.manual_seed(0)
+    tokenizer_json = train_tokenizer(TEXTS, TEXT_CONFIG["vocab_size"])
+    tokenizer = GemmaTokenizer(tokenizer_json, TOKENIZER_CONFIG)
+
+    def make(position: int, slot: int, stage: Stage) -> dict[str, torch.Tensor]:
+        ids = tokenizer.tokenizer.encode(TEXTS[(position + slot) % 3]).ids[:24]
+        return {"input_ids": torch.tensor([*ids, *[0] * (24 - len(ids))])}
+
+    examples = Examples(make, Curriculum((Stage(20, 2),)))
+    return GemmaTask(TEXT_CONFIG, tokenizer_json, examples, examples.batch(0)["input_ids"])
+
+
+TASKS = {
+    "video_vae": video_task,
+    "audio_vae": audio_task,
+    "vocoder": vocoder_task,
+    "upsampler": upsampler_task,
+    "gemma": gemma_task,
+}
+
+
+def settings(steps: int, **more: object) -> LoopSettings:
+    return LoopSettings(steps=steps, learning_rate=3e-3, max_grad_norm=10.0, ema_decay=0.9, **more)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_each_task_learns_validates_and_exports(name: str, tmp_path: Path) -> None:
+    reports = list(train(TASKS[name](), settings(12, validation_interval=12), tmp_path))
+    assert reports[-1].losses["loss"] < 0.9 * reports[0].losses["loss"]
+    assert reports[-1].metrics and all(value == value for value in reports[-1].metrics.values())
+    assert reports[-1].files[0].name == f"{name}_step_00012.safetensors"
+
+
+@pytest.mark.parametrize("name", ["video_vae", "vocoder"])
+def test_a_run_stopped_and_resumed_ends_bit_equal(name: str, tmp_path: Path) -> None:
+    list(train(TASKS[name](), settings(6), tmp_path / "whole"))
+    list(train(TASKS[name](), settings(6, checkpoint_interval=3, keep_last_n=-1), tmp_path / "parts"))
+    for path in (tmp_path / "parts" / CHECKPOINT_FOLDER).glob("*00006*"):
+        path.unlink()
+    reports = list(train(TASKS[name](), settings(6), tmp_path / "parts"))
+    assert [report.step for report in reports] == [4, 5, 6]
+    whole, parts = (
+        SafetensorsFile(tmp_path / which / CHECKPOINT_FOLDER / f"{name}_step_00006.safetensors")
+        for which in ("whole", "parts")
+    )
+    assert whole.tensors.keys() == parts.tensors.keys()
+    assert all(torch.equal(whole.read(key), parts.read(key)) for key in whole.tensors)
+
+
+def test_batches_depend_on_position_alone_and_ranks_share_the_whole_batch() -> None:
+    curriculum = Curriculum((Stage(2, 4), Stage(3, 2, frames=3)))
+    made = {"x": noise}
+    examples = Examples(lambda position, slot, stage: {"x": made["x"](position, slot, stage.frames)}, curriculum)
+    from_start, later = examples.batches(0), examples.batches(3)
+    batches = [next(from_start)["x"] for _ in range(5)]
+    assert [tuple(batch.shape) for batch in batches] == [(4, 1)] * 2 + [(2, 3)] * 3
+    assert torch.equal(next(later)["x"], batches[3])
+    assert torch.equal(examples.batch(0, rank=1)["x"][0], noise(0, 4, 1))
+    assert curriculum.steps == 5 and curriculum.at(10**6).frames == 3
+
+
+def test_exported_vaes_load_strictly_and_give_latents_of_unit_spread(tmp_path: Path) -> None:
+    video, audio = video_task(), audio_task()
+    files = [video.export(tmp_path, 1, {})[0], audio.export(tmp_path, 1, {})[0]]
+    checkpoint = Checkpoint.open(files)
+    assert checkpoint.components == ("video_encoder", "video_decoder", "audio_encoder", "audio_decoder")
+    encoder = checkpoint.build("video_encoder")
+    clips = torch.cat([video.module.pixels(video.examples.batch(22 + i)["video"]) for i in range(16)])
+    latent = encoder(clips).transpose(0, 1).flatten(1)
+    assert latent.mean(1).abs().max() < 1e-3
+    assert (latent.std(1) - 1).abs().max() < 1e-2
+    mel = audio.module.mel(audio.examples.batch(0)["waveform"])
+    assert checkpoint.build("audio_encoder")(mel).std() == pytest.approx(1.0, abs=0.05)
+    decoded = checkpoint.build("audio_decoder")(checkpoint.build("audio_encoder")(mel))
+    assert decoded.shape == mel.shape
+
+
+def test_a_packed_language_model_unpacks_to_a_folder_that_loads(tmp_path: Path) -> None:
+    task = gemma_task()
+    packed = task.export(tmp_path, 1, {})[0]
+    unpack(packed, tmp_path / "gemma", torch.float32)
+    tokens = load_tokenizer(GemmaAssets.open(packed))(["a RED ball", "zebra"], 16)
+    assert (
+        tokens.input_ids[0, -1] == load_tokenizer(GemmaAssets.open(tmp_path / "gemma"))("red ball", 16).input_ids[0, -1]
+    )
+    assert (tokens.input_ids == 2).sum(1).tolist() == [1, 1]
+    states = [
+        load_backbone(GemmaAssets.open(where), torch.float32).hidden_states(tokens)
+        for where in (packed, tmp_path / "gemma")
+    ]
+    assert len(states[0]) == TEXT_CONFIG["num_hidden_layers"] + 1
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_spread_is_that_of_all_batches_together() -> None:
+    values = torch.randn(3, 40) * torch.tensor([[1.0], [2.0], [5.0]]) + 7
+    spread = Spread()
+    for part in values.split(16, dim=1):
+        spread.add(part)
+    tensors = spread.tensors()
+    assert torch.allclose(tensors["mean-of-means"], values.mean(1), atol=1e-4)
+    assert torch.allclose(tensors["std-of-means"], values.std(1, correction=0), atol=1e-4)
+
+
+def test_holding_puts_the_weights_back() -> None:
+    module = torch.nn.Linear(2, 2)
+    before = module.weight.detach().clone()
+    with holding(module, {"weight": torch.ones(2, 2)}):
+        assert not module.training and bool((module.weight == 1).all())
+    assert module.training and torch.equal(module.weight, before)
+
+
+def test_what_stands_out_is_the_square_and_not_the_wall() -> None:
+    video = moving_square(0, 0, Stage(1, 1, frames=2))["video"][None].float() / 127.5 - 1
+    marked = stands_out(video)
+    assert bool(marked[0, 0, 0, 4:10, 0:5].all()) and not bool(marked[0, 0, 0, :4].any())
+
+
+def test_spectral_losses_are_zero_for_equal_sound_and_see_a_lost_channel() -> None:
+    wave = tones(0, 1, Stage(1, 1))["waveform"][None]
+    assert all(float(loss) == pytest.approx(0.0, abs=1e-6) for loss in spectral_losses(wave, wave))
+    assert float(spectral_losses(wave * torch.tensor([[[1.0], [0.0]]]), wave)[1]) > 0.1
+
+
+def test_pick_lays_weights_end_to_end() -> None:
+    assert [pick(at, [1.0, 2.0, 1.0]) for at in (0.0, 0.24, 0.26, 0.74, 0.76, 0.9999999)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_pictures_are_written(tmp_path: Path) -> None:
+    from PIL import Image
+
+    frames_sheet(tmp_path / "f.png", torch.zeros(2, 3, 5, 8, 8), torch.ones(2, 3, 5, 8, 8))
+    spectrogram_sheet(tmp_path / "s.png", torch.zeros(2, 2, 10, 64))
+    rows = [(step, name, step * 1.0) for step in range(1000) for name in ("a", "b", "c")]
+    draw_curves(tmp_path / "c.png", rows)
+    assert Image.open(tmp_path / "f.png").size == (2 * 4 * 8, 16)
+    assert Image.open(tmp_path / "s.png").size == (28, 256)
+    assert Image.open(tmp_path / "c.png").size[0] == 840
+    shutil.rmtree(tmp_path)
