@@ -19,9 +19,9 @@ from ltx_trainer.scratch.data import Stage
 from ltx_trainer.validation_config import DEFAULT_NEGATIVE_PROMPT
 
 FPS = 25.0
-FULL_SIDE = 256  # pixels of a finished clip; the first stage of generation works at half
+FULL_SIDE, HALF_SIDE = 256, 128  # pixels of a finished clip, and of the first stage of generation
 FRAMES = 49
-FULL_SIZE_SHARE = 0.5  # of crops, that come out of full-size pictures; the rest are whole small pictures
+FULL_SIZE_SHARE = 0.5  # of crops, that come out of full-size pictures; the rest come out of half-size ones
 NEAR_BODY_SHARE = 0.75  # of crops, that lie where the body is
 
 
@@ -36,7 +36,7 @@ class VideoExamples:
         rng = np.random.default_rng((self.seed, position, slot))
         scene = sample_scene(rng, self.part)
         start = float(rng.uniform(0.0, SECONDS - stage.frames / FPS))
-        rendered = FULL_SIDE if rng.random() < FULL_SIZE_SHARE else stage.side
+        rendered = FULL_SIDE if rng.random() < FULL_SIZE_SHARE else max(HALF_SIDE, stage.side)
         video = draw(scene, stage.frames, rendered, rendered, FPS, start)
         top, left = crop_corner(scene, start, rendered, stage.side, rng)
         return {"video": as_tensor(video[:, top : top + stage.side, left : left + stage.side])}

@@ -56,8 +56,8 @@ def draw_curves(path: Path, rows: Iterable[tuple[int, str, float]]) -> None:
     for step, name, value in rows:
         curves.setdefault(name, []).append((step, value))
     width, height = PLOT_SIZE
-    rows = max((len(curves) + 1) // 2, 1)
-    sheet = Image.new("RGB", (2 * width, rows * height), "white")
+    down = max((len(curves) + 1) // 2, 1)
+    sheet = Image.new("RGB", (2 * width, down * height), "white")
     for number, (name, points) in enumerate(curves.items()):
         sheet.paste(_plot(name, points), ((number % 2) * width, number // 2 * height))
     path.parent.mkdir(parents=True, exist_ok=True)
