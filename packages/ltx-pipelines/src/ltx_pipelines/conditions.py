@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ltx_core.components.helpers import conform_latent_length, temporal_subsample
+from ltx_core.components.patchifiers import AudioPatchifier
 from ltx_core.conditioning import (
+    AudioConditionByReferenceLatent,
     ConditioningItem,
     ConditioningItemAttentionStrengthWrapper,
     TemporalRegionMask,
@@ -20,13 +22,17 @@ from ltx_core.conditioning import (
     VideoGeneratedKeyframeSlots,
 )
 from ltx_core.conditioning.mask_utils import downsample_mask_video_to_latent
+from ltx_core.conditioning.types.reference_cond import before_the_start
 from ltx_core.errors import MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.audio_vae.audio_vae import AudioEncoder, encode_audio
 from ltx_core.model.video_vae.video_vae import VideoEncoder
 from ltx_core.types import AudioLatentShape, VideoLatentShape, VideoPixelShape
+from ltx_pipelines.handover import Given
 from ltx_pipelines.media.video_reader import fit_frames
 from ltx_pipelines.plan import (
+    AudioReferenceCondition,
+    CarriedKeyframes,
     Condition,
     ImageCondition,
     KeyframeSlots,
@@ -39,22 +45,29 @@ from ltx_pipelines.utils.media_io import load_image, load_mask_video, load_video
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 
-def conditioning_items(stage: StagePlan, modality: str, ledger: ModelLedger) -> list[ConditioningItem]:
+def conditioning_items(stage: StagePlan, modality: str, ledger: ModelLedger, given: Given) -> list[ConditioningItem]:
     """The items of one stream, in the plan's order; media are read and encoded at the stage's size."""
     conditions = stage.streams[modality].conditions
-    return [item for condition in conditions for item in _items(condition, stage.shape, ledger)]
+    return [item for condition in conditions for item in _items(condition, stage.shape, ledger, given)]
 
 
-def _items(condition: Condition, shape: VideoPixelShape, ledger: ModelLedger) -> Iterator[ConditioningItem]:
+def _items(
+    condition: Condition, shape: VideoPixelShape, ledger: ModelLedger, given: Given
+) -> Iterator[ConditioningItem]:
     match condition:
         case ImageCondition():
             yield _image_item(condition, shape, ledger)
         case ReferenceCondition():
-            yield _reference_item(condition, shape, ledger)
+            yield _reference_item(condition, shape, ledger, given)
+        case AudioReferenceCondition():
+            yield _audio_reference_item(condition, ledger, given)
         case RegionCondition():
             yield TemporalRegionMask(condition.start, condition.end, shape.fps)
-        case KeyframeSlots():
-            yield VideoGeneratedKeyframeSlots(condition.pixel_frame_indices)
+        case KeyframeSlots(pixel_frame_indices=frames):
+            yield VideoGeneratedKeyframeSlots(frames, _seeds(frames, ledger, given) if condition.seeded else None)
+        case CarriedKeyframes(pixel_frame_indices=frames):
+            for frame in frames:
+                yield VideoConditionByKeyframeIndex(given.keyframes[frame], frame, condition.strength)
 
 
 def _image_item(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedger) -> ConditioningItem:
@@ -66,11 +79,28 @@ def _image_item(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedg
     return VideoConditionByKeyframeIndex(latent, image.frame_idx, image.strength)
 
 
-def _reference_item(reference: ReferenceCondition, shape: VideoPixelShape, ledger: ModelLedger) -> ConditioningItem:
+def _seeds(frames: Sequence[int], ledger: ModelLedger, given: Given) -> Tensor:
+    """What keyframe slots start from ``[1, C, K, h, w]``: the keyframe handed over, else the nearest latent frame."""
+    nearest = {frame: round(frame / ledger.scale_factors.time) for frame in frames}
+    return torch.cat(
+        [
+            given.keyframes[frame] if frame in given.keyframes else given.latents["video"][:, :, at : at + 1]
+            for frame, at in nearest.items()
+        ],
+        dim=2,
+    )
+
+
+def _reference_item(
+    reference: ReferenceCondition, shape: VideoPixelShape, ledger: ModelLedger, given: Given
+) -> ConditioningItem:
     factor = reference.downscale_factor
-    frames = load_video(reference.path, shape.height // factor, shape.width // factor, shape.frames)
-    frames = temporal_subsample(frames, reference.temporal_scale_factor)
-    latent = encode_video(frames, ledger)
+    if reference.path is None:
+        assert given.video_before is not None
+        latent = given.video_before
+    else:
+        frames = load_video(reference.path, shape.height // factor, shape.width // factor, shape.frames)
+        latent = encode_video(temporal_subsample(frames, reference.temporal_scale_factor), ledger)
     item = VideoConditionByReferenceLatent(latent, factor, reference.temporal_scale_factor, reference.strength)
     strength: float | Tensor = reference.attention_strength
     if reference.attention_mask is not None:
@@ -79,6 +109,21 @@ def _reference_item(reference: ReferenceCondition, shape: VideoPixelShape, ledge
     elif strength == 1.0:
         return item
     return ConditioningItemAttentionStrengthWrapper(item, strength)
+
+
+def _audio_reference_item(reference: AudioReferenceCondition, ledger: ModelLedger, given: Given) -> ConditioningItem:
+    """The whole sound as tokens that end just before the clip begins."""
+    if reference.path is None:
+        latent = given.latents["audio"]
+    elif (sound := read_audio(reference.path)) is None:
+        raise MediaError(f"{reference.path} has no sound, expected a file with an audio track")
+    else:
+        encoder = cast(AudioEncoder, ledger.network("audio_encoder"))
+        with torch.no_grad():
+            latent = encode_audio(sound.to(device=ledger.device), encoder).to(ledger.dtype)
+    patchifier = AudioPatchifier()
+    spans = patchifier.get_patch_grid_bounds(AudioLatentShape.from_torch_shape(latent.shape), latent.device)
+    return AudioConditionByReferenceLatent(patchifier.patchify(latent), before_the_start(spans), reference.strength)
 
 
 def attention_mask(path: str, shape: VideoPixelShape) -> Tensor:

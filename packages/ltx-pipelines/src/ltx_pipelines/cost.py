@@ -11,7 +11,7 @@ of eight distilled steps, which is 1.6e15 operations.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,18 @@ from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.model.video_vae.video_vae import VideoDecoder
 from ltx_core.types import AudioLatentShape, VideoLatentShape
-from ltx_pipelines.plan import ImageCondition, KeyframeSlots, Plan, ReferenceCondition, StagePlan
+from ltx_pipelines.handover import growth, runs
+from ltx_pipelines.plan import (
+    MODALITIES,
+    AudioReferenceCondition,
+    CarriedKeyframes,
+    ImageCondition,
+    KeyframeSlots,
+    Plan,
+    ReferenceCondition,
+    StagePlan,
+)
+from ltx_pipelines.utils.media_io import read_audio
 from ltx_pipelines.utils.model_ledger import SLOTS, ModelLedger
 
 UNIT = 8 * 0.2e15  # operations of the clip that relative cost 1 stands for
@@ -91,24 +102,35 @@ def cost_of(plan: Plan, ledger: ModelLedger) -> Cost:
     if encoders := encoder_names(plan):
         phases.append(Phase("conditions", {name: component_bytes(ledger, name) for name in encoders}))
     for index, stage in enumerate(plan.stages, 1):
-        if index > 1 and plan.models.spatial_upsampler:
-            phases.append(Phase("upsample", {"latent_upsampler": Path(plan.models.spatial_upsampler).stat().st_size}))
-        phases.append(Phase(f"stage {index}", transformer_weights(ledger, stage), stage_work(stage, ledger)))
+        phases += upsampling(plan, index - 1)
+        work = [stage_work(run, ledger) for run in runs(stage)]
+        total = Work(sum(one.flops for one in work), max(one.activations for one in work))
+        phases.append(Phase(f"stage {index}", transformer_weights(ledger, stage), total))
     if plan.has_video:
         weights = {"video_decoder": component_bytes(ledger, "video_decoder")}
         phases.append(Phase("video", weights, decoder_work(plan, ledger)))
-    if plan.audio in ("first", "last") and "audio" in plan.stages[-1].streams:
+    if "audio" in plan.decoded:
         names = ("audio_decoder", "vocoder")
         phases.append(Phase("sound", {name: component_bytes(ledger, name) for name in names}))
     return Cost(tuple(phases), ledger.policy)
 
 
+def upsampling(plan: Plan, index: int) -> list[Phase]:
+    """The latent upsampler before stage ``index`` (from 0), in space or in time."""
+    larger, rate = growth(plan, index)
+    path = plan.models.spatial_upsampler if larger else plan.models.temporal_upsampler if rate > 1 else None
+    return [Phase("upsample", {"latent_upsampler": Path(path).stat().st_size})] if path else []
+
+
 def encoder_names(plan: Plan) -> list[str]:
     """Encoders a plan needs."""
-    has_media = any(isinstance(condition, ImageCondition | ReferenceCondition) for _, condition in plan.conditions())
-    sources = {name for stage in plan.stages for name, stream in stage.streams.items() if stream.start == "source"}
-    wanted = {"video": has_media or "video" in sources, "audio": "audio" in sources}
-    return [f"{name}_encoder" for name, needed in wanted.items() if needed]
+    wanted = {name for stage in plan.stages for name, stream in stage.streams.items() if stream.start == "source"}
+    for _, condition in plan.conditions():
+        if isinstance(condition, ImageCondition | ReferenceCondition) and condition.path is not None:
+            wanted.add("video")
+        elif isinstance(condition, AudioReferenceCondition) and condition.path is not None:
+            wanted.add("audio")
+    return [f"{name}_encoder" for name in MODALITIES if name in wanted]
 
 
 # Weights ----------------------------------------------------------------------------------------------------------
@@ -155,7 +177,7 @@ def text_weights(ledger: ModelLedger) -> dict[str, int]:
 
 
 def stage_work(stage: StagePlan, ledger: ModelLedger) -> Work:
-    """All transformer evaluations of a stage."""
+    """All transformer evaluations of one run of a stage."""
     config = TransformerConfig.from_metadata(ledger.config).with_streams(*stage.streams)
     tokens = {name: tokens_of(stage, name, ledger) for name in stage.streams}
     passes = stage.passes()
@@ -172,18 +194,34 @@ def stage_work(stage: StagePlan, ledger: ModelLedger) -> Work:
 def tokens_of(stage: StagePlan, modality: str, ledger: ModelLedger) -> int:
     """Tokens of one stream, those its conditions append included."""
     if modality == "audio":
-        return AudioLatentShape.from_video_pixel_shape(stage.shape).token_count
+        return sum(audio_tokens(stage))
     latent = VideoLatentShape.from_pixel_shape(stage.shape, scale_factors=ledger.scale_factors)
     per_frame, total = latent.height * latent.width, latent.token_count
     for condition in stage.streams[modality].conditions:
         if isinstance(condition, ImageCondition) and (condition.frame_idx or condition.as_keyframe):
             total += per_frame
-        elif isinstance(condition, KeyframeSlots):
+        elif isinstance(condition, KeyframeSlots | CarriedKeyframes):
             total += per_frame * len(condition.pixel_frame_indices)
         elif isinstance(condition, ReferenceCondition):
             frames = (latent.frames - 1) // condition.temporal_scale_factor + 1
             total += frames * per_frame // condition.downscale_factor**2
     return total
+
+
+def audio_tokens(stage: StagePlan) -> Iterator[int]:
+    """Tokens of the sound, then of every reference."""
+    own = AudioLatentShape.from_video_pixel_shape(stage.shape)
+    yield own.token_count
+    for condition in stage.streams["audio"].conditions:
+        if isinstance(condition, AudioReferenceCondition):
+            given = own if condition.path is None else AudioLatentShape.from_duration(1, duration_of(condition.path))
+            yield given.token_count
+
+
+def duration_of(path: str) -> float:
+    """Seconds of sound in a file."""
+    sound = read_audio(path)
+    return 0.0 if sound is None else sound.duration
 
 
 def measured_forward(config: TransformerConfig, tokens: Mapping[str, int], batch: int, dtype: torch.dtype) -> Work:

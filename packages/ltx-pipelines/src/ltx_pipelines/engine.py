@@ -10,7 +10,7 @@ events cancels the run; nothing outlives it but the networks the ledger keeps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -25,7 +25,6 @@ from ltx_core.conditioning.tools import AudioLatentTools, VideoLatentTools
 from ltx_core.model.audio_vae.audio_vae import AudioDecoder, decode_audio
 from ltx_core.model.audio_vae.vocoder import Vocoder
 from ltx_core.model.transformer.model import LTXModel, X0Model
-from ltx_core.model.upsampler.model import LatentUpsampler, upsample_latent
 from ltx_core.model.video_vae.frames import decode_video
 from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
 from ltx_core.sampling.denoisers import GuidedDenoiser, Results
@@ -35,9 +34,22 @@ from ltx_core.sampling.res2s import Res2sSampler
 from ltx_core.sampling.samplers import EulerSampler, GradientEstimatingSampler, HeunSampler, Sampler, StochasticSampler
 from ltx_core.types import Audio, AudioLatentShape, LatentState, VideoLatentShape
 from ltx_pipelines.conditions import conditioning_items, source_latent
-from ltx_pipelines.plan import Plan, SamplerPlan, StagePlan
+from ltx_pipelines.decode_memory import decode_parts
+from ltx_pipelines.handover import (
+    KEYFRAMES,
+    Given,
+    Result,
+    growth,
+    handed_over,
+    joined,
+    keyframe_conditions,
+    keyframe_frames,
+    runs,
+    window_given,
+)
+from ltx_pipelines.plan import CarriedKeyframes, Plan, SamplerPlan, StagePlan
 from ltx_pipelines.utils.media_io import read_audio
-from ltx_pipelines.utils.model_ledger import Contexts, ModelLedger
+from ltx_pipelines.utils.model_ledger import Contexts, ModelLedger, free_bytes
 
 Phase = Literal["text", "conditions", "upsample", "denoise", "decode", "done"]
 Tools = Mapping[str, VideoLatentTools | AudioLatentTools]
@@ -66,9 +78,8 @@ class Generation:
     """What a plan made. Latents are those of each stage; frames are decoded when they are pulled, once."""
 
     plan: Plan
-    stages: tuple[Mapping[str, Tensor], ...]  # per stage: video [1, C, F, h, w], audio [1, C, T, M]
+    stages: tuple[Result, ...]  # per stage: video [1, C, F, h, w], audio [1, C, T, M], keyframes [1, C, K, h, w]
     upsampled: Tensor | None = None  # what the enlarged stage began with [1, C, F, H, W]
-    generated_keyframes: Tensor | None = None  # [1, C, K, h, w], each a clip of its own
     rng_state: Tensor | None = None  # of the generator after the stages: what a later stage goes on with
     video: Iterator[Tensor] | None = None  # chunks [f, H, W, 3], float in [0, 1]
     audio: Audio | None = None
@@ -78,6 +89,21 @@ class Generation:
         """Of the last stage."""
         return self.stages[-1]
 
+    @property
+    def generated_keyframes(self) -> Tensor | None:
+        """``[1, C, K, h, w]``, each a clip of its own, of the last stage that carried some on."""
+        return next((stage[KEYFRAMES] for stage in reversed(self.stages) if KEYFRAMES in stage), None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages of a plan share."""
+
+    plan: Plan
+    ledger: ModelLedger
+    contexts: tuple[Contexts, Contexts | None]  # of the prompt, of what guidance pushes away from
+    generator: torch.Generator
+
 
 def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Generation | None = None) -> Iterator[Event]:
     """Run ``plan`` on the networks of ``ledger``.
@@ -86,52 +112,64 @@ def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Gener
     same as in one go.
     """
     generator = torch.Generator(ledger.device).manual_seed(plan.seed)
-    done: list[Mapping[str, Tensor]] = []
+    done: list[Result] = []
     if resume is not None and resume.rng_state is not None:
         generator.set_state(resume.rng_state)
         done = [{name: latent.to(ledger.device) for name, latent in stage.items()} for stage in resume.stages]
     yield Event("text")
     prompts = [plan.prompt] + ([plan.negative_prompt] if plan.negative_prompt is not None else [])
+    if not ledger.knows(prompts) and len(done) < len(plan.stages):
+        ledger.expect_transformer(tuple(plan.stages[len(done)].streams))
     positive, *negative = ledger.contexts(prompts)
-    contexts = (positive, negative[0] if negative else None)
-    upsampled = keyframes = None
+    run = Run(plan, ledger, (positive, negative[0] if negative else None), generator)
+    upsampled = None
     for index, stage in list(enumerate(plan.stages))[len(done) :]:
-        previous = dict(done[index - 1]) if index else {}
-        if needs_enlarging(plan, index):
-            yield Event("upsample", index)
-            upsampled = previous["video"] = enlarged(previous["video"], ledger)
-        yield Event("conditions", index)
-        tools = latent_tools(stage, ledger)
-        states: States = initial_states(plan, stage, tools, previous, ledger, generator)
-        yield Event("denoise", index, 0, stage.steps, stage.sigmas[0], states)
-        for event in run_stage(stage, states, contexts, ledger):
-            states = event.states
-            yield replace(event, stage=index)
-        final = {name: tools[name].clear_conditioning(state) for name, state in states.items()}
-        if "video" in final and final["video"].generated_keyframes is not None:
-            keyframes = final["video"].generated_keyframes
-        done.append({name: tools[name].unpatchify(state).latent for name, state in final.items()})
-    generation = Generation(plan, tuple(done), upsampled, keyframes, generator.get_state())
+        given = Given()
+        if index:
+            larger, rate = growth(plan, index)
+            if larger or rate > 1:
+                yield Event("upsample", index)
+            given = handed_over(plan, index, done[index - 1], ledger)
+            upsampled = given.latents["video"] if larger else upsampled
+        results = []
+        for number, part in enumerate(runs(stage)):
+            window = stage.windows[number] if stage.windows else None
+            begins = window_given(given, window, ledger.scale_factors.time) if window else given
+            results.append((yield from run_stage(part, index, begins, run)))
+        done.append(joined(stage, results, given) if stage.windows else results[0])
+    generation = Generation(plan, tuple(done), upsampled, generator.get_state())
     if decode:
         yield Event("decode", len(plan.stages) - 1)
         generation = decoded(generation, ledger, generator)
     yield Event("done", len(plan.stages) - 1, generation=generation)
 
 
-def needs_enlarging(plan: Plan, index: int) -> bool:
-    """Whether a stage goes on from a smaller video."""
-    if index == 0 or "video" not in plan.stages[index].streams:
-        return False
-    before, now = plan.stages[index - 1].shape, plan.stages[index].shape
-    return (before.height, before.width) != (now.height, now.width)
+def run_stage(stage: StagePlan, index: int, given: Given, run: Run) -> Generator[Event, None, Result]:
+    """Condition, noise and denoise a stage, an event per step; returns its latents and the keyframes it carries on."""
+    yield Event("conditions", index)
+    tools = latent_tools(stage, run.ledger)
+    states: States = initial_states(stage, tools, given, run)
+    yield Event("denoise", index, 0, stage.steps, stage.sigmas[0], states)
+    for event in denoised(stage, states, run):
+        states = event.states
+        yield replace(event, stage=index)
+    final = {name: tools[name].clear_conditioning(state) for name, state in states.items()}
+    result = {name: tools[name].unpatchify(state).latent for name, state in final.items()}
+    if keyframes := carried_on(stage, final, given):
+        result[KEYFRAMES] = torch.cat([keyframes[frame] for frame in keyframe_frames(stage)], dim=2)
+    return result
 
 
-def enlarged(latent: Tensor, ledger: ModelLedger) -> Tensor:
-    """The video latent at twice its size, ``[1, C, F, h, w] -> [1, C, F, 2h, 2w]``."""
-    upsampler = cast(LatentUpsampler, ledger.latent_upsampler("spatial"))
-    mean, std = ledger.latent_statistics()
-    with torch.no_grad():
-        return upsample_latent(latent[:1], upsampler, mean, std)
+def carried_on(stage: StagePlan, final: States, given: Given) -> dict[int, Tensor]:
+    """The keyframes a stage was shown and those it made ``[1, C, 1, h, w]``, by pixel frame."""
+    keyframes: dict[int, Tensor] = {}
+    for condition in keyframe_conditions(stage):
+        frames = condition.pixel_frame_indices
+        if isinstance(condition, CarriedKeyframes):
+            keyframes |= {frame: given.keyframes[frame] for frame in frames}
+        elif (made := final["video"].generated_keyframes) is not None:
+            keyframes |= dict(zip(frames, made.split(1, dim=2), strict=True))
+    return keyframes
 
 
 def latent_tools(stage: StagePlan, ledger: ModelLedger) -> Tools:
@@ -146,25 +184,18 @@ def latent_tools(stage: StagePlan, ledger: ModelLedger) -> Tools:
     return tools
 
 
-def initial_states(
-    plan: Plan,
-    stage: StagePlan,
-    tools: Tools,
-    previous: Mapping[str, Tensor],
-    ledger: ModelLedger,
-    generator: torch.Generator,
-) -> dict[str, LatentState]:
+def initial_states(stage: StagePlan, tools: Tools, given: Given, run: Run) -> dict[str, LatentState]:
     """Every stream conditioned and noised: video first, one draw for all tokens of a stream, appended ones too."""
-    noiser = GaussianNoiser(generator)
+    noiser, ledger = GaussianNoiser(run.generator), run.ledger
     states: dict[str, LatentState] = {}
     for name, stream_tools in tools.items():
         stream, start = stage.streams[name], None
         if stream.start == "previous":
-            start = previous[name]
+            start = given.latents[name]
         elif stream.start == "source":
-            start = source_latent(plan.sources[name], name, stage.shape, ledger)
+            start = source_latent(run.plan.sources[name], name, stage.shape, ledger)
         state = stream_tools.create_initial_state(ledger.device, ledger.dtype, start)
-        for item in conditioning_items(stage, name, ledger):
+        for item in conditioning_items(stage, name, ledger, given):
             state = item.apply_to(state, stream_tools)
         state = noiser(state, stream.noise_scale)
         states[name] = frozen(state) if stream.frozen else state
@@ -176,13 +207,12 @@ def frozen(state: LatentState) -> LatentState:
     return replace(state, latent=state.clean_latent, denoise_mask=torch.zeros_like(state.denoise_mask), frozen=True)
 
 
-def run_stage(
-    stage: StagePlan, states: States, contexts: tuple[Contexts, Contexts | None], ledger: ModelLedger
-) -> Iterator[Event]:
-    """Denoise one stage, an event per step."""
+def denoised(stage: StagePlan, states: States, run: Run) -> Iterator[Event]:
+    """Denoise the streams of a stage, an event per step."""
+    ledger = run.ledger
     transformer = ledger.transformer(stage.loras, tuple(stage.streams))
     model = X0Model(cast(LTXModel, transformer), stage.max_batch_size)
-    denoiser = guided_denoiser(stage, *contexts, keep_text=ledger.policy != "streamed")
+    denoiser = guided_denoiser(stage, *run.contexts, keep_text=ledger.policy != "streamed")
     sigmas = torch.tensor(stage.sigmas, dtype=torch.float32)
     for step in denoise(model, denoiser, states, sigmas, sampler_of(stage.sampler)):
         yield Event("denoise", 0, step.index + 1, step.total, step.sigma, step.states, step.results)
@@ -224,17 +254,19 @@ def sampler_of(plan: SamplerPlan) -> Sampler:
 
 def decoded(generation: Generation, ledger: ModelLedger, generator: torch.Generator) -> Generation:
     """With sound, and with frames that are decoded as they are pulled."""
-    latents = generation.latents
+    latents, shape = generation.latents, generation.plan.shape
     video = None
     if "video" in latents:
-        video = video_frames(latents["video"], ledger, generator)
+        frames = VideoLatentShape.from_pixel_shape(shape, scale_factors=ledger.scale_factors).frames
+        video = video_frames(latents["video"][:, :, :frames], ledger, generator)
     return replace(generation, video=video, audio=delivered_audio(generation, ledger))
 
 
 def video_frames(latent: Tensor, ledger: ModelLedger, generator: torch.Generator) -> Iterator[Tensor]:
     """Chunks ``[f, H, W, 3]`` in [0, 1]; the decoder is loaded when the first is pulled."""
     decoder = cast(VideoDecoder, ledger.network("video_decoder"))
-    yield from decode_video(decoder, latent, conditioning=DecodeConditioning(noise=generator))
+    parts = decode_parts(decoder, latent, free_bytes(ledger.device))
+    yield from decode_video(decoder, latent, conditioning=DecodeConditioning(noise=generator), parts=parts)
 
 
 def delivered_audio(generation: Generation, ledger: ModelLedger) -> Audio | None:
@@ -249,4 +281,7 @@ def delivered_audio(generation: Generation, ledger: ModelLedger) -> Audio | None
     decoder = cast(AudioDecoder, ledger.network("audio_decoder"))
     vocoder = cast(Vocoder, ledger.network("vocoder"))
     with torch.no_grad():
-        return decode_audio(latents["audio"], decoder, vocoder)
+        audio = decode_audio(latents["audio"], decoder, vocoder)
+    if plan.stages[-1].delivered is None:
+        return audio
+    return replace(audio, waveform=audio.waveform[..., : round(plan.shape.duration * audio.sampling_rate)])

@@ -66,9 +66,12 @@ class ImageCondition:
 
 @dataclass(frozen=True)
 class ReferenceCondition:
-    """A clip to follow, as in-context tokens. The factors are those its LoRA was trained with."""
+    """A clip to follow, as in-context tokens. The factors are those its LoRA was trained with.
 
-    path: str
+    Without ``path`` it is the video of the stage before, as that stage left it.
+    """
+
+    path: str | None
     strength: float = 1.0
     downscale_factor: int = 1
     temporal_scale_factor: int = 1
@@ -87,14 +90,38 @@ class RegionCondition:
 
 
 @dataclass(frozen=True)
+class AudioReferenceCondition:
+    """A sound whose voice is kept, as tokens before time 0. Without ``path`` it is the sound of the stage before."""
+
+    path: str | None
+    strength: float = 1.0
+    kind: Literal["audio_reference"] = "audio_reference"
+
+
+@dataclass(frozen=True)
 class KeyframeSlots:
-    """Keyframes at these pixel frames that the model makes itself."""
+    """Keyframes at these pixel frames that the model makes itself.
+
+    ``seeded`` ones start from the keyframe of the stage before at that frame, else from its nearest latent frame.
+    """
 
     pixel_frame_indices: tuple[int, ...]
+    seeded: bool = False
     kind: Literal["slots"] = "slots"
 
 
-Condition = ImageCondition | ReferenceCondition | RegionCondition | KeyframeSlots
+@dataclass(frozen=True)
+class CarriedKeyframes:
+    """Keyframes that the stage before made, shown at these pixel frames."""
+
+    pixel_frame_indices: tuple[int, ...]
+    strength: float = 1.0
+    kind: Literal["carried"] = "carried"
+
+
+Condition = (
+    ImageCondition | ReferenceCondition | RegionCondition | AudioReferenceCondition | KeyframeSlots | CarriedKeyframes
+)
 TaggedCondition = Annotated[Condition, Field(discriminator="kind")]
 
 
@@ -137,8 +164,17 @@ class SamplerPlan:
 
 
 @dataclass(frozen=True)
+class Window:
+    """Pixel frames ``first`` to ``last`` of a stage; the window before gives its first ``dropped`` latent frames."""
+
+    first: int
+    last: int
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
 class StagePlan:
-    """One run of the transformer from the first sigma to the last."""
+    """One run of the transformer from the first sigma to the last; with ``windows``, one for each of them."""
 
     shape: VideoPixelShape
     sigmas: tuple[float, ...]
@@ -146,6 +182,8 @@ class StagePlan:
     loras: tuple[Lora, ...] = ()
     sampler: SamplerPlan = SamplerPlan()
     max_batch_size: int = 1  # guidance passes per transformer call
+    windows: tuple[Window, ...] = ()  # of the video alone, joined in this order
+    delivered: VideoPixelShape | None = None  # where it is shorter than ``shape``, or shown at another rate
 
     @property
     def steps(self) -> int:
@@ -185,11 +223,18 @@ class Plan:
     @property
     def shape(self) -> VideoPixelShape:
         """What is delivered."""
-        return self.stages[-1].shape
+        return self.stages[-1].delivered or self.stages[-1].shape
 
     @property
     def has_video(self) -> bool:
         return "video" in self.stages[-1].streams
+
+    @property
+    def decoded(self) -> tuple[str, ...]:
+        """The streams whose latents are decoded: the last picture, and the sound that ``audio`` names."""
+        last = self.stages[-1].streams
+        sounding = {"first": self.stages[0].streams, "last": last}.get(self.audio, {})
+        return tuple(name for name, streams in {"video": last, "audio": sounding}.items() if name in streams)
 
     def conditions(self) -> Iterator[tuple[StagePlan, Condition]]:
         """Every condition with its stage."""

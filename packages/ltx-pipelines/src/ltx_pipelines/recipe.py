@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx_core.errors import ConfigError
-from ltx_pipelines.plan import ImageCondition, Plan, ReferenceCondition, plan_from_json
+from ltx_pipelines.plan import AudioReferenceCondition, ImageCondition, Plan, ReferenceCondition, plan_from_json
 
 RECIPE_VERSION = 1
 PACKAGES = ("ltx-core", "ltx-pipelines", "torch", "av")
@@ -74,7 +74,7 @@ def files_of(plan: Plan) -> Iterator[str]:
         for lora in stage.loras:
             yield lora.path
     for _, condition in plan.conditions():
-        if isinstance(condition, ImageCondition | ReferenceCondition):
+        if isinstance(condition, ImageCondition | ReferenceCondition | AudioReferenceCondition) and condition.path:
             yield condition.path
         if isinstance(condition, ReferenceCondition) and condition.attention_mask is not None:
             yield condition.attention_mask

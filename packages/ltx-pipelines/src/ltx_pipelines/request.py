@@ -61,6 +61,9 @@ class Request:
     regenerate_audio: bool = True
     extend_seconds: float | None = None
     direction: Literal["after", "before"] = "after"
+    reference_video_path: str | None = None  # clip with sound
+    reference_strength: float = 1.0
+    temporal_upsample_rounds: int = 0  # each doubles the frame rate
     snap: bool = False  # move invalid sizes and frame counts to the nearest valid ones
 
     @classmethod

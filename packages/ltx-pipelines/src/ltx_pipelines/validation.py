@@ -6,7 +6,16 @@ from pathlib import Path
 
 from ltx_core.errors import CheckpointError, ConditioningError, ConfigError, MediaError
 from ltx_pipelines.conditions import attention_mask
-from ltx_pipelines.plan import Condition, ImageCondition, KeyframeSlots, Plan, ReferenceCondition, Source, StagePlan
+from ltx_pipelines.plan import (
+    AudioReferenceCondition,
+    Condition,
+    ImageCondition,
+    KeyframeSlots,
+    Plan,
+    ReferenceCondition,
+    Source,
+    StagePlan,
+)
 from ltx_pipelines.utils.media_io import decode_image, probe_video, read_audio
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -56,14 +65,15 @@ def check_sizes(plan: Plan, ledger: ModelLedger) -> None:
 def check_components(plan: Plan, ledger: ModelLedger) -> None:
     """Every network the plan uses is in the files."""
     wanted = {"transformer", "embeddings"}
-    for name in plan.stages[-1].streams:
+    for name in plan.decoded:
         wanted |= set(NEEDS[name])
     encoded = {name for stage in plan.stages for name, stream in stage.streams.items() if stream.start == "source"}
     wanted |= {f"{name}_encoder" for name in encoded}
-    if any(
-        not isinstance(condition, KeyframeSlots) and hasattr(condition, "path") for _, condition in plan.conditions()
-    ):
-        wanted.add("video_encoder")
+    for _, condition in plan.conditions():
+        if isinstance(condition, ImageCondition | ReferenceCondition) and condition.path is not None:
+            wanted.add("video_encoder")
+        elif isinstance(condition, AudioReferenceCondition) and condition.path is not None:
+            wanted.add("audio_encoder")
     for component in sorted(wanted):
         if not ledger.holds(component):
             raise ConfigError(f"the model has no {component}, which {plan.pipeline} needs: {ledger.files.checkpoint}")
@@ -75,6 +85,9 @@ def check_components(plan: Plan, ledger: ModelLedger) -> None:
             raise ConfigError("spatial_upsampler is not given, expected the file of a x2 latent upsampler")
         if not ledger.holds("video_encoder"):
             raise ConfigError("the model has no video_encoder, whose statistics the upsampler needs")
+    frames = {stage.shape.frames for stage in plan.stages if "video" in stage.streams}
+    if len(frames) > 1 and plan.models.temporal_upsampler is None:
+        raise ConfigError("temporal_upsampler is not given, expected the file of a latent upsampler in time")
 
 
 def check_condition(condition: Condition, stage: StagePlan, ledger: ModelLedger) -> None:
@@ -100,9 +113,14 @@ def check_condition(condition: Condition, stage: StagePlan, ledger: ModelLedger)
                     f"first stage {name} is {side}, expected a multiple of {step} (reference factor "
                     f"{condition.downscale_factor})"
                 )
-        probe_video(condition.path)
+        if condition.path is not None:
+            probe_video(condition.path)
         if condition.attention_mask is not None:
             attention_mask(condition.attention_mask, shape._replace(frames=1))
+    elif isinstance(condition, AudioReferenceCondition):
+        check_strength("audio reference strength", condition.strength)
+        if condition.path is not None:
+            check_sounding(condition.path, 0.0)
     elif isinstance(condition, KeyframeSlots):
         if not ledger.config.get("transformer", {}).get("use_keyframes_abs_pos_embedding"):
             raise ConditioningError("generated_keyframes need a model with keyframe embedding (LTX-2.5), this has none")
@@ -120,7 +138,10 @@ def check_source(name: str, source: Source, plan: Plan) -> None:
     """The source has the stream, and enough of it."""
     if name == "video":
         probe_video(source.path)
-        return
-    sound = read_audio(source.path, source.start, 0.05)
-    if sound is None:
-        raise MediaError(f"{source.path} has no sound at {source.start:g} s, expected a file with an audio track")
+    else:
+        check_sounding(source.path, source.start)
+
+
+def check_sounding(path: str, start: float) -> None:
+    if read_audio(path, start, 0.05) is None:
+        raise MediaError(f"{path} has no sound at {start:g} s, expected a file with an audio track")

@@ -1,0 +1,53 @@
+"""New speech for a clip: its picture and its voice are kept, what is said follows the prompt."""
+
+from dataclasses import replace
+
+from ltx_core.errors import ConfigError
+from ltx_pipelines.pipeline import COMMON, Pipeline
+from ltx_pipelines.plan import AudioReferenceCondition, Condition, Plan, ReferenceCondition, StagePlan
+from ltx_pipelines.request import Request
+from ltx_pipelines.stages import distilled_stage, halved, refinement_stage, with_stream
+from ltx_pipelines.utils.media_io import probe_video
+
+
+class DubItPipeline(Pipeline):
+    """Two distilled stages that both follow the clip through one in-context adapter.
+
+    The voice of the clip is heard as tokens before time 0. The first stage speaks; the second holds that sound, hears
+    it as its own reference and refines the picture. The length and the frame rate are the clip's.
+    """
+
+    accepts = (COMMON | {"images", "reference_video_path", "reference_strength"}) - {"num_frames", "frame_rate"}
+    default_size = (1024, 1536)
+    size_multiple = 2
+
+    def make_plan(self, request: Request) -> Plan:
+        if (path := request.reference_video_path) is None:
+            raise ConfigError("reference_video_path is not given, expected a clip with sound")
+        if len(self.loras) != 1:
+            raise ConfigError(f"{len(self.loras)} adapters are given, expected the one that was trained for dubbing")
+        clip = probe_video(path)
+        frames = self.ledger.scale_factors.snap_frames(clip.frames)
+        shape = self.shape(request, frames, float(clip.fps))
+        factor = self.ledger.lora(self.loras[0]).reference_downscale_factor
+        conditions: tuple[Condition, ...] = (
+            *request.images,
+            ReferenceCondition(path, request.reference_strength, factor),
+        )
+        first = distilled_stage(request, halved(shape), conditions, self.loras)
+        second = refinement_stage(shape, conditions, self.loras)
+        stages = [heard(first, path), held(second)]
+        return self.finished(request, stages, audio="first")
+
+
+def heard(stage: StagePlan, path: str) -> StagePlan:
+    """The stage with the voice of a clip as reference."""
+    return with_stream(stage, "audio", replace(stage.streams["audio"], conditions=(AudioReferenceCondition(path),)))
+
+
+def held(stage: StagePlan) -> StagePlan:
+    """The stage with the sound of the one before, unchanged, which is its own reference."""
+    conditions = (AudioReferenceCondition(None),)
+    return with_stream(
+        stage, "audio", replace(stage.streams["audio"], noise_scale=0.0, frozen=True, conditions=conditions)
+    )
