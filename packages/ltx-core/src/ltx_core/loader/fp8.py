@@ -1,4 +1,5 @@
-"""8-bit float linears: storage only (``fp8-cast``) and scaled matrix products (``fp8-scaled-mm``).
+"""8-bit float linears: storage only (``fp8-cast``), scaled matrix products (``fp8-scaled-mm``), scaled rows
+(``fp8-rowwise``).
 
 The number format is e4m3fn: 1-4-3 bits, largest value 448, no infinities. Values are clamped to +-448 before every
 cast, because what an overflowing cast gives depends on the framework's version.
@@ -25,6 +26,46 @@ def quantize_per_tensor(weight: Tensor) -> tuple[Tensor, Tensor]:
     largest = weight.abs().amax()
     factor = FP8_MAX / torch.where(largest > 0, largest, torch.ones_like(largest))
     return to_fp8(weight * factor), 1.0 / factor
+
+
+def quantize_per_row(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(e4m3fn ``[N, in]``, float32 scales ``[N, 1]``) with ``x ~ quantized * scales``; a zero row has scale 1 / 448."""
+    x = x.float()
+    largest = x.abs().amax(dim=1, keepdim=True)
+    factor = FP8_MAX / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return to_fp8(x * factor), 1.0 / factor
+
+
+class RowwiseLinear(nn.Module):
+    """A linear whose weight is stored in e4m3fn with one float32 scale per output row.
+
+    On GPUs with 8-bit matrix products its input is quantised by rows too; elsewhere the weight is widened in every
+    forward. ``weight`` e4m3fn (out, in), ``weight_scale`` float32 (out, 1), ``bias`` (out,) or None.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=FP8), requires_grad=False)
+        self.weight_scale = nn.Parameter(torch.empty(out_features, 1, dtype=torch.float32), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if has_row_products(x, self.weight):
+            rows, scales = quantize_per_row(x.flatten(0, -2))  # [N, in], [N, 1]
+            y = torch._scaled_mm(
+                rows, self.weight.t(), scales, self.weight_scale.t(), out_dtype=x.dtype, use_fast_accum=True
+            ).unflatten(0, x.shape[:-1])
+        else:
+            y = F.linear(x, self.weight.to(x.dtype)) * self.weight_scale.flatten().to(x.dtype)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+def has_row_products(x: Tensor, weight: Tensor) -> bool:
+    """Whether this device multiplies e4m3fn matrices with a scale per row: bfloat16 results, sides in sixteens."""
+    fits = x.dtype == torch.bfloat16 and all(side % 16 == 0 for side in weight.shape)
+    return fits and x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
 class CastLinear(nn.Linear):

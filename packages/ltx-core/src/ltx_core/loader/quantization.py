@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader import nvfp4
-from ltx_core.loader.fp8 import FP8, CastLinear, ScaledLinear, quantize_per_tensor, to_fp8
+from ltx_core.loader.fp8 import (
+    FP8,
+    CastLinear,
+    RowwiseLinear,
+    ScaledLinear,
+    quantize_per_row,
+    quantize_per_tensor,
+    to_fp8,
+)
 from ltx_core.loader.safetensors_file import TensorInfo
 
 LayerTensors = dict[str, Tensor]
@@ -49,6 +57,7 @@ class QuantizationPolicy:
     folds_scales: bool = False  # scales are multiplied into weights, so all must be known
     prequantized: bool = False  # the file must hold layers in this format
     streamable: bool = False
+    spares_ends: bool = False  # the first and the last block keep their precision
 
 
 def load_plain(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
@@ -101,6 +110,20 @@ def _fp8_cast_load(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
         if delta is not None and name in cast:
             cast[name] = to_fp8(cast[name].float() + delta)
     return cast
+
+
+def _fp8_rowwise_load(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
+    """Adapters are fused in full precision, then every row of the weight is quantised with a scale of its own."""
+    plain = load_plain(tensors, LayerLoad(torch.float32, load.weight_delta, load.bias_delta))
+    weight, scale = quantize_per_row(plain["weight"])
+    result = {"weight": weight, "weight_scale": scale}
+    if "bias" in plain:
+        result["bias"] = plain["bias"].to(load.dtype or tensors["bias"].dtype)
+    return result
+
+
+def _rowwise_module(linear: nn.Linear, infos: LayerInfos) -> nn.Module:
+    return RowwiseLinear(linear.in_features, linear.out_features, linear.bias is not None)
 
 
 def _fp8_scaled_covers(path: str, infos: LayerInfos) -> bool:
@@ -195,6 +218,16 @@ POLICIES: dict[str, QuantizationPolicy] = {
     for policy in (
         QuantizationPolicy(
             "fp8-cast", _fp8_cast_covers, _fp8_cast_load, _cast_module, folds_scales=True, streamable=True
+        ),
+        QuantizationPolicy(
+            "fp8-rowwise",
+            _fp8_cast_covers,
+            _fp8_rowwise_load,
+            _rowwise_module,
+            delta_dtype=torch.float32,
+            scalar_scales=False,
+            streamable=True,
+            spares_ends=True,
         ),
         QuantizationPolicy("fp8-scaled-mm", _fp8_scaled_covers, _fp8_scaled_load, _scaled_module, prequantized=True),
         QuantizationPolicy("nvfp4-cast", _nvfp4_cast_covers, _nvfp4_cast_load, _nvfp4_module),

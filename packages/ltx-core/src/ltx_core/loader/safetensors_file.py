@@ -18,6 +18,7 @@ import math
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ class SafetensorsFile:
         """
         self.path = Path(path)
         self.bytes_read = 0
+        self._counting = threading.Lock()
         header, data_start, self.size = _read_header(self.path)
         self.metadata = _metadata(self.path, header.pop("__metadata__", {}))
         self.tensors = _tensor_infos(self.path, header, data_start, self.size)
@@ -94,7 +96,8 @@ class SafetensorsFile:
         if info.nbytes == 0:
             return torch.empty(info.shape, dtype=info.dtype)
         raw = _map_bytes(self.path, self.size, info)
-        self.bytes_read += info.nbytes
+        with self._counting:
+            self.bytes_read += info.nbytes
         if self._digests and self._digests.get(name) != tensor_digest(raw):
             raise CheckpointError(f"{self.path} is damaged: tensor {name} does not match its digest")
         aligned = raw if info.start % info.dtype.itemsize == 0 else raw.clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from ltx_core.loader.safetensors_file import SafetensorsFile, TensorInfo
 
 TensorFile = SafetensorsFile | GgufFile
 
+READERS = 4  # threads that read layers
 REPORTED = 10  # names listed per kind of misfit
 
 
@@ -72,6 +74,8 @@ class ComponentWeights:
             return frozenset()
         infos = {path: self.infos(path) for path, layer in self.layers.items() if "weight" in layer}
         covered = frozenset(path for path, layer in infos.items() if self.policy.covers(path, layer))
+        if self.policy.spares_ends:
+            covered = _without_ends(covered)
         if self.policy.prequantized and not covered:
             raise CheckpointError(f"{self.where}: no layer is stored as {self.policy.name} needs it")
         check_scales(self.where, infos, self.policy)
@@ -112,8 +116,10 @@ class ComponentWeights:
         return policy.load(raw, load) if policy else load_plain(raw, load)
 
     def state_dict(self, loras: Sequence[Lora] = ()) -> dict[str, Tensor]:
-        """Every tensor by module name, adapters fused in."""
-        return {name: tensor for path in self.layers for name, tensor in self.named(path, loras)}
+        """Every tensor by module name, adapters fused in; several layers are read and converted at once."""
+        with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as readers:
+            layers = readers.map(lambda path: list(self.named(path, loras)), self.layers)
+            return {name: tensor for layer in layers for name, tensor in layer}
 
     def changed_by(self, loras: Iterable[Lora]) -> set[str]:
         """Paths of the layers these adapters change."""
@@ -135,6 +141,13 @@ class ComponentWeights:
         """The tensors of one module by their full names."""
         for leaf, tensor in self.load_layer(path, loras).items():
             yield _join(path, leaf), tensor
+
+
+def _without_ends(paths: frozenset[str]) -> frozenset[str]:
+    """The layers of blocks other than the first and the last."""
+    blocks = {path: int(path.split(".")[1]) for path in paths}
+    ends = {min(blocks.values(), default=0), max(blocks.values(), default=0)}
+    return frozenset(path for path, block in blocks.items() if block not in ends)
 
 
 def _join(path: str, leaf: str) -> str:

@@ -2,7 +2,8 @@
 
 Policies: ``resident`` keeps what was loaded, so that a second generation reads no byte of weights; ``sequential`` keeps
 one large network at a time, the next one's loading frees the last; ``streamed`` also keeps the transformer's blocks in
-host memory and passes a few at a time to the device. ``auto`` chooses from free memory and file sizes.
+host memory, or in the file where that is too small, and passes two at a time to the device. ``auto`` chooses from free
+memory and file sizes, and says so in one line.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +27,10 @@ from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.lora import Lora as LoraWeights
 from ltx_core.loader.metadata import Version, VersionDefaults, version_defaults
+from ltx_core.loader.streaming import StreamingModel, build_streaming
 from ltx_core.loader.weights import ComponentWeights, Source
 from ltx_core.model.duration_head.model import DurationHead, predict_num_frames
+from ltx_core.model.transformer.model import LTXModel
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_pipelines.plan import DtypeName, Lora, ModelFiles
 
@@ -48,6 +52,11 @@ SLOTS = {
     "audio_decoder": "audio_vae",
     "vocoder": "audio_vae",
     "duration_head": "duration_head",
+}
+MEANING: dict[Policy, str] = {
+    "resident": "all networks stay",
+    "sequential": "large networks one at a time",
+    "streamed": "large networks one at a time, two blocks of the transformer",
 }
 # Networks that never are in memory together under `sequential`; the others are small.
 LARGE = ("text_encoder", "transformer", "video_encoder", "video_decoder", "latent_upsampler")
@@ -83,8 +92,10 @@ class ModelLedger:
         policy: Policy = "auto",
         quantization: str | None = None,
         embedding_cache: Path | None = None,
+        compile_blocks: bool = False,
     ) -> None:
         self.files = files
+        self.compile_blocks = compile_blocks
         self.dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
         self.device = torch.device(device or default_device())
         self.quantization = quantization
@@ -94,7 +105,8 @@ class ModelLedger:
         self._networks: dict[str, Any] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
         self._loras: dict[Lora, LoraWeights] = {}
-        self._transformer: _AdaptedTransformer | None = None
+        self._transformer: _AdaptedTransformer | _StreamedTransformer | None = None
+        self._coming: Future[_AdaptedTransformer] | None = None
         self._statistics: tuple[Tensor, Tensor] | None = None
 
     # What the files say -------------------------------------------------------------------------------------------
@@ -173,10 +185,25 @@ class ModelLedger:
         if self._transformer is None or not self._transformer.serves(streams):
             self.release("transformer")
             self._make_room("transformer")
-            self._transformer = _AdaptedTransformer(self, streams)
-            self._networks["transformer"] = self._transformer.network
+            coming, self._coming = self._coming, None
+            loaded = coming.result() if coming is not None else None
+            if self.policy == "streamed":
+                self._transformer = _StreamedTransformer(self)
+            elif loaded is not None and loaded.serves(streams):
+                self._transformer = loaded
+            else:
+                self._transformer = _AdaptedTransformer(self, streams)
         self._transformer.switch([self.lora(lora) for lora in loras])
+        self._networks["transformer"] = self._transformer.network
         return self._transformer.network
+
+    def expect_transformer(self, streams: Sequence[str] = ("video", "audio")) -> None:
+        """Begin to load the transformer beside other work, where networks stay; ``transformer`` waits for it."""
+        if self.policy == "resident" and self._transformer is None and self._coming is None:
+            self.checkpoint  # noqa: B018 - headers are read before the thread shares them
+            loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformer-loader")
+            self._coming = loader.submit(_AdaptedTransformer, self, streams)
+            loader.shutdown(wait=False)
 
     def latent_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the video VAE's latents, per channel, without building the VAE."""
@@ -204,6 +231,10 @@ class ModelLedger:
         )
 
     # What the networks say ----------------------------------------------------------------------------------------
+
+    def knows(self, prompts: Sequence[str]) -> bool:
+        """Whether the contexts of all prompts are cached."""
+        return all(self._cached_contexts(prompt) is not None for prompt in prompts)
 
     def contexts(self, prompts: Sequence[str]) -> list[Contexts]:
         """Text contexts of each prompt; prompts not seen before go through the language model in one batch."""
@@ -262,18 +293,28 @@ class ModelLedger:
         """Drop networks (all when none is named) and give their memory back."""
         for name in names or tuple(self._networks):
             self._networks.pop(name, None)
-            if name == "transformer":
+            if name == "transformer" and self._transformer is not None:
+                self._transformer.close()
                 self._transformer = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _choose_policy(self) -> Policy:
-        """Resident when all weights and as much again for activations fit, else one large network at a time."""
+        """Resident when all weights and half as much again fit, streamed when the transformer's file alone does not."""
         sizes = [Path(path).stat().st_size for _, path in self.files.paths() if Path(path).is_file()]
+        transformer = Path(self.files.checkpoint)
+        largest = transformer.stat().st_size if transformer.is_file() else 0
         needed, free = sum(sizes), free_bytes(self.device)
-        chosen: Policy = "resident" if 1.5 * needed < free else "sequential"
-        logger.info("%.1f GB of weights, %.1f GB free on %s: %s", needed / 1e9, free / 1e9, self.device, chosen)
+        chosen: Policy = "sequential"
+        if 1.5 * needed < free:
+            chosen = "resident"
+        elif 1.1 * largest > free:
+            chosen = "streamed"
+        logger.info(
+            "%.1f GB of weights, %.1f GB free on %s: %s, %s",
+            *(needed / 1e9, free / 1e9, self.device, chosen, MEANING[chosen]),
+        )
         return chosen
 
 
@@ -286,6 +327,8 @@ class _AdaptedTransformer:
         self.component = "transformer" if joint else f"{streams[0]}_transformer"
         how = (self.component, ledger.dtype, ledger.device)
         self.network = ledger.checkpoint.build(*how, quantization=ledger.quantization)
+        if ledger.compile_blocks:
+            cast(LTXModel, self.network).compile_blocks()
         self.weights: ComponentWeights = ledger.checkpoint.weights(*how, quantization=ledger.quantization)
         self.loras: tuple[LoraWeights, ...] = ()
 
@@ -293,6 +336,9 @@ class _AdaptedTransformer:
         return self.component in ("transformer", f"{streams[0]}_transformer") and (
             len(streams) == 1 or self.component == "transformer"
         )
+
+    def close(self) -> None:
+        """Nothing to end: dropping the network frees it."""
 
     def switch(self, loras: Sequence[LoraWeights]) -> None:
         wanted = tuple(lora for lora in loras if lora.strength != 0)
@@ -318,6 +364,53 @@ class _AdaptedTransformer:
                 if not isinstance(source, HeldSource):
                     held[key] = HeldSource(source.file, source.key, source.read())
         self.weights = replace(self.weights, sources={**self.weights.sources, **held})
+
+
+class _StreamedTransformer:
+    """The transformer with two blocks on the device at a time; other adapters mean new blocks."""
+
+    def __init__(self, ledger: ModelLedger) -> None:
+        self.ledger = ledger
+        self.loras: tuple[LoraWeights, ...] | None = None
+        self.model: StreamingModel | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        assert self.model is not None
+        return self.model.network
+
+    def serves(self, streams: Sequence[str]) -> bool:
+        return True
+
+    def switch(self, loras: Sequence[LoraWeights]) -> None:
+        wanted = tuple(lora for lora in loras if lora.strength != 0)
+        if wanted == self.loras:
+            return
+        self.close()
+        ledger, hold = self.ledger, self._hold()
+        how = (ledger.dtype, ledger.device, wanted, ledger.quantization, hold)
+        self.model, self.loras = build_streaming(ledger.checkpoint, *how), wanted
+        if ledger.compile_blocks:
+            cast(LTXModel, self.model.network).compile_blocks()
+
+    def close(self) -> None:
+        """Free the slots and end the reader."""
+        if self.model is not None:
+            self.model.close()
+            self.model = None
+
+    def _files(self) -> list[Path]:
+        parts = self.ledger.checkpoint.parts_of("transformer")
+        return [Path(file.path) for part in parts for file in part.files]
+
+    def _hold(self) -> Literal["host", "file"]:
+        """Host memory beside an accelerator with room in it, else the file."""
+        size = sum(path.stat().st_size for path in self._files())
+        free = free_bytes(torch.device("cpu"))
+        if self.ledger.device.type == "cpu" or 1.2 * size > free:
+            logger.info("blocks are read from the file in every pass: %.1f GB, %.1f GB free", size / 1e9, free / 1e9)
+            return "file"
+        return "host"
 
 
 def default_device() -> str:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ltx_core.model.video_vae.decoders import AnyVideoDecoder, decode_chunks
-from ltx_core.model.video_vae.tiling import Tiling
-from ltx_core.model.video_vae.video_vae import DecodeConditioning
+from ltx_core.model.video_vae.tiling import Tiling, balanced_tiling, stream_tiles
+from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
 
 
 def to_frames(video: Tensor) -> Tensor:
@@ -24,13 +24,21 @@ def decode_video(
     latent: Tensor,
     tiling: Tiling | None = None,
     conditioning: DecodeConditioning | None = None,
+    parts: int = 1,
 ) -> Iterator[Tensor]:
     """Decode item 0 of a normalised latent into chunks of RGB frames ``[f, H, W, 3]`` in [0, 1], the latent's dtype.
 
     Without tiles a convolutional decoder streams chunks that join to exactly the whole decode, or gives one chunk; a
-    diffusion decoder takes the tiles that free memory allows.
+    diffusion decoder takes the tiles that free memory allows. ``parts`` above 1 says that only that fraction of the
+    picture can be decoded at once: it is cut into balanced tiles that are streamed in time.
     """
-    for chunk in decode_chunks(decoder, latent[:1], tiling, _first_item(conditioning)):
+    latent = latent[:1]
+    if parts > 1 and tiling is None and isinstance(decoder, VideoDecoder) and decoder.can_stream:
+        tiles = balanced_tiling(latent.shape[3], latent.shape[4], parts)
+        chunks = stream_tiles(decoder, latent, tiles, _first_item(conditioning))
+    else:
+        chunks = decode_chunks(decoder, latent, tiling, _first_item(conditioning))
+    for chunk in chunks:
         yield to_frames(chunk)
 
 

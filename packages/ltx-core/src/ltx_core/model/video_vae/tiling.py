@@ -23,6 +23,8 @@ from ltx_core.types import SpatioTemporalScaleFactors
 
 AXES = ("frames", "height", "width")
 MIN_ENCODE_OVERLAP = (16, 64, 64)  # frames, pixels, pixels
+SEAM = 2  # latent cells that neighbouring tiles share
+MAX_WASTE = 1.10  # decoded area over needed area
 COMPLEMENTARY_TOLERANCE = 1e-5
 WEIGHT_FLOOR = 1e-8
 
@@ -272,6 +274,49 @@ def tiled_encode(encoder: VideoEncoder, video: Tensor, tiling: Tiling | None) ->
         tile = encoder(video[:, :, _slice(t, True), _slice(h, True), _slice(w, True)])
         latent[:, :, _slice(t, False), _slice(h, False), _slice(w, False)] += tile * mask
     return latent
+
+
+def balanced_tiling(height: int, width: int, parts: int, overlap: int = SEAM) -> TileCountConfig:
+    """Tiles in space, alike in size, for a latent of ``height`` x ``width`` cells of which 1 / ``parts`` fits at once.
+
+    The fewest that are small enough, else the smallest; tiles never overlap so much that the decoded area exceeds
+    ``MAX_WASTE`` times the needed one.
+    """
+    area, choices = height * width, []
+    for rows in range(1, height // (2 * overlap) + 1):
+        for columns in range(1, width // (2 * overlap) + 1):
+            decoded = (height + overlap * (rows - 1)) * (width + overlap * (columns - 1))
+            if decoded <= MAX_WASTE * area:
+                tall, wide = (-(-(n + overlap * (k - 1)) // k) for n, k in ((height, rows), (width, columns)))
+                too_big = max(tall * wide * parts - area, 0) if parts > 1 else 0
+                choices.append((too_big, rows * columns, decoded, rows, columns))
+    *_, rows, columns = min(choices, default=(0, 0, 0, 1, 1))
+    axis = {1: (1, 0)}
+    return TileCountConfig(height=axis.get(rows, (rows, overlap)), width=axis.get(columns, (columns, overlap)))
+
+
+@torch.no_grad()
+def stream_tiles(
+    decoder: VideoDecoder, latent: Tensor, tiling: TileCountConfig, conditioning: DecodeConditioning | None = None
+) -> Iterator[Tensor]:
+    """Decode tiles in space that are each streamed in time, side by side, into chunks ``[B, 3, f, H, W]``.
+
+    What is computed at once is a few frames of one tile. Raises ``ConfigError`` for a tiling that cuts time.
+    """
+    if tiling.frames != (1, 0):
+        raise ConfigError(f"frames are cut into {tiling.frames[0]} tiles, expected 1: time is streamed")
+    plan = TilePlan.of(_cells(latent), tiling, decoder.scale_factors)
+    _, height_weights, width_weights = plan.weights(True, latent.device)
+    places = [(h, w) for h in plan.height for w in plan.width]
+    sides = plan.height[-1].pixels.end, plan.width[-1].pixels.end
+    streams = [
+        decoder.decode_streaming(latent[:, :, :, _slice(h, False), _slice(w, False)], conditioning) for h, w in places
+    ]
+    for chunk in zip(*streams, strict=True):
+        canvas = torch.zeros(*chunk[0].shape[:3], *sides, dtype=latent.dtype, device=latent.device)
+        for (h, w), pixels in zip(places, chunk, strict=True):
+            canvas[..., _slice(h, True), _slice(w, True)] += pixels * (height_weights[h][:, None] * width_weights[w])
+        yield canvas
 
 
 def _check_encode_overlap(tiling: TileSizeConfig) -> None:
