@@ -21,8 +21,15 @@ class PackingCommand(TyperCommand):
     """A command whose options may take several values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args = [dashed(token) for token in args]
         refuse_foreign(args, {flag for param in self.params for flag in (*param.opts, *param.secondary_opts)}, ctx)
         return super().parse_args(ctx, join_values(args))
+
+
+def dashed(token: str) -> str:
+    """``--num_frames`` as ``--num-frames``; values are left alone."""
+    flag, equals, value = token.partition("=")
+    return flag.replace("_", "-") + equals + value if flag.startswith("--") else token
 
 
 def refuse_foreign(args: Sequence[str], known: set[str], ctx: Any) -> None:

@@ -77,14 +77,19 @@ def row_of(model: KnownModel) -> dict[str, Any]:
 
 def row_of_tiny() -> dict[str, Any]:
     """The bundled model."""
+    from ltx_core.errors import CheckpointError
     from ltx_pipelines.cli.session import DEFAULT_MODEL
     from ltx_pipelines.utils.model_files import bundled_model
 
-    folder: Path | None = bundled_model(DEFAULT_MODEL)
+    missing = "pip install ltx-tiny"
+    try:
+        folder: Path | None = bundled_model(DEFAULT_MODEL)
+    except CheckpointError as error:
+        folder, missing = None, str(error)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9 if folder else 0.0
     return {
         "model": DEFAULT_MODEL,
-        "what": "small trained model of moving shapes with sound, bundled" if folder else "pip install ltx-tiny",
+        "what": "small trained model of moving shapes with sound, bundled" if folder else missing,
         "gigabytes": round(size, 3),
         "on_disk": round(size, 3),
         "folder": str(folder) if folder else None,

@@ -1,0 +1,64 @@
+"""A random model that asks for small clips, and media to condition them on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tests.golden.case import TINY_CHECKPOINT
+
+from ltx_core.types import Audio
+from ltx_pipelines.utils.media_io import write_png, write_video, write_wav
+from ltx_pipelines.utils.model_files import find_model
+
+SMALL = {"height": 128, "width": 128, "num_frames": 9, "num_inference_steps": 2}
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a complete random model whose metadata asks for 128 x 128, 9 frames and 2 steps."""
+    source = Path(find_model(str(TINY_CHECKPOINT)).files.checkpoint)
+    folder = tmp_path_factory.mktemp("model") / "small"
+    shutil.copytree(source.parent, folder)
+    checkpoint = folder / source.name
+    with safe_open(checkpoint, "pt") as file:
+        metadata = file.metadata()
+    tensors = {name: tensor.clone() for name, tensor in load_file(checkpoint).items()}
+    save_file(tensors, checkpoint, metadata={**metadata, "default_request": json.dumps(SMALL)})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def media_folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
+    """Pictures, clips, sounds and weights under the names the documentation uses."""
+    folder = tmp_path_factory.mktemp("media")
+    generator = torch.Generator().manual_seed(0)
+    for name in ("photo", "first", "last"):
+        write_png(folder / f"{name}.png", torch.randint(0, 255, (64, 64, 3), generator=generator, dtype=torch.uint8))
+    tone = Audio(torch.sin(torch.arange(24000) * 0.05).expand(2, -1) * 0.3, 24000)
+    ramp = torch.linspace(0, 1, 64).expand(17, 64, 64)[..., None].expand(-1, -1, -1, 3)
+    write_video(folder / "clip.mp4", [ramp], 24.0, tone)
+    for name in ("silent", "pose"):
+        write_video(folder / f"{name}.mp4", [ramp], 24.0)
+    write_wav(folder / "voice.wav", tone)
+    for name, source in (("model", "ltx-2-tiny"), ("ic-lora", "ic-lora-tiny")):
+        shutil.copy(small_model / f"{source}.safetensors", folder / f"{name}.safetensors")
+    lines = ({"prompt": "a bell", "output": "bell.mp4"}, {"prompt": "a drum", "image": ["photo.png", 0, 0.9]})
+    (folder / "requests.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, media_folder: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An own copy of the media as the current folder, the small model as the default one."""
+    folder = tmp_path / "here"
+    shutil.copytree(media_folder, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("LTX_MODEL", str(small_model))
+    monkeypatch.setenv("COLUMNS", "200")
+    return folder
