@@ -137,7 +137,7 @@ def test_loading_another_adapter_is_refused(files, tmp_path):
     add_lora(elsewhere, LoraSettings(4, 4, 0.0, ("to_q",)))
     with pytest.raises(CheckpointError, match="has rank 4, expected 8"):
         load_lora(wider, path)
-    with pytest.raises(CheckpointError, match="lacks 6 of the adapter's modules, first: transformer_blocks.0"):
+    with pytest.raises(CheckpointError, match=r"lacks 6 of the adapter's modules, first: transformer_blocks.0"):
         load_lora(elsewhere, path)
 
 
@@ -173,7 +173,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_debris(files, tmp_path):
     next(reports)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-        with pytest.raises(CheckpointError, match="cannot write .*lora_weights_step_00002.safetensors"):
+        with pytest.raises(CheckpointError, match=r"cannot write .*lora_weights_step_00002.safetensors"):
             list(reports)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tests.tiny_training import (
     CHANNELS,
     FRAMES,
@@ -359,8 +360,6 @@ class TestPickledTrees:
 
 class TestBadInput:
     def test_another_model_family_is_refused(self, files, tmp_path):
-        from safetensors.torch import load_file, save_file
-
         with safe_open(files[0], "pt") as file:
             config = json.loads(file.metadata()["config"])
         config["transformer"]["_class_name"] = "Transformer3DModel"
@@ -370,13 +369,11 @@ class TestBadInput:
             LtxvTrainer(make_config(path, files[1], tmp_path / "out"))
 
     def test_a_file_without_connectors_is_refused(self, files, tmp_path):
-        from safetensors.torch import load_file, save_file
-
         with safe_open(files[0], "pt") as file:
             metadata = file.metadata()
         tensors = {name: tensor for name, tensor in load_file(files[0]).items() if "connector" not in name}
         save_file(tensors, tmp_path / "bare.safetensors", metadata)
-        with pytest.raises(CheckpointError, match="lacks .* tensors of the connectors"):
+        with pytest.raises(CheckpointError, match=r"lacks .* tensors of the connectors"):
             _ = LtxvTrainer(make_config(tmp_path / "bare.safetensors", files[1], tmp_path / "out")).objective
 
     def test_samples_the_model_cannot_make_are_refused_before_anything_is_read(self, files, tmp_path):
@@ -436,16 +433,33 @@ def curve(folder, name="train/loss"):
     return [value for _, key, value in read_csv_log(folder / LOG_NAME) if key == name]
 
 
-def test_two_processes_see_what_one_sees_with_twice_the_batch(files, tmp_path):
-    options = {"steps": 5, "learning_rate": 1e-2, "gradient_accumulation_steps": 2}
-    single = make_config(*files, tmp_path / "one", optimization={**options, "batch_size": 4})
-    LtxvTrainer(single).train(live=False)
-    raw = raw_config(*files, tmp_path / "two", optimization={**options, "batch_size": 2})
-    levels = launch(raw, 2, tmp_path, free_port())
+LAUNCHES = {
+    "replicated": {},
+    "sharded": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"},
+}
+
+
+@pytest.mark.parametrize("environment", LAUNCHES.values(), ids=LAUNCHES)
+def test_two_processes_see_what_one_sees_with_twice_the_batch(files, tmp_path, environment):
+    """Also when they are stopped after three steps and go on."""
+    options = {"learning_rate": 1e-2, "gradient_accumulation_steps": 2, "scheduler_type": "constant", "ema_decay": 0.9}
+
+    def raw(name, steps, batch):
+        return raw_config(*files, tmp_path / name, optimization={**options, "steps": steps, "batch_size": batch})
+
+    run_training(raw("one", 5, 4))
+    for steps in (3, 5):
+        levels = launch(raw("two", steps, 2), 2, tmp_path, free_port(), **environment)
     for name in ("train/loss", "train/loss_video", "train/learning_rate", "train/grad_norm"):
         assert curve(tmp_path / "two", name) == pytest.approx(curve(tmp_path / "one", name), rel=1e-5, abs=1e-5), name
+    assert len(curve(tmp_path / "two")) == 5
     for one, other in zip(*levels, strict=True):
         assert not set(one["video"]) & set(other["video"]), "ranks drew the same noise level"
+    saved = "checkpoints/lora_weights_step_00005.safetensors"
+    one, two = (load_file(tmp_path / name / saved) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_accelerator_state_is_a_run_own(files, tmp_path):

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ltx_core.errors import ConfigError
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 CHECKPOINT_FOLDER = "checkpoints"
+OWN_STATE = StateDictOptions(ignore_frozen_params=True, strict=False)  # of this process, as it is sharded
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 
 
@@ -172,6 +173,19 @@ def shard(module: nn.Module, accelerator: Accelerator) -> None:
         fully_shard(network, **options)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all of its shards; every process takes part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """``tensor`` on the device of ``other``, and sharded as that is."""
+    tensor = tensor.to(other.device)
+    if isinstance(other, DTensor):
+        return distribute_tensor(tensor, other.device_mesh, other.placements)
+    return tensor
+
+
 def move_state(optimizer: torch.optim.Optimizer, device: torch.device | str) -> None:
     """Move the optimizer's moments."""
     for slots in optimizer.state.values():
@@ -251,15 +265,15 @@ class _Run:
         options = StateDictOptions(full_state_dict=True, strict=False)
         set_model_state_dict(self.module, dict(state.model), options=options)
         if state.optimizer:
-            groups = get_optimizer_state_dict(self.module, self.optimizer, options=FULL_STATE)["param_groups"]
+            groups = get_optimizer_state_dict(self.module, self.optimizer, options=OWN_STATE)["param_groups"]
             set_optimizer_state_dict(
                 self.module,
                 self.optimizer,
                 {"state": {name: dict(slots) for name, slots in state.optimizer.items()}, "param_groups": groups},
                 options=options,
             )
-        device = self.accelerator.device
-        self.ema = {name: tensor.to(device) for name, tensor in state.ema.items()}
+        live = self.trainable()
+        self.ema = {name: placed_like(tensor, live[name]) for name, tensor in state.ema.items()}
         set_rng_state(state.rng)
 
     def collect(self) -> TrainingState:
@@ -273,7 +287,7 @@ class _Run:
             step=self.step,
             model={name: cast(Tensor, tensor) for name, tensor in model.items() if name in names},
             optimizer=optimizer,
-            ema={name: tensor.cpu() for name, tensor in self.ema.items()},
+            ema={name: whole(tensor).cpu() for name, tensor in self.ema.items()},
             rng=rng_state(),
             fingerprint=self.settings.fingerprint,
         )
@@ -325,8 +339,8 @@ class _Run:
         names = sorted(totals)
         means = self.accelerator.reduce(torch.stack([totals[name] for name in names]), "mean").tolist()
         seconds = time.perf_counter() - started
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        return StepReport(self.step, dict(zip(names, means, strict=True)), rate, float(norm or 0.0), seconds, waited)
+        norm = float(whole(norm)) if isinstance(norm, Tensor) else float(norm or 0.0)
+        return StepReport(self.step, dict(zip(names, means, strict=True)), rate, norm, seconds, waited)
 
     def agreed(self, stop: bool) -> bool:
         """Whether any process was asked to stop: all stop after the same step, for saving takes all of them."""
