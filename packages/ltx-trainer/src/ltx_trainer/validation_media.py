@@ -20,6 +20,7 @@ from ltx_core.model.audio_vae.audio_vae import decode_audio, encode_audio
 from ltx_core.model.audio_vae.wav import write_wav
 from ltx_core.model.video_vae.frames import decode_video
 from ltx_core.model.video_vae.tiling import TileSizeConfig
+from ltx_core.model.video_vae.video_vae import VideoDecoder
 from ltx_core.types import Audio, AudioLatentShape, VideoPixelShape
 from ltx_trainer.media import fit_duration, is_image, read_audio, read_frames, read_image, write_video
 from ltx_trainer.model_files import ModelFiles
@@ -49,7 +50,7 @@ from ltx_trainer.validation_config import (
 from ltx_trainer.validation_sampler import EncodedCondition, PreparedSample, sample_seed, sample_shape
 
 DECODE_TILES = TileSizeConfig(frames=(48, 24), height=(384, 192), width=(384, 192))
-UNTILED_SIDE = 768  # pixels; smaller pictures are decoded whole
+UNTILED_SIDE = 768  # pixels; smaller pictures are decoded whole, and a diffusion decoder chooses its own tiles
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,9 @@ class Studio:
         """uint8 frames ``[F, H, W, 3]``."""
         if latent is None:
             return None
-        large = max(latent.shape[3:]) * decoder.scale_factors.height > UNTILED_SIDE
+        large = max(latent.shape[3:]) * decoder.scale_factors.height > UNTILED_SIDE and isinstance(
+            decoder, VideoDecoder
+        )
         chunks = decode_video(decoder, latent.to(self.device, self.dtype), DECODE_TILES if large else None)
         return torch.cat([(chunk.float() * 255).round().to(torch.uint8).cpu() for chunk in chunks])
 

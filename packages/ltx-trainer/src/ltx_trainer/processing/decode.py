@@ -29,6 +29,7 @@ def decode_latents(
     from ltx_core.model.audio_vae.audio_vae import decode_audio
     from ltx_core.model.video_vae.frames import decode_video
     from ltx_core.model.video_vae.tiling import TileSizeConfig
+    from ltx_core.model.video_vae.video_vae import VideoDecoder
 
     directory = "latents"
     if root.name.endswith("latents"):
@@ -42,7 +43,8 @@ def decode_latents(
     decoder = models.build("video_decoder", dtype, device)
     sound_parts = ("audio_decoder", "vocoder") if with_audio else ()
     sound_networks = [models.build(name, torch.float32, device) for name in sound_parts]
-    tiling = TileSizeConfig(frames=TILE_FRAMES, height=TILE_PIXELS, width=TILE_PIXELS)
+    tiles = TileSizeConfig(frames=TILE_FRAMES, height=TILE_PIXELS, width=TILE_PIXELS)
+    tiling = tiles if isinstance(decoder, VideoDecoder) else None  # a diffusion decoder chooses its own
 
     def frames(latent: Tensor) -> Iterator[Tensor]:
         for chunk in decode_video(decoder, latent.to(device, dtype)[None], tiling):

@@ -125,6 +125,20 @@ def recommended_tiling(
     return TileSizeConfig((best[0], overlap_t), (best[1], overlap_s), (best[2], overlap_s))
 
 
+def whole_decode_work(config: DiffusionDecoderConfig, latent: Axes, element: int = 2) -> tuple[int, int]:
+    """Operations to decode a latent ``(frames, height, width)`` as one tile, and bytes alive at once beside weights."""
+    multiplications, tokens = 0, 0
+    for index, stage in enumerate(config.stages):
+        last = index == len(config.stages) - 1
+        steps, frames = config.stride_before(index), latent[0] + (0 if last else config.ghost_frames)
+        tokens = (steps[0] * frames - steps[0] + 1) * steps[1] * latent[1] * steps[2] * latent[2]
+        block = stage.width * (16 * stage.width + 2 * math.prod(stage.kernel))
+        block += config.context_width * stage.width if last else 0
+        upsample = 0 if last else stage.width**2 * config.upsamples[index].cells // config.upsamples[index].reduction
+        multiplications += tokens * (stage.depth * block + upsample) * (config.steps if last else 1)
+    return 2 * multiplications, int(MEMORY_COEFFICIENT * tokens * config.denoising.width * element)
+
+
 def _cheapest(
     axes: Sequence[Sequence[tuple[int, int]]],
     config: DiffusionDecoderConfig,
