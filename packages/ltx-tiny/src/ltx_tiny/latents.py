@@ -8,14 +8,16 @@ the seed, k and the two VAEs; shards that are there are not made again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from ltx_core.errors import ConfigError
 from ltx_core.loader.safetensors_file import SafetensorsFile
@@ -26,7 +28,7 @@ from ltx_tiny.examples import FPS, FRAMES, as_tensor, spoken
 from ltx_tiny.world.picture import draw
 from ltx_tiny.world.scene import Scene, sample_scene
 from ltx_tiny.world.sound import SAMPLE_RATE, play
-from ltx_trainer.scratch.data import Stage
+from ltx_trainer.scratch.data import Stage, stack
 from ltx_trainer.state import save_tensors
 
 SIDES = (128, 256)
@@ -43,17 +45,32 @@ class Encoders:
     audio: nn.Module
 
     @torch.no_grad()
-    def encode(self, scene: Scene, frames: int = FRAMES) -> dict[str, Tensor]:
-        """All latents of one scene, without a batch axis."""
+    def encode(self, clip: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All latents of one rendered clip, without a batch axis."""
         device = next(self.video.parameters()).device
         latents = {}
         with torch.autocast(device.type, torch.bfloat16):
             for side in SIDES:
-                pixels = as_tensor(draw(scene, frames, side, side, FPS)).to(device).float() / 127.5 - 1
+                pixels = clip[f"video_{side}"].to(device).float() / 127.5 - 1
                 latents[f"video_{side}"] = self.video(pixels[None])[0]
-        wave = torch.from_numpy(play(scene, frames / FPS)).to(device)
-        latents["audio"] = encode_audio(Audio(wave, SAMPLE_RATE), self.audio)[0]  # type: ignore[arg-type]
+        sound = Audio(clip["waveform"].to(device), SAMPLE_RATE)
+        latents["audio"] = encode_audio(sound, self.audio)[0]  # type: ignore[arg-type]
         return {name: latent.to("cpu", torch.bfloat16) for name, latent in latents.items()}
+
+
+class RenderedScenes(Dataset[dict[str, Tensor]]):
+    """Scenes as ``video_<side>`` uint8 ``[3, F, side, side]`` and ``waveform`` ``[2, S]``, for worker processes."""
+
+    def __init__(self, scenes: Sequence[Scene], frames: int) -> None:
+        self.scenes, self.frames = scenes, frames
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        scene = self.scenes[number]
+        videos = {f"video_{side}": as_tensor(draw(scene, self.frames, side, side, FPS)) for side in SIDES}
+        return {**videos, "waveform": torch.from_numpy(play(scene, self.frames / FPS))}
 
 
 def scene_of(seed: int, part: str, number: int) -> Scene:
@@ -63,15 +80,6 @@ def scene_of(seed: int, part: str, number: int) -> Scene:
 
 def shard_path(folder: Path, part: str, number: int) -> Path:
     return folder / f"{part}_{number:04d}.safetensors"
-
-
-def make_shard(path: Path, scenes: Sequence[Scene], encoders: Encoders, frames: int = FRAMES) -> None:
-    """Encode scenes into one file, unless it is there."""
-    if path.exists():
-        return
-    clips = [encoders.encode(scene, frames) for scene in scenes]
-    stacked = {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
-    save_tensors(path, stacked, {"scenes": json.dumps([scene.to_json() for scene in scenes])})
 
 
 @dataclass(frozen=True)
@@ -150,22 +158,35 @@ class LatentPairs:
         return {"small": latents["video_128"], "large": latents["video_256"]}
 
 
-def make_latents(
-    folder: Path,
-    seed: int,
-    counts: Mapping[str, int],
-    encoders: Encoders,
-    shard_size: int,
-    frames: int,
-    say: Callable[[str], None],
-) -> None:
-    """Make all shards of both parts that are not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, count in counts.items():
-        shards = -(-count // shard_size)
-        for number in range(shards):
-            path = shard_path(folder, part, number)
-            numbers = range(number * shard_size, min((number + 1) * shard_size, count))
-            if not path.exists():
-                make_shard(path, [scene_of(seed, part, n) for n in numbers], encoders, frames)
-                say(f"latents {part} {number + 1}/{shards}")
+@dataclass(frozen=True)
+class LatentsPlan:
+    """What the latents stage makes: clips per part, clips per shard, frames per clip; and its helpers."""
+
+    seed: int
+    counts: Mapping[str, int]
+    shard_size: int
+    frames: int = FRAMES
+    workers: int = 0
+
+    def shards(self, folder: Path) -> list[tuple[Path, list[Scene]]]:
+        """Every shard that is not there yet, with its scenes."""
+        missing = []
+        for part, count in self.counts.items():
+            for first in range(0, count, self.shard_size):
+                path = shard_path(folder, part, first // self.shard_size)
+                numbers = range(first, min(first + self.shard_size, count))
+                if not path.exists():
+                    missing.append((path, [scene_of(self.seed, part, number) for number in numbers]))
+        return missing
+
+
+def make_latents(folder: Path, plan: LatentsPlan, encoders: Encoders) -> Iterator[Path]:
+    """Make all shards that are not there yet, giving each when it is written."""
+    shards = plan.shards(folder)
+    scenes = [scene for _, held in shards for scene in held]
+    rendered = RenderedScenes(scenes, plan.frames)
+    clips = iter(DataLoader(rendered, batch_size=None, num_workers=plan.workers))
+    for path, held in shards:
+        stacked = stack([encoders.encode(clip) for clip in islice(clips, len(held))])
+        save_tensors(path, stacked, {"scenes": json.dumps([scene.to_json() for scene in held])})
+        yield path

@@ -28,7 +28,7 @@ from ltx_tiny.examples import (
     held_out_clips,
     held_out_sound,
 )
-from ltx_tiny.latents import Encoders, LatentClips, LatentExamples, LatentPairs, make_latents
+from ltx_tiny.latents import Encoders, LatentClips, LatentExamples, LatentPairs, LatentsPlan, make_latents
 from ltx_tiny.sample import Decoders, SampleJudge, SampleSettings
 from ltx_tiny.train import Recipe, say
 from ltx_trainer.loop import Task
@@ -87,9 +87,10 @@ def latents(recipe: Recipe) -> None:
     device = recipe.device
     video: Any = checkpoint.build("video_encoder", torch.float32, device)
     audio: Any = checkpoint.build("audio_encoder", torch.float32, device)
-    encoders = Encoders(video, audio)
-    sizes = (int(stage["shard_size"]), int(stage["frames"]))
-    make_latents(recipe.out / "latents", recipe.seed, stage["counts"], encoders, *sizes, say)
+    workers = int(recipe.values["workers"])
+    plan = LatentsPlan(recipe.seed, stage["counts"], int(stage["shard_size"]), int(stage["frames"]), workers)
+    for path in make_latents(recipe.out / "latents", plan, Encoders(video, audio)):
+        say(f"latents {path.name}")
 
 
 def upsampler(recipe: Recipe) -> Task:
