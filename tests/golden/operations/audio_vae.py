@@ -71,6 +71,11 @@ def load_vocoder(case: Case) -> Vocoder:
     return build(case, lambda: Vocoder(config), {"vocoder.": ""})
 
 
+def known(case: Case, results: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Only what the case holds too."""
+    return {name: value for name, value in results.items() if name in case.tensors}
+
+
 def record(module: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
     """Outputs of submodules, {result name: submodule name}, filled the first time each one runs."""
     seen: dict[str, Tensor] = {}
@@ -109,7 +114,7 @@ def waveform_to_log_mel(case: Case) -> dict[str, Tensor]:
         source, target = map(int, name.split("_"))
         results[f"mid.resample_kernel_{name}"] = resample_kernel(source, target, torch.float32, CPU)
     results |= {"mid.window": window, "mid.mel_filterbank": filters}
-    return {name: value for name, value in results.items() if name in case.tensors}
+    return known(case, results)
 
 
 @torch.inference_mode()
@@ -151,6 +156,8 @@ def latent_lengths(case: Case) -> dict[str, Tensor]:
 @torch.inference_mode()
 def encode_decode_mel(case: Case) -> dict[str, Tensor]:
     encoder, decoder = load_half(case, AudioEncoder), load_half(case, AudioDecoder)
+    encoder.to(case.inputs["mel"].dtype)
+    decoder.to(case.inputs["latent"].dtype)
     assert encoder.config.causality_axis is CausalityAxis(case.args["causality_axis"])
     assert encoder.config.norm_type == case.args["norm_type"]
     seen = record(encoder, mid_names(case, "mid.enc.", encoder))
@@ -163,7 +170,7 @@ def encode_decode_mel(case: Case) -> dict[str, Tensor]:
         assert_close(encoder.per_channel_statistics.normalize(mean), latent, 1e-6, 1e-6, "moments")
     if "mid.dec.denormalized" in case.tensors:
         results["mid.dec.denormalized"] = decoder.per_channel_statistics.un_normalize(given)
-    return results | seen | seen_decoder
+    return known(case, results) | seen | seen_decoder
 
 
 def mid_names(case: Case, prefix: str, half: AudioEncoder | AudioDecoder) -> dict[str, str]:
@@ -182,7 +189,7 @@ def mid_names(case: Case, prefix: str, half: AudioEncoder | AudioDecoder) -> dic
 
 @torch.inference_mode()
 def vocode(case: Case) -> dict[str, Tensor]:
-    vocoder = load_vocoder(case)
+    vocoder = load_vocoder(case).to(case.inputs["mel"].dtype)
     assert vocoder.output_sampling_rate == case.args["output_sampling_rate"]
     derived = {"low_rate_waveform": "vocoder", "bwe_log_mel": "mel_stft", "bwe_residual": "bwe_generator"}
     computed = {"bwe_skip", "resampler_filter"}
@@ -238,7 +245,7 @@ def audio_chain(case: Case) -> dict[str, Tensor]:
         results[f"out.waveform_{i}"] = decode_audio(latent, decoder, vocoder).waveform
     audio = decode_audio(case.inputs["latent"], decoder, vocoder)
     assert audio.sampling_rate == case.args["output_sampling_rate"]
-    return results | {"out.waveform": audio.waveform}
+    return known(case, results | {"out.waveform": audio.waveform})
 
 
 @torch.inference_mode()

@@ -42,7 +42,8 @@ def tokenize(case: Case) -> Results:
 
 
 def hidden_states(case: Case) -> Results:
-    backbone = load_backbone(GemmaAssets.open(case.directory / case.args["gemma_dir"]), torch.float32)
+    dtype = getattr(torch, case.args.get("dtype", "float32"))
+    backbone = load_backbone(GemmaAssets.open(case.directory / case.args["gemma_dir"]), dtype)
     tokens = TokenBatch(case.inputs["input_ids"], case.inputs["attention_mask"])
     return {"out.hidden_states": unpack(backbone.hidden_states(tokens), tokens.attention_mask)}
 
@@ -154,7 +155,8 @@ def prompt_to_contexts(case: Case) -> Results:
     else:
         gemma, weights = (case.directory / case.args[name] for name in ("text_encoder_file", "transformer_file"))
     checkpoint = Checkpoint.open(weights)
-    encoder = load_text_encoder(gemma, checkpoint, torch.float32, max_length=case.args["max_length"])
+    dtype = getattr(torch, case.args.get("dtype", "float32"))
+    encoder = load_text_encoder(gemma, checkpoint, dtype, max_length=case.args["max_length"])
     assert isinstance(encoder, AVGemmaTextEncoderModel)
     tokens = encoder.tokenizer(case.args["prompts"])
     for name, got in vars(tokens).items():

@@ -36,10 +36,14 @@ MODEL_STREAMS = {"av": STREAMS, "video": ("video",), "audio": ("audio",)}
 
 
 def weights(case: Case, prefix: str = "") -> dict[str, Tensor]:
-    """The case's tensors under ``prefix`` (without its dot), by the rest of their names."""
+    """The case's tensors under ``prefix`` (without its dot), by the rest of their names; not the connectors."""
     start = f"{PREFIX}{prefix}." if prefix else PREFIX
     tensors = load_file(case.weights_path)
-    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    return {
+        name.removeprefix(start): value
+        for name, value in tensors.items()
+        if name.startswith(start) and "embeddings_connector." not in name
+    }
 
 
 def filled(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -179,7 +183,7 @@ def output_head(case: Case) -> dict[str, Tensor]:
             out_norm_eps=case.args["norm_eps"],
         )
     )
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict(state, strict=False, assign=True)
     embedded = case.inputs["embedded_timestep"]
     return {"out.y": model.head(stream, case.inputs["x"], Modulation.from_tokens(embedded.repeat(1, 1, 2), 2))}
 
@@ -193,6 +197,7 @@ def keyframe_marker(case: Case) -> dict[str, Tensor]:
     projection = model.get_submodule("patchify_proj")
     nn.init.eye_(projection.get_parameter("weight"))
     nn.init.zeros_(projection.get_parameter("bias"))
+    model.to(x.dtype)
     modality = Modality(
         latent=x,
         timesteps=torch.ones(x.shape[0]),
@@ -223,8 +228,8 @@ def av_block(case: Case) -> dict[str, Tensor]:
     }
     config = TransformerConfig(
         num_layers=1,
-        video=sizes["video"],
-        audio=sizes["audio"],
+        video=sizes["video"] if "attn1.to_q.weight" in state else None,
+        audio=sizes["audio"] if "audio_attn1.to_q.weight" in state else None,
         caption_channels=None,
         norm_eps=args["norm_eps"],
         qk_norm_eps=args["norm_eps"],
@@ -238,9 +243,8 @@ def av_block(case: Case) -> dict[str, Tensor]:
     names = [name.removeprefix("mid.") for name in case.tensors if name.startswith("mid.")]
     with recorded({name: block.get_submodule(name) for name in names}) as outputs:
         tokens = block({name: case.inputs[f"{name}_x"] for name in given}, inputs, block_keep(case))
-    return {f"out.{name}_x": value for name, value in tokens.items()} | {
-        f"mid.{name}": value for name, value in outputs.items()
-    }
+    results = {f"out.{name}_x": value for name, value in tokens.items()}
+    return present(case, results | {f"mid.{name}": value for name, value in outputs.items()})
 
 
 def block_inputs(case: Case, name: str, config: TransformerConfig) -> StreamInputs:

@@ -21,10 +21,11 @@ def load_config(case: Case) -> LatentUpsamplerConfig:
 
 
 def load_upsampler(case: Case) -> LatentUpsampler:
+    """The case's upsampler, computing in the latent's dtype whatever its file is stored in."""
     with torch.device("meta"):
         model = LatentUpsampler(load_config(case))
     model.load_state_dict(load_file(case.weights_path), assign=True, strict=True)
-    return model.eval()
+    return model.to(case.inputs["latent"].dtype).eval()
 
 
 def record(module: nn.Module, case: Case) -> dict[str, Tensor]:
@@ -43,8 +44,9 @@ def record(module: nn.Module, case: Case) -> dict[str, Tensor]:
 def shuffle(case: Case) -> dict[str, Tensor]:
     results = {}
     for name, x in case.inputs.items():
-        factors = case.args[name]
-        results[f"out.{name}"] = depth_to_space(x, (*factors, *[1] * (x.ndim - 2 - len(factors))))
+        factors = tuple(case.args[name])
+        whole = (1,) * (x.ndim - 2 - len(factors))  # axes the name leaves out: those after T, or T before H and W
+        results[f"out.{name}"] = depth_to_space(x, factors + whole if name.startswith("t") else whole + factors)
     return results
 
 
@@ -66,6 +68,7 @@ def res_block(case: Case) -> dict[str, Tensor]:
     config = load_config(case)
     block = ResBlock(config.mid_channels, config.dims)
     block.load_state_dict({name.removeprefix("res_blocks.0."): t for name, t in load_file(case.weights_path).items()})
+    block.to(case.inputs["x"].dtype)
     seen = record(block, case)
     return {"out.y": block(case.inputs["x"])} | seen
 
@@ -85,7 +88,8 @@ def normalised(case: Case) -> dict[str, Tensor]:
         lambda _module, inputs, output: seen.update({"mid.un_normalised": inputs[0], "mid.upsampled": output})
     )
     x = case.inputs
-    return {"out.latent": upsample_latent(x["latent"], model, x["mean_of_means"], x["std_of_means"])} | seen
+    latent = upsample_latent(x["latent"], model, x["mean_of_means"], x["std_of_means"])
+    return {"out.latent": latent} | {name: value for name, value in seen.items() if name in case.tensors}
 
 
 @torch.inference_mode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy
 import torch
@@ -13,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ltx_core.errors import ConfigError
-from ltx_core.loader.checkpoint import Checkpoint
+from ltx_core.loader.checkpoint import Checkpoint, fill
+from ltx_core.loader.components import COMPONENTS
 from ltx_core.model.common.tiling import (
     Interval,
     TileCountConfig,
@@ -52,23 +52,17 @@ from tests.golden.operations import Operation
 Network = VideoEncoder | VideoDecoder
 
 
-def weights_path(case: Case) -> Path:
-    """The case's own checkpoint, or the one of the case that `args.weights` names."""
-    return case.directory / f"{case.args.get('weights', case.name)}.weights.safetensors"
-
-
 def load(case: Case, network: type[VideoEncoder] | type[VideoDecoder]) -> Network:
     """Build one half of the case's VAE without memory and give it the tensors of the file, strictly."""
     family: Family = "ltxv" if case.key[0].endswith("ltxv") else "ltx2"
-    path = weights_path(case)
+    path = case.weights_path
     config = VideoVaeConfig.from_metadata(json.loads(read_header(path)["__metadata__"]["config"]), family)
     with torch.device("meta"):
         model = network(config)
     half = "encoder." if network is VideoEncoder else "decoder."
     tensors = {name.removeprefix("vae."): tensor for name, tensor in load_file(path).items()}
     state = {name.removeprefix(half): t for name, t in tensors.items() if name.startswith((half, "per_channel"))}
-    model.load_state_dict(state, assign=True, strict=True)
-    return model.eval().requires_grad_(False)
+    return fill(model, state, COMPONENTS["video_encoder"].spare)
 
 
 def watch(modules: dict[str, nn.Module], case: Case) -> dict[str, Tensor]:
@@ -282,8 +276,9 @@ def ltxv_round_trip(case: Case) -> dict[str, Tensor]:
         "out.latent": encoder(case.inputs["video"]),
         "out.latent_sampled": normalize(distribution.sample(case.inputs["posterior_noise"])),
     }
-    noise = given_noise(recorded_noise(case))
-    conditioning = DecodeConditioning(case.args["decode_timestep"], case.args["decode_noise_scale"], noise)
+    timestep, scale = case.args["decode_timestep"], case.args["decode_noise_scale"]
+    scale = timestep if scale is None else scale  # the pipeline's rule
+    conditioning = DecodeConditioning(timestep, scale, given_noise(recorded_noise(case)))
     results["out.video"] = decoder(results["out.latent"], conditioning)
     return results
 
@@ -390,7 +385,7 @@ def video_from_recipe(case: Case) -> Tensor:
 
 
 def load_diffusion(case: Case) -> DiffusionVideoDecoder:
-    decoder = Checkpoint.open(weights_path(case)).build("video_decoder", dtype=torch.float32)
+    decoder = Checkpoint.open(case.weights_path).build("video_decoder", dtype=torch.float32)
     assert isinstance(decoder, DiffusionVideoDecoder)
     return decoder
 
