@@ -260,6 +260,8 @@ def _check_counts(config: Any, keys: Sequence[str], tensors: int) -> None:
     if isinstance(config, Mapping):
         for key in keys:
             count = config.get(key)
+            if isinstance(count, list):  # one per stage
+                count = max((item for item in count if isinstance(item, int | float)), default=0)
             if isinstance(count, int | float) and count > tensors:
                 raise ConfigError(f"{key} is {count}, the file has {tensors} tensors for it")
     if isinstance(config, Mapping | list):

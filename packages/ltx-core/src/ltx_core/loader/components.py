@@ -82,7 +82,7 @@ def _half_of_vae(prefix: str, bare: bool, half: str, network: str, config: str) 
         network=network,
         config=config,
         section=prefix,
-        layer_counts=("num_layers", "num_res_blocks"),
+        layer_counts=("num_layers", "num_res_blocks", "stage_depths"),
         elsewhere=("coarse_",),
         spare=(*LTXV_STATISTICS, "type_emb"),
     )
