@@ -186,6 +186,11 @@ class StagePlan:
     delivered: VideoPixelShape | None = None  # where it is shorter than ``shape``, or shown at another rate
 
     @property
+    def shown(self) -> VideoPixelShape:
+        """What a clip of this stage is."""
+        return self.delivered or self.shape
+
+    @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
@@ -223,7 +228,7 @@ class Plan:
     @property
     def shape(self) -> VideoPixelShape:
         """What is delivered."""
-        return self.stages[-1].delivered or self.stages[-1].shape
+        return self.stages[-1].shown
 
     @property
     def has_video(self) -> bool:
