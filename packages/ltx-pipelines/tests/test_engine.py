@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from ltx_pipelines.keyframe_interpolation import KeyframeInterpolationPipeline
 from ltx_pipelines.pipeline import Pipeline
 from ltx_pipelines.plan import ImageCondition, Lora, plan_from_json
 from ltx_pipelines.retake import RetakePipeline
+from ltx_pipelines.t2a_one_stage import T2AOneStagePipeline
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
 from ltx_pipelines.ti2vid_two_stages_hq import TI2VidTwoStagesHQPipeline
@@ -262,6 +264,21 @@ def test_a_lora_of_another_family_is_refused(ledger: ModelLedger, tmp_path: Path
     save_file(pair, path)
     with pytest.raises(CheckpointError, match="fits no layer"):
         DistilledPipeline(ledger, [str(path)]).plan(**SMALL)
+
+
+def test_sound_alone_may_have_any_length(ledger: ModelLedger) -> None:
+    request = {"prompt": "a bell rings", "num_frames": 30, "frame_rate": 24.0, "num_inference_steps": 2}
+    generation = T2AOneStagePipeline(ledger)(**request, audio_guider_params=PLAIN, output_type="latent")
+    assert generation.latents["audio"].shape[2] == 31  # round(30 / 24 * 25)
+
+
+def test_known_contexts_stand_for_the_text_encoder(ledger: ModelLedger) -> None:
+    silent = ModelLedger(replace(ledger.files, text_encoder=None), torch.float32, "cpu", "resident")
+    with pytest.raises(ConfigError, match="text_encoder"):
+        DistilledPipeline(silent).plan(**SMALL)
+    silent.remember(str(SMALL["prompt"]), ledger.contexts([str(SMALL["prompt"])])[0])
+    results = [DistilledPipeline(each)(**SMALL, output_type="latent") for each in (silent, ledger)]
+    assert equal(*results)
 
 
 def test_silent_clip_cannot_drive_audio_to_video(ledger: ModelLedger, tmp_path: Path) -> None:

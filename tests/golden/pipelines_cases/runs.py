@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_pipelines.a2vid_two_stage import A2VidPipelineTwoStage
+from ltx_pipelines.dfr_pipeline import DFRPipeline
 from ltx_pipelines.distilled import DistilledPipeline
-from ltx_pipelines.engine import Event
+from ltx_pipelines.dubit import DubItPipeline
+from ltx_pipelines.engine import Event, Generation, generate, latent_tools, sampler_of
+from ltx_pipelines.handover import runs
 from ltx_pipelines.ic_lora import ICLoraPipeline
 from ltx_pipelines.keyframe_interpolation import KeyframeInterpolationPipeline
 from ltx_pipelines.pipeline import Pipeline
-from ltx_pipelines.plan import ImageCondition, Lora
+from ltx_pipelines.plan import ImageCondition, Lora, StagePlan
+from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.retake import RetakePipeline
 from ltx_pipelines.t2a_one_stage import T2AOneStagePipeline
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
@@ -34,7 +38,9 @@ PIPELINES: dict[str, type[Pipeline]] = {
     pipeline.__name__: pipeline
     for pipeline in (
         A2VidPipelineTwoStage,
+        DFRPipeline,
         DistilledPipeline,
+        DubItPipeline,
         ICLoraPipeline,
         KeyframeInterpolationPipeline,
         RetakePipeline,
@@ -44,7 +50,12 @@ PIPELINES: dict[str, type[Pipeline]] = {
         TI2VidTwoStagesPipeline,
     )
 }
-MEDIA_ARGUMENTS = ("audio_path", "video_path", "conditioning_attention_mask")
+MEDIA_ARGUMENTS = ("audio_path", "video_path", "reference_video_path", "conditioning_attention_mask")
+IMAGE_FIELDS = ("path", "frame_idx", "strength", "crf")
+# What a call means that leaves these out, where it is not this library's own default.
+CALL_DEFAULTS: dict[type[Pipeline], dict[str, Any]] = {
+    RetakePipeline: {"negative_prompt": "", "num_inference_steps": 40},
+}
 # Relative L2 errors that a bfloat16 run may have, by the end of a tensor's name, from the cases' README.
 BF16_LIMITS = {
     "stage1.video_latent": 0.05,
@@ -62,75 +73,111 @@ def ledger_for(folder: Path, dtype: torch.dtype) -> ModelLedger:
 
 
 def checkpoint_folder(case: Case) -> Path:
-    """Beside the case, or the one that all tests share."""
+    """Beside the case, or the one that all tests share; a case may name the folder or the file in it."""
     beside = case.directory / case.header.get("checkpoint", "tiny-checkpoint")
+    if beside.is_file():
+        return beside.parent
     return beside if beside.is_dir() else TINY_CHECKPOINT
 
 
 def make_pipeline(case: Case, name: str) -> Pipeline:
     """The pipeline with the adapters the case names per stage."""
-    folder = checkpoint_folder(case)
-    ledger = ledger_for(folder, getattr(torch, case.header["dtype"]))
-    stages = [
-        tuple(Lora(str(folder / file), strength) for file, strength in case.header["loras"].get(f"stage{stage}") or ())
-        for stage in (1, 2)
-    ]
+    ledger = ledger_for(checkpoint_folder(case), getattr(torch, case.header["dtype"]))
+    first, second = adapters(case, "stage1"), adapters(case, "stage2")
     kind = PIPELINES[name]
-    if kind is TI2VidTwoStagesHQPipeline:
-        strengths = (stages[0][-1].strength, stages[1][-1].strength)
-        return TI2VidTwoStagesHQPipeline(ledger, stages[0][:-1], stages[1][-1:], strengths)
-    if kind is ICLoraPipeline or kind is DistilledPipeline:
-        return kind(ledger, stages[0])
-    return kind(ledger, stages[0], stages[1][len(stages[0]) :])
+    if kind is TI2VidTwoStagesHQPipeline:  # the user's, then the distilled one at a strength per stage
+        distilled = (second or first)[-1:]
+        user = tuple(lora for lora in first if lora.path not in {one.path for one in distilled})
+        strengths = [
+            sum(lora.strength for lora in stage if [lora.path] == [d.path for d in distilled])
+            for stage in (first, second)
+        ]
+        return TI2VidTwoStagesHQPipeline(ledger, user, distilled, (strengths[0], strengths[1]))
+    if kind is DFRPipeline:  # what the second stage has besides are detailing adapters
+        return DFRPipeline(ledger, first, (), second[len(first) :])
+    if kind in (DistilledPipeline, DubItPipeline, ICLoraPipeline):
+        return kind(ledger, first)
+    return kind(ledger, first, second[len(first) :])
+
+
+def adapters(case: Case, stage: str) -> tuple[Lora, ...]:
+    """Those of one stage: ``[file, strength]`` or ``{"path": ..., "strength": ...}`` each."""
+    folder, given = checkpoint_folder(case), (case.header.get("loras") or {}).get(stage) or ()
+    pairs = [(one["path"], one.get("strength", 1.0)) if isinstance(one, Mapping) else one for one in given]
+    return tuple(Lora(str(next(folder.rglob(Path(file).name))), strength) for file, strength in pairs)
 
 
 def arguments(case: Case, pipeline: Pipeline) -> dict[str, Any]:
-    """The case's arguments with media found beside it and guidance as values; the constructor's own left out."""
-    inputs = case.directory / "inputs"
-    args = dict(case.args)
-    args["images"] = [
-        ImageCondition(**{**image, "path": str(inputs / image["path"])})
-        if isinstance(image, Mapping)
-        else ImageCondition(str(inputs / image[0]), *image[1:])
-        for image in args.get("images", ())
-    ]
-    if "video_conditioning" in args:
-        args["video_conditioning"] = [(str(inputs / path), strength) for path, strength in args["video_conditioning"]]
+    """The call arguments that have an effect in the pipeline, media found beside the case, values as their types."""
+    given = {**CALL_DEFAULTS.get(type(pipeline), {}), **{k: v for k, v in case.args.items() if v is not None}}
+    args = {name: value for name, value in given.items() if name in pipeline.accepts}
+    if images := args.pop("images", None):
+        args["images"] = [image_condition(case, image) for image in images]
+    if references := args.pop("video_conditioning", None):
+        args["video_conditioning"] = [reference(case, one) for one in references]
     for name in MEDIA_ARGUMENTS:
         if isinstance(args.get(name), str):
-            args[name] = str(inputs / args[name])
+            args[name] = media(case, args[name])
     if (mask := given_mask(case)) is not None:
         args["conditioning_attention_mask"] = mask
     for name in ("video_guider_params", "audio_guider_params"):
         if isinstance(args.get(name), Mapping):
             args[name] = MultiModalGuiderParams(**args[name])
-    constructor = inspect.signature(type(pipeline).__init__).parameters
-    return {
-        name: value
-        for name, value in args.items()
-        if name not in constructor and value is not None and (name != "images" or value)
-    }
+    if pipeline.auto_duration and not isinstance(args.get("num_frames"), int):
+        limits = args.pop("num_frames", None)
+        if limits is not None or pipeline.ledger.holds("duration_head"):
+            args["num_frames"] = AutoDuration(**(limits if isinstance(limits, Mapping) else {}))
+    return args
+
+
+def media(case: Case, name: str) -> str:
+    """A file among the inputs, else beside the case."""
+    found = [folder / name for folder in (case.directory / "inputs", case.directory) if (folder / name).exists()]
+    return str(found[0]) if found else name
+
+
+def image_condition(case: Case, image: Mapping[str, Any] | Sequence[Any]) -> ImageCondition:
+    """From a mapping of fields or from their values in order."""
+    values = image if isinstance(image, Mapping) else dict(zip(IMAGE_FIELDS, image, strict=False))
+    values = {name: value for name, value in values.items() if name in IMAGE_FIELDS and value is not None}
+    return ImageCondition(**{**values, "path": media(case, values["path"])})
+
+
+def reference(case: Case, given: Mapping[str, Any] | Sequence[Any]) -> tuple[str, float]:
+    path, strength = (given["path"], given.get("strength", 1.0)) if isinstance(given, Mapping) else given
+    return media(case, path), strength
 
 
 def given_mask(case: Case) -> str | None:
-    """A mask that the case holds as a tensor, in a file of its own."""
+    """A mask that the case holds as a tensor ``[1, 1, F, h, w]``, in a file of its own."""
     named = case.args.get("conditioning_attention_mask")
-    key = named if isinstance(named, str) and named in case.tensors else "in.conditioning_attention_mask"
-    if key not in case.tensors:
+    if named is None and "in.conditioning_attention_mask" not in case.tensors:
+        return None
+    wanted = [str(named), f"in.{named}", "in.conditioning_attention_mask"]
+    masks = [key for key, value in case.inputs.items() if "mask" in key and value.ndim == 5]
+    keys = [key for key in (*wanted, *(f"in.{key}" for key in masks)) if key in case.tensors]
+    if not keys:
         return None
     path = Path(tempfile.mkdtemp()) / "mask.safetensors"
-    save_file({"mask": case.tensors[key].float().contiguous()}, path)
+    save_file({"mask": case.tensors[keys[0]].float().contiguous()}, path)
     return str(path)
 
 
 def give_contexts(case: Case, ledger: ModelLedger) -> None:
-    """The recorded texts, where the case brings its own."""
-    texts = case.group("in.context.")
-    if texts:
-        prompts = {"positive": case.args["prompt"], "negative": case.args.get("negative_prompt")}
-        for kind, prompt in prompts.items():
-            if f"{kind}.video" in texts and prompt is not None:
-                ledger.remember(prompt, Contexts(texts[f"{kind}.video"], texts[f"{kind}.audio"]))
+    """The recorded texts: the case's own, else those it names among the recorded ones of all cases."""
+    texts, named = case.group("in.context."), case.header.get("contexts")
+    keys: Sequence[str] = ("positive", "negative")
+    if not texts and isinstance(named, list):
+        texts, keys = recorded_contexts(case.directory / "contexts.safetensors"), named
+    for key, prompt in zip(keys, (case.args["prompt"], case.args.get("negative_prompt")), strict=False):
+        if f"{key}.video" in texts and prompt is not None:
+            ledger.remember(prompt, Contexts(texts[f"{key}.video"], texts[f"{key}.audio"]))
+
+
+@cache
+def recorded_contexts(path: Path) -> dict[str, Tensor]:
+    """Of all cases, as ``<key>.video`` and ``<key>.audio``."""
+    return {name.removeprefix("in."): t for name, t in load_file(path).items()} if path.is_file() else {}
 
 
 def run(case: Case) -> dict[str, Tensor]:
@@ -140,49 +187,82 @@ def run(case: Case) -> dict[str, Tensor]:
         pipeline.distilled = "distilled=False" not in options and bool(case.args.get("distilled", True))
     give_contexts(case, pipeline.ledger)
     results: dict[str, Tensor] = {}
-    for event in pipeline.stream(**arguments(case, pipeline)):
-        results |= observed(event)
+    plan, number = pipeline.plan(**arguments(case, pipeline)), 0
+    parts = [part for stage in plan.stages for part in runs(stage)]  # a window counts as a stage
+    for event in generate(plan, pipeline.ledger):
+        number += event.phase == "denoise" and event.step == 0
+        event = replace(event, stage=max(number - 1, 0))
+        if event.step == event.total > 0:
+            results |= finished(case, event, parts[event.stage], pipeline.ledger)
+        results |= started(event) if event.step == 0 else {}
+        if event.step and not isinstance(pipeline, TI2VidTwoStagesHQPipeline):  # whose steps are two predictions each
+            results |= stepped(event)
         if event.generation is not None:
-            results |= outcome(case, event)
+            results |= outcome(case, event.generation)
     results = {key: value for key, value in results.items() if key in case.tensors}
     if case.header["dtype"] == "bfloat16":
         check_bf16_limits(case, results)
     return results
 
 
-def observed(event: Event) -> dict[str, Tensor]:
-    """What a stage starts from, and its tokens before every later step."""
-    stage, results = f"mid.stage{event.stage + 1}", {}
+def started(event: Event) -> dict[str, Tensor]:
+    """What a stage starts from. The mask of a frozen stream is 0 only once it is frozen."""
+    results: dict[str, Tensor | None] = {}
     for name, state in event.states.items():
-        if event.step == 0:
-            fields = ("clean_latent", "denoise_mask", "positions", "attention_mask", "keyframes_mask")
-            results |= {f"{stage}.{name}.{field}": getattr(state, field) for field in fields}
-            results[f"{stage}.{name}.noised_latent"] = state.latent
-        else:
-            results[f"{stage}.{name}.latent.{event.step}"] = state.latent
-            results[f"{stage}.{name}.denoised.{event.step - 1}"] = event.results[name].denoised
+        stream = f"mid.stage{event.stage + 1}.{name}"
+        fields = ("clean_latent", "denoise_mask", "positions", "attention_mask", "keyframes_mask")
+        results |= {f"{stream}.{field}": getattr(state, field) for field in fields}
+        results[f"{stream}.noised_latent"] = state.latent
+        if state.frozen:
+            del results[f"{stream}.denoise_mask"]
     return {key: value for key, value in results.items() if value is not None}
 
 
-def outcome(case: Case, event: Event) -> dict[str, Tensor]:
-    generation = event.generation
-    assert generation is not None
+def stepped(event: Event) -> dict[str, Tensor]:
+    """Tokens before the next step, and what the step predicted."""
+    stage, results = f"mid.stage{event.stage + 1}", {}
+    for name, state in event.states.items():
+        results[f"{stage}.{name}.latent.{event.step}"] = state.latent
+        results[f"{stage}.{name}.denoised.{event.step - 1}"] = event.results[name].denoised
+    return results
+
+
+def finished(case: Case, event: Event, plan: StagePlan, ledger: ModelLedger) -> dict[str, Tensor]:
+    """The latents of a stage, without what its conditions appended."""
+    stage, results = f"stage{event.stage + 1}", sigmas(case, f"in.stage{event.stage + 1}.sigmas", plan)
+    for name, tools in latent_tools(plan, ledger).items():
+        state = tools.clear_conditioning(event.states[name])
+        results[f"out.{stage}.{name}_latent"] = tools.unpatchify(state).latent
+        if state.generated_keyframes is not None:
+            named = [name for name in case.outputs if name.startswith(f"{stage}.") and name.endswith("keyframes")]
+            results |= {f"out.{name}": state.generated_keyframes for name in named}
+    return results
+
+
+def outcome(case: Case, generation: Generation) -> dict[str, Tensor]:
     results: dict[str, Tensor] = {}
-    for index, latents in enumerate(generation.stages):
-        results |= {f"out.stage{index + 1}.{name}_latent": latent for name, latent in latents.items()}
-        results[f"in.stage{index + 1}.sigmas"] = torch.tensor(generation.plan.stages[index].sigmas)
     if generation.upsampled is not None:
         results["mid.upsampled_latent"] = generation.upsampled
+    if (keyframes := generation.generated_keyframes) is not None:
+        results |= {f"out.{name}": keyframes for name in ("keyframes", "generated_keyframes")}
     record = case.header["run"]
     if generation.video is not None:
         frames = torch.cat(list(generation.video))
-        assert list(frames.shape) == record["frames_shape"]
-        results["out.frames"] = frames[record["frames_saved"]]
+        assert list(frames.shape) == record.get("frames_shape", list(frames.shape))
+        results["out.frames"] = frames[record.get("frames_saved", slice(None))]
     if generation.audio is not None:
-        assert generation.audio.sampling_rate == record["audio_sampling_rate"]
+        rate = generation.audio.sampling_rate
+        assert rate == record.get("audio_sampling_rate", rate)
         waveform = generation.audio.waveform
         results["out.audio"] = waveform[0] if waveform.ndim == 3 else waveform
     return results
+
+
+def sigmas(case: Case, name: str, stage: StagePlan) -> dict[str, Tensor]:
+    """The plan's schedule, or what the sampler makes of it where that is what the case holds."""
+    planned = torch.tensor(stage.sigmas)
+    made = sampler_of(stage.sampler).schedule(planned)
+    return {name: made if len(case.tensors.get(name, planned)) == len(made) else planned}
 
 
 def check_bf16_limits(case: Case, results: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,8 @@ class T2AOneStagePipeline(Pipeline):
     auto_duration = True
 
     def make_plan(self, request: Request) -> Plan:
-        stage = guided_stage(request, self.ledger.defaults, self.shape(request), (), self.loras)
+        shape = request.shape(self.default_size, self.predicted_frames(request))  # any length: no picture to hold
+        stage = guided_stage(request, self.ledger.defaults, shape, (), self.loras)
         stream = stage.streams["audio"]
         assert stream.guidance is not None
         alone = replace(stream, guidance=replace(stream.guidance, modality_scale=1.0))

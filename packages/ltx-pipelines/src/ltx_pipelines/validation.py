@@ -64,7 +64,8 @@ def check_sizes(plan: Plan, ledger: ModelLedger) -> None:
 
 def check_components(plan: Plan, ledger: ModelLedger) -> None:
     """Every network the plan uses is in the files."""
-    wanted = {"transformer", "embeddings"}
+    texts_known = ledger.knows([text for text in (plan.prompt, plan.negative_prompt) if text is not None])
+    wanted = {"transformer"} if texts_known else {"transformer", "embeddings"}
     for name in plan.decoded:
         wanted |= set(NEEDS[name])
     encoded = {name for stage in plan.stages for name, stream in stage.streams.items() if stream.start == "source"}
@@ -77,7 +78,7 @@ def check_components(plan: Plan, ledger: ModelLedger) -> None:
     for component in sorted(wanted):
         if not ledger.holds(component):
             raise ConfigError(f"the model has no {component}, which {plan.pipeline} needs: {ledger.files.checkpoint}")
-    if plan.models.text_encoder is None:
+    if plan.models.text_encoder is None and not texts_known:
         raise ConfigError("text_encoder is not given, expected a Gemma folder (--gemma-root)")
     sizes = {(stage.shape.height, stage.shape.width) for stage in plan.stages if "video" in stage.streams}
     if len(sizes) > 1:
