@@ -195,7 +195,7 @@ class TestNothingIsLost:
             written.append(name)
             save_file(tensors, name, metadata)
 
-        monkeypatch.setattr("ltx_trainer.state.save_file", almost_full)
+        monkeypatch.setattr("ltx_core.loader.safetensors_file.save_file", almost_full)
         with pytest.raises(
             CheckpointError, match=r"cannot write .*latents/sub/b\.safetensors: .*No space left"
         ) as caught:

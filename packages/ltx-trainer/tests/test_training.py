@@ -93,7 +93,7 @@ class TestObjective:
         losses = loss_of(trainer, batch_of(trainer, 0, 5))
         sigmas = trainer.objective.sigma_losses()
         assert [len(sigmas[name][0]) for name in ("video", "audio")] == [2, 1]
-        assert float(losses["loss_audio"]) == pytest.approx(sigmas["audio"][1][0])
+        assert losses["loss_audio"].item() == pytest.approx(sigmas["audio"][1][0])
         total = (sum(sigmas["video"][1]) + sigmas["audio"][1][0]) / 2
         assert float(losses["loss"]) == pytest.approx(total)
 
@@ -215,6 +215,16 @@ class TestMemory:
         assert trainer.transformer.patchify_proj.weight.dtype == torch.bfloat16
         with torch.autocast("cpu", torch.bfloat16):
             assert loss_of(trainer, batch_of(trainer, 0))["loss"].dtype == torch.float32
+
+
+    def test_the_scale_of_float16_losses_is_undone(self, files, tmp_path):
+        plain, half = (
+            LtxvTrainer(make_config(*files, tmp_path / mode, acceleration={"mixed_precision_mode": mode}))
+            for mode in ("no", "fp16")
+        )
+        want, got = (next(trainer.steps()) for trainer in (plain, half))
+        assert half.accelerator.scaler is not None
+        assert got.grad_norm == pytest.approx(want.grad_norm, rel=0.05)
 
 
 class TestPlan:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ltx_core.errors import ConfigError
-from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.loader.safetensors_file import SafetensorsFile, save_tensors
 from ltx_core.model.audio_vae.audio_vae import encode_audio
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
 from ltx_core.types import Audio
@@ -29,7 +29,6 @@ from ltx_tiny.world.picture import draw
 from ltx_tiny.world.scene import Scene, sample_scene
 from ltx_tiny.world.sound import SAMPLE_RATE, play
 from ltx_trainer.scratch.data import Stage, stack
-from ltx_trainer.state import save_tensors
 
 SIDES = (128, 256)
 PART_SEEDS = {"train": 0, "held_out": 1}

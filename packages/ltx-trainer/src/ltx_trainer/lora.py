@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.lora import Lora
-from ltx_trainer.state import save_tensors
+from ltx_core.loader.safetensors_file import save_tensors
 
 PREFIX = "diffusion_model."
 SHORT_TARGETS = ("to_k", "to_q", "to_v", "to_out.0")

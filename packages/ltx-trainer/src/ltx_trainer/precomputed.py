@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ltx_core.errors import CheckpointError
-from ltx_trainer.state import save_tensors
+from ltx_core.loader.safetensors_file import save_tensors
 
 Record = Mapping[str, Tensor | int | float]
 

@@ -8,7 +8,6 @@ and a JSON header entry ``state`` with the step and the fingerprint of the setti
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,10 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ltx_core.errors import CheckpointError
+from ltx_core.loader.safetensors_file import save_tensors
 
 STATE_NAME = "training_state_step_{step:05d}.safetensors"
 STEP_PATTERN = re.compile(r"step_(\d+)")
@@ -36,24 +35,6 @@ class TrainingState:
     ema: Mapping[str, Tensor] = field(default_factory=dict)
     rng: Mapping[str, Tensor] = field(default_factory=dict)
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file under a temporary name, flush it to disk, then rename it.
-
-    Raises `CheckpointError` when the disk is full or the folder cannot be written; nothing is left half-written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_state(folder: Path, state: TrainingState) -> Path:

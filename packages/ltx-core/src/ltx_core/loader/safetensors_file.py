@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -126,10 +127,26 @@ def save_checkpoint(
     strings[TENSOR_DIGESTS] = json.dumps({name: tensor_digest(_bytes_of(tensor)) for name, tensor in flat.items()})
     kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in flat.items()}
     strings[HEADER_DIGEST] = header_digest(kinds, strings)
+    save_tensors(path, flat, strings)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file under a temporary name, flush it to disk, then rename it.
+
+    Raises ``CheckpointError`` when the disk is full or the folder cannot be written; nothing is left half-written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(flat, temporary, metadata=strings)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(mode=0o666)  # with the user's mask; the library would make it private
+        mode = temporary.stat().st_mode
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {}))
+        temporary.chmod(mode)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

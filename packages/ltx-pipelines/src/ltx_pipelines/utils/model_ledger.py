@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.lora import Lora as LoraWeights
 from ltx_core.loader.metadata import Version, VersionDefaults, version_defaults
+from ltx_core.loader.safetensors_file import save_tensors
 from ltx_core.loader.streaming import StreamingModel, build_streaming
 from ltx_core.loader.weights import ComponentWeights, Source
 from ltx_core.model.duration_head.model import DurationHead, predict_num_frames
@@ -264,10 +264,7 @@ class ModelLedger:
         """Use these contexts for ``prompt`` from now on; on disk too where a cache folder is given."""
         self._contexts[prompt] = contexts
         if (path := self._cache_file(prompt)) is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            save_file({"video": contexts.video.contiguous(), "audio": contexts.audio.contiguous()}, temporary)
-            temporary.replace(path)
+            save_tensors(path, {"video": contexts.video.cpu(), "audio": contexts.audio.cpu()})
 
     def _cache_file(self, prompt: str) -> Path | None:
         """Where a prompt's contexts lie on disk: named by everything they depend on."""
