@@ -22,6 +22,7 @@ from torch.nn import functional
 from ltx_core.model.video_vae.diffusion.attention import AUTO, BOX, neighbourhood_attention
 from ltx_core.model.video_vae.diffusion.config import MODULATIONS, StageConfig, UpsampleConfig, round_up
 from ltx_core.model.video_vae.diffusion.rope import rotate
+from ltx_core.model.video_vae.layers import silu
 from ltx_core.model.video_vae.ops import depth_to_space
 
 NORM_EPS = 1e-6
@@ -90,7 +91,7 @@ class GatedMlp(nn.Module):
         self.w_down = nn.Linear(self.hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w_down(functional.silu(self.w_gate(x)) * self.w_up(x))
+        return self.w_down(silu(self.w_gate(x)) * self.w_up(x))
 
 
 class Block(nn.Module):
@@ -144,8 +145,8 @@ class DenoisingBlock(Block):
         scale_a, shift_a, _, scale_m, shift_m, _, _ = table.unbind(dim=1)
         frames = slab_frames(x, x.shape[-1])
         x = add_in_slabs(x, frames, lambda part, first: self.context_proj(context[:, first : first + part.shape[1]]))
-        x = self.attended(x, lambda part: self.norm1(part) * (1 + scale_a) + shift_a)
-        return self.mixed(x, lambda part: self.norm2(part) * (1 + scale_m) + shift_m)
+        x = self.attended(x, lambda part: torch.addcmul(shift_a, self.norm1(part), 1 + scale_a))
+        return self.mixed(x, lambda part: torch.addcmul(shift_m, self.norm2(part), 1 + scale_m))
 
 
 class Upsample(nn.Module):
