@@ -21,7 +21,7 @@ SMALL = {"height": 128, "width": 128, "num_frames": 9, "num_inference_steps": 2}
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a complete random model whose metadata asks for 128 x 128, 9 frames and 2 steps."""
+    """The folder of a complete random model with keyframe embedding that asks for 128 x 128, 9 frames and 2 steps."""
     source = Path(find_model(str(TINY_CHECKPOINT)).files.checkpoint)
     folder = tmp_path_factory.mktemp("model") / "small"
     shutil.copytree(source.parent, folder)
@@ -29,7 +29,11 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with safe_open(checkpoint, "pt") as file:
         metadata = file.metadata()
     tensors = {name: tensor.clone() for name, tensor in load_file(checkpoint).items()}
-    save_file(tensors, checkpoint, metadata={**metadata, "default_request": json.dumps(SMALL)})
+    config = json.loads(metadata["config"])
+    config["transformer"]["use_keyframes_abs_pos_embedding"] = True
+    tensors["model.diffusion_model.keyframes_abs_pos_embedding"] = torch.zeros(1, 64, dtype=torch.bfloat16)
+    own = {"config": json.dumps(config), "default_request": json.dumps(SMALL)}
+    save_file(tensors, checkpoint, metadata={**metadata, **own})
     return folder
 
 

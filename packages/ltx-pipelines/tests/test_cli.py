@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from ltx_core.errors import ConfigError, MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_pipelines import ltxv_command
 from ltx_pipelines.cli import job
 from ltx_pipelines.cli import options as o
 from ltx_pipelines.cli.app import OWN, run
@@ -25,6 +27,7 @@ from ltx_pipelines.cli.errors import describe
 from ltx_pipelines.cli.line import join_values
 from ltx_pipelines.cli.session import open_session
 from ltx_pipelines.cli.tasks import BY_NAME, TASKS, Known, Task, choose
+from ltx_pipelines.ltxv import LTXVEvent
 from ltx_pipelines.request import Request
 from ltx_pipelines.utils.media_io import probe_video, read_audio, read_frames, read_recipe
 
@@ -33,6 +36,7 @@ FULL = Known(distilled=False, has_upsampler=True, has_distilled_lora=True)
 NO_FIELD = {
     *o.MODEL,
     *o.SECOND_STAGE,
+    *o.ROUNDS,
     *o.HQ,
     *o.MEMORY,
     *o.SHOWING,
@@ -104,6 +108,7 @@ def test_spellings_of_the_published_commands_are_known() -> None:
         "--distilled-lora --spatial-upsampler-path --distilled-lora-strength-stage-1 "
         "--distilled-lora-strength-stage-2 --audio-path --audio-start-time --audio-max-duration "
         "--video-conditioning --conditioning-attention-mask --skip-stage-2 --video-path --start-time --end-time "
+        "--reference-video --reference-strength --detailing-lora --temporal-upsampler-path --temporal-upsample-rounds "
         "-p -o -s -H -W -f -i -m -q"
     )
     assert set(published.split()) <= set(o.BY_FLAG)
@@ -140,6 +145,9 @@ def test_values_of_one_option_are_joined(given: str, packed: list[str]) -> None:
         ({"video_conditioning": ["a.mp4"]}, FULL, "ic-lora"),
         ({"output": "a.WAV"}, FULL, "t2a-one-stage"),
         ({"distilled_strength_1": 0.2}, FULL, "ti2vid-two-stages-hq"),
+        ({"reference_video_path": "a.mp4"}, FULL, "dubit"),
+        ({"temporal_upsample_rounds": 1}, FULL, "dfr-pipeline"),
+        ({}, Known(False, True, True, reference_lora=True), "ic-lora"),
     ],
 )
 def test_generate_chooses(given: dict[str, Any], known: Known, command: str) -> None:
@@ -227,6 +235,27 @@ def test_finish_equals_the_uninterrupted_run(here: Path) -> None:
     assert torch.equal(frames_of(here / "whole.mp4"), frames_of(here / "final.mp4"))
     assert torch.equal(sound_of(here / "whole.mp4"), sound_of(here / "final.mp4"))
     assert line("finish whole.mp4") == 1
+
+
+def test_ltxv_passes_on_what_is_asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def stand_in(request: Any, ledger: Any, config: Any) -> Iterator[LTXVEvent]:
+        asked.extend((request, ledger.files, config))
+        yield LTXVEvent("denoise", 0, 1, 1)
+        yield LTXVEvent("done", frames=iter([torch.zeros(5, 64, 64, 3)]))
+
+    monkeypatch.setattr(ltxv_command, "run", stand_in)
+    command = "ltxv -p boat --pipeline_config 2b-0.9 --checkpoint_path model.safetensors -i photo.png -i last.png 4 0.5"
+    assert line(f"{command} -H 64 -W 64 -f 5 --frame_rate 30 -o boat.mp4 --device cpu -q") == 0
+    request, files, config = asked
+    assert (request.height, request.num_frames, request.frame_rate) == (64, 5, 30.0)
+    assert request.conditioning_media_paths == (str(here / "photo.png"), str(here / "last.png"))
+    assert request.conditioning_start_frames == (0, 4) and request.conditioning_strengths == (1.0, 0.5)
+    assert files.checkpoint == str(here / "model.safetensors") and config.pipeline_type == "base"
+    recipe = read_recipe(here / "boat.mp4")
+    assert recipe is not None and recipe["request"]["prompt"] == "boat"
+    assert line(f"{command} --image a.png 0 1 18 -q") == 2
 
 
 def test_batch_goes_on_where_it_stopped(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

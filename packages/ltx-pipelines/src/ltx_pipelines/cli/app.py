@@ -42,6 +42,7 @@ OWN: dict[str, Lazy] = {
     "models": Lazy("models:app", "Known models, what is on disk, downloads.", "Look"),
     "doctor": Lazy("doctor:app", "What this machine can do.", "Look"),
     **{task.command: Lazy("generate:pipeline_app", task.summary, "Pipelines") for task in TASKS},
+    "ltxv": Lazy("ltxv:app", "Clips with the models of the LTX-Video 0.9 family.", "Pipelines"),
 }
 
 

@@ -16,6 +16,8 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "max_batch_size": (1, MAX_PASSES),
     "audio_start_time": (0, None),
     "conditioning_attention_strength": (0, 1),
+    "reference_strength": (0, 1),
+    "temporal_upsample_rounds": (0, 2),
     "generated_keyframes": (0, None),
     "num_inference_steps": (1, 1000),
 }

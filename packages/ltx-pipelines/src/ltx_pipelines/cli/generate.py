@@ -38,7 +38,7 @@ def make(given: dict[str, Any], task: Task | None = None) -> None:
     reporter = Reporter(style_of(given))
     session = open_session(given, task)
     plan = planned(session, given, reporter)
-    output = Path(given.get("output") or default_output(plan, session.task))
+    output = Path(given.get("output") or free_output(plan.prompt, plan.seed, session.task.suffix))
     sheet = given.get("contact_sheet")
     first_stage = bool(given.get("first_stage"))
     job = Job(
@@ -64,18 +64,17 @@ def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> P
     reporter.note(f"{session.task.command} with {session.model} on {session.ledger.device}, seed {plan.seed}")
     wanted = {name: session.request.get(name) for name in ("height", "width")} if plan.has_video else {}
     wanted["num_frames"] = session.request.get("num_frames")
-    made = {"height": shape.height, "width": shape.width, "num_frames": shape.frames}
+    made = {"height": shape.height, "width": shape.width, "num_frames": plan.stages[0].shown.frames}
     moved = [f"{name} {value} -> {made[name]}" for name, value in wanted.items() if value not in (None, made[name])]
     if moved and isinstance(wanted["num_frames"], int | None):
         reporter.note(f"snapped to what the model can make: {', '.join(moved)} (--no-snap refuses instead)")
     return plan
 
 
-def default_output(plan: Plan, task: Task) -> str:
+def free_output(prompt: str, seed: int, suffix: str) -> str:
     """A file name from prompt and seed that is not taken."""
-    words = re.findall(r"[a-z0-9]+", plan.prompt.lower())[:6]
-    stem = "-".join(words)[:48] or "clip"
-    names = (f"{stem}-{plan.seed}{again}{task.suffix}" for again in ("", *(f"-{n}" for n in range(2, 10000))))
+    stem = "-".join(re.findall(r"[a-z0-9]+", prompt.lower())[:6])[:48] or "clip"
+    names = (f"{stem}-{seed}{again}{suffix}" for again in ("", *(f"-{n}" for n in range(2, 10000))))
     return next(name for name in names if not Path(name).exists())
 
 
@@ -85,7 +84,7 @@ def kept_request(given: Mapping[str, Any], session: Session, plan: Plan) -> dict
     options["seed"] = plan.seed
     if "auto_duration" in options:
         del options["auto_duration"]
-        options["num_frames"] = plan.shape.frames
+        options["num_frames"] = plan.stages[0].shown.frames
     return {"command": session.task.command, "options": options}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,16 +53,16 @@ class Job:
 
 def check_output(path: Path, plan: Plan) -> None:
     """Refuse a file name this result cannot be written to."""
-    suffix = path.suffix.lower()
-    if plan.has_video and suffix not in (*VIDEO, *PREVIEW, ""):
-        raise MediaError(
-            f"output is {path.name}, expected .mp4, .mov, .gif, .webp or a folder for PNG files; "
-            f"nearest valid: {path.with_suffix('.mp4').name}"
-        )
-    if not plan.has_video and suffix not in SOUND:
-        valid = path.with_suffix(".wav").name
-        raise MediaError(f"output is {path.name}, expected .wav, for there is no picture; nearest valid: {valid}")
-    if suffix and path.is_dir():
+    check_name(path, (*VIDEO, *PREVIEW, "") if plan.has_video else SOUND)
+
+
+def check_name(path: Path, suffixes: Sequence[str]) -> None:
+    """Refuse a name with another suffix (the first is proposed; an empty one is a folder of PNG files)."""
+    if path.suffix.lower() not in suffixes:
+        kinds = ", ".join(suffix or "a folder for PNG files" for suffix in suffixes)
+        valid = path.with_suffix(suffixes[0]).name
+        raise MediaError(f"output is {path.name}, expected {kinds}; nearest valid: {valid}")
+    if path.suffix and path.is_dir():
         raise MediaError(f"output is {path}, which is a folder, expected a file name")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -175,22 +175,33 @@ def _counted(chunks: Iterator[Tensor], total: int, reporter: Reporter) -> Iterat
 
 def _summarize(job: Job, reporter: Reporter, seconds: float) -> None:
     shape, plan = job.plan.shape, job.plan
-    where, peak = peak_memory(job.ledger.device)
     if plan.has_video:
         what = f"{shape.frames} frames of {shape.width} x {shape.height}, {shape.duration:.2f} s at {shape.fps:g} fps"
         speed = f"{shape.frames / seconds:.3g} frames/s"
     else:
         what, speed = f"{shape.duration:.2f} s of sound", f"{shape.duration / seconds:.3g} s of sound per second"
+    summary(reporter, Result(job.output, what, speed, seconds, plan.seed, job.ledger.device))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run, in words and numbers."""
+
+    path: Path
+    what: str
+    speed: str
+    seconds: float
+    seed: int
+    device: torch.device
+
+
+def summary(reporter: Reporter, result: Result) -> None:
+    """Say what came of a run: the file, its time, the speed, the peak of memory."""
+    where, peak = peak_memory(result.device)
     if reporter.style == "json":
-        reporter.emit(
-            "done",
-            path=str(job.output),
-            seconds=round(seconds, 3),
-            peak_bytes=peak,
-            seed=plan.seed,
-            steps=reporter.steps,
-        )
+        facts = {"path": str(result.path), "seconds": round(result.seconds, 3), "peak_bytes": peak}
+        reporter.emit("done", **facts, seed=result.seed, steps=reporter.steps)
         return
     steps = f"{reporter.steps} steps, " if reporter.steps else ""
-    reporter.note(f"wrote {job.output}: {what}, seed {plan.seed}")
-    reporter.note(f"{seconds:.1f} s, {steps}{speed}, peak memory {human_bytes(peak)} ({where})")
+    reporter.note(f"wrote {result.path}: {result.what}, seed {result.seed}")
+    reporter.note(f"{result.seconds:.1f} s, {steps}{result.speed}, peak memory {human_bytes(peak)} ({where})")

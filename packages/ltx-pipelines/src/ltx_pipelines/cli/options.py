@@ -112,6 +112,19 @@ SECOND_STAGE = _panel(
         ),
     },
 )
+ROUNDS = _panel(
+    "Model",
+    {
+        "temporal_upsampler": Opt(("--temporal-upsampler-path",), "Latent upsampler in time.", metavar="FILE"),
+        "detailing_loras": Opt(
+            ("--detailing-lora",),
+            "In-context adapter that lets the second stage follow the first.",
+            metavar="FILE [STRENGTH]",
+            values=(1, 2),
+            repeatable=True,
+        ),
+    },
+)
 HQ = _panel(
     "Model",
     {
@@ -195,6 +208,11 @@ CONDITIONS = _panel(
             shown_default="by file name",
         ),
         "extend_seconds": Opt(("--extend-seconds", "--seconds"), "Seconds to add.", float),
+        "reference_video_path": Opt(("--reference-video",), "Clip with the voice to keep.", metavar="FILE"),
+        "reference_strength": Opt(("--reference-strength",), "How closely to follow it, 0 to 1.", float),
+        "temporal_upsample_rounds": Opt(
+            ("--temporal-upsample-rounds",), "0 to 2, each doubles the frame rate.", int, shown_default="0"
+        ),
         "direction": Opt(("--direction",), "'after' the clip or 'before' it.", shown_default="after"),
     },
 )
@@ -251,6 +269,7 @@ OPTIONS: dict[str, Opt] = {
     **REQUEST,
     **MODEL,
     **SECOND_STAGE,
+    **ROUNDS,
     **HQ,
     **SIZE,
     **CONDITIONS,

@@ -37,6 +37,7 @@ POLICIES = ("auto", "resident", "sequential", "streamed")
 PLAIN = (
     *("prompt", "negative_prompt", "seed", "num_inference_steps", "height", "width", "num_frames", "frame_rate"),
     *("generated_keyframes", "conditioning_attention_strength", "skip_stage_2", "audio_path", "audio_start_time"),
+    *("reference_video_path", "reference_strength", "temporal_upsample_rounds"),
     *("audio_max_duration", "video_path", "start_time", "end_time", "extend_seconds", "direction", "max_batch_size"),
     *("snap",),
 )
@@ -108,7 +109,7 @@ def find_files(given: Mapping[str, Any], task: Task | None) -> FoundModel:
 
 def variant_of(task: Task | None) -> str:
     """Which of several transformers in a folder a task wants."""
-    distilled = task is None or task.command in ("distilled", "ic-lora", *EITHER_KIND)
+    distilled = task is None or task.command in ("distilled", "ic-lora", "dubit", *EITHER_KIND)
     return "distilled" if distilled else "dev"
 
 
@@ -212,6 +213,8 @@ def make_pipeline(task: Task, found: FoundModel, ledger: ModelLedger, given: Map
     if any(value is not None for value in strengths):
         pairs = zip(strengths, importlib.import_module(module).DISTILLED_STRENGTHS, strict=True)
         extra["distilled_strengths"] = tuple(usual if value is None else value for value, usual in pairs)
+    if "detailing_loras" in given:
+        extra["detailing_loras"] = loras(given, "detailing_loras")
     cls = getattr(importlib.import_module(module), name)
     return cls(ledger, loras(given, "loras"), found.distilled_loras, **extra)
 
@@ -232,8 +235,8 @@ def loras(given: Mapping[str, Any], name: str) -> tuple[Lora, ...]:
 def make_request(given: Mapping[str, Any], pipeline: Pipeline) -> dict[str, Any]:
     """The keyword arguments a line means. A seed of -1 is drawn here."""
     request = {name: given[name] for name in PLAIN if name in given}
-    if request.get("seed") == -1:
-        request["seed"] = random.SystemRandom().randrange(2**31)
+    if "seed" in request:
+        request["seed"] = drawn_seed(request["seed"])
     for name, convert in CONVERTED.items():
         if name in given:
             request |= convert(given)
@@ -244,6 +247,11 @@ def make_request(given: Mapping[str, Any], pipeline: Pipeline) -> dict[str, Any]
         if name in pipeline.accepts and name not in request and not (name == "num_frames" and "duration" in given):
             request[name] = value
     return request
+
+
+def drawn_seed(seed: int) -> int:
+    """The seed, a random one for -1."""
+    return random.SystemRandom().randrange(2**31) if seed == -1 else seed
 
 
 def default_request(ledger: ModelLedger) -> dict[str, Any]:

@@ -96,6 +96,22 @@ TASKS = (
         two_stages=True,
     ),
     _task(
+        "dubit",
+        "dubit:DubItPipeline",
+        "New speech for a clip, in its own voice.",
+        ("height", "width", "snap", "images", "reference_video_path", "reference_strength", "spatial_upsampler"),
+        aliases=("dub",),
+        two_stages=True,
+    ),
+    _task(
+        "dfr-pipeline",
+        "dfr_pipeline:DFRPipeline",
+        "Text and images to long or fast video, through keyframes of its own.",
+        (*SIZED, "auto_duration", "images", "temporal_upsample_rounds", *STAGES, *o.ROUNDS),
+        aliases=("dfr",),
+        two_stages=True,
+    ),
+    _task(
         "retake",
         "retake:RetakePipeline",
         "Make a span of a clip anew, pictures, sound or both.",
@@ -128,6 +144,22 @@ TASKS = (
 BY_NAME: dict[str, Task] = {name: task for task in TASKS for name in (task.command, *task.aliases)}
 
 
+# Option -> the pipeline that alone has a use for it; the first that is given decides.
+ASKED_BY = {
+    "extend_seconds": "extend",
+    "start_time": "retake",
+    "end_time": "retake",
+    "video_path": "v2a-one-stage",
+    "reference_video_path": "dubit",
+    "temporal_upsample_rounds": "dfr-pipeline",
+    "detailing_loras": "dfr-pipeline",
+    "video_conditioning": "ic-lora",
+    "audio_path": "a2vid-two-stage",
+    "distilled_strength_1": "ti2vid-two-stages-hq",
+    "distilled_strength_2": "ti2vid-two-stages-hq",
+}
+
+
 @dataclass(frozen=True)
 class Known:
     """What the choice of a task depends on besides the options."""
@@ -140,25 +172,18 @@ class Known:
 
 def choose(given: Mapping[str, Any], known: Known) -> Task:
     """The task that uses what is given: source clip, reference, sound, pictures, and what the model can do."""
+    asked = next((command for option, command in ASKED_BY.items() if option in given), None)
+    if asked is not None:
+        return BY_NAME[asked]
     refined = "ti2vid-two-stages" if known.has_distilled_lora else "ti2vid-one-stage"
     two_stages = "distilled" if known.distilled else refined
     plain = two_stages if known.has_upsampler else "ti2vid-one-stage"
-    if "video_path" in given:
-        name = "v2a-one-stage"
-        if "extend_seconds" in given:
-            name = "extend"
-        elif "start_time" in given or "end_time" in given:
-            name = "retake"
-    elif "video_conditioning" in given or known.reference_lora:
+    if known.reference_lora:
         name = "ic-lora"
-    elif "audio_path" in given:
-        name = "a2vid-two-stage"
     elif str(given.get("output", "")).lower().endswith(".wav"):
         name = "t2a-one-stage"
     elif len(given.get("images", ())) > 1 and plain == "ti2vid-two-stages":
         name = "keyframe-interpolation"
-    elif "distilled_strength_1" in given or "distilled_strength_2" in given:
-        name = "ti2vid-two-stages-hq"
     else:
         name = plain
     return BY_NAME[name]
