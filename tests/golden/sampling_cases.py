@@ -25,13 +25,12 @@ from tests.golden.case import Case
 
 STREAMS = ("video", "audio")
 OTHER = {"video": "audio", "audio": "video"}
-LOOPS = (
-    "euler_denoising_loop",
-    "gradient_estimating_euler_denoising_loop",
+STOCHASTIC_LOOPS = (
     "euler_ancestral_denoising_loop",
     "euler_cfg_pp_denoising_loop",
     "res2s_audio_video_denoising_loop",
 )
+LOOPS = ("euler_denoising_loop", "gradient_estimating_euler_denoising_loop", *STOCHASTIC_LOOPS)
 SELF_ATTENTION = {"video": PerturbationType.SKIP_VIDEO_SELF_ATTN, "audio": PerturbationType.SKIP_AUDIO_SELF_ATTN}
 CROSS_ATTENTION = {"video": PerturbationType.SKIP_A2V_CROSS_ATTN, "audio": PerturbationType.SKIP_V2A_CROSS_ATTN}
 RESULT_FIELDS = ("denoised", "cond", "uncond", "ptb", "mod")
@@ -107,8 +106,8 @@ def make_states(case: Case) -> dict[str, LatentState]:
 
 def make_denoiser(case: Case) -> GuidedDenoiser:
     settings = case.args["denoiser"]
-    contexts = {name: case.inputs[f"context.{name}"] for name in STREAMS}
-    negatives = {name: case.inputs[f"context.{name}_neg"] for name in STREAMS}
+    contexts = {name: case.inputs[f"context.{name}"] for name in STREAMS if f"context.{name}" in case.inputs}
+    negatives = {name: case.inputs.get(f"context.{name}_neg") for name in STREAMS}
     force = settings.get("force_uncond_pass", False)
     if settings["type"] == "simple":
         return GuidedDenoiser(contexts)
@@ -117,7 +116,7 @@ def make_denoiser(case: Case) -> GuidedDenoiser:
         if settings["type"] == "guided":
             if (params := settings.get(f"{name}_params")) is not None:
                 guiders[name] = MultiModalGuider(MultiModalGuiderParams(**params), negatives[name])
-        elif (bins := settings.get(f"{name}_bins") or settings["video_bins"]) is not None:
+        elif (bins := settings.get(f"{name}_bins") or settings.get("video_bins")) is not None:
             by_sigma = {float(bound): MultiModalGuiderParams(**params) for bound, params in bins.items()}
             guiders[name] = MultiModalGuiderFactory.from_dict(by_sigma, negatives[name])
     return GuidedDenoiser(contexts, guiders, force)
@@ -125,14 +124,13 @@ def make_denoiser(case: Case) -> GuidedDenoiser:
 
 def make_sampler(case: Case) -> Sampler:
     args: dict[str, Any] = dict(case.args["loop"])
-    if "model_dtype" in args:
-        args["model_dtype"] = getattr(torch, args["model_dtype"])
+    if case.header["operation"] in STOCHASTIC_LOOPS:  # which keep their states in bfloat16 unless told otherwise
+        args["model_dtype"] = getattr(torch, args.get("model_dtype") or "bfloat16")
     if "noise" in case.args:
         args["noise"] = NOISES[case.args["noise"]]
-    stepper = getattr(diffusion_steps, case.args["stepper"])(**case.args["stepper_args"])
+    stepper = getattr(diffusion_steps, case.args["stepper"])(**case.args.get("stepper_args", {}))
     match case.header["operation"]:
         case "euler_denoising_loop":
-            assert not args
             return EulerSampler()
         case "gradient_estimating_euler_denoising_loop":
             return GradientEstimatingSampler(gamma=args.get("ge_gamma", 2.0))
@@ -153,7 +151,7 @@ def result_tensors(prefix: str, results: Results) -> dict[str, Tensor]:
 
 def whole_run(case: Case) -> dict[str, Tensor]:
     recorder = Recorder(make_denoiser(case))
-    model = BatchSplitAdapter(make_model(case), case.args["max_batch_size"])
+    model = BatchSplitAdapter(make_model(case), case.args.get("max_batch_size", 1))
     states: States = make_states(case)
     for step in denoise(model, recorder, states, case.inputs["sigmas"], make_sampler(case)):
         states = step.states

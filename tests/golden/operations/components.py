@@ -460,7 +460,7 @@ def tiling_splits(case: Case) -> dict[str, Tensor]:
                 total[each.start : each.end] += mask
             assert (total - 1).abs().max() <= run["mask_sum_max_error"] + 1e-6
         else:
-            intervals = split_by_size(run["dim"], run["size"], run["overlap"])
+            intervals = split_by_size(run["dim"], run["size"], run["overlap"], run.get("min_tile_size"))
             intervals = causal(intervals) if run["kind"] == "temporal_causal" else intervals
         results[name] = torch.tensor([[each.start, each.end, each.left_ramp, each.right_ramp] for each in intervals])
     return results
