@@ -7,17 +7,19 @@ from disk. On an accelerator the peak is what was allocated there, on the CPU it
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tests.tiny_training import CHANNELS, TOKENS, make_config, write_clip, write_model
 
 from ltx_trainer.memory import peak_memory
 from ltx_trainer.trainer import LtxvTrainer
-from tests.tiny_training import CHANNELS, TOKENS, make_config, write_clip, write_model
 
 WARM_UP = 3  # steps
 EXAMPLES = 8
@@ -106,8 +108,9 @@ def main() -> None:
         tokens = size[0] * size[1] * size[2] + size[0] * 8
         print(f"{arguments.layers} blocks of width {width}, {tokens} tokens, batch {arguments.batch}, {device}")
         print(f"{'':26} {'ms/step':>10} {'data share':>11} {'peak MiB':>9}")
-        for variant in VARIANTS:
-            result = measure(variant, model, data, arguments)
+        for variant in VARIANTS:  # each in a process of its own, so that peaks are its own
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                result = pool.submit(measure, variant, model, data, arguments).result()
             share, peak = f"{result.data_share:.1%}", f"{result.peak / 2**20:.0f}"
             print(f"{variant.name:26} {result.seconds * 1000:10.1f} {share:>11} {peak:>9}", flush=True)
 

@@ -1,4 +1,4 @@
-"""Make a clip with a trained adapter, the way validation does: ``python inference.py --model-path ... --prompt ...``."""
+"""Make a clip with a trained adapter, as validation does: ``python inference.py --model-path ... --prompt ...``."""
 
 from __future__ import annotations
 

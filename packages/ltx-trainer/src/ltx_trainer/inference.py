@@ -1,4 +1,4 @@
-"""One sample of a model, with an adapter if there is one, made the way validation makes it: one stage, full guidance."""
+"""Samples of a model, with adapters if there are any, made as validation makes them: one stage, full guidance."""
 
 from __future__ import annotations
 

@@ -330,9 +330,7 @@ class _Run:
                 self.accelerator.backward(losses["loss"] / count)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / count
-        limit = self.settings.max_grad_norm
-        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), limit if limit > 0 else float("inf"))
-        self.optimizer.step()
+        norm = self.update_weights()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.update_ema()
@@ -347,6 +345,19 @@ class _Run:
         if self.accelerator.num_processes == 1:
             return stop
         return bool(self.accelerator.reduce(torch.tensor(float(stop), device=self.accelerator.device), "sum") > 0)
+
+    def update_weights(self) -> Any:
+        """Clip, step the optimizer; returns the norm before clipping. The scale of float16 losses is undone."""
+        limit, scaler = self.settings.max_grad_norm, self.accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), limit if limit > 0 else float("inf"))
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
+        return norm
 
     def update_ema(self) -> None:
         decay = self.settings.ema_decay

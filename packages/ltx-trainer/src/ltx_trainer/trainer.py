@@ -77,6 +77,7 @@ class LtxvTrainer:
         self.resume = resume and not config.checkpoints.no_resume
         self.output = Path(config.output_dir)
         self.last_files: list[Path] = []  # samples of the last validation
+        self.shown_files = self.last_files
         model = config.model
         self.files = ModelFiles.of(
             model.model_path, model.text_encoder_path, model.video_vae_path, model.audio_vae_path
@@ -319,8 +320,9 @@ class LtxvTrainer:
             view.note(f"stopped after step {report.step}; run it again to go on")
         if logs.members:
             logs.write(report.step, figures)
-            if report.metrics or self.last_files:
+            if self.last_files is not self.shown_files:
                 logs.show(report.step, self.last_files)
+                self.shown_files = self.last_files
 
     def _losses_by_sigma(self) -> dict[str, float]:
         figures: dict[str, float] = {}
