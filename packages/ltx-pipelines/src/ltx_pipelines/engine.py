@@ -4,6 +4,7 @@
 
     prompts -> contexts -> stage 1 { encode conditions, noise, denoise } -> enlarge -> stage 2 { ... } -> decode
 
+A stage with windows does that for each of them and joins the results (`ltx_pipelines.handover`).
 The last event carries a `Generation`, whose frames are decoded as they are pulled. Closing the iterator between two
 events cancels the run; nothing outlives it but the networks the ledger keeps.
 """

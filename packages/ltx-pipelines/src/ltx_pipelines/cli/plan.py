@@ -112,7 +112,8 @@ def stage_row(stage: StagePlan) -> list[str]:
     conditions = [condition.kind for stream in stage.streams.values() for condition in stream.conditions]
     size = f"{stage.shape.width} x {stage.shape.height}" if "video" in stage.streams else ""
     adapters = [f"{lora.path.rpartition('/')[2]} {lora.strength:g}" for lora in stage.loras]
-    counts = [str(stage.steps), str(stage.passes())]
+    windows = f" x {len(stage.windows)} windows" if stage.windows else ""
+    counts = [f"{stage.steps}{windows}", str(stage.passes())]
     return [size, *counts, stage.sampler.kind, ", ".join(streams), ", ".join(conditions), ", ".join(adapters)]
 
 
