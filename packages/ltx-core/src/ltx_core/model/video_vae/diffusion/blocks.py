@@ -26,7 +26,7 @@ from ltx_core.model.video_vae.layers import silu
 from ltx_core.model.video_vae.ops import depth_to_space
 
 NORM_EPS = 1e-6
-SLAB_ELEMENTS = 2**26  # of the widest activation of a slab
+SLAB_ELEMENTS = 2**25  # of the widest activation of a slab
 
 Norm = Callable[[Tensor], Tensor]
 KeysValues = tuple[Tensor, Tensor]  # [B, T, H, W, heads, head_dim] each

@@ -86,7 +86,8 @@ class DiffusionVideoDecoder(nn.Module):
 
     def forward(self, latent: Tensor, conditioning: DecodeConditioning | None = None) -> Tensor:
         """The whole video at once, in the latent's dtype."""
-        return torch.cat(list(self._decode(latent, None, conditioning)), dim=2)
+        (video,) = self._decode(latent, None, conditioning)
+        return video
 
     @torch.no_grad()
     def decode_tiled(
@@ -149,7 +150,7 @@ class DiffusionVideoDecoder(nn.Module):
 
     def denoise(self, noise: Tensor, context: Tensor) -> Tensor:
         """From noise ``[B, 3, F, H, W]`` at time 1 to pixels, in ``config.steps`` Euler steps."""
-        x, times = noise, torch.linspace(1, 1 / self.config.steps, self.config.steps).tolist()
+        x, times = noise, torch.linspace(1, 1 / self.config.steps, self.config.steps, device="cpu").tolist()
         for now, then in zip(times, [*times[1:], 0.0], strict=True):
             velocity = self.step(x, context, torch.full((x.shape[0],), now, device=x.device))
             if self.config.prediction == "x0":
