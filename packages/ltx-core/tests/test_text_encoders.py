@@ -139,6 +139,12 @@ def test_features_do_not_depend_on_how_many_layers_wait(
     torch.testing.assert_close(features.video, materialised(extractor, states, MASK), rtol=1e-4, atol=1e-5)
 
 
+def test_a_checkpoint_without_audio_heads_has_video_features_only() -> None:
+    section = {key: value for key, value in PER_TOKEN["transformer"].items() if not key.startswith("audio_")}
+    config = EmbeddingsConfig.from_metadata({"transformer": section}, TEXT)
+    assert config == EmbeddingsConfig.from_metadata(PER_TOKEN, TEXT).video_only()
+
+
 def test_feature_extractor_refuses_another_language_model() -> None:
     extractor = FeatureExtractor(FeatureExtractorConfig.from_metadata(PER_TOKEN, TEXT))
     states = [torch.zeros(3, TEXT["hidden_size"])] * 5

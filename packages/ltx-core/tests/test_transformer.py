@@ -152,6 +152,41 @@ def test_ltx_video_has_the_published_tensor_count_and_runs() -> None:
     assert_same(model(starts), model(video))
 
 
+def test_ltx_video_reads_a_flat_text_mask_of_any_dtype_as_keep_and_drop() -> None:
+    model = random_model(TransformerConfig.from_metadata({"transformer": LTX_VIDEO}))
+    video = random_modality(model, "video", 2)
+    kept = torch.ones(video.context.shape[:2], dtype=torch.int64)
+    kept[1, 1:] = 0
+    integer, floating = (model(replace(video, context_mask=kept.to(dtype))) for dtype in (torch.int64, torch.float32))
+    assert_same(integer, floating)
+    assert not torch.allclose(integer[0], model(video)[0])
+
+
+def test_timesteps_of_any_shape_are_read_batch_major(model: LTXModel) -> None:
+    video, audio = both(model, 2)
+    flat = replace(video, timesteps=video.per_token_timesteps.expand(2, video.latent.shape[1], 1).reshape(-1))
+    assert_same(model(flat, audio), model(video, audio))
+
+
+def test_one_stream_alone_needs_nothing_the_section_says_of_the_other() -> None:
+    section = SECTION | V23
+    joined = ("use_audio_video_cross_attention", "share_ff", "av_cross_ada_norm")
+    for names, foreign in ((("video",), "audio_"), (("audio",), "num_attention_heads")):
+        alone = {key: value for key, value in section.items() if not key.startswith(foreign) and key not in joined}
+        alone |= {"cross_attention_dim": 4096, "attention_head_dim": 128} if names == ("audio",) else {}
+        config = TransformerConfig.from_metadata({"transformer": alone}, names)
+        assert config == config_of(V23).with_streams(*names)
+    with pytest.raises(ConfigError, match="share_ff"):
+        TransformerConfig.from_metadata({"transformer": {**section, "share_ff": True}}, ("video", "audio"))
+
+
+def test_interleaved_rotation_takes_odd_head_widths() -> None:
+    odd = {"num_attention_heads": 2, "attention_head_dim": 15, "cross_attention_dim": 30}
+    assert config_of(V23 | odd | {"rope_type": "interleaved"}).video.width == 30
+    with pytest.raises(ConfigError, match="attention_head_dim is 15"):
+        config_of(V23 | odd)
+
+
 def test_distinct_levels_give_what_every_token_alone_gives(model: LTXModel) -> None:
     video, audio = both(model, 2)
     levels = video.timesteps.clone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -59,11 +60,14 @@ def extract_features(case: Case) -> Results:
     states, mask = case.inputs["hidden_states"], case.inputs["attention_mask"]
     gemma = {"hidden_size": states.shape[-1], "num_hidden_layers": len(states) - 1}
     checkpoint = Checkpoint.open(case.weights_path)
+    stored = checkpoint.weights("embeddings").state_dict()
+    weights = {name.removeprefix("feature_extractor."): tensor for name, tensor in stored.items()}
     config = FeatureExtractorConfig.from_metadata(checkpoint.config, gemma)
+    if config.per_token and "audio_aggregate_embed.weight" not in weights:
+        config = replace(config, audio_width=None)
     with torch.device("meta"):
         extractor = FeatureExtractor(config)
-    weights = checkpoint.weights("embeddings").state_dict()
-    fill(extractor, {name.removeprefix("feature_extractor."): tensor for name, tensor in weights.items()})
+    fill(extractor, weights)
     packed = [state[mask.bool()] for state in states]
     features = extractor(packed, mask)
     normed = [extractor.normalize(state, mask.sum(1).tolist()) for state in packed]

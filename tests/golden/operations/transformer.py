@@ -287,15 +287,15 @@ def block_keep(case: Case) -> dict[PerturbationType, Keep]:
 
 
 def build_model(case: Case, streams: tuple[str, ...] | None = None) -> LTXModel:
-    """The case's model. Tensors of streams that were not asked for are left out, everything else must fit."""
-    config = TransformerConfig.from_metadata(json.loads(read_header(case.weights_path)["__metadata__"]["config"]))
+    """The case's model in its latents' dtype. One stream alone reads only its own tensors, both take all."""
+    header = json.loads(read_header(case.weights_path)["__metadata__"]["config"])
     with torch.device("meta"):
-        whole = set(LTXModel(config).state_dict())
-        model = LTXModel(config.with_streams(*streams) if streams else config)
-    left_out = whole - set(model.state_dict())
-    state = {name: value for name, value in weights(case).items() if name not in left_out}
+        model = LTXModel(TransformerConfig.from_metadata(header, streams))
+    own = model.state_dict().keys()
+    state = {name: value for name, value in weights(case).items() if name in own or streams in (None, STREAMS)}
     filled(model, state)
-    return model
+    latent = next(value for name, value in case.inputs.items() if name.endswith("_latent"))
+    return model.to(latent.dtype)
 
 
 def modality(case: Case, name: str) -> Modality | None:

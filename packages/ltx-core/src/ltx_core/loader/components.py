@@ -59,8 +59,8 @@ class ComponentSpec:
 
     def read_config(self, metadata_config: Mapping[str, Any]) -> Any:
         """The network's frozen config; ``ConfigError`` when the checkpoint's JSON describes none."""
-        config = _load(self.config).from_metadata(metadata_config)
-        return config.with_streams(*self.streams) if self.streams else config
+        read = _load(self.config).from_metadata
+        return read(metadata_config, self.streams) if self.streams else read(metadata_config)
 
     def construct(self, config: Any) -> nn.Module:
         """The network, on whatever device is current."""

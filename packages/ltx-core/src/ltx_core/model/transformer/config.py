@@ -5,7 +5,7 @@ LTX-2 19B, 2.3 and 2.5 and LTX-Video 0.9.x differ in these values only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,7 +90,8 @@ class TransformerConfig:
         if not self.streams:
             raise ConfigError("the transformer has no stream, expected video, audio or both")
         for name, stream in self.streams.items():
-            if stream.head_dim % 2:
+            rotated = stream.head_dim if self.rope_type == "split" else stream.width
+            if rotated % 2:
                 raise ConfigError(f"{name} attention_head_dim is {stream.head_dim}, expected an even number")
         if self.video and self.audio and self.video.heads != self.audio.heads:
             raise ConfigError(
@@ -98,19 +99,21 @@ class TransformerConfig:
             )
 
     @classmethod
-    def from_metadata(cls, config: Mapping[str, Any]) -> TransformerConfig:
+    def from_metadata(cls, config: Mapping[str, Any], streams: Sequence[str] | None = None) -> TransformerConfig:
         """Read the ``transformer`` section of a checkpoint's ``config``.
 
-        Raises ``ConfigError`` when the section is missing, incomplete, or describes a network that is not built here.
+        ``streams`` names the streams to build, ``"video"``, ``"audio"`` or both; None: those the section describes.
+        What the section says of the joined model only counts for both. Raises ``ConfigError`` when the section is
+        missing, incomplete, or describes a network that is not built here.
         """
         section = config.get("transformer")
         if not isinstance(section, Mapping):
             raise ConfigError("config has no 'transformer' section, expected the sizes of the transformer there")
         name = section.get("_class_name", LTX2_CLASS)
         if name == LTX2_CLASS:
-            return _ltx2(section)
+            return _ltx2(section, _described(section) if streams is None else streams)
         if name == LTX_VIDEO_CLASS:
-            return _ltx_video(section)
+            return _ltx_video(section).with_streams(*(streams or ("video",)))
         raise ConfigError(f"transformer _class_name is {name!r}, expected {LTX2_CLASS!r} or {LTX_VIDEO_CLASS!r}")
 
     @property
@@ -153,23 +156,25 @@ class TransformerConfig:
         )
 
 
-def _ltx2(section: Mapping[str, Any]) -> TransformerConfig:
+def _described(section: Mapping[str, Any]) -> Sequence[str]:
+    """Both streams, or video alone where the section has no sizes of audio heads."""
+    return STREAMS if {"audio_num_attention_heads", "audio_attention_head_dim"} & section.keys() else ("video",)
+
+
+def _ltx2(section: Mapping[str, Any], streams: Sequence[str]) -> TransformerConfig:
     _check_constants(section, LTX2_CONSTANTS)
-    video = StreamConfig(
-        heads=section.get("num_attention_heads", 32),
-        head_dim=section.get("attention_head_dim", 128),
-        in_channels=section.get("in_channels", 128),
-        out_channels=section.get("out_channels", 128),
-        max_pos=tuple(section.get("positional_embedding_max_pos", (20, 2048, 2048))),
-        ff_bias=section.get("ff_bias", True),
-    )
-    _check_text_width(section, "cross_attention_dim", 4096, video)
+    if unknown := [name for name in streams if name not in STREAMS]:
+        raise ConfigError(f"stream is {unknown[0]!r}, expected one of {', '.join(STREAMS)}")
+    if len(set(streams)) == 2:
+        _check_constants(section, AUDIO_VIDEO_CONSTANTS)
+        for key in ("num_attention_heads", "audio_num_attention_heads"):
+            _required(section, key)
     adaln = section.get("cross_attention_adaln", False)
     text_is_ready = section.get("caption_proj_before_connector", False)
     return TransformerConfig(
         num_layers=section.get("num_layers", 48),
-        video=video,
-        audio=_ltx2_audio(section),
+        video=_ltx2_video(section) if "video" in streams else None,
+        audio=_ltx2_audio(section) if "audio" in streams else None,
         caption_channels=None if text_is_ready else _required(section, "caption_channels"),
         norm_eps=section.get("norm_eps", 1e-6),
         qk_norm_eps=section.get("norm_eps", 1e-6),
@@ -187,14 +192,22 @@ def _ltx2(section: Mapping[str, Any]) -> TransformerConfig:
     )
 
 
-def _ltx2_audio(section: Mapping[str, Any]) -> StreamConfig | None:
-    """The audio stream; None when the section names no audio heads and no audio widths."""
-    if not any(key in section for key in ("audio_num_attention_heads", "audio_attention_head_dim")):
-        return None
-    _check_constants(section, AUDIO_VIDEO_CONSTANTS)
-    _required(section, "num_attention_heads")
+def _ltx2_video(section: Mapping[str, Any]) -> StreamConfig:
+    video = StreamConfig(
+        heads=section.get("num_attention_heads", 32),
+        head_dim=section.get("attention_head_dim", 128),
+        in_channels=section.get("in_channels", 128),
+        out_channels=section.get("out_channels", 128),
+        max_pos=tuple(section.get("positional_embedding_max_pos", (20, 2048, 2048))),
+        ff_bias=section.get("ff_bias", True),
+    )
+    _check_text_width(section, "cross_attention_dim", 4096, video)
+    return video
+
+
+def _ltx2_audio(section: Mapping[str, Any]) -> StreamConfig:
     audio = StreamConfig(
-        heads=_required(section, "audio_num_attention_heads"),
+        heads=section.get("audio_num_attention_heads", 32),
         head_dim=section.get("audio_attention_head_dim", 64),
         in_channels=section.get("audio_in_channels", 128),
         out_channels=section.get("audio_out_channels", 128),

@@ -18,11 +18,12 @@ def context_bias(mask: Tensor | None, dtype: torch.dtype, penalty: float | None 
 
     A floating-point mask is additive already and only gets the axes it lacks in front of its last two. An integer or
     boolean mask ``[B, S]`` (1 keep, 0 drop) becomes ``[B, 1, 1, S]`` with ``-penalty`` where dropped, the largest
-    number of ``dtype`` when None; where everything is dropped the attention is uniform.
+    number of ``dtype`` when None; where everything is dropped the attention is uniform. With a penalty (LTX-Video) a
+    ``[B, S]`` mask of any dtype is one that keeps and drops.
     """
     if mask is None:
         return None
-    if mask.is_floating_point():
+    if mask.is_floating_point() and (penalty is None or mask.ndim > 2):
         return with_head_axis(mask).to(dtype)
     dropped = 1 - mask.to(dtype)
     bias = dropped * -(torch.finfo(dtype).max if penalty is None else penalty)

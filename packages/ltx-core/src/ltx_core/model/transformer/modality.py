@@ -61,7 +61,8 @@ class Modality:
     """Noisy tokens of one stream and what conditions them. The latent's dtype is the working dtype of the forward."""
 
     latent: Tensor  # [B, T, C] patchified noisy tokens
-    timesteps: Tensor  # [B, T, 1], [B, T], [B, 1] or [B] float32: noise level in [0, 1] per token or per sample
+    timesteps: Tensor  # [B, T, 1], [B, T], [B, 1] or [B] float32: noise level in [0, 1] per token or per sample;
+    # other shapes with B or B*T elements are read as [B, -1]
     positions: Tensor  # [B, n, T, 2] float32 bounds in seconds (and pixels); LTX-Video: [B, n, T] starts
     context: Tensor  # [B, S, c] text features of this stream
     sigma: Tensor | None = None  # [B] float32: the sample's noise level; None: its largest timestep
@@ -72,6 +73,11 @@ class Modality:
     timestep_groups: TimestepGroups | None = None  # counts only while it describes this very ``timesteps`` tensor
     strength_groups: StrengthGroups | None = None  # counts only while it describes this very ``attention_mask``
     text_memory: TextMemory | None = None  # of ``context``: read and filled where text is the same at every step
+
+    def __post_init__(self) -> None:
+        batch, count = self.batch_size, self.timesteps.numel()
+        if self.timesteps.shape[:1] != (batch,) and count and batch and count % batch == 0:
+            object.__setattr__(self, "timesteps", self.timesteps.reshape(batch, -1))
 
     @property
     def batch_size(self) -> int:

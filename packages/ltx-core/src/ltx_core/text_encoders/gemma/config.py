@@ -48,12 +48,13 @@ class FeatureExtractorConfig:
             return cls(hidden, states, False, hidden, hidden)
         if given != PER_TOKEN_KEYS:
             raise ConfigError(f"text projection is {given}, expected none of these keys or exactly {PER_TOKEN_KEYS}")
+        has_audio = {"audio_num_attention_heads", "audio_attention_head_dim"} & transformer.keys()
         video, audio = (
             _positive(transformer, f"{prefix}num_attention_heads")
             * _positive(transformer, f"{prefix}attention_head_dim")
-            for prefix in ("", "audio_")
+            for prefix in ("", "audio_" if has_audio else "")
         )
-        return cls(hidden, states, True, video, audio)
+        return cls(hidden, states, True, video, audio if has_audio else None)
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,12 @@ class EmbeddingsConfig:
 
     @classmethod
     def from_metadata(cls, config: Mapping[str, Any], gemma: Mapping[str, Any] | None = None) -> EmbeddingsConfig:
-        """Audio and video; ``gemma`` as in ``FeatureExtractorConfig.from_metadata``."""
+        """Audio and video, or what there is; ``gemma`` as in ``FeatureExtractorConfig.from_metadata``."""
+        features = FeatureExtractorConfig.from_metadata(config, gemma)
         return cls(
-            FeatureExtractorConfig.from_metadata(config, gemma),
+            features,
             ConnectorConfig.from_metadata(config, "video"),
-            ConnectorConfig.from_metadata(config, "audio"),
+            None if features.audio_width is None else ConnectorConfig.from_metadata(config, "audio"),
         )
 
     @classmethod

@@ -122,6 +122,8 @@ def load_embeddings_processor(
         advice = "give the packed text-encoder file of its split pack instead of a Gemma folder"
         raise CheckpointError(f"{checkpoint.where} holds no text_embedding_projection; {advice}")
     config = EmbeddingsConfig.from_metadata(checkpoint.component_config("embeddings"), assets.config)
+    if audio and config.audio is None:
+        raise ConfigError(f"{checkpoint.where} describes no audio stream, expected one; load its video encoder alone")
     if not audio:
         config = config.video_only()
         sources = {name: source for name, source in sources.items() if "audio_" not in name}
