@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
+from ltx_core.model.video_vae.diffusion.tiling import whole_decode_work
 from ltx_core.model.video_vae.video_vae import VideoDecoder
 from ltx_core.types import AudioLatentShape, VideoLatentShape
 from ltx_pipelines.handover import growth, runs
@@ -250,8 +251,12 @@ def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:
     """The video decoder: operations of the whole clip, memory of the pieces it is decoded in."""
     checkpoint = ledger.open(ledger.slot("video_vae"))
     latent = VideoLatentShape.from_pixel_shape(plan.shape, ledger.latent_channels, ledger.scale_factors)
+    config = checkpoint.network_config("video_decoder")
+    if config.diffusion_decoder is not None:
+        cells = (latent.frames, latent.height, latent.width)
+        return Work(*whole_decode_work(config.diffusion_decoder, cells, ledger.dtype.itemsize))
     with torch.device("meta"):
-        decoder = VideoDecoder(checkpoint.network_config("video_decoder")).to(ledger.dtype)
+        decoder = VideoDecoder(config).to(ledger.dtype)
         whole = torch.empty(latent, dtype=ledger.dtype)
     work = measured(decoder, lambda: decoder(whole))
     if not decoder.can_stream:
