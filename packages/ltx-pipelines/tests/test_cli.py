@@ -18,7 +18,7 @@ import torch
 
 from ltx_core.errors import ConfigError, MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
-from ltx_pipelines import ltxv_command
+from ltx_pipelines import enhance, ltxv_command
 from ltx_pipelines.cli import job
 from ltx_pipelines.cli import options as o
 from ltx_pipelines.cli.app import OWN, run
@@ -40,7 +40,16 @@ NO_FIELD = {
     *o.HQ,
     *o.MEMORY,
     *o.SHOWING,
-    *("output", "duration", "auto_duration", "keep_video", "keep_audio", "full_model"),
+    *(
+        "output",
+        "enhance_prompt",
+        "prompt_enhancer",
+        "duration",
+        "auto_duration",
+        "keep_video",
+        "keep_audio",
+        "full_model",
+    ),
 }
 FIELD_OF = {"keep_video": "regenerate_video", "keep_audio": "regenerate_audio", "auto_duration": "num_frames"}
 
@@ -256,6 +265,30 @@ def test_ltxv_passes_on_what_is_asked(here: Path, monkeypatch: pytest.MonkeyPatc
     recipe = read_recipe(here / "boat.mp4")
     assert recipe is not None and recipe["request"]["prompt"] == "boat"
     assert line(f"{command} --image a.png 0 1 18 -q") == 2
+
+
+def test_enhanced_prompts_are_what_the_recipe_holds(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class Enhancer:
+        def enhance_i2v(self, prompt: str, image: torch.Tensor, seed: int) -> str:
+            asked.extend((prompt, tuple(image.shape), seed))
+            return "a bell, in full"
+
+    def load(path: str, *_: Any, images: bool) -> Enhancer:
+        assert images and Path(path).name == "chat"
+        return Enhancer()
+
+    (here / "chat").mkdir()
+    monkeypatch.setattr(enhance, "load_enhancer", load)
+    options = "-i photo.png -s 5 --enhance-prompt --prompt-enhancer-gemma-root chat -o bell.mp4 -q"
+    assert line(f"distilled -p bell {options}") == 0
+    assert asked == ["bell", (64, 64, 3), 5]
+    recipe = read_recipe(here / "bell.mp4")
+    assert recipe is not None and recipe["plan"]["prompt"] == "a bell, in full"
+    assert recipe["request"]["options"]["prompt"] == "a bell, in full"
+    assert line("rerun bell.mp4 --seed 6 -q") == 0 and len(asked) == 3
+    assert line("distilled -p bell --prompt-enhancer-gemma-root chat -q") == 2
 
 
 def test_batch_goes_on_where_it_stopped(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from ltx_pipelines.cli import options as o
 from ltx_pipelines.cli.line import PackingCommand, with_options
-from ltx_pipelines.cli.tasks import BY_NAME, TASKS, Task
+from ltx_pipelines.cli.tasks import BY_NAME, ENHANCING, TASKS, Task
 
 if TYPE_CHECKING:
     from ltx_pipelines.cli.progress import Reporter
@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from ltx_pipelines.plan import Plan
 
 EVERY_OPTION = tuple(dict.fromkeys(name for task in TASKS for name in task.options))
-NOT_KEPT = ("output", "json", "quiet", "contact_sheet", "keep_latents", "first_stage", "policy", "offload", "device")
+NOT_KEPT = (
+    *ENHANCING,
+    "output",
+    "json",
+    "quiet",
+    "contact_sheet",
+    "keep_latents",
+    "first_stage",
+    "policy",
+    "offload",
+    "device",
+)
 PROMPT = o.Opt((), "What to make; --prompt says the same.")
 GENERATE = """Make a clip; the pipeline follows from what is given.
 
@@ -60,6 +71,8 @@ def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> P
     check_request(session.request, session.ledger)
     plan = session.pipeline.plan(**session.request)
     check_spans(plan)
+    if given.get("enhance_prompt"):
+        plan = plan.with_(prompt=enhanced(session, given, reporter))
     shape = plan.shape
     reporter.note(f"{session.task.command} with {session.model} on {session.ledger.device}, seed {plan.seed}")
     wanted = {name: session.request.get(name) for name in ("height", "width")} if plan.has_video else {}
@@ -69,6 +82,18 @@ def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> P
     if moved and isinstance(wanted["num_frames"], int | None):
         reporter.note(f"snapped to what the model can make: {', '.join(moved)} (--no-snap refuses instead)")
     return plan
+
+
+def enhanced(session: Session, given: Mapping[str, Any], reporter: Reporter) -> str:
+    """The prompt written out by a language model, which sees the first picture if there is one."""
+    from ltx_pipelines.enhance import enhanced_prompt
+
+    image = next(iter(session.request.get("images", ())), None)
+    request, folder = session.request, given.get("prompt_enhancer")
+    path = image.path if image is not None else None
+    prompt = enhanced_prompt(request["prompt"], session.ledger, path, folder, request.get("seed", 10))
+    reporter.note(f"prompt: {prompt}", prompt=prompt)
+    return prompt
 
 
 def free_output(prompt: str, seed: int, suffix: str) -> str:
@@ -81,7 +106,7 @@ def free_output(prompt: str, seed: int, suffix: str) -> str:
 def kept_request(given: Mapping[str, Any], session: Session, plan: Plan) -> dict[str, Any]:
     """What was asked, with all that was drawn or predicted filled in, for the recipe."""
     options = {name: value for name, value in given.items() if name not in NOT_KEPT}
-    options["seed"] = plan.seed
+    options |= {"seed": plan.seed, "prompt": plan.prompt}
     if "auto_duration" in options:
         del options["auto_duration"]
         options["num_frames"] = plan.stages[0].shown.frames

@@ -67,7 +67,13 @@ REQUEST = _panel(
             metavar="SIGMA...",
             values=(2, MANY),
         ),
-        "enhance_prompt": Opt(("--enhance-prompt",), "Let the language model write the prompt out first.", bool),
+        "enhance_prompt": Opt(("--enhance-prompt",), "Let a language model write the prompt out first.", bool),
+        "prompt_enhancer": Opt(
+            ("--prompt-enhancer-gemma-root",),
+            "Gemma folder for that.",
+            metavar="FOLDER",
+            shown_default="the text encoder",
+        ),
     },
 )
 MODEL = _panel(

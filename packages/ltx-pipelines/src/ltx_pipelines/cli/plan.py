@@ -10,13 +10,13 @@ import typer
 from ltx_pipelines.cli import options as o
 from ltx_pipelines.cli.generate import EVERY_OPTION, PROMPT
 from ltx_pipelines.cli.line import PackingCommand, with_options
-from ltx_pipelines.cli.tasks import BY_NAME
+from ltx_pipelines.cli.tasks import BY_NAME, ENHANCING
 
 if TYPE_CHECKING:
     from ltx_pipelines.cost import Cost
     from ltx_pipelines.plan import Plan, StagePlan
 
-LEFT_OUT = {"quiet", "keep_latents", "contact_sheet", "first_stage"}
+LEFT_OUT = {"quiet", "keep_latents", "contact_sheet", "first_stage", *ENHANCING}
 HELP = """Show what would be done, and what it would cost.
 
 Takes the options of `ltx generate`, and --pipeline to name the pipeline instead of choosing it.

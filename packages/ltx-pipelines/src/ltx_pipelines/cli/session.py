@@ -68,6 +68,8 @@ def open_session(
     """
     found = with_overrides(find_files(given, task), given)
     task = task or choose(given, known_of(found, given))
+    if "prompt_enhancer" in given and not given.get("enhance_prompt"):
+        raise typer.BadParameter("it has no effect without --enhance-prompt", param_hint="--prompt-enhancer-gemma-root")
     refuse_unused(given, task)
     ledger = make_ledger(found.files, given) if share is None else shared_ledger(found.files, given, share)
     pipeline = make_pipeline(task, found, ledger, given)

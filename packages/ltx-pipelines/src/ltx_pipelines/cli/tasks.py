@@ -8,7 +8,8 @@ from typing import Any
 
 from ltx_pipelines.cli import options as o
 
-COMMON = ("prompt", "output", "seed", "sigmas", *o.MODEL, *o.MEMORY, *o.SHOWING)
+ENHANCING = ("enhance_prompt", "prompt_enhancer")
+COMMON = ("prompt", "output", "seed", "sigmas", *ENHANCING, *o.MODEL, *o.MEMORY, *o.SHOWING)
 SIZED = ("height", "width", "num_frames", "duration", "frame_rate", "snap")
 GUIDED = ("negative_prompt", "num_inference_steps", "max_batch_size", *o.GUIDANCE["video"], *o.GUIDANCE["audio"])
 STAGES = (*o.SECOND_STAGE,)
