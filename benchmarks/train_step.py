@@ -10,6 +10,7 @@ import argparse
 import multiprocessing
 import statistics
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from ltx_trainer.trainer import LtxvTrainer
 
 WARM_UP = 3  # steps
 EXAMPLES = 8
+COLUMNS = ("training", "ms/step", "data share", "peak MiB")
 
 
 @dataclass(frozen=True)
@@ -89,30 +91,54 @@ def measure(variant: Variant, model: Path, data: Path, arguments: argparse.Names
     )
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--size", type=int, nargs=3, default=(5, 12, 16), help="latent frames, rows, columns")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
-    size = tuple(arguments.size)
+def results(arguments: argparse.Namespace) -> Iterator[tuple[str, Measured]]:
+    """Every variant, each measured in a process of its own, so that peaks are its own."""
     with tempfile.TemporaryDirectory() as folder:
-        width = arguments.width
-        model = write_model(Path(folder) / "m.safetensors", width=width, audio_width=width, layers=arguments.layers)
-        data = write_examples(Path(folder) / "data", width, (size[0], size[1], size[2]))
-        device = "cuda" if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-        tokens = size[0] * size[1] * size[2] + size[0] * 8
-        print(f"{arguments.layers} blocks of width {width}, {tokens} tokens, batch {arguments.batch}, {device}")
-        print(f"{'':26} {'ms/step':>10} {'data share':>11} {'peak MiB':>9}")
-        for variant in VARIANTS:  # each in a process of its own, so that peaks are its own
+        width, layers, (frames, rows, columns) = arguments.width, arguments.layers, arguments.size
+        model = write_model(Path(folder) / "m.safetensors", width=width, audio_width=width, layers=layers)
+        data = write_examples(Path(folder) / "data", width, (frames, rows, columns))
+        for variant in VARIANTS:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                result = pool.submit(measure, variant, model, data, arguments).result()
-            share, peak = f"{result.data_share:.1%}", f"{result.peak / 2**20:.0f}"
-            print(f"{variant.name:26} {result.seconds * 1000:10.1f} {share:>11} {peak:>9}", flush=True)
+                yield variant.name, pool.submit(measure, variant, model, data, arguments).result()
+
+
+def title(arguments: argparse.Namespace) -> str:
+    frames, rows, columns = arguments.size
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    tokens = frames * rows * columns + frames * 8
+    return f"{arguments.layers} blocks of width {arguments.width}, {tokens} tokens, batch {arguments.batch}, {device}"
+
+
+def cells(name: str, result: Measured) -> tuple[str, str, str, str]:
+    return name, f"{result.seconds * 1000:.1f}", f"{result.data_share:.1%}", f"{result.peak / 2**20:.0f}"
+
+
+def run(options: Any) -> list[Any]:
+    """The table, for ``python -m benchmarks``."""
+    from benchmarks.common import Table
+
+    arguments = parser().parse_args(["--steps", "2", "--size", "2", "4", "4"] if options.quick else [])
+    return [Table(title(arguments), COLUMNS, [cells(*each) for each in results(arguments)])]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
+    made.add_argument("--width", type=int, default=128)
+    made.add_argument("--layers", type=int, default=4)
+    made.add_argument("--size", type=int, nargs=3, default=(5, 12, 16), help="latent frames, rows, columns")
+    made.add_argument("--batch", type=int, default=1)
+    made.add_argument("--steps", type=int, default=10)
+    made.add_argument("--workers", type=int, default=2)
+    return made
+
+
+def main() -> None:
+    """Print the table, a line as soon as it is measured."""
+    arguments = parser().parse_args()
+    print(title(arguments))
+    print("{:26} {:>10} {:>11} {:>9}".format(*COLUMNS))
+    for name, result in results(arguments):
+        print("{:26} {:>10} {:>11} {:>9}".format(*cells(name, result)), flush=True)
 
 
 if __name__ == "__main__":
