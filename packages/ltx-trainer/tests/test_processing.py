@@ -26,7 +26,7 @@ from ltx_trainer.processing.captioning import caption_media, find_media
 from ltx_trainer.processing.captions import parse_answer
 from ltx_trainer.processing.dataset import process_dataset
 from ltx_trainer.processing.metadata import output_stem, read_rows
-from ltx_trainer.processing.pixels import resize_and_crop, video_mask
+from ltx_trainer.processing.pixels import audio_mask, resize_and_crop, video_mask
 from ltx_trainer.processing.stage import ProcessingOptions
 from ltx_trainer.processing.tiles import encode_in_tiles
 from ltx_trainer.processing.transformers_captioner import transformers_captioner
@@ -337,6 +337,12 @@ class TestAudioOnly:
         mask = read_record(tmp_path / "out" / "audio_masks" / "two.safetensors")["mask"]
         steps = read_values(tmp_path / "out" / "audio_latents" / "two.safetensors")["num_time_steps"]
         assert mask.tolist() == [0.0] * math.ceil(steps / 2) + [1.0] * (steps // 2)
+
+
+def test_an_audio_mask_takes_the_nearest_earlier_value_as_interpolation_counts_it() -> None:
+    mask = torch.zeros(84)
+    mask[62] = 1
+    assert audio_mask(mask, 100).nonzero().flatten().tolist() == [74, 75]  # 75 * 0.84 is just below 63 in float32
 
 
 def write_wav(path: Path, seconds: float) -> None:

@@ -85,5 +85,4 @@ def _on_grid(grey: Tensor, frames: int, factors: SpatioTemporalScaleFactors) -> 
 
 def audio_mask(mask: Tensor, steps: int) -> Tensor:
     """A mask over time ``[n]`` on ``steps`` latent steps: float32 of 0 and 1, from the nearest earlier value."""
-    indices = torch.arange(steps, device=mask.device) * mask.shape[0] // steps
-    return (mask[indices] > MASK_THRESHOLD).float()
+    return (F.interpolate(mask.float()[None, None], steps, mode="nearest")[0, 0] > MASK_THRESHOLD).float()
