@@ -41,7 +41,7 @@ from ltx_pipelines.plan import (
     StagePlan,
 )
 from ltx_pipelines.utils.media_io import read_audio
-from ltx_pipelines.utils.model_ledger import SLOTS, ModelLedger
+from ltx_pipelines.utils.model_ledger import SLOTS, ModelLedger, free_bytes
 
 UNIT = 8 * 0.2e15  # operations of the clip that relative cost 1 stands for
 TEXT_TOKENS = 1024
@@ -261,8 +261,11 @@ def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:
     work = measured(decoder, lambda: decoder(whole))
     if not decoder.can_stream:
         return work
+    from ltx_pipelines.decode_memory import decode_parts  # which measures decoders with this module
+
     start = whole[:, :, : min(STREAMING_FRAMES, latent.frames)]
-    return Work(work.flops, measured(decoder, lambda: list(decoder.decode_streaming(start))).activations)
+    streamed = measured(decoder, lambda: list(decoder.decode_streaming(start))).activations
+    return Work(work.flops, streamed // decode_parts(decoder, whole, free_bytes(ledger.device)))
 
 
 def measured(network: torch.nn.Module, call: Callable[[], Any]) -> Work:

@@ -143,6 +143,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if "--debug" in line:
         line = ["--debug", *(token for token in line if token != "--debug")]
     try:
+        if line[:1] and line[0] in OWN and "--help" in line:  # without the group, whose options take long to understand
+            load(line[0])(line[1:], prog_name=f"ltx {line[0]}")
         typer.main.get_command(app)(line, prog_name="ltx")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
