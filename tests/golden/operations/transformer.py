@@ -25,8 +25,9 @@ from ltx_core.model.transformer.config import StreamConfig, TransformerConfig
 from ltx_core.model.transformer.feed_forward import FeedForward, TextProjection
 from ltx_core.model.transformer.masks import context_bias, self_attention_bias
 from ltx_core.model.transformer.modality import Modality
-from ltx_core.model.transformer.model import LTXModel, X0Model, to_x0
+from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.model.transformer.rope import RotaryEmbedding, RotaryTable, token_points
+from ltx_core.utils import to_denoised
 from tests.golden.case import Case, read_header
 from tests.golden.operations import Operation
 
@@ -209,7 +210,7 @@ def keyframe_marker(case: Case) -> dict[str, Tensor]:
 
 
 def x0(case: Case) -> dict[str, Tensor]:
-    return {"out.x0": to_x0(case.inputs["latent"], case.inputs["timesteps"], case.inputs["velocity"])}
+    return {"out.x0": to_denoised(case.inputs["latent"], case.inputs["velocity"], case.inputs["timesteps"])}
 
 
 def av_block(case: Case) -> dict[str, Tensor]:

@@ -251,5 +251,5 @@ class LatentState:
 
     def clone(self) -> LatentState:
         """A state whose tensors are copies."""
-        tensors = {name: value.clone() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {name: t.clone() for name, t in vars(self).items() if isinstance(t, Tensor)}
         return replace(self, **tensors)

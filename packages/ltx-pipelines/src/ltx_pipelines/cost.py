@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from ltx_core.model.common.memory import free_bytes
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
@@ -41,7 +42,7 @@ from ltx_pipelines.plan import (
     StagePlan,
 )
 from ltx_pipelines.utils.media_io import read_audio
-from ltx_pipelines.utils.model_ledger import SLOTS, ModelLedger, free_bytes
+from ltx_pipelines.utils.model_ledger import SLOTS, ModelLedger
 
 UNIT = 8 * 0.2e15  # operations of the clip that relative cost 1 stands for
 TEXT_TOKENS = 1024

@@ -25,6 +25,7 @@ from ltx_core.components.patchifiers import AudioPatchifier, VideoLatentPatchifi
 from ltx_core.conditioning.tools import AudioLatentTools, VideoLatentTools
 from ltx_core.model.audio_vae.audio_vae import AudioDecoder, decode_audio
 from ltx_core.model.audio_vae.vocoder import Vocoder
+from ltx_core.model.common.memory import free_bytes
 from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.model.video_vae.frames import decode_video
 from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
@@ -50,7 +51,7 @@ from ltx_pipelines.handover import (
 )
 from ltx_pipelines.plan import CarriedKeyframes, Plan, SamplerPlan, StagePlan
 from ltx_pipelines.utils.media_io import read_audio
-from ltx_pipelines.utils.model_ledger import Contexts, ModelLedger, free_bytes
+from ltx_pipelines.utils.model_ledger import Contexts, ModelLedger
 
 Phase = Literal["text", "conditions", "upsample", "denoise", "decode", "done"]
 Tools = Mapping[str, VideoLatentTools | AudioLatentTools]

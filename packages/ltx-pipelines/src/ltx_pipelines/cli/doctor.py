@@ -52,8 +52,9 @@ def devices() -> dict[str, str]:
 
     import torch
 
+    from ltx_core.model.common.memory import free_bytes
     from ltx_pipelines.cli.progress import human_bytes
-    from ltx_pipelines.utils.model_ledger import default_device, free_bytes
+    from ltx_pipelines.utils.model_ledger import default_device
 
     found = {}
     cpu = torch.device("cpu")

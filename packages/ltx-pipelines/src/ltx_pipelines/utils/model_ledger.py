@@ -29,6 +29,7 @@ from ltx_core.loader.metadata import Version, VersionDefaults, version_defaults
 from ltx_core.loader.safetensors_file import save_tensors
 from ltx_core.loader.streaming import StreamingModel, build_streaming
 from ltx_core.loader.weights import ComponentWeights, Source
+from ltx_core.model.common.memory import free_bytes
 from ltx_core.model.duration_head.model import DurationHead, predict_num_frames
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.types import SpatioTemporalScaleFactors
@@ -414,16 +415,3 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory a device has free; on the CPU what the system can give without swapping."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        values = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(values["MemAvailable"].split()[0]) * 1024
-    return 8 * 2**30

@@ -43,6 +43,7 @@ from ltx_core.model.transformer.modality import Modality, TimestepGroups
 from ltx_core.model.transformer.passes import Passes
 from ltx_core.model.transformer.rope import token_points
 from ltx_core.savings import savings
+from ltx_core.utils import to_denoised
 
 GATE_ADALN = {"video": "av_ca_a2v_gate_adaln_single", "audio": "av_ca_v2a_gate_adaln_single"}
 
@@ -281,7 +282,7 @@ class X0Model(nn.Module):
         video_x0, audio_x0 = (
             None
             if modality is None or velocity is None
-            else to_x0(modality.latent, modality.per_token_timesteps, velocity)
+            else to_denoised(modality.latent, velocity, modality.per_token_timesteps)
             for modality, velocity in zip((video, audio), velocities, strict=True)
         )
         return video_x0, audio_x0
@@ -293,11 +294,3 @@ class X0Model(nn.Module):
     @property
     def num_blocks(self) -> int:
         return self.velocity_model.num_blocks
-
-
-def to_x0(latent: Tensor, timesteps: Tensor, velocity: Tensor) -> Tensor:
-    """``latent - timesteps * velocity`` in float32, in the latent's dtype; tokens at timestep 0 come back exactly.
-
-    ``timesteps`` broadcasts against ``[B, T, C]``.
-    """
-    return (latent.float() - timesteps.float() * velocity.float()).to(latent.dtype)
