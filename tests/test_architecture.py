@@ -19,6 +19,7 @@ FLOOR = {
     "types": 0,
     "errors": 0,
     "utils": 0,
+    "savings": 0,
     "model": 1,
     "components": 1,
     "guidance": 1,
