@@ -19,18 +19,8 @@ if TYPE_CHECKING:
     from ltx_pipelines.plan import Plan
 
 EVERY_OPTION = tuple(dict.fromkeys(name for task in TASKS for name in task.options))
-NOT_KEPT = (
-    *ENHANCING,
-    "output",
-    "json",
-    "quiet",
-    "contact_sheet",
-    "keep_latents",
-    "first_stage",
-    "policy",
-    "offload",
-    "device",
-)
+PLACES = ("output", "json", "quiet", "contact_sheet", "keep_latents", "first_stage", "policy", "offload", "device")
+NOT_KEPT = (*ENHANCING, *PLACES)
 PROMPT = o.Opt((), "What to make; --prompt says the same.")
 GENERATE = """Make a clip; the pipeline follows from what is given.
 
@@ -67,10 +57,13 @@ def make(given: dict[str, Any], task: Task | None = None) -> None:
 def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> Plan:
     """The validated plan of a session, with a line on what was chosen and what was moved."""
     from ltx_pipelines.cli.checks import check_request, check_spans
+    from ltx_pipelines.cli.job import check_output
 
     check_request(session.request, session.ledger)
     plan = session.pipeline.plan(**session.request)
     check_spans(plan)
+    if "output" in given:
+        check_output(Path(given["output"]), plan)
     if given.get("enhance_prompt"):
         plan = plan.with_(prompt=enhanced(session, given, reporter))
     shape = plan.shape
