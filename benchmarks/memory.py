@@ -27,7 +27,7 @@ def run(options: Options) -> list[Table]:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Checkpoint.open(write_transformer(Path(folder) / "model.safetensors", size.section))
             resident = checkpoint.build("transformer", torch.float32, options.device)
-            streamed = build_streaming(checkpoint, torch.float32, options.device, hold="file", slots=1)
+            streamed = build_streaming(checkpoint, torch.float32, options.device, hold="file", slots=1, read_ahead=0)
 
             def guided(network: Any, size: Any = size) -> Any:
                 denoiser = guided_denoiser(network, size, options.device, network.num_blocks // 2)
@@ -58,9 +58,8 @@ def weights_of(network: torch.nn.Module) -> int:
 
 
 def held_by(model: StreamingModel) -> int:
-    """Slots, what is not in blocks, and up to two blocks read ahead."""
+    """What is not in blocks, one slot, and one block on its way from the file."""
     network = model.network
     assert isinstance(network, LTXModel)
     rest = sum(p.nbytes for name, p in network.named_parameters() if not name.startswith(LTXModel.BLOCK_LIST))
-    slot = model.streamer._slots[0].buffer.nbytes
-    return rest + slot * len(model.streamer._slots)
+    return rest + 2 * model.streamer._slots[0].buffer.nbytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderParams
 from ltx_core.errors import ConfigError
 from ltx_core.guidance.perturbations import BatchedPerturbationConfig, Perturbation, PerturbationConfig
 from ltx_core.guidance.perturbations import PerturbationType as Skip
+from ltx_core.loader import Checkpoint
+from ltx_core.loader.safetensors_file import save_checkpoint
+from ltx_core.loader.streaming import build_streaming
 from ltx_core.model.transformer.block import TransformerBlock
 from ltx_core.model.transformer.config import AUDIO_VIDEO_CONSTANTS, LTX2_CONSTANTS, TransformerConfig
 from ltx_core.model.transformer.masks import MAX_GROUPS, StrengthGroups, self_attention_bias
@@ -350,6 +354,25 @@ def test_one_compilation_serves_all_blocks_and_sizes() -> None:
         torch.testing.assert_close(forward(model, tokens), expected, rtol=1e-5, atol=2e-5)
     assert 0 < len(graphs) <= 2, "one for tokens that are a view, one for tokens that are not"
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("section", [V19B, V23], ids=["19b", "2.3"])
+def test_streamed_blocks_are_bit_equal_under_a_cap(section: dict[str, Any], tmp_path: Path) -> None:
+    """With 40 % of the weights in memory: what is not in blocks, one slot, one block on its way."""
+    section = section | {"num_layers": 12}
+    whole = random_model(section)
+    tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in whole.state_dict().items()}
+    save_checkpoint(tmp_path / "model.safetensors", tensors, {"config": {"transformer": section}})
+    checkpoint = Checkpoint.open(tmp_path / "model.safetensors")
+    streamed = build_streaming(checkpoint, torch.float32, hold="file", slots=1, read_ahead=0)
+    network: Any = streamed.network
+    sizes = {name: tensor.nbytes for name, tensor in whole.state_dict().items()}
+    rest = sum(size for name, size in sizes.items() if not name.startswith(LTXModel.BLOCK_LIST))
+    (slot,) = streamed.streamer._slots
+    assert rest + 2 * slot.buffer.nbytes < 0.4 * sum(sizes.values())
+    got, want = run(network, states(network)), run(whole, states(whole))
+    streamed.close()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 SIZES = [(512, 768), (704, 1216), (1024, 1536), (1088, 1920)]

@@ -70,16 +70,16 @@ def pack(tensors: Mapping[str, Tensor], pinned: bool) -> PackedBlock:
 
 
 class FileBlocks:
-    """Blocks read from the file by one thread, up to two ahead of the one asked for."""
+    """Blocks read from the file by one thread, up to ``ahead`` ahead of the one asked for."""
 
-    def __init__(self, load: Callable[[int], PackedBlock], count: int) -> None:
-        self._load, self._count = load, count
+    def __init__(self, load: Callable[[int], PackedBlock], count: int, ahead: int = READ_AHEAD) -> None:
+        self._load, self._count, self._ahead = load, count, ahead
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="block-reader")
         self._coming: dict[int, Future[PackedBlock]] = {}
 
     def __call__(self, index: int) -> PackedBlock:
         """The block; errors of the reader thread are raised here."""
-        wanted = [(index + ahead) % self._count for ahead in range(min(READ_AHEAD + 1, self._count))]
+        wanted = [(index + ahead) % self._count for ahead in range(min(self._ahead + 1, self._count))]
         self._coming = {i: self._coming.get(i) or self._reader.submit(self._load, i) for i in wanted}
         return self._coming.pop(index).result()
 
@@ -194,8 +194,11 @@ def build_streaming(
     quantization: str | None = None,
     hold: Literal["host", "file"] = "host",
     slots: int = 2,
+    read_ahead: int = READ_AHEAD,
 ) -> StreamingModel:
     """The transformer with everything but its blocks on ``device``, and ``slots`` blocks there at a time.
+
+    With ``hold="file"`` up to ``read_ahead`` blocks and the one that is asked for are in host memory.
 
     Raises ``ConfigError`` for a quantisation whose adapters change more than weights, ``CheckpointError`` as ``build``.
     """
@@ -216,7 +219,7 @@ def build_streaming(
     fill(network, {name: tensor.to(device) for path in rest for name, tensor in weights.named(path, loras)})
     setattr(network, BLOCKS, blocks.eval().requires_grad_(False))
     held = [load(index) for index in range(len(layers))] if hold == "host" else []
-    reader = None if held else FileBlocks(load, len(layers))
+    reader = None if held else FileBlocks(load, len(layers), read_ahead)
     largest = max(block.layout.nbytes for block in held) if held else _largest(weights, layers)
     rooms = [Slot(torch.empty(largest, dtype=torch.uint8, device=device)) for _ in range(slots)]
     return StreamingModel(network, BlockStreamer(blocks, reader or held.__getitem__, rooms), reader)
