@@ -140,7 +140,7 @@ def test_plan_names_its_files_and_its_cost(plan: Plan, clip: str, ledger: ModelL
         ([], {}, ConfigError, "0 adapters are given, expected the one"),
         ([ADAPTER, OTHER], {}, ConfigError, "2 adapters"),
         ([ADAPTER], {"reference_video_path": None}, ConfigError, "reference_video_path is not given"),
-        ([ADAPTER], {"reference_strength": 1.5}, LtxError, "nearest valid: 1.0"),
+        ([ADAPTER], {"reference_strength": 1.5}, LtxError, "nearest valid: 1"),
         ([ADAPTER], {"height": 96}, ConfigError, "height is 96, expected a multiple of 64"),
         ([ADAPTER], {"height": 64}, LtxError, "first stage height is 32, expected a multiple of 64"),
         ([ADAPTER], {"num_frames": 17}, ConfigError, "num_frames has no effect in DubItPipeline"),

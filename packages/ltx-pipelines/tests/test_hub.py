@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ltx_core.errors import CheckpointError
-from ltx_pipelines.cli import session
-from ltx_pipelines.cli.session import from_hub
-from ltx_pipelines.utils import hub
+from ltx_pipelines.utils import hub, model_files
 from ltx_pipelines.utils.hub import KNOWN_MODELS, advice, hub_errors
 
 
@@ -67,21 +66,21 @@ def test_a_hub_model_takes_its_text_encoder_from_where_it_lies(
         fetched.append(repo)
         return folders[repo]
 
-    real = session.find_model
+    real = model_files.find_in_folder
 
     def without_encoder(*arguments: Any) -> Any:
         found = real(*arguments)
-        return session.replace(found, files=session.replace(found.files, text_encoder=None))
+        return replace(found, files=replace(found.files, text_encoder=None))
 
-    monkeypatch.setattr(session, "download_model", fetch)
-    monkeypatch.setattr(session, "find_model", without_encoder)
-    found = from_hub("Lightricks/LTX-2", "distilled")
+    monkeypatch.setattr(hub, "download_model", fetch)
+    monkeypatch.setattr(model_files, "find_in_folder", without_encoder)
+    found = model_files.from_hub("Lightricks/LTX-2", "distilled")
     assert fetched == ["Lightricks/LTX-2", hub.GEMMA_3]
     assert found.files.text_encoder == str(small_model / "gemma-3-tiny")
 
 
 def test_a_hub_id_with_dots_is_no_file_name(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(session, "from_hub", lambda repo, variant: asked.append(repo))
-    session.find_files({"model": "Lightricks/LTX-2.3"}, None)
+    monkeypatch.setattr(model_files, "from_hub", lambda repo, variant: asked.append(repo))
+    model_files.find_model("Lightricks/LTX-2.3")
     assert asked == ["Lightricks/LTX-2.3"]

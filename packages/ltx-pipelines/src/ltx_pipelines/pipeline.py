@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from ltx_core.errors import ConfigError
 from ltx_core.types import VideoPixelShape
+from ltx_pipelines.bounds import check_request
 from ltx_pipelines.engine import Event, Generation, generate
 from ltx_pipelines.plan import Condition, Lora, Plan, StagePlan
 from ltx_pipelines.request import AutoDuration, Request, fitted
@@ -65,6 +66,7 @@ class Pipeline(ABC):
         Raises `ConfigError`, `ConditioningError` or `MediaError` that names the field and the nearest valid value.
         """
         asked = Request.of(request, self.accepts, type(self).__name__)
+        check_request(vars(asked), self.ledger)
         if isinstance(asked.num_frames, AutoDuration) and not self.auto_duration:
             raise ConfigError(f"num_frames is automatic, {type(self).__name__} needs a number")
         plan = self.make_plan(asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ltx_core.errors import CheckpointError, ConditioningError, ConfigError, MediaError
+from ltx_core.types import VideoPixelShape
 from ltx_pipelines.conditions import attention_mask
 from ltx_pipelines.plan import (
     AudioReferenceCondition,
@@ -13,6 +14,7 @@ from ltx_pipelines.plan import (
     KeyframeSlots,
     Plan,
     ReferenceCondition,
+    RegionCondition,
     Source,
     StagePlan,
 )
@@ -94,40 +96,55 @@ def check_components(plan: Plan, ledger: ModelLedger) -> None:
 def check_condition(condition: Condition, stage: StagePlan, ledger: ModelLedger) -> None:
     """The condition lies inside the clip, its file can be read, the model can use it."""
     shape = stage.shape
-    if isinstance(condition, ImageCondition):
-        check_strength("image strength", condition.strength)
-        if not 0 <= condition.frame_idx < shape.frames:
-            nearest = min(max(condition.frame_idx, 0), shape.frames - 1)
-            raise ConditioningError(
-                f"image frame_idx is {condition.frame_idx}, expected 0 to {shape.frames - 1}; nearest valid: {nearest}"
-            )
-        if condition.crf is not None and not 0 <= condition.crf <= 51:
-            raise ConditioningError(f"image crf is {condition.crf}, expected 0 to 51")
-        decode_image(condition.path)
-    elif isinstance(condition, ReferenceCondition):
-        check_strength("reference strength", condition.strength)
-        check_strength("conditioning_attention_strength", condition.attention_strength)
-        for name, side in (("height", shape.height), ("width", shape.width)):
-            step = condition.downscale_factor * getattr(ledger.scale_factors, name)
-            if side % step:
-                raise ConditioningError(
-                    f"first stage {name} is {side}, expected a multiple of {step} (reference factor "
-                    f"{condition.downscale_factor})"
-                )
-        if condition.path is not None:
-            probe_video(condition.path)
-        if condition.attention_mask is not None:
-            attention_mask(condition.attention_mask, shape._replace(frames=1))
-    elif isinstance(condition, AudioReferenceCondition):
-        check_strength("audio reference strength", condition.strength)
-        if condition.path is not None:
-            check_sounding(condition.path, 0.0)
-    elif isinstance(condition, KeyframeSlots):
-        if not ledger.config.get("transformer", {}).get("use_keyframes_abs_pos_embedding"):
-            raise ConditioningError("generated_keyframes need a model with keyframe embedding (LTX-2.5), this has none")
-        indices = condition.pixel_frame_indices
-        if not indices or indices[0] < 0 or indices[-1] >= shape.frames:
-            raise ConditioningError(f"generated_keyframes are {list(indices)}, expected frames 0 to {shape.frames - 1}")
+    match condition:
+        case ImageCondition():
+            check_image(condition, shape)
+        case ReferenceCondition():
+            check_reference(condition, shape, ledger)
+        case AudioReferenceCondition():
+            check_strength("audio reference strength", condition.strength)
+            if condition.path is not None:
+                check_sounding(condition.path, 0.0)
+        case RegionCondition():
+            if condition.start >= shape.duration:
+                end = f"the clip ends at {shape.duration:.3g} s"
+                raise ConditioningError(f"start_time is {condition.start:g} s, {end}")
+        case KeyframeSlots():
+            check_slots(condition, shape, ledger)
+
+
+def check_image(image: ImageCondition, shape: VideoPixelShape) -> None:
+    check_strength("image strength", image.strength)
+    last = shape.frames - 1
+    if not 0 <= image.frame_idx <= last:
+        nearest = min(max(image.frame_idx, 0), last)
+        raise ConditioningError(f"image frame_idx is {image.frame_idx}, expected 0 to {last}; nearest valid: {nearest}")
+    if image.crf is not None and not 0 <= image.crf <= 51:
+        raise ConditioningError(f"image crf is {image.crf}, expected 0 to 51")
+    decode_image(image.path)
+
+
+def check_reference(reference: ReferenceCondition, shape: VideoPixelShape, ledger: ModelLedger) -> None:
+    check_strength("reference strength", reference.strength)
+    check_strength("conditioning_attention_strength", reference.attention_strength)
+    factor = reference.downscale_factor
+    for name, side in (("height", shape.height), ("width", shape.width)):
+        step = factor * getattr(ledger.scale_factors, name)
+        if side % step:
+            expected = f"expected a multiple of {step} (reference factor {factor})"
+            raise ConditioningError(f"first stage {name} is {side}, {expected}")
+    if reference.path is not None:
+        probe_video(reference.path)
+    if reference.attention_mask is not None:
+        attention_mask(reference.attention_mask, shape._replace(frames=1))
+
+
+def check_slots(slots: KeyframeSlots, shape: VideoPixelShape, ledger: ModelLedger) -> None:
+    if not ledger.config.get("transformer", {}).get("use_keyframes_abs_pos_embedding"):
+        raise ConditioningError("generated_keyframes need a model with keyframe embedding (LTX-2.5), this has none")
+    indices = slots.pixel_frame_indices
+    if not indices or indices[0] < 0 or indices[-1] >= shape.frames:
+        raise ConditioningError(f"generated_keyframes are {list(indices)}, expected frames 0 to {shape.frames - 1}")
 
 
 def check_strength(name: str, value: float) -> None:

@@ -24,13 +24,11 @@ from ltx_pipelines.pipeline import Pipeline
 from ltx_pipelines.plan import ImageCondition, Lora, ModelFiles
 from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.stages import default_guidance
-from ltx_pipelines.utils.hub import KNOWN_MODELS, download_model
-from ltx_pipelines.utils.model_files import HUB_ID, FoundModel, find_model, find_text_encoder
+from ltx_pipelines.utils.model_files import FoundModel, find_model
 from ltx_pipelines.utils.model_ledger import DTYPES, ModelLedger
 
 DEFAULT_MODEL = "tiny"
 MODEL_VARIABLE = "LTX_MODEL"
-WEIGHTS = (".safetensors", ".gguf")
 OFFLOAD = {"none": "resident", "cpu": "streamed", "disk": "sequential"}
 POLICIES = ("auto", "resident", "sequential", "streamed")
 # Options that are request fields under the same name and need no conversion.
@@ -103,25 +101,13 @@ def find_files(given: Mapping[str, Any], task: Task | None) -> FoundModel:
         if "transformer" not in given:
             raise typer.BadParameter("a split model needs --transformer-path")
         return FoundModel(ModelFiles(given["transformer"]), is_distilled="distilled" in Path(given["transformer"]).name)
-    model = model_name(given)
-    if not Path(model).expanduser().exists() and HUB_ID.fullmatch(model) and not model.endswith(WEIGHTS):
-        return from_hub(model, variant_of(task))
-    return find_model(model, variant_of(task))
+    return find_model(model_name(given), variant_of(task))
 
 
 def variant_of(task: Task | None) -> str:
     """Which of several transformers in a folder a task wants."""
     distilled = task is None or task.command in ("distilled", "ic-lora", "dubit", *EITHER_KIND)
     return "distilled" if distilled else "dev"
-
-
-def from_hub(repo: str, variant: str) -> FoundModel:
-    """A hub model, fetched where it is missing, with the language model that lies in a repository of its own."""
-    found = find_model(str(download_model(repo)), variant)
-    if found.files.text_encoder is not None or repo not in KNOWN_MODELS:
-        return found
-    encoders = (find_text_encoder(download_model(other), ()) for other in KNOWN_MODELS[repo].needs)
-    return replace(found, files=replace(found.files, text_encoder=next(filter(None, encoders), None)))
 
 
 def with_overrides(found: FoundModel, given: Mapping[str, Any]) -> FoundModel:

@@ -42,11 +42,20 @@ def find_model(model: str, variant: str | None = None) -> FoundModel:
         return find_in_folder(path.parent, variant, chosen=path)
     if path.is_dir():
         return find_in_folder(path, variant)
-    if HUB_ID.fullmatch(model) and not path.suffix:
-        from ltx_pipelines.utils.hub import download_model
-
-        return find_in_folder(download_model(model), variant)
+    if HUB_ID.fullmatch(model) and path.suffix not in (".safetensors", ".gguf"):
+        return from_hub(model, variant)
     raise CheckpointError(f"model is {model!r}: neither a file, nor a folder, nor a hub id like owner/name")
+
+
+def from_hub(repo: str, variant: str | None = None) -> FoundModel:
+    """A hub model, fetched where it is missing, with the language model that lies in a repository of its own."""
+    from ltx_pipelines.utils.hub import KNOWN_MODELS, download_model
+
+    found = find_in_folder(download_model(repo), variant)
+    if found.files.text_encoder is not None or repo not in KNOWN_MODELS:
+        return found
+    encoders = (find_text_encoder(download_model(other), ()) for other in KNOWN_MODELS[repo].needs)
+    return replace(found, files=replace(found.files, text_encoder=next(filter(None, encoders), None)))
 
 
 def bundled_model(name: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Values that a plan would not show any more, each refused with its field and the nearest valid value."""
+"""The range of every number a request may hold; what lies outside is refused with its nearest valid value."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ltx_core.errors import ConditioningError, ConfigError
-from ltx_pipelines.plan import Plan, RegionCondition
+from ltx_core.errors import ConfigError
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 MAX_PASSES = 4  # conditional, unconditional, perturbed, modality-isolated
@@ -61,11 +60,3 @@ def check_guidance(stream: str, params: Mapping[str, Any], ledger: ModelLedger) 
         nearest = min(max(outside[0], 0), num_layers - 1)
         said = f"{stream} stg_blocks hold {outside[0]}, the model has blocks 0 to {num_layers - 1}"
         raise ConfigError(f"{said}; nearest valid: {nearest}")
-
-
-def check_spans(plan: Plan) -> None:
-    """A span to make anew lies inside the clip."""
-    for stage, condition in plan.conditions():
-        duration = stage.shape.duration
-        if isinstance(condition, RegionCondition) and condition.start >= duration:
-            raise ConditioningError(f"start_time is {condition.start:g} s, the clip ends at {duration:.3g} s")
