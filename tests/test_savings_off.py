@@ -10,7 +10,7 @@ from tests.golden.operations import find_operation
 from tests.golden.waiting import WAITING
 
 OPERATIONS = {("transformer", "forward"), ("transformer", "av_block")}
-COMPONENTS = {"denoiser", "sampling", "guided_denoiser"}
+COMPONENTS = {"denoisers"}
 MOST = 6  # cases
 
 
