@@ -1,0 +1,76 @@
+"""Streamed video VAE passes equal whole ones for every block list of the golden cases that allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from ltx_core.errors import CheckpointError
+from ltx_core.loader import Checkpoint
+from ltx_core.model.video_vae.video_vae import VideoDecoder, VideoEncoder
+from tests.golden.case import Case, find_cases, golden_root
+
+
+def cases(part: str) -> list[Case]:
+    """Cases of whole encoders or decoders, one per weights file."""
+    found: dict[str, Case] = {}
+    for case in find_cases(golden_root()):
+        if case.area == "video_vae" and case.weights_path.is_file() and "diffusion" not in case.key[0]:
+            try:
+                held = Checkpoint.open(case.weights_path).components
+            except CheckpointError:
+                continue  # weights of single blocks
+            if part in held:
+                found.setdefault(case.weights_path.name, case)
+    return list(found.values())
+
+
+def parameters(part: str) -> Callable[..., object]:
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in cases(part)])
+
+
+def same(streamed: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Equal up to rounding: the error against the size of the whole, in units of the dtype's rounding."""
+    limit = 1e-5 if whole.dtype == torch.float32 else 1e-12
+    return streamed.shape == whole.shape and float((streamed - whole).norm() / whole.norm()) <= limit
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@parameters("video_decoder")
+@torch.no_grad()
+def test_decode(case: Case, dtype: torch.dtype) -> None:
+    checkpoint = Checkpoint.open(case.weights_path)
+    config = checkpoint.network_config("video_decoder")
+    if config.timestep_conditioning or any(block.inject_noise for block in config.decoder_blocks):
+        pytest.skip("draws noise of its own; the unit tests inject it")
+    decoder = checkpoint.build("video_decoder", dtype)
+    assert isinstance(decoder, VideoDecoder)
+    if not decoder.can_stream:
+        pytest.skip("a norm over time")
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(1, config.latent_channels, 5, 3, 3, generator=generator, dtype=dtype)
+    whole = decoder(latent)
+    for chunk in (1, 2, 5):
+        assert same(torch.cat(list(decoder.decode_streaming(latent, chunk=chunk)), dim=2), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@parameters("video_encoder")
+@torch.no_grad()
+def test_encode(case: Case, dtype: torch.dtype) -> None:
+    encoder = Checkpoint.open(case.weights_path).build("video_encoder", dtype)
+    assert isinstance(encoder, VideoEncoder)
+    if not encoder.can_stream:
+        pytest.skip("a norm over time")
+    time, height, width = encoder.scale_factors
+    shape = (1, 3, 4 * time + 1, 2 * height, 2 * width)
+    video = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=dtype) * 2 - 1
+    whole = encoder(video)
+    for chunk in (1, 3, 4 * time):
+        assert same(encoder.encode_streaming(video.split(chunk, dim=2)), whole)
+
+
+def test_there_are_networks() -> None:
+    assert len(cases("video_decoder")) >= 3 and len(cases("video_encoder")) >= 3
