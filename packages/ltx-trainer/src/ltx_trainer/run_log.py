@@ -35,10 +35,14 @@ class CsvLog:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / LOG_NAME
         kept = [row for row in read_csv_log(path) if row[0] <= first_step] if first_step and path.is_file() else []
-        self._file = path.open("w", newline="", encoding="utf-8")
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows(kept)
+        temporary.replace(path)  # a run killed right here keeps what it had logged
+        self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file)
-        self._writer.writerow(COLUMNS)
-        self._writer.writerows(kept)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         self._writer.writerows((step, name, value) for name, value in figures.items())
