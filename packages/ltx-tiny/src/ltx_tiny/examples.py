@@ -12,7 +12,7 @@ from torch import Tensor
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
 from ltx_tiny.world.captions import caption
 from ltx_tiny.world.motion import camera, track
-from ltx_tiny.world.picture import draw
+from ltx_tiny.world.picture import Window, draw
 from ltx_tiny.world.scene import SECONDS, Scene, sample_scene
 from ltx_tiny.world.sound import play
 from ltx_trainer.scratch.data import Stage
@@ -37,9 +37,9 @@ class VideoExamples:
         scene = sample_scene(rng, self.part)
         start = float(rng.uniform(0.0, SECONDS - stage.frames / FPS))
         rendered = FULL_SIDE if rng.random() < FULL_SIZE_SHARE else max(HALF_SIDE, stage.side)
-        video = draw(scene, stage.frames, rendered, rendered, FPS, start)
         top, left = crop_corner(scene, start, rendered, stage.side, rng)
-        return {"video": as_tensor(video[:, top : top + stage.side, left : left + stage.side])}
+        window = Window(top, left, stage.side, stage.side)
+        return {"video": as_tensor(draw(scene, stage.frames, rendered, rendered, FPS, start, window))}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ltx_tiny.examples import FPS, FRAMES, as_tensor, spoken
 from ltx_tiny.world.picture import draw
 from ltx_tiny.world.scene import Scene, sample_scene
 from ltx_tiny.world.sound import SAMPLE_RATE, play
-from ltx_trainer.scratch.data import Stage, stack
+from ltx_trainer.scratch.data import Stage, leave_stopping_to_the_parent, stack
 
 SIDES = (128, 256)
 PART_SEEDS = {"train": 0, "held_out": 1}
@@ -184,7 +184,7 @@ def make_latents(folder: Path, plan: LatentsPlan, encoders: Encoders) -> Iterato
     shards = plan.shards(folder)
     scenes = [scene for _, held in shards for scene in held]
     rendered = RenderedScenes(scenes, plan.frames)
-    clips = iter(DataLoader(rendered, batch_size=None, num_workers=plan.workers))
+    clips = iter(DataLoader(rendered, None, num_workers=plan.workers, worker_init_fn=leave_stopping_to_the_parent))
     for path, held in shards:
         stacked = stack([encoders.encode(clip) for clip in islice(clips, len(held))])
         save_tensors(path, stacked, {"scenes": json.dumps([scene.to_json() for scene in held])})

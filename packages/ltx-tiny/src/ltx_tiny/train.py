@@ -26,9 +26,8 @@ RECIPES = Path(__file__).parent / "recipes"
 LOG_EVERY = 25  # steps
 LOOP_KEYS = (
     *("learning_rate", "warmup_steps", "scheduler_type", "scheduler_params", "max_grad_norm", "ema_decay"),
-    *("checkpoint_interval", "validation_interval", "mixed_precision"),
+    *("checkpoint_interval", "validation_interval", "mixed_precision", "compile"),
 )
-OPTIMIZER = {"betas": (0.9, 0.99), "weight_decay": 0.0}
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Recipe:
         return LoopSettings(
             steps=self.curriculum(name).steps,
             seed=self.seed,
-            optimizer_params=OPTIMIZER,
+            optimizer_type="muon",
             fingerprint={"seed": self.seed},
             **given,
         )

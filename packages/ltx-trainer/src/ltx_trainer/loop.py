@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ltx_core.errors import ConfigError
 from ltx_trainer.draws import Draws, GeneratorDraws, derived_seed
+from ltx_trainer.muon import Muon
 from ltx_trainer.schedules import learning_rate_schedule
 from ltx_trainer.state import TrainingState, latest_state, retain, rng_state, save_state, set_rng_state
 
@@ -77,6 +78,7 @@ class LoopSettings:
     max_grad_norm: float = 1.0  # <= 0: no clipping
     ema_decay: float | None = None
     mixed_precision: str = "no"
+    compile: bool = False  # the module's forward, once for every form of its batches
     checkpoint_interval: int | None = None
     keep_last_n: int = 1
     validation_interval: int | None = None
@@ -126,9 +128,17 @@ class SharedDraws(GeneratorDraws):
         return drawn[rows] if whole else drawn
 
 
-def make_optimizer(parameters: list[nn.Parameter], settings: LoopSettings) -> torch.optim.Optimizer:
-    """AdamW with the library's defaults, or its 8-bit form. Raises `ConfigError` when that is not installed."""
+def make_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
+    """AdamW with the library's defaults, its 8-bit form, or Muon.
+
+    Raises `ConfigError` for the 8-bit form when it is not installed, and for Muon over sharded parameters.
+    """
     options = dict(settings.optimizer_params)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if settings.optimizer_type == "muon":
+        if any(isinstance(parameter, DTensor) for parameter in parameters):
+            raise ConfigError("optimizer_type is 'muon', which needs whole matrices, and the parameters are sharded")
+        return Muon(module, settings.learning_rate, **options)
     if settings.optimizer_type == "adamw":
         return torch.optim.AdamW(parameters, lr=settings.learning_rate, **options)
     if settings.optimizer_type == "adamw8bit":
@@ -137,7 +147,7 @@ def make_optimizer(parameters: list[nn.Parameter], settings: LoopSettings) -> to
         except ImportError as error:
             raise ConfigError("optimizer_type is 'adamw8bit', which needs `pip install bitsandbytes`") from error
         return AdamW8bit(parameters, lr=settings.learning_rate, **options)
-    raise ConfigError(f"optimizer_type is {settings.optimizer_type!r}, expected adamw or adamw8bit")
+    raise ConfigError(f"optimizer_type is {settings.optimizer_type!r}, expected adamw, adamw8bit or muon")
 
 
 def prepared(module: nn.Module, accelerator: Accelerator) -> nn.Module:
@@ -230,9 +240,10 @@ class _Run:
             settings.scheduler_params,
             settings.warmup_steps,
         )
+        if settings.compile:
+            task.module.compile()
         self.module = prepared(task.module, accelerator)
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(parameters, settings)
+        self.optimizer = make_optimizer(self.module, settings)
         self.step = 0
         self.ema: dict[str, Tensor] = {}
         if settings.resume and (state := latest_state(folder / CHECKPOINT_FOLDER)) is not None:

@@ -21,7 +21,7 @@ from ltx_trainer.models import open_trainable
 GIB = 2**30
 LOOKED_AT = 64  # examples whose size is read to find the longest
 VALUES_PER_TOKEN = 34  # kept per token, block and unit of width without recomputation: about what autograd saves
-ADAM_BYTES = {"adamw": 8, "adamw8bit": 2}  # per trained value
+ADAM_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}  # per trained value
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,37 @@ HALF = np.array([-0.23, -0.34, 0.91], dtype=np.float32)
 
 
 @dataclass(frozen=True)
+class Window:
+    """The part of a picture that is drawn, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def grown(self, height: int, width: int) -> Window:
+        """With one pixel more on every side that has one: slopes of a surface need a neighbour."""
+        top, left = max(self.top - 1, 0), max(self.left - 1, 0)
+        bottom, right = min(self.top + self.height + 1, height), min(self.left + self.width + 1, width)
+        return Window(top, left, bottom - top, right - left)
+
+    def cut_from(self, video: Image, other: Window) -> Image:
+        """This window's part of frames ``[F, H, W, 3]`` of a larger window."""
+        top, left = self.top - other.top, self.left - other.left
+        return video[:, top : top + self.height, left : left + self.width]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The pixels of a window, and the size of the whole picture they belong to."""
+
+    pixels: Image
+    window: Window
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a body is on the screen in one frame, in screen units."""
 
@@ -119,13 +150,24 @@ def shade(body: Body, x: Float, y: Float, angle: float, pixel: float) -> tuple[F
     return np.minimum(paint, 255.0), cover
 
 
-def draw(scene: Scene, frames: int, height: int, width: int, fps: float, start: float = 0.0) -> Image:
-    """Frames of a scene from ``start`` seconds on: uint8 ``[F, H, W, 3]``."""
+def draw(
+    scene: Scene,
+    frames: int,
+    height: int,
+    width: int,
+    fps: float,
+    start: float = 0.0,
+    window: Window | None = None,
+) -> Image:
+    """Frames of a scene from ``start`` seconds on: uint8 ``[F, H, W, 3]``, or only a window of them."""
+    asked = window or Window(0, 0, height, width)
+    window = asked.grown(height, width)
     t = start + np.arange(frames) / fps
     x, y = grid(height, width)
+    x, y = x[window.left : window.left + window.width], y[window.top : window.top + window.height]
     view = camera(scene, t)
     tracks = [(body, track(scene, body, t)) for body in scene.bodies]
-    video = np.empty((frames, height, width, 3), dtype=np.uint8)
+    video = np.empty((frames, len(y), len(x), 3), dtype=np.uint8)
     moving = scene.camera != "still"
     for f in range(frames):
         zoom = view.zoom[f]
@@ -133,16 +175,17 @@ def draw(scene: Scene, frames: int, height: int, width: int, fps: float, start: 
             columns, rows = (x / zoom + view.x[f]).astype(np.float32), (y / zoom).astype(np.float32)
             empty = (backdrop(scene.background, columns, rows) + 0.5).astype(np.uint8)
         video[f] = empty
+        frame = Frame(video[f], window, height, width)
         for body, path in tracks:
             if path.alpha[f] > 0.0:
                 x_on_screen = (path.x[f] - view.x[f]) * zoom
                 place = Place(x_on_screen, path.y[f] * zoom, path.radius[f] * zoom, GROUND_Y * zoom, path.alpha[f])
-                _shadow(video[f], place)
-                _body(video[f], place, body, path.angle[f])
-    return video
+                _shadow(frame, place)
+                _body(frame, place, body, path.angle[f])
+    return asked.cut_from(video, window)
 
 
-def _shadow(frame: Image, place: Place) -> None:
+def _shadow(frame: Frame, place: Place) -> None:
     """Darken the floor under a body; wider and fainter the higher it is."""
     lift = max(place.ground - place.y - place.radius, 0.0)
     wide = place.radius * 1.25 + 0.25 * lift
@@ -155,28 +198,30 @@ def _shadow(frame: Image, place: Place) -> None:
         pixels[:] = (pixels * dark[..., None] + 0.5).astype(np.uint8)
 
 
-def _body(frame: Image, place: Place, body: Body, angle: float) -> None:
+def _body(frame: Frame, place: Place, body: Body, angle: float) -> None:
     """Blend a body into a frame."""
     reach = 1.25 * place.radius
     patch = _patch(frame, place.x, place.y, reach, reach)
     if patch is not None:
         pixels, x, y = patch
-        pixel = 1.0 / (min(frame.shape[:2]) * place.radius)
+        pixel = 1.0 / (min(frame.height, frame.width) * place.radius)
         scale = np.float32(place.radius)
         colour, cover = shade(body, x / scale, y / scale, angle, pixel)
         under = pixels.astype(np.float32)
         pixels[:] = (under + (colour - under) * (cover * place.alpha)[..., None] + 0.5).astype(np.uint8)
 
 
-def _patch(frame: Image, x: float, y: float, wide: float, tall: float) -> tuple[Image, Float, Float] | None:
+def _patch(frame: Frame, x: float, y: float, wide: float, tall: float) -> tuple[Image, Float, Float] | None:
     """The pixels within (wide, tall) of a screen point, and their offsets from it; None if there are none."""
-    height, width = frame.shape[:2]
-    side = min(height, width)
-    column, row = x * side + width / 2, y * side + height / 2
-    left, right = max(int(column - wide * side) - 1, 0), min(int(column + wide * side) + 2, width)
-    top, bottom = max(int(row - tall * side) - 1, 0), min(int(row + tall * side) + 2, height)
+    side, window = min(frame.height, frame.width), frame.window
+    column, row = x * side + frame.width / 2, y * side + frame.height / 2
+    left = max(int(column - wide * side) - 1, window.left)
+    right = min(int(column + wide * side) + 2, window.left + window.width)
+    top = max(int(row - tall * side) - 1, window.top)
+    bottom = min(int(row + tall * side) + 2, window.top + window.height)
     if right - left < 2 or bottom - top < 2:
         return None
     px = ((np.arange(left, right) + 0.5 - column) / side).astype(np.float32)
     py = ((np.arange(top, bottom) + 0.5 - row) / side).astype(np.float32)
-    return frame[top:bottom, left:right], px, py
+    rows, columns = (slice(a - first, b - first) for a, b, first in ((top, bottom, window.top), (left, right, window.left)))
+    return frame.pixels[rows, columns], px, py

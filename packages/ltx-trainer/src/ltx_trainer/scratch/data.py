@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,13 @@ class Examples:
     def batches(self, first_position: int, rank: int = 0) -> Iterator[dict[str, Tensor]]:
         """Batches from a position on."""
         positions = range(first_position, LAST_POSITION)
-        loader = DataLoader(_ByPosition(self, rank), batch_size=None, sampler=positions, num_workers=self.workers)
+        loader = DataLoader(
+            _ByPosition(self, rank),
+            batch_size=None,
+            sampler=positions,
+            num_workers=self.workers,
+            worker_init_fn=leave_stopping_to_the_parent,
+        )
         return iter(loader)
 
 
@@ -81,6 +88,12 @@ class _ByPosition(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         return self.examples.batch(position, self.rank)
+
+
+def leave_stopping_to_the_parent(worker: int) -> None:
+    """Ignore signals that reach the whole process group: a worker that ends early breaks the parent's last step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def stack(examples: Sequence[Batch]) -> dict[str, Tensor]:

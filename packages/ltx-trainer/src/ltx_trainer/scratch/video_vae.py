@@ -32,7 +32,7 @@ class VideoVaeLoss:
 
     squared: float = 2.0
     detail: float = 4.0  # extra weight of pixels that stand out
-    kl: float = 1e-4
+    kl: float = 1e-3
 
 
 class VideoVae(nn.Module):
