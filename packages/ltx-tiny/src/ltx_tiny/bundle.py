@@ -25,7 +25,12 @@ DISTILLED_LORA = "ltx-tiny-distilled-lora.safetensors"
 GEMMA = "gemma"
 MOST_BYTES = 48_000_000
 DEMO_PROMPT = "a small red ball bounces on a blue background with a low knock"
-KEPT_FLOAT32 = ("vocoder.", STATISTICS)  # parts of names; the rest is rounded to bfloat16
+GUIDANCE = {"cfg_scale": 3.0, "stg_scale": 0.0, "modality_scale": 1.0, "rescale_scale": 0.0}
+DEFAULT_REQUEST = {  # what the model was trained to be asked
+    **{"height": 256, "width": 256, "num_frames": 49, "frame_rate": 25.0, "num_inference_steps": 16},
+    **{"video_guider_params": GUIDANCE, "audio_guider_params": GUIDANCE},
+}
+KEPT_FLOAT32 = (STATISTICS,)  # parts of names; the rest is rounded to bfloat16
 
 
 def model_folder() -> Path:
@@ -45,6 +50,7 @@ def write_bundle(folder: Path, config: Mapping[str, Any], files: Mapping[str, Pa
     checkpoint, upscaler, lora = (folder / name for name in (CHECKPOINT, UPSCALER, DISTILLED_LORA))
     parts = [files[name] for name in ("transformer", "video_vae", "audio_vae", "vocoder")]
     metadata = {"config": dict(config), "model_version": MODEL_VERSION, "demo_prompt": DEMO_PROMPT}
+    metadata["default_request"] = DEFAULT_REQUEST
     save_checkpoint(checkpoint, rounded(parts), metadata)
     save_checkpoint(upscaler, rounded([files["upsampler"]]), SafetensorsFile(files["upsampler"]).metadata)
     save_checkpoint(lora, rounded([files["distill"]]), SafetensorsFile(files["distill"]).metadata)

@@ -1,8 +1,9 @@
 """Whole clips of the world as latents, computed once and kept in shards: what the transformer learns from.
 
-A shard is a safetensors file with ``video_128`` ``[n, 128, 7, 4, 4]``, ``video_256`` ``[n, 128, 7, 8, 8]`` and
-``audio`` ``[n, 8, 50, 16]`` in bfloat16, normalised, and the scenes as JSON in its metadata. Shard k is a function of
-the seed, k and the two VAEs; shards that are there are not made again.
+A shard is a safetensors file with ``video_128`` ``[n, 128, 7, 4, 4]`` and ``audio`` ``[n, 8, 50, 16]`` in bfloat16,
+normalised, in some shards also ``video_256`` ``[n, 128, 7, 8, 8]``, which takes four times as long to make, and the
+scenes as JSON in its metadata. Shard k is a function of the seed, k and the two VAEs; shards that are there are not made
+again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from ltx_trainer.scratch.data import Stage, leave_stopping_to_the_parent, stack
 
 SIDES = (128, 256)
 PART_SEEDS = {"train": 0, "held_out": 1}
-LONG_PROMPT_EVERY = 4  # positions, in a stage with long prompts
 LARGE_EVERY = 4  # positions, in a stage of both sides
 
 
@@ -49,9 +49,8 @@ class Encoders:
         device = next(self.video.parameters()).device
         latents = {}
         with torch.autocast(device.type, torch.bfloat16):
-            for side in SIDES:
-                pixels = clip[f"video_{side}"].to(device).float() / 127.5 - 1
-                latents[f"video_{side}"] = self.video(pixels[None])[0]
+            for name in (name for name in clip if name.startswith("video_")):
+                latents[name] = self.video(clip[name].to(device).float()[None] / 127.5 - 1)[0]
         sound = Audio(clip["waveform"].to(device), SAMPLE_RATE)
         latents["audio"] = encode_audio(sound, self.audio)[0]  # type: ignore[arg-type]
         return {name: latent.to("cpu", torch.bfloat16) for name, latent in latents.items()}
@@ -60,15 +59,15 @@ class Encoders:
 class RenderedScenes(Dataset[dict[str, Tensor]]):
     """Scenes as ``video_<side>`` uint8 ``[3, F, side, side]`` and ``waveform`` ``[2, S]``, for worker processes."""
 
-    def __init__(self, scenes: Sequence[Scene], frames: int) -> None:
+    def __init__(self, scenes: Sequence[tuple[Scene, Sequence[int]]], frames: int) -> None:
         self.scenes, self.frames = scenes, frames
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        scene = self.scenes[number]
-        videos = {f"video_{side}": as_tensor(draw(scene, self.frames, side, side, FPS)) for side in SIDES}
+        scene, sides = self.scenes[number]
+        videos = {f"video_{side}": as_tensor(draw(scene, self.frames, side, side, FPS)) for side in sides}
         return {**videos, "waveform": torch.from_numpy(play(scene, self.frames / FPS))}
 
 
@@ -106,11 +105,15 @@ class LatentClips:
             found += [(tensors, row, scene) for row, scene in enumerate(scenes)]
         return found
 
-    def __len__(self) -> int:
-        return len(self.clips)
+    @cached_property
+    def large(self) -> list[int]:
+        """The clips that are there at the large side too."""
+        return [index for index, (tensors, _, _) in enumerate(self.clips) if f"video_{max(SIDES)}" in tensors]
 
-    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Scene]:
-        tensors, row, scene = self.clips[index]
+    def draw(self, rng: np.random.Generator, side: int) -> tuple[dict[str, Tensor], Scene]:
+        """A clip by chance, of those with that side."""
+        found = self.large[int(rng.integers(len(self.large)))] if side == max(SIDES) else rng.integers(len(self.clips))
+        tensors, row, scene = self.clips[int(found)]
         return {name: tensor[row] for name, tensor in tensors.items()}, scene
 
 
@@ -129,10 +132,9 @@ class LatentExamples:
 
     def __call__(self, position: int, slot: int, stage: Stage) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, position, slot))
-        latents, scene = self.clips[int(rng.integers(len(self.clips)))]
         side = stage.side or SIDES[position % LARGE_EVERY == 0]
-        tokens = stage.tokens if position % LONG_PROMPT_EVERY == 0 else min(stage.tokens, 128)
-        batch = self.tokenizer([spoken(scene, rng, self.caption_dropout, self.leave_out), ""], tokens)
+        latents, scene = self.clips.draw(rng, side)
+        batch = self.tokenizer([spoken(scene, rng, self.caption_dropout, self.leave_out), ""])
         return {
             "video": latents[f"video_{side}"],
             "audio": latents["audio"],
@@ -153,29 +155,34 @@ class LatentPairs:
 
     def __call__(self, position: int, slot: int, stage: Stage) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, position, slot))
-        latents, _ = self.clips[int(rng.integers(len(self.clips)))]
+        latents, _ = self.clips.draw(rng, max(SIDES))
         return {"small": latents["video_128"], "large": latents["video_256"]}
 
 
 @dataclass(frozen=True)
 class LatentsPlan:
-    """What the latents stage makes: clips per part, clips per shard, frames per clip; and its helpers."""
+    """What the latents stage makes: clips per part and per shard, frames per clip, every which shard has the large side.
+
+    ``workers`` are its helpers.
+    """
 
     seed: int
     counts: Mapping[str, int]
     shard_size: int
     frames: int = FRAMES
+    large_every: int = 1
     workers: int = 0
 
-    def shards(self, folder: Path) -> list[tuple[Path, list[Scene]]]:
-        """Every shard that is not there yet, with its scenes."""
+    def shards(self, folder: Path) -> list[tuple[Path, list[tuple[Scene, Sequence[int]]]]]:
+        """Every shard that is not there yet, with its scenes and their sides."""
         missing = []
         for part, count in self.counts.items():
             for first in range(0, count, self.shard_size):
                 path = shard_path(folder, part, first // self.shard_size)
                 numbers = range(first, min(first + self.shard_size, count))
+                sides = SIDES if (first // self.shard_size) % self.large_every == 0 else SIDES[:1]
                 if not path.exists():
-                    missing.append((path, [scene_of(self.seed, part, number) for number in numbers]))
+                    missing.append((path, [(scene_of(self.seed, part, number), sides) for number in numbers]))
         return missing
 
 
@@ -187,5 +194,5 @@ def make_latents(folder: Path, plan: LatentsPlan, encoders: Encoders) -> Iterato
     clips = iter(DataLoader(rendered, None, num_workers=plan.workers, worker_init_fn=leave_stopping_to_the_parent))
     for path, held in shards:
         stacked = stack([encoders.encode(clip) for clip in islice(clips, len(held))])
-        save_tensors(path, stacked, {"scenes": json.dumps([scene.to_json() for scene in held])})
+        save_tensors(path, stacked, {"scenes": json.dumps([scene.to_json() for scene, _ in held])})
         yield path

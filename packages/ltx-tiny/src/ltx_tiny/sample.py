@@ -28,8 +28,6 @@ from ltx_tiny.exam.sheet import Clip, write_sheet
 from ltx_tiny.examples import FPS, FRAMES
 from ltx_trainer.scratch.transformer import TransformerTrainer
 
-PROMPT_TOKENS = 128
-
 
 @dataclass(frozen=True)
 class Decoders:
@@ -89,7 +87,7 @@ def sample(
 ) -> dict[str, Tensor]:
     """Latents ``{video [B, C, F, H, W], audio [B, C, L, M]}`` of prompts, guided away from the empty prompt."""
     count, device = len(prompts), trainer.device
-    tokens = tokenizer([*prompts, *[""] * count], PROMPT_TOKENS)
+    tokens = tokenizer([*prompts, *[""] * count])
     both = trainer.contexts({"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask})
     contexts = {name: context[:count].float() for name, context in both.items()}
     guidance = MultiModalGuiderParams(cfg_scale=settings.guidance_scale)

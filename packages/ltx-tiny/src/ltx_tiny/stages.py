@@ -87,8 +87,10 @@ def latents(recipe: Recipe) -> None:
     device = recipe.device
     video: Any = checkpoint.build("video_encoder", torch.float32, device)
     audio: Any = checkpoint.build("audio_encoder", torch.float32, device)
-    workers = int(recipe.values["workers"])
-    plan = LatentsPlan(recipe.seed, stage["counts"], int(stage["shard_size"]), int(stage["frames"]), workers)
+    if recipe.values["compile"]:
+        video.compile()
+    sizes = (int(stage[name]) for name in ("shard_size", "frames", "large_every"))
+    plan = LatentsPlan(recipe.seed, stage["counts"], *sizes, workers=int(recipe.values["workers"]))
     for path in make_latents(recipe.out / "latents", plan, Encoders(video, audio)):
         say(f"latents {path.name}")
 

@@ -24,9 +24,10 @@ from ltx_trainer.state import newest
 
 RECIPES = Path(__file__).parent / "recipes"
 LOG_EVERY = 25  # steps
+COMMON_KEYS = ("mixed_precision", "compile")  # of all stages, unless one says otherwise
 LOOP_KEYS = (
     *("learning_rate", "warmup_steps", "scheduler_type", "scheduler_params", "max_grad_norm", "ema_decay"),
-    *("checkpoint_interval", "validation_interval", "mixed_precision", "compile"),
+    *("checkpoint_interval", "validation_interval", *COMMON_KEYS),
 )
 
 
@@ -59,7 +60,7 @@ class Recipe:
     def settings(self, name: str) -> LoopSettings:
         """The loop's settings of a stage; the seed must agree when it is resumed."""
         stage = self.stage(name)
-        given = {"mixed_precision": self.values["mixed_precision"]} | {k: stage[k] for k in LOOP_KEYS if k in stage}
+        given = {k: self.values[k] for k in COMMON_KEYS} | {k: stage[k] for k in LOOP_KEYS if k in stage}
         return LoopSettings(
             steps=self.curriculum(name).steps,
             seed=self.seed,

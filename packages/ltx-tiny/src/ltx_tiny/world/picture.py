@@ -223,5 +223,7 @@ def _patch(frame: Frame, x: float, y: float, wide: float, tall: float) -> tuple[
         return None
     px = ((np.arange(left, right) + 0.5 - column) / side).astype(np.float32)
     py = ((np.arange(top, bottom) + 0.5 - row) / side).astype(np.float32)
-    rows, columns = (slice(a - first, b - first) for a, b, first in ((top, bottom, window.top), (left, right, window.left)))
+    rows, columns = (
+        slice(a - first, b - first) for a, b, first in ((top, bottom, window.top), (left, right, window.left))
+    )
     return frame.pixels[rows, columns], px, py

@@ -24,7 +24,7 @@ class Stage:
     batch_size: int
     frames: int = 1
     side: int = 0  # pixels
-    tokens: int = 128  # of a prompt
+    tokens: int = 0  # of a caption
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,10 @@ class Distiller(nn.Module):
         self.trainer, self.settings = trainer.requires_grad_(False), settings
         add_lora(trainer.transformer, lora)
 
+    def compile(self, **options: Any) -> None:  # type: ignore[override]
+        """Compile the blocks of the one transformer."""
+        self.trainer.compile(**options)
+
     def forward(self, batch: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         """A batch of latents and token rows, with ``empty_ids`` and ``empty_mask`` of the empty prompt, to losses."""
         steps = len(self.settings.sigmas) - 1

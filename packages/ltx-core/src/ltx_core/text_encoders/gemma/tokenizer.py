@@ -25,7 +25,8 @@ class TokenBatch:
 class GemmaTokenizer:
     """The tokenizer of a Gemma model, from the text of ``tokenizer.json`` and the parsed ``tokenizer_config.json``.
 
-    Neither a chat template nor an end token is added. Raises ``CheckpointError`` where the files do not describe a
+    Prompts are padded to ``max_length``, or to the config's ``model_max_length`` where that is less. Neither a chat
+    template nor an end token is added. Raises ``CheckpointError`` where the files do not describe a
     tokenizer with a BOS token.
     """
 
@@ -46,7 +47,9 @@ class GemmaTokenizer:
         pad = self._special_id(config, "eos_token") if pad is None else pad
         if pad is None:
             raise CheckpointError("tokenizer has neither a pad_token nor an eos_token, expected one to pad with")
-        self.bos_id, self.pad_id, self.max_length = bos, pad, max_length
+        own_limit = config.get("model_max_length")  # published Gemmas hold 10^30, for none
+        self.max_length = min(max_length, int(own_limit)) if isinstance(own_limit, int | float) else max_length
+        self.bos_id, self.pad_id = bos, pad
         self.tokenizer.no_padding()
 
     def __call__(self, prompts: str | Sequence[str], max_length: int | None = None) -> TokenBatch:
