@@ -27,8 +27,13 @@ MOST_BYTES = 48_000_000
 DEMO_PROMPT = "a small red ball bounces on a blue background with a low knock"
 GUIDANCE = {"cfg_scale": 3.0, "stg_scale": 0.0, "modality_scale": 1.0, "rescale_scale": 0.0}
 DEFAULT_REQUEST = {  # what the model was trained to be asked
-    **{"height": 256, "width": 256, "num_frames": 49, "frame_rate": 25.0, "num_inference_steps": 16},
-    **{"video_guider_params": GUIDANCE, "audio_guider_params": GUIDANCE},
+    "height": 256,
+    "width": 256,
+    "num_frames": 49,
+    "frame_rate": 25.0,
+    "num_inference_steps": 16,
+    "video_guider_params": GUIDANCE,
+    "audio_guider_params": GUIDANCE,
 }
 KEPT_FLOAT32 = (STATISTICS,)  # parts of names; the rest is rounded to bfloat16
 

@@ -2,8 +2,8 @@
 
 A shard is a safetensors file with ``video_128`` ``[n, 128, 7, 4, 4]`` and ``audio`` ``[n, 8, 50, 16]`` in bfloat16,
 normalised, in some shards also ``video_256`` ``[n, 128, 7, 8, 8]``, which takes four times as long to make, and the
-scenes as JSON in its metadata. Shard k is a function of the seed, k and the two VAEs; shards that are there are not made
-again.
+scenes as JSON in its metadata. Shard k is a function of the seed, k and the two VAEs; shards that are there are not
+made again.
 """
 
 from __future__ import annotations
@@ -161,9 +161,9 @@ class LatentPairs:
 
 @dataclass(frozen=True)
 class LatentsPlan:
-    """What the latents stage makes: clips per part and per shard, frames per clip, every which shard has the large side.
+    """What the latents stage makes: clips per part and per shard, frames per clip, and its helpers.
 
-    ``workers`` are its helpers.
+    Every ``large_every``-th shard has the large side too.
     """
 
     seed: int
