@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are made orthogonal, for networks that learn from nothing.
 
 A step along the nearest orthogonal matrix moves every direction of a layer alike, where Adam follows the few that
-dominate; small networks get to the same loss in a fraction of the steps. Convolutions count as matrices ``[out, rest]``.
+dominate; small networks get to the same loss in a fraction of the steps. A convolution is a matrix ``[out, rest]``.
 Biases, tables and norms have no directions to balance and take AdamW's step. Source: K. Jordan et al., "Muon" (2024);
 the step's size follows J. Liu et al., "Muon is scalable for LLM training" (2025), so that one rate serves both kinds.
 """
