@@ -14,6 +14,7 @@ class ExtendPipeline(Pipeline):
     """One guided stage on the longer clip, in which the given part is held. ``direction`` is after or before."""
 
     accepts = (COMMON | GUIDED | {"video_path", "extend_seconds", "direction"}) - {"num_frames", "frame_rate"}
+    keeps_size = True
 
     def make_plan(self, request: Request) -> Plan:
         if request.video_path is None or request.extend_seconds is None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_core.errors import ConfigError
+from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_core.types import VideoPixelShape
-from ltx_pipelines.bounds import check_request
+from ltx_pipelines.bounds import GUIDERS, check_request
 from ltx_pipelines.engine import Event, Generation, generate
 from ltx_pipelines.plan import Condition, Lora, Plan, StagePlan
 from ltx_pipelines.request import AutoDuration, Request, fitted
-from ltx_pipelines.stages import keyframe_slots
+from ltx_pipelines.stages import default_guidance, keyframe_slots
 from ltx_pipelines.utils.media_io import probe_video
 from ltx_pipelines.utils.model_files import find_model
 from ltx_pipelines.utils.model_ledger import ModelLedger
@@ -35,6 +38,8 @@ class Pipeline(ABC):
     default_size: ClassVar[tuple[int, int]] = (512, 768)
     #: 2 where a twofold enlargement follows the first stage.
     size_multiple: ClassVar[int] = 1
+    #: Whether the size is that of a given clip, unless the request names another.
+    keeps_size: ClassVar[bool] = False
     #: Whether the length may be left to the model.
     auto_duration: ClassVar[bool] = False
 
@@ -63,9 +68,12 @@ class Pipeline(ABC):
     def plan(self, **request: Any) -> Plan:
         """The validated plan of keyword arguments, without reading any weight (but those of an auto duration).
 
-        Raises `ConfigError`, `ConditioningError` or `MediaError` that names the field and the nearest valid value.
+        What is left out, or None, is as the model wants it, else as is usual for this pipeline. Raises `ConfigError`,
+        `ConditioningError` or `MediaError` that names the field and the nearest valid value.
         """
-        asked = Request.of(request, self.accepts, type(self).__name__)
+        wanted = self.default_request()
+        given = {name: value for name, value in request.items() if value is not None or name not in wanted}
+        asked = Request.of({**wanted, **given}, self.accepts, type(self).__name__)
         check_request(vars(asked), self.ledger)
         if isinstance(asked.num_frames, AutoDuration) and not self.auto_duration:
             raise ConfigError(f"num_frames is automatic, {type(self).__name__} needs a number")
@@ -95,6 +103,22 @@ class Pipeline(ABC):
             generation = event.generation or generation
         assert generation is not None
         return generation
+
+    def default_request(self) -> dict[str, Any]:
+        """What the model asks to be asked, as far as it has an effect here; it stands where a request is silent."""
+        unused = ("height", "width") if self.keeps_size else ()
+        asked = self.ledger.default_request.items()
+        wanted = {name: value for name, value in asked if name in self.accepts and name not in unused}
+        return wanted | {field: self.guidance(stream) for field, stream in GUIDERS.items() if field in wanted}
+
+    def guidance(self, stream: str) -> MultiModalGuiderParams:
+        """Guidance of a stream where a request names none: the usual one with what the model wants otherwise."""
+        wanted = self.ledger.default_request.get(f"{stream}_guider_params", {})
+        return replace(self.usual_guidance()[stream], **wanted)
+
+    def usual_guidance(self) -> Mapping[str, MultiModalGuiderParams]:
+        """Guidance of each stream that suits models of this version."""
+        return default_guidance(self.ledger.defaults)
 
     def shape(self, request: Request, frames: int | None = None, fps: float | None = None) -> VideoPixelShape:
         """The delivered shape of a request, fitted to what the VAE can hold."""
@@ -157,15 +181,3 @@ class TwoStagePipeline(Pipeline):
 
 def as_loras(given: Loras) -> tuple[Lora, ...]:
     return tuple(one if isinstance(one, Lora) else Lora(one) if isinstance(one, str) else Lora(*one) for one in given)
-
-
-DEFAULT_NEGATIVE_PROMPT = (
-    "on-screen text, subtitles, captions, watermark, logo, blurred box, fade from black, fade to black, cut speech, "
-    "out of focus, motion smear, overexposed, underexposed, washed out colours, low contrast, harsh contrast, grain, "
-    "noise, compression blocks, flicker, banding, jagged edges, extra fingers, missing limbs, distorted hands, "
-    "deformed face, asymmetric eyes, crooked teeth, warped proportions, wrong perspective, flat depth, "
-    "unnatural depth of field, inconsistent lighting, misplaced shadows, plastic skin, computer-generated look, "
-    "cartoon look, changing identity, drifting gaze, unfocused eyes, lips out of sync, muted sound, robotic voice, "
-    "echoing voice, crackling sound, sound out of sync, added dialogue, repeated words, stuttering motion, "
-    "frozen frames, abrupt jumps, badly framed subject, tilted horizon, heavy colour grading"
-)

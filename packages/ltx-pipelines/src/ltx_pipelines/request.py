@@ -115,10 +115,20 @@ def fitted(
     return near, tuple(moved)
 
 
+def _built(kind: type, values: Mapping[str, Any]) -> Any:
+    """A value type from its fields by name."""
+    known = [field.name for field in fields(kind)]
+    if unknown := [name for name in values if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f", expected some of {', '.join(known)}"
+        raise ConfigError(f"{kind.__name__} has no field {unknown[0]}{hint}")
+    return kind(**values)
+
+
 def _frozen(value: Any) -> Any:
     """Lists become tuples; dictionaries become the value types they describe."""
     if isinstance(value, Mapping):
-        return ImageCondition(**value) if "path" in value else MultiModalGuiderParams(**value)
+        return _built(ImageCondition if "path" in value else MultiModalGuiderParams, value)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return tuple(_frozen(item) for item in value)
     return value

@@ -1,5 +1,6 @@
 """Text, and images, to video with sound at higher quality: the second-order sampler in both stages."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ltx_core.components.guiders import MultiModalGuiderParams
@@ -33,6 +34,9 @@ class TI2VidTwoStagesHQPipeline(TwoStagePipeline):
     ) -> None:
         super().__init__(ledger, loras, distilled_loras)
         self.distilled_strengths = distilled_strengths
+
+    def usual_guidance(self) -> Mapping[str, MultiModalGuiderParams]:
+        return GUIDANCE
 
     def make_plan(self, request: Request) -> Plan:
         shape = self.shape(request)

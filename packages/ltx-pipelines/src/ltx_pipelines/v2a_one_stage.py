@@ -11,6 +11,7 @@ class V2AOneStagePipeline(Pipeline):
     """One guided stage whose video stream is frozen at the encoded clip. Size, length and rate are the clip's."""
 
     accepts = (COMMON | GUIDED | {"video_path"}) - {"video_guider_params", "num_frames", "frame_rate"}
+    keeps_size = True
 
     def make_plan(self, request: Request) -> Plan:
         if request.video_path is None:

@@ -7,14 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
+from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_trainer.training_strategies.config import Strict
-
-DEFAULT_NEGATIVE_PROMPT = (
-    "blurry, out of focus, low resolution, compression artifacts, flicker, jitter, ghosting, warped geometry, "
-    "deformed hands, extra limbs, distorted face, unnatural motion, frozen frame, washed out colours, overexposed, "
-    "underexposed, watermark, subtitles, on-screen text, logo, muffled sound, clipping, hiss, hum, echo, "
-    "robotic voice, garbled speech, sound out of sync, silence"
-)
 
 Scale = Annotated[float, Field(ge=1.0)]
 Strength = Annotated[float, Field(ge=0.0)]

@@ -23,7 +23,6 @@ from ltx_pipelines.cli.tasks import BY_NAME, Known, Task, choose
 from ltx_pipelines.pipeline import Pipeline
 from ltx_pipelines.plan import ImageCondition, Lora, ModelFiles
 from ltx_pipelines.request import AutoDuration
-from ltx_pipelines.stages import default_guidance
 from ltx_pipelines.utils.model_files import FoundModel, find_model
 from ltx_pipelines.utils.model_ledger import DTYPES, ModelLedger
 
@@ -225,28 +224,19 @@ def make_request(given: Mapping[str, Any], pipeline: Pipeline) -> dict[str, Any]
     request = {name: given[name] for name in PLAIN if name in given}
     if "seed" in request:
         request["seed"] = drawn_seed(request["seed"])
+    usual = {"frame_rate": pipeline.default_request().get("frame_rate", 24.0)}
     for name, convert in CONVERTED.items():
         if name in given:
-            request |= convert(given)
+            request |= convert({**usual, **given})
     for stream in ("video", "audio"):
         if (params := guidance_of(given, stream, pipeline)) is not None:
             request[f"{stream}_guider_params"] = params
-    for name, value in default_request(pipeline.ledger).items():
-        if name in pipeline.accepts and name not in request and not (name == "num_frames" and "duration" in given):
-            request[name] = value
     return request
 
 
 def drawn_seed(seed: int) -> int:
     """The seed, a random one for -1."""
     return random.SystemRandom().randrange(2**31) if seed == -1 else seed
-
-
-def default_request(ledger: ModelLedger) -> dict[str, Any]:
-    """What a model asks to be asked, where it is far from the usual sizes: JSON under ``default_request``."""
-    import json
-
-    return dict(json.loads(ledger.checkpoint.metadata.get("default_request", "{}")))
 
 
 def _images(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,7 +270,7 @@ def _duration(given: Mapping[str, Any]) -> dict[str, Any]:
         raise typer.BadParameter("the length is given twice", param_hint="--duration")
     if not given["duration"] > 0:
         raise ConfigError(f"duration is {given['duration']}, expected more than 0 seconds")
-    frames = round(given["duration"] * given.get("frame_rate", 24.0))
+    frames = round(given["duration"] * given["frame_rate"])
     return {"num_frames": max(round((frames - 1) / 8), 0) * 8 + 1}
 
 
@@ -303,16 +293,14 @@ CONVERTED: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 
 
 def guidance_of(given: Mapping[str, Any], stream: str, pipeline: Pipeline) -> MultiModalGuiderParams | None:
-    """A stream's guidance where the line changes some of it; the rest is the pipeline's or the model's default."""
+    """A stream's guidance where the line changes some of it; the rest is as it would be."""
     prefix = f"{stream}_"
     changes = {name.removeprefix(prefix): given[name] for name in o.GUIDANCE[stream] if name in given}
     if "stg_blocks" in changes:
         changes["stg_blocks"] = tuple(split_values(o.OPTIONS[f"{prefix}stg_blocks"], changes["stg_blocks"], (int,)))
     if not changes:
         return None
-    own = getattr(importlib.import_module(type(pipeline).__module__), "GUIDANCE", None)
-    usual = (own or default_guidance(pipeline.ledger.defaults))[stream]
-    return replace(usual, **changes)
+    return replace(pipeline.guidance(stream), **changes)
 
 
 def task_named(command: str) -> Task:

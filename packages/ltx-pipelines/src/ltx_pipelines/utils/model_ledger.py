@@ -33,6 +33,7 @@ from ltx_core.model.common.memory import free_bytes
 from ltx_core.model.duration_head.model import DurationHead, predict_num_frames
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.types import SpatioTemporalScaleFactors
+from ltx_pipelines.default_request import read_default_request
 from ltx_pipelines.plan import DtypeName, Lora, ModelFiles
 
 if TYPE_CHECKING:
@@ -130,6 +131,11 @@ class ModelLedger:
         """Sampling defaults of this model generation; the image CRF follows the file that holds the video VAE."""
         version = self.open(self.slot("video_vae")).version
         return replace(version_defaults(self.version), image_crf=version_defaults(version).image_crf)
+
+    @cached_property
+    def default_request(self) -> Mapping[str, Any]:
+        """What the model asks to be asked, from the metadata of its checkpoint; empty where it says nothing."""
+        return read_default_request(self.checkpoint.metadata.get("default_request", "{}"), self.checkpoint.where)
 
     @cached_property
     def scale_factors(self) -> SpatioTemporalScaleFactors:
