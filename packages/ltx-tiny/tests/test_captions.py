@@ -1,16 +1,19 @@
 """Sentences about scenes, what they state, and the vocabulary."""
 
+import json
 import re
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from ltx_tiny.world.captions import SOUND, WALLS, WORDS, caption, in_world, vocabulary
+from ltx_pipelines.prompt_world import PromptWorld
+from ltx_tiny.world.captions import SOUND, WALLS, WORDS, caption, prompt_world, vocabulary
 from ltx_tiny.world.scene import Body, Scene, attributes, sample_scene
 
 BALL = Body("ball", "red", "small", "bounces", "low", x=0.0, y=0.0, period=0.5, phase=0.3, tilt=0.0)
 SCENE = Scene((BALL,), "blue", "still")
+WORLD = PromptWorld.read(json.dumps(prompt_world()), "here")
 
 
 def captions(count, leave_out=0.3, seed=0):
@@ -72,7 +75,8 @@ def test_sentences_are_well_formed():
 
 def test_every_caption_is_in_the_world_and_uses_the_whole_vocabulary():
     used = Counter(word for _, said in captions(6000) for word in re.findall(r"[a-z]+", said.text.lower()))
-    assert all(in_world(said.text) for _, said in captions(300))
+    assert all(WORLD.holds(said.text) for _, said in captions(300))
+    assert all(map(WORLD.holds, WORLD.examples))
     assert set(used) == vocabulary()
 
 
@@ -87,8 +91,8 @@ def test_every_caption_is_in_the_world_and_uses_the_whole_vocabulary():
         ("", False),
     ],
 )
-def test_in_world(prompt, inside):
-    assert in_world(prompt) is inside
+def test_which_prompts_the_world_holds(prompt, inside):
+    assert WORLD.holds(prompt) is inside
 
 
 def test_the_example_prompt_is_a_sentence_of_the_grammar():

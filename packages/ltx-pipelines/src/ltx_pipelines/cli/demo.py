@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from ltx_core.loader.checkpoint import Checkpoint
+
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-PROMPT = "a red circle moves from left to right and sounds a low tone"
+PROMPT = "a ball bounces"  # of a model that proposes none
 
 
 @app.command("demo")
@@ -19,21 +22,24 @@ def demo(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
     """Make demo.mp4 and a contact sheet with the bundled model."""
-    from ltx_pipelines.cli.generate import make
-
-    sheet = output.with_suffix(".png")
-    given = {"model": "tiny", "output": str(output), "contact_sheet": str(sheet), "seed": seed, "snap": True}
-    make({**given, "prompt": prompt or demo_prompt(), "quiet": quiet})
-    if not quiet:
-        typer.echo(
-            f"Made {output} (video with sound) and {sheet} (frames over the spectrogram) with the bundled model."
-        )
-        typer.echo('Next: ltx generate "a blue square bounces" -o mine.mp4, ltx inspect demo.mp4, ltx models')
-
-
-def demo_prompt() -> str:
-    """What the bundled model proposes, else a prompt of our own."""
     from ltx_core.loader.checkpoint import Checkpoint
-    from ltx_pipelines.utils.model_files import find_model
+    from ltx_pipelines.cli.generate import make
+    from ltx_pipelines.utils.model_files import TINY, find_model
 
-    return Checkpoint.open(find_model("tiny").files.checkpoint).metadata.get("demo_prompt", PROMPT)
+    model = Checkpoint.open(find_model(TINY).files.checkpoint)
+    asked = prompt or model.metadata.get("demo_prompt", PROMPT)
+    sheet = output.with_suffix(".png")
+    given = {"model": TINY, "output": str(output), "contact_sheet": str(sheet), "seed": seed, "snap": True}
+    make({**given, "prompt": asked, "quiet": quiet})
+    if not quiet:
+        typer.echo(f'Made {output} (video with sound) and {sheet} (frames over the spectrogram) of "{asked}".')
+        typer.echo(f'Next, in words of your own: ltx generate "{proposed(model)}" -o mine.mp4 (see ltx --help)')
+
+
+def proposed(model: Checkpoint) -> str:
+    """A prompt to try that a model gives as an example of what it knows."""
+    from ltx_pipelines.prompt_world import PromptWorld
+
+    text = model.metadata.get("prompt_world")
+    examples = PromptWorld.read(text, model.where).examples if text is not None else ()
+    return examples[0] if examples else PROMPT

@@ -22,6 +22,7 @@ EVERY_OPTION = tuple(dict.fromkeys(name for task in TASKS for name in task.optio
 PLACES = ("output", "json", "quiet", "contact_sheet", "keep_latents", "first_stage", "policy", "offload", "device")
 NOT_KEPT = (*ENHANCING, *PLACES)
 PROMPT = o.Opt((), "What to make; --prompt says the same.")
+OTHER_MODELS = "for anything else name a larger model, such as --model Lightricks/LTX-2.3 (`ltx models` lists them)"
 GENERATE = """Make a clip; the pipeline follows from what is given.
 
 A source clip with a span is retaken, with seconds to add extended, alone given sound. A reference clip means IC-LoRA,
@@ -65,6 +66,8 @@ def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> P
         plan = plan.with_(prompt=enhanced(session, given, reporter))
     shape = plan.shape
     reporter.note(f"{session.task.command} with {session.model} on {session.ledger.device}, seed {plan.seed}")
+    if (world := session.ledger.prompt_world) is not None and not world.holds(plan.prompt):
+        reporter.note(f"{world.says}; {OTHER_MODELS}")
     wanted = {name: session.request.get(name) for name in ("height", "width")} if plan.has_video else {}
     wanted["num_frames"] = session.request.get("num_frames")
     made = {"height": shape.height, "width": shape.width, "num_frames": plan.stages[0].shown.frames}

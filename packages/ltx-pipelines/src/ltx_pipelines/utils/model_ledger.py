@@ -35,6 +35,7 @@ from ltx_core.model.transformer.model import LTXModel
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_pipelines.default_request import read_default_request
 from ltx_pipelines.plan import DtypeName, Lora, ModelFiles
+from ltx_pipelines.prompt_world import PromptWorld
 
 if TYPE_CHECKING:
     from ltx_core.text_encoders.gemma.encoder import AVGemmaTextEncoderModel
@@ -136,6 +137,12 @@ class ModelLedger:
     def default_request(self) -> Mapping[str, Any]:
         """What the model asks to be asked, from the metadata of its checkpoint; empty where it says nothing."""
         return read_default_request(self.checkpoint.metadata.get("default_request", "{}"), self.checkpoint.where)
+
+    @cached_property
+    def prompt_world(self) -> PromptWorld | None:
+        """Which prompts the model knows, from the metadata of its checkpoint; None where it does not say."""
+        text = self.checkpoint.metadata.get("prompt_world")
+        return None if text is None else PromptWorld.read(text, self.checkpoint.where)
 
     @cached_property
     def scale_factors(self) -> SpatioTemporalScaleFactors:

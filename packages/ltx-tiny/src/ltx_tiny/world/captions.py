@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -164,6 +165,11 @@ FORMS = {  # slots; "|" ends a sentence, "," is a comma; unsaid slots fall away 
     ),
 }
 FIXED = "there is a an while as"
+EXAMPLES = (
+    "a large yellow star spins on a night background with a tick at each turn",
+    "a small green box slides to the right with a hum, the camera zooms in",
+    "there is a pink ring blinking in front of a mint background, you hear a high beep each time",
+)
 LEAVE_OUT = {"shape": 0.15, "colour": 0.2, "motion": 0.15, "size": 1.0, "background": 0.8, "sound": 1.2, "pitch": 0.5}
 LEAVE_OUT_CAMERA = {True: 0.8, False: 2.4}  # a moving camera, a still one
 
@@ -192,10 +198,14 @@ def caption(scene: Scene, rng: np.random.Generator, leave_out: float = 0.3) -> C
     return Caption(text, stated)
 
 
-def in_world(prompt: str) -> bool:
-    """Whether a prompt uses only words the captions use, and names something to look at."""
-    words = re.findall(r"[^\W_]+", prompt.lower())
-    return bool(words) and set(words) <= vocabulary() and not nouns().isdisjoint(words)
+def prompt_world() -> dict[str, Any]:
+    """What a checkpoint says, under ``prompt_world``, of the prompts a model of this world understands."""
+    return {
+        "words": sorted(vocabulary()),
+        "one_of": sorted(nouns()),
+        "says": "ltx-tiny knows only its toy world, where one ball, box, triangle, star or ring moves and sounds",
+        "examples": list(EXAMPLES),
+    }
 
 
 @cache
