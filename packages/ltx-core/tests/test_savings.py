@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderParams
 from ltx_core.errors import ConfigError
-from ltx_core.guidance.perturbations import BatchedPerturbationConfig, Perturbation, PerturbationConfig
+from ltx_core.guidance.perturbations import PARTS, BatchedPerturbationConfig, Part, Perturbation, PerturbationConfig
 from ltx_core.guidance.perturbations import PerturbationType as Skip
 from ltx_core.loader import Checkpoint
 from ltx_core.loader.safetensors_file import save_checkpoint
@@ -121,13 +122,14 @@ def assert_close(got: list[Tensor], want: list[Tensor], atol: float = 2e-5) -> N
 
 
 @contextmanager
-def counted_blocks(model: LTXModel) -> Iterator[list[int]]:
-    """Rows that went through each block, summed over its calls."""
-    rows = [0] * model.num_blocks
+def counted_blocks(model: LTXModel) -> Iterator[list[list[int]]]:
+    """Rows that went through the parts of each block, summed over its calls."""
+    rows = [[0] * len(Part) for _ in range(model.num_blocks)]
 
     def count(index: int) -> Any:
         def hook(_block: Any, args: Any) -> None:
-            rows[index] += next(iter(args[0].values())).shape[0]
+            for part in args[3]:
+                rows[index][part] += next(iter(args[0].values())).shape[0]
 
         return hook
 
@@ -157,33 +159,89 @@ def test_shared_passes_are_bit_equal_one_by_one(model: LTXModel) -> None:
     assert all(torch.equal(a, b) for a, b in zip(shared, apart, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("max_batch_size", "expected"),
-    # Passes: text, negative text, self-attention skipped in block 2, modalities apart from block 0 on.
-    [(1, [3, 3, 4, 4]), (2, [3, 3, 4, 4]), (None, [3, 3, 4, 4])],
-)
-def test_blocks_before_the_perturbed_one_are_shared(
-    model: LTXModel, max_batch_size: int | None, expected: list[int]
-) -> None:
+@pytest.mark.parametrize("max_batch_size", [1, 2, None])
+def test_parts_before_passes_differ_are_shared(model: LTXModel, max_batch_size: int | None) -> None:
+    """Passes: text, negative text, self-attention skipped in block 2, modalities apart from block 0 on."""
     one_step = torch.tensor([1.0, 0.0])
     with counted_blocks(model) as rows:
         list(denoise(X0Model(model, max_batch_size), guided(model), states(model), one_step))
-    assert rows == expected
+    assert rows == [[1, 2, 3], [3, 3, 3], [4, 4, 4], [4, 4, 4]]
     with without("shared_prefix"), counted_blocks(model) as rows:
         list(denoise(X0Model(model, max_batch_size), guided(model), states(model), one_step))
-    assert rows == [4, 4, 4, 4]
+    assert rows == [[4, 4, 4]] * 4
 
 
-def test_stretches_follow_the_perturbations() -> None:
-    config = BatchedPerturbationConfig([PLAIN, PLAIN, STG, ISOLATED], same_as=[0, 1, 0, 0])
-    first, second = config.stretches(4)
-    assert (first.first, first.last, first.samples, first.row_of) == (0, 2, (0, 1, 3), (0, 1, 0, 2))
-    assert (second.first, second.last, second.samples, second.row_of) == (2, 4, (0, 1, 2, 3), (0, 1, 2, 3))
-    never = BatchedPerturbationConfig([PLAIN, PLAIN], same_as=[0, 0]).stretches(4)
-    assert [(s.samples, s.row_of) for s in never] == [((0,), (0, 0))]
-    assert BatchedPerturbationConfig([PLAIN, STG]).stretches(4)[0].samples == (0, 1)
+@pytest.mark.parametrize("max_batch_size", [1, None])
+def test_negative_text_alone_shares_the_first_self_attention(model: LTXModel, max_batch_size: int | None) -> None:
+    settings = {"stg_scale": 0.0, "modality_scale": 1.0}
+    with counted_blocks(model) as rows:
+        shared = run(model, states(model), max_batch_size, **settings)
+    steps = 3
+    assert rows == [[steps, 2 * steps, 2 * steps], *[[2 * steps] * 3] * 3]
+    with without("shared_prefix"):
+        assert_close(shared, run(model, states(model), max_batch_size, **settings))
+
+
+def way(config: BatchedPerturbationConfig) -> list[tuple[Any, ...]]:
+    """Where each stretch of four blocks begins, which samples it computes, and the row of every sample."""
+    found = config.stretches(4)
+    assert found[-1].last == (4, Part.SELF_ATTENTION)
+    assert all(left.last == right.first for left, right in pairwise(found))
+    return [(each.first, each.samples, each.row_of) for each in found]
+
+
+def test_stretches_follow_texts_and_perturbations() -> None:
+    own, text, cross = Part
+    config = BatchedPerturbationConfig([PLAIN, PLAIN, STG, ISOLATED], same_as=[0, 1, 0, 0], same_but_text_as=[0] * 4)
+    assert way(config) == [
+        ((0, own), (0,), (0, 0, 0, 0)),
+        ((0, text), (0, 1), (0, 1, 0, 0)),
+        ((0, cross), (0, 1, 3), (0, 1, 0, 2)),
+        ((2, own), (0, 1, 2, 3), (0, 1, 2, 3)),
+    ]
+    pieces = [list(stretch.pieces()) for stretch in config.stretches(4)]
+    assert pieces == [[(0, (own,))], [(0, (text,))], [(0, (cross,)), (1, PARTS)], [(2, PARTS), (3, PARTS)]]
+    texts_apart = BatchedPerturbationConfig([PLAIN, PLAIN, STG, ISOLATED], same_as=[0, 1, 0, 0])
+    assert way(texts_apart)[0] == ((0, own), (0, 1), (0, 1, 0, 0))
+    assert way(BatchedPerturbationConfig([PLAIN, PLAIN], same_as=[0, 0])) == [((0, own), (0,), (0, 0))]
+    assert way(BatchedPerturbationConfig([PLAIN, STG])) == [((0, own), (0, 1), (0, 1))]
     part = config.batch_slice(1, 4)
-    assert part.same_as == (0, 1, 1)
+    assert (part.same_as, part.same_but_text_as) == ((0, 1, 1), (0, 0, 0))
+
+
+def test_a_block_that_some_sample_skips_is_not_cut() -> None:
+    own, _, cross = Part
+    skip = PerturbationConfig([Perturbation(Skip.SKIP_VIDEO_BLOCK, (0,))])
+    late = PerturbationConfig([Perturbation(Skip.SKIP_VIDEO_BLOCK, (3,))])
+    first = BatchedPerturbationConfig([PLAIN, PLAIN, skip], same_as=[0, 1, 0], same_but_text_as=[0] * 3)
+    assert way(first) == [((0, own), (0, 1, 2), (0, 1, 2))]
+    last = BatchedPerturbationConfig([PLAIN, ISOLATED, late], same_as=[0, 0, 0])
+    assert [start for start, *_ in way(last)] == [(0, own), (0, cross), (3, own)]
+
+
+@pytest.mark.parametrize("kind", list(Skip))
+@pytest.mark.parametrize("blocks", [None, (0,), (1, 3)])
+def test_any_perturbation_is_bit_equal_one_by_one(model: LTXModel, kind: Skip, blocks: tuple[int, ...] | None) -> None:
+    """Three passes over two samples: text, the same perturbed, another text."""
+    perturbed = PerturbationConfig([Perturbation(kind, blocks)])
+    configs = [PLAIN, PLAIN, perturbed, perturbed, PLAIN, PLAIN]
+    given = {}
+    for name, state in states(model).items():
+        latent = torch.cat((state.latent, state.latent.flip(1)))
+        given[name] = Modality(
+            latent=latent.repeat(3, 1, 1),
+            timesteps=torch.cat((0.5 * state.denoise_mask, 0.7 * state.denoise_mask)).repeat(3, 1, 1),
+            positions=state.positions.expand(6, -1, -1, -1),
+            context=torch.cat([text(model, name, seed) for seed in (5, 6, 5, 6, 7, 8)]),
+        )
+    known = {"same_as": [0, 1, 0, 1, 4, 5], "same_but_text_as": [0, 1, 0, 1, 0, 1]}
+    got = model(given["video"], given["audio"], BatchedPerturbationConfig(configs, **known), max_batch_size=1)
+    want = model(given["video"], given["audio"], BatchedPerturbationConfig(configs), max_batch_size=1)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert not all(torch.equal(x[:2], x[2:4]) for x in want), "the perturbation counts"
+    for size in (2, 4, None):
+        batched = model(given["video"], given["audio"], BatchedPerturbationConfig(configs, **known), size)
+        assert_close(list(batched), list(want), atol=1e-4)
 
 
 def test_samples_said_to_be_the_same_get_the_same_result(model: LTXModel) -> None:
@@ -216,7 +274,7 @@ def test_text_is_projected_once(model: LTXModel, monkeypatch: pytest.MonkeyPatch
     calls.clear()
     with without("kept_text"):
         run(model, states(model))
-    assert len(calls) == steps * streams * (3 + 3 + 4 + 4)
+    assert len(calls) == steps * streams * (2 + 3 + 4 + 4)
 
 
 @torch.no_grad()

@@ -6,10 +6,10 @@ Guidance compares a prediction with one made by a weakened model. The weakening 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,21 +71,53 @@ class PerturbationConfig:
         return any(perturbation.holds(kind, block) for perturbation in self.perturbations or ())
 
 
+class Part(IntEnum):
+    """What a block does, in this order."""
+
+    SELF_ATTENTION = 0
+    TEXT_ATTENTION = 1
+    CROSS_ATTENTION = 2  # between the streams, and the feed-forward after it
+
+
+#: A whole block.
+PARTS = tuple(Part)
+#: The first part that a perturbation changes, where it is not the self-attention.
+LATER_PART: Mapping[PerturbationType, Part] = {
+    PerturbationType.SKIP_A2V_CROSS_ATTN: Part.CROSS_ATTENTION,
+    PerturbationType.SKIP_V2A_CROSS_ATTN: Part.CROSS_ATTENTION,
+}
+
+
+class Point(NamedTuple):
+    """A place on the way through the blocks: before a part of a block."""
+
+    block: int
+    part: Part = Part.SELF_ATTENTION
+
+
 @dataclass(frozen=True)
 class Stretch:
-    """Consecutive blocks that compute the same rows, one for all samples that have not differed so far."""
+    """A way through blocks that computes the same rows, one for all samples that have not differed so far."""
 
-    first: int
-    last: int  # exclusive
+    first: Point
+    last: Point  # exclusive
     samples: tuple[int, ...]  # a sample that each row stands for
     row_of: tuple[int, ...]  # per sample, its row
+
+    def pieces(self) -> Iterator[tuple[int, tuple[Part, ...]]]:
+        """The blocks, and which of their parts belong to the stretch."""
+        for block in range(self.first.block, self.last.block + 1):
+            parts = tuple(part for part in Part if self.first <= Point(block, part) < self.last)
+            if parts:
+                yield block, parts
 
 
 class BatchedPerturbationConfig:
     """One ``PerturbationConfig`` per sample of a batch.
 
-    ``same_as`` says per sample which sample has equal inputs, as guidance passes with one text have; a transformer
-    computes such samples once for as long as their perturbations agree.
+    ``same_as`` says per sample which sample has equal inputs, as guidance passes with one text have, and
+    ``same_but_text_as`` which has inputs that differ in their text at most, as all guidance passes have; a transformer
+    computes samples once for as long as inputs read so far and perturbations agree.
 
     ``num_blocks``, ``device`` and ``dtype`` only set the defaults of ``mask`` and ``masks``; a transformer asks for
     ``block_keeps`` with its own. Indices beyond the last block hold nowhere.
@@ -98,9 +130,11 @@ class BatchedPerturbationConfig:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         same_as: Sequence[int] | None = None,
+        same_but_text_as: Sequence[int] | None = None,
     ) -> None:
         self.configs = tuple(configs)
         self.same_as = tuple(range(len(self.configs)) if same_as is None else same_as)
+        self.same_but_text_as = self.same_as if same_but_text_as is None else tuple(same_but_text_as)
         self.num_blocks = num_blocks
         self.device = device
         self.dtype = dtype
@@ -157,29 +191,37 @@ class BatchedPerturbationConfig:
         """Some of the samples; made once per choice, so that its masks stay on the device."""
         if samples not in self._selected:
             configs = [self.configs[sample] for sample in samples]
-            shared = [self.same_as[sample] for sample in samples]
-            same_as = [shared.index(label) for label in shared]
+            labels = ([same[sample] for sample in samples] for same in (self.same_as, self.same_but_text_as))
             self._selected[samples] = BatchedPerturbationConfig(
-                configs, self.num_blocks, self.device, self.dtype, same_as
+                configs, self.num_blocks, self.device, self.dtype, *(_firsts(each) for each in labels)
             )
         return self._selected[samples]
 
     def stretches(self, num_blocks: int) -> tuple[Stretch, ...]:
-        """The blocks of a model by what has to be computed apart in them."""
+        """The way through a model's blocks, cut where more has to be computed apart."""
         if num_blocks not in self._stretches:
             self._stretches[num_blocks] = tuple(self._cut(num_blocks))
         return self._stretches[num_blocks]
 
     def _cut(self, num_blocks: int) -> Iterator[Stretch]:
-        rows, first = _numbered(self.same_as), 0
-        for block in range(num_blocks):
-            perturbed = [tuple(config.holds(kind, block) for kind in PerturbationType) for config in self.configs]
-            apart = _numbered(list(zip(rows, perturbed, strict=True)))
+        rows, first = _numbered(self.same_but_text_as), Point(0)
+        for point in (Point(block, part) for block in range(num_blocks) for part in Part):
+            apart = _numbered(list(zip(rows, self._read_at(point), strict=True)))
             if apart != rows:
-                if block > first:
-                    yield _stretch(first, block, rows)
-                rows, first = apart, block
-        yield _stretch(first, num_blocks, rows)
+                if point > first:
+                    yield _stretch(first, point, rows)
+                rows, first = apart, point
+        yield _stretch(first, Point(num_blocks), rows)
+
+    def _read_at(self, point: Point) -> list[Hashable]:
+        """Per sample, the text and perturbations that count at a point. A block that some sample skips is not cut."""
+        parts = PARTS if self.any_in_batch(PerturbationType.SKIP_VIDEO_BLOCK, point.block) else (point.part,)
+        texts = self.same_as if Part.TEXT_ATTENTION in parts else (None,) * len(self)
+        kinds = [kind for kind in PerturbationType if LATER_PART.get(kind, Part.SELF_ATTENTION) in parts]
+        return [
+            (text, *(config.holds(kind, point.block) for kind in kinds))
+            for text, config in zip(texts, self.configs, strict=True)
+        ]
 
     def kept(self, kind: PerturbationType, block: int) -> tuple[bool, ...]:
         """Per sample, whether the operation is kept."""
@@ -233,5 +275,10 @@ def _numbered(labels: Sequence[Any]) -> tuple[int, ...]:
     return tuple(numbers[label] for label in labels)
 
 
-def _stretch(first: int, last: int, rows: tuple[int, ...]) -> Stretch:
+def _firsts(labels: Sequence[Any]) -> list[int]:
+    """Per label, where it first occurs."""
+    return [labels.index(label) for label in labels]
+
+
+def _stretch(first: Point, last: Point, rows: tuple[int, ...]) -> Stretch:
     return Stretch(first, last, tuple(rows.index(row) for row in range(max(rows) + 1)), rows)

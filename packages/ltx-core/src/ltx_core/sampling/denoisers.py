@@ -187,17 +187,20 @@ class GuidedDenoiser:
     ) -> BatchedPerturbationConfig | None:
         """One entry per sample; made once per set of passes, for its masks then stay on the device.
 
-        Passes with the same texts have the same inputs.
+        Passes with the same texts have the same inputs, all others differ in text alone.
         """
-        configs = tuple(each.perturbations for each in passes)
-        if all(config == UNPERTURBED for config in configs):
+        if len(passes) == 1:
             return None
+        configs = tuple(each.perturbations for each in passes)
         texts = [tuple(id(each.contexts[name]) for name in streams) for each in passes]
         first = tuple(texts.index(text) for text in texts)
         if (key := (configs, first, size)) not in self._perturbations:
             batch = [config for config in configs for _ in range(size)]
             same_as = [number * size + sample for number in first for sample in range(size)]
-            self._perturbations[key] = BatchedPerturbationConfig(batch, same_as=same_as)
+            same_but_text_as = list(range(size)) * len(passes)
+            self._perturbations[key] = BatchedPerturbationConfig(
+                batch, same_as=same_as, same_but_text_as=same_but_text_as
+            )
         return self._perturbations[key]
 
 

@@ -13,13 +13,14 @@ Rows of the joining tables: scale, shift towards video (0-1), scale, shift towar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ltx_core.guidance.perturbations import BlockKeep, PerturbationType
+from ltx_core.guidance.perturbations import PARTS, BlockKeep, Part, PerturbationType
 from ltx_core.model.transformer.adaln import Modulation, rms_norm, scale_and_shift
 from ltx_core.model.transformer.attention import Attention, Bypass, KeysValues, keep_or_replace
 from ltx_core.model.transformer.config import StreamConfig, TransformerConfig
@@ -70,17 +71,17 @@ class CrossInputs:
 
 @dataclass(frozen=True)
 class StreamInputs:
-    """What every block needs of one stream beside its tokens."""
+    """What every block needs of one stream beside its tokens. All but text may have a batch of 1 for every sample."""
 
     runs: bool  # the stream's tokens are updated
     modulation: Modulation  # 6 or 9 rows
     embedded_timestep: Modulation  # 1 row, for the output head
-    context: Tensor  # [B, S, width]
     rope: RotaryTable
     prompt_modulation: Modulation | None = None  # 2 rows
-    context_bias: Tensor | None = None  # broadcasts against [B, H, T, S]
     self_attention_bias: AttentionBias | None = None  # [B, 1, T, T], or by groups of queries
     cross: CrossInputs | None = None  # only when both streams are present
+    context: Tensor | None = None  # [B, S, width]; None: no text attention is asked for
+    context_bias: Tensor | None = None  # broadcasts against [B, H, T, S]
     text_memory: TextMemory | None = None  # keeps projections of ``context``; None: they are made when needed
 
 
@@ -95,27 +96,47 @@ class TransformerBlock(nn.Module):
         if config.video and config.audio:
             self._add_cross(config.video, config.audio)
 
-    def forward(self, tokens: Tokens, inputs: dict[str, StreamInputs], keep: BlockKeep) -> Tokens:
-        """The next tokens of every stream. A stream that does not run passes through."""
-        texts = {name: self.text(name, inputs[name]) for name in tokens if inputs[name].runs}
-        return self.compute(tokens, inputs, texts, keep)
+    def forward(
+        self, tokens: Tokens, inputs: dict[str, StreamInputs], keep: BlockKeep, parts: Sequence[Part] = PARTS
+    ) -> Tokens:
+        """The next tokens of every stream, after some consecutive parts or all. A stream that does not run stays."""
+        reads_text = Part.TEXT_ATTENTION in parts
+        texts = {name: self.text(name, inputs[name]) for name in tokens if reads_text and inputs[name].runs}
+        if parts == PARTS:
+            return self.compute(tokens, inputs, texts, keep)
+        return self.compute_parts(tokens, inputs, texts, keep, parts)
 
     def compute(
         self, tokens: Tokens, inputs: dict[str, StreamInputs], texts: dict[str, KeysValues], keep: BlockKeep
     ) -> Tokens:
-        """``forward`` with the text already projected, per running stream; what is compiled where compiling is on."""
-        before, tokens = tokens, dict(tokens)
+        """All parts, with the text of running streams already projected; what is compiled where compiling is on."""
+        after = self.compute_parts(tokens, inputs, texts, keep, PARTS)
+        if "video" in tokens and inputs["video"].runs:
+            kept = keep.get(PerturbationType.SKIP_VIDEO_BLOCK, True)
+            after["video"] = keep_or_replace(after["video"], tokens["video"], kept)
+        return after
+
+    def compute_parts(
+        self,
+        tokens: Tokens,
+        inputs: dict[str, StreamInputs],
+        texts: dict[str, KeysValues],
+        keep: BlockKeep,
+        parts: Sequence[Part],
+    ) -> Tokens:
+        """Consecutive parts of a block that no sample skips as a whole."""
+        tokens = dict(tokens)
         running = [name for name in tokens if inputs[name].runs]
         for name in running:
-            tokens[name] = self.attend_to_itself(name, tokens[name], inputs[name], keep)
-            tokens[name] = self.attend_to_text(name, tokens[name], texts[name], inputs[name])
-        if len(tokens) == 2 and running:
-            tokens = self.attend_to_each_other(tokens, inputs, keep)
-        for name in running:
-            tokens[name] = self.feed_forward(name, tokens[name], inputs[name])
-        if "video" in running:
-            kept = keep.get(PerturbationType.SKIP_VIDEO_BLOCK, True)
-            tokens["video"] = keep_or_replace(tokens["video"], before["video"], kept)
+            if Part.SELF_ATTENTION in parts:
+                tokens[name] = self.attend_to_itself(name, tokens[name], inputs[name], keep)
+            if Part.TEXT_ATTENTION in parts:
+                tokens[name] = self.attend_to_text(name, tokens[name], texts[name], inputs[name])
+        if Part.CROSS_ATTENTION in parts:
+            if len(tokens) == 2 and running:
+                tokens = self.attend_to_each_other(tokens, inputs, keep)
+            for name in running:
+                tokens[name] = self.feed_forward(name, tokens[name], inputs[name])
         return tokens
 
     def attend_to_itself(self, name: str, x: Tensor, inputs: StreamInputs, keep: BlockKeep) -> Tensor:
@@ -141,12 +162,14 @@ class TransformerBlock(nn.Module):
 
     def text(self, name: str, inputs: StreamInputs) -> KeysValues:
         """Keys and values of the text of every sample, from memory where it has them."""
+        context = inputs.context
+        assert context is not None
         if inputs.text_memory is None:
-            return self.project_context(name, inputs.context, inputs.prompt_modulation)
+            return self.project_context(name, context, inputs.prompt_modulation)
 
         def project(sample: int) -> tuple[Tensor, Tensor]:
             modulation = inputs.prompt_modulation and inputs.prompt_modulation.of_sample(sample)
-            text = self.project_context(name, inputs.context[sample : sample + 1], modulation)
+            text = self.project_context(name, context[sample : sample + 1], modulation)
             assert text.keys is not None
             return text.keys, text.values
 

@@ -17,6 +17,7 @@ Tensors outside ``transformer_blocks.<i>`` (audio names start with ``audio_``; `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ltx_core.errors import ConfigError
-from ltx_core.guidance.perturbations import BatchedPerturbationConfig, BlockKeep
+from ltx_core.guidance.perturbations import PARTS, BatchedPerturbationConfig, BlockKeep, Part
 from ltx_core.model.transformer.adaln import AdaLayerNormSingle, Modulation, scale_and_shift
 from ltx_core.model.transformer.attention import AUTO, Attention, find_backend
 from ltx_core.model.transformer.block import (
@@ -156,7 +157,24 @@ class LTXModel(nn.Module):
 
     def prepare(self, modalities: dict[str, Modality]) -> dict[str, StreamInputs]:
         """Everything the blocks need beside the tokens."""
+        return self.with_text(self.prepare_without_text(modalities), modalities)
+
+    def prepare_without_text(self, modalities: dict[str, Modality]) -> dict[str, StreamInputs]:
+        """What ``prepare`` gives that does not depend on text: noise levels, positions, attention strengths."""
         return {name: self._stream_inputs(name, modalities) for name in modalities}
+
+    def with_text(self, inputs: dict[str, StreamInputs], modalities: dict[str, Modality]) -> dict[str, StreamInputs]:
+        """``inputs`` with the texts of ``modalities``."""
+        penalty = self.config.context_mask_penalty
+        return {
+            name: replace(
+                inputs[name],
+                context=self._context(name, modality),
+                context_bias=context_bias(modality.context_mask, modality.latent.dtype, penalty),
+                text_memory=modality.text_memory,
+            )
+            for name, modality in modalities.items()
+        }
 
     def run_blocks(
         self,
@@ -167,14 +185,23 @@ class LTXModel(nn.Module):
         last: int | None = None,
     ) -> Tokens:
         """Run blocks ``first`` to ``last`` (exclusive, None: all that follow)."""
-        recompute = self.gradient_checkpointing and self.training
         for index in range(first, self.num_blocks if last is None else last):
-            block = self.transformer_blocks[index]
-            if recompute:
-                tokens = checkpoint(block, tokens, inputs, keeps[index], use_reentrant=False)
-            else:
-                tokens = block(tokens, inputs, keeps[index])
+            tokens = self.run_block(index, tokens, inputs, keeps[index])
         return tokens
+
+    def run_block(
+        self,
+        index: int,
+        tokens: Tokens,
+        inputs: dict[str, StreamInputs],
+        keep: BlockKeep,
+        parts: Sequence[Part] = PARTS,
+    ) -> Tokens:
+        """Run one block, or some consecutive parts of it."""
+        block = self.transformer_blocks[index]
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(block, tokens, inputs, keep, parts, use_reentrant=False)
+        return block(tokens, inputs, keep, parts)
 
     def block_keeps(
         self, modalities: dict[str, Modality], perturbations: BatchedPerturbationConfig | None
@@ -212,13 +239,10 @@ class LTXModel(nn.Module):
             runs=modality.enabled,
             modulation=Modulation(rows, levels.index),
             embedded_timestep=Modulation(embedded[:, None].expand(-1, 2, -1), levels.index),
-            context=self._context(name, modality),
             rope=config.self_rope(name).table(points, dtype),
             prompt_modulation=prompt,
-            context_bias=context_bias(modality.context_mask, dtype, config.context_mask_penalty),
             self_attention_bias=modality.attention_bias(),
             cross=self._cross_inputs(name, modalities, levels) if len(modalities) == 2 else None,
-            text_memory=modality.text_memory,
         )
 
     def _context(self, name: str, modality: Modality) -> Tensor:

@@ -2,9 +2,11 @@
 
 ::
 
-    sample 0  text, unperturbed         0 ---- ... ---- 27 ---- 28 ---- ... ---- 47
-    sample 1  negative text             0 ---- ... ---- 27 ---- 28 ---- ... ---- 47
-    sample 2  as 0, perturbed at 28                        \\--- 28 ---- ... ---- 47
+                                     block 0: self  text  cross
+    sample 0  text, unperturbed               *-----*-----*------ 1 --- ... --- 27 --- 28 --- ... --- 47
+    sample 1  negative text                         \\-----*------ 1 --- ... --- 27 --- 28 --- ... --- 47
+    sample 2  as 0, modalities apart                      \\------ 1 --- ... --- 27 --- 28 --- ... --- 47
+    sample 3  as 0, perturbed at 28                                                \\--- 28 --- ... --- 47
 
 Blocks are the outer loop and groups of at most ``max_batch_size`` rows the inner one: streamed weights are copied once
 for all passes, and text is projected once for all that read it. Rows computed one by one are bit-equal to passes made
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ltx_core.guidance.perturbations import BatchedPerturbationConfig, BlockKeep
+from ltx_core.guidance.perturbations import BatchedPerturbationConfig, BlockKeep, Stretch
 from ltx_core.model.transformer.block import StreamInputs, Tokens
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.text_memory import TextMemory
@@ -52,9 +54,9 @@ class Passes:
         self.model, self.perturbations = model, perturbations
         size = len(perturbations)
         self.max_batch_size = size if max_batch_size is None else max_batch_size
-        self.same_as = perturbations.same_as
         self.modalities = {name: self._remembering(modality) for name, modality in modalities.items()}
         self._inputs: dict[tuple[int, ...], dict[str, StreamInputs]] = {}
+        self._without_texts: dict[tuple[int, ...], dict[str, StreamInputs]] = {}
 
     def velocities(self) -> dict[str, Tensor]:
         """The velocity of every stream, ``[B, T, C]``."""
@@ -67,15 +69,15 @@ class Passes:
             for samples in _batched(stretch.samples, self.max_batch_size):
                 tokens = self._joined([rows[row_of[s]] for s in samples]) if rows else self._embedded(samples)
                 groups.append(Group(tokens, self._prepared(samples), self._keeps(samples)))
-            self._run(groups, stretch.first, stretch.last)
+            self._run(groups, stretch)
             rows, row_of = [row for group in groups for row in _split(group.tokens)], stretch.row_of
         heads = [row for group in groups for row in _split(self._headed(group))]
         return self._joined([heads[row] for row in row_of])
 
-    def _run(self, groups: list[Group], first: int, last: int) -> None:
-        for index in range(first, last):
+    def _run(self, groups: list[Group], stretch: Stretch) -> None:
+        for index, parts in stretch.pieces():
             for group in groups:
-                group.tokens = self.model.run_blocks(group.tokens, group.inputs, group.keeps, index, index + 1)
+                group.tokens = self.model.run_block(index, group.tokens, group.inputs, group.keeps[index], parts)
             self._forget()
 
     def _headed(self, group: Group) -> Tokens:
@@ -84,15 +86,26 @@ class Passes:
         }
 
     def _embedded(self, samples: tuple[int, ...]) -> Tokens:
-        return {name: self.model.embed(name, modality.select(samples)) for name, modality in self.modalities.items()}
+        return {name: self.model.embed(name, modality) for name, modality in self._chosen(samples).items()}
 
     def _prepared(self, samples: tuple[int, ...]) -> dict[str, StreamInputs]:
         """The inputs of these samples; once for samples whose inputs are equal."""
-        key = tuple(self.same_as[sample] for sample in samples)
+        key = tuple(self.perturbations.same_as[sample] for sample in samples)
         if key not in self._inputs:
-            chosen = {name: modality.select(samples) for name, modality in self.modalities.items()}
-            self._inputs[key] = self.model.prepare(chosen)
+            self._inputs[key] = self.model.with_text(self._prepared_without_text(samples), self._chosen(samples))
         return self._inputs[key]
+
+    def _prepared_without_text(self, samples: tuple[int, ...]) -> dict[str, StreamInputs]:
+        """Inputs that serve these samples but for their texts; of one sample where all differ in nothing else."""
+        key = tuple(self.perturbations.same_but_text_as[sample] for sample in samples)
+        if len(set(key)) == 1:
+            key, samples = key[:1], samples[:1]
+        if key not in self._without_texts:
+            self._without_texts[key] = self.model.prepare_without_text(self._chosen(samples))
+        return self._without_texts[key]
+
+    def _chosen(self, samples: tuple[int, ...]) -> dict[str, Modality]:
+        return {name: modality.select(samples) for name, modality in self.modalities.items()}
 
     def _keeps(self, samples: tuple[int, ...]) -> Sequence[BlockKeep]:
         latent = next(iter(self.modalities.values())).latent
@@ -104,8 +117,9 @@ class Passes:
             return replace(modality, text_memory=None)
         if self.model.config.has_static_text and modality.text_memory is not None:
             return modality
-        shared = len(set(self.same_as)) < len(self.same_as)
-        return replace(modality, text_memory=TextMemory(self.same_as) if shared else None)
+        labels = self.perturbations.same_as
+        shared = len(set(labels)) < len(labels)
+        return replace(modality, text_memory=TextMemory(labels) if shared else None)
 
     def _forget(self) -> None:
         """Text of this forward alone is not needed after its block."""
