@@ -9,10 +9,12 @@ import pytest
 from PIL import Image, ImageFilter
 
 from ltx_core.errors import ConfigError
+from ltx_tiny.exam import answers
+from ltx_tiny.exam.chains import FirstFrame
 from ltx_tiny.exam.detectors import examine, log_mel_error, onset_shifts, psnr
 from ltx_tiny.exam.exam import ceiling, questions, reconstruct, take
 from ltx_tiny.exam.hearing import listen
-from ltx_tiny.exam.report import summarise, table, wilson, write_json
+from ltx_tiny.exam.report import Average, Row, Spread, figures, summarise, table, wilson, write_json
 from ltx_tiny.exam.sheet import Clip, draw_sheet, write_sheet
 from ltx_tiny.exam.sight import look
 from ltx_tiny.world.motion import events, track
@@ -276,11 +278,83 @@ def test_an_exam_from_prompts_to_report(tmp_path):
 
 def test_reconstruction_of_a_perfect_and_a_soft_chain():
     drawn = [scene(), scene(motion="rises", pitch=None)]
-    perfect = reconstruct(drawn, lambda video: video, lambda audio: audio, frames=25, side=64)
-    assert perfect.mean_psnr_db == np.inf and perfect.log_mel_error == (0.0, 0.0)
-    assert perfect.onset_shift_ms.median == 0.0
-    soft = reconstruct(drawn, lambda video: video // 16 * 16, lambda audio: audio * 0.8, frames=25, side=64)
-    assert 25 < soft.mean_psnr_db < 45 and soft.log_mel_error[0] > 0.01
+    perfect = list(reconstruct(drawn, lambda video: video, lambda audio: audio, frames=25, side=64))
+    assert [trip.psnr_db for trip in perfect] == [np.inf, np.inf]
+    assert [trip.log_mel_error for trip in perfect] == [0.0, 0.0]
+    assert set(perfect[0].shifts_ms) == {0.0} and perfect[1].shifts_ms == ()
+    assert len(perfect[0].heard_ms) == 2 and np.abs(perfect[0].heard_ms).max() < 5
+    assert perfect[0].to_json()["psnr_db"] is None
+    soft = list(reconstruct(drawn, lambda video: video // 16 * 16, lambda audio: audio * 0.8, frames=25, side=64))
+    assert all(25 < trip.psnr_db < 45 and trip.log_mel_error > 0.01 for trip in soft)
+
+
+def test_figures_have_intervals_and_worst_values():
+    average = Average.of([30.0, 32.0, 34.0])
+    assert average.mean == 32.0 and average.worst == 30.0
+    assert average.interval == (pytest.approx(32 - 1.96 * 2 / 3**0.5), pytest.approx(32 + 1.96 * 2 / 3**0.5))
+    rows = [Row("PSNR", "exact", average), Row("error", "0", Average.of([0.25, 0.5], max), 2, ("highest", "95%"))]
+    rows += [Row("shift", "-", Spread.of_lags([1.0, 2.0, 9.0])), Row("nothing", "-", Average.of([]))]
+    lines = figures(rows).splitlines()
+    assert "32.0 (29.7-34.3), lowest 30.0 (of 3)" in lines[2] and "highest 0.50 (of 2)" in lines[3]
+    assert "median 2.0, 95% 8.3 (of 3)" in lines[4] and lines[5].split("|")[3].strip() == "-"
+
+
+class Broken(Exception):
+    pass
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The exam with the renderer in the place of a model; ``break_at`` is the clip at which it fails."""
+    by_prompt = {question.caption.text: question.scene for question in questions(3)}
+    state = {"made": 0, "break_at": None}
+
+    def sit(model, paths, asked, record, track):
+        def generate(prompt, seed, images=()):
+            state["made"] += 1
+            if state["made"] == state["break_at"]:
+                raise Broken
+            return render(by_prompt[prompt])
+
+        for answer in track(ceiling(asked), "renderer", len(asked)):
+            record.add("renderer", answer)
+        yield
+        for answer in track(take(generate, asked), "distilled", len(asked)):
+            record.add("distilled", answer)
+        record.trips += reconstruct([asked[0].scene], lambda video: video // 8 * 8, lambda audio: audio)
+        record.first_frames["distilled"] = [FirstFrame(31.0, 33.0)]
+        yield
+
+    monkeypatch.setattr(answers, "sit", sit)
+    return state
+
+
+def test_the_exam_writes_table_records_and_sheets(taken, tmp_path):
+    said = answers.hold("any", ["distilled"], 2, tmp_path)
+    assert (tmp_path / "exam.md").read_text() == said + "\n"
+    assert "| given first frame, distilled, PSNR in dB" in said and "33.0, lowest 33.0 (the VAE)" in said
+    assert "| all stated" in said and "100.0% (34%-100%, 2/2)" in said
+    written = json.loads((tmp_path / "exam.json").read_text())
+    assert written["distilled"]["summary"]["count"] == 2 and len(written["renderer"]["clips"]) == 2
+    assert written["figures"]["video VAE, PSNR in dB"]["count"] == 1 == len(written["chains"])
+    assert written["first frames, distilled"] == [{"psnr_db": 31.0, "chain_db": 33.0}]
+    assert {path.name for path in tmp_path.iterdir()} == {"exam.md", "exam.json", "renderer.png", "distilled.png"}
+
+
+def test_a_stopped_exam_leaves_what_it_had_measured(taken, tmp_path):
+    taken["break_at"] = 3
+    with pytest.raises(Broken):
+        answers.hold("any", ["distilled"], 3, tmp_path)
+    written = json.loads((tmp_path / "exam.json").read_text())
+    assert written["renderer"]["summary"]["count"] == 3 and written["distilled"]["summary"]["count"] == 2
+    assert "distilled (n = 2)" in (tmp_path / "exam.md").read_text()
+
+
+def test_an_exam_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="path is 'best', expected one of distilled, two-stages, guided"):
+        answers.hold("any", ["best"], 2, tmp_path)
+    with pytest.raises(ConfigError, match="count is 0, expected at least 1"):
+        answers.hold("any", ["guided"], 0, tmp_path)
 
 
 def test_a_sheet_draws_each_clip():

@@ -39,7 +39,9 @@ def exam(
         str, typer.Option("--model", "-m", help="A model of the toy world: `tiny`, a folder or a file.")
     ] = ("tiny"),
     count: Annotated[int, typer.Option("--count", "-n", help="Held-out prompts.")] = 64,
-    path: Annotated[list[str] | None, typer.Option("--path", help="distilled or guided; both unless given.")] = None,
+    path: Annotated[
+        list[str] | None, typer.Option("--path", help="distilled, two-stages or guided; all unless given.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table, records and sheets.")] = Path("exam"),
 ) -> None:
     """Answer held-out prompts and measure the clips, beside the renderer's own clips through the same detectors."""

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_tiny.exam.detectors import Result, examine, log_mel_error, onset_shifts, psnr
-from ltx_tiny.exam.hearing import RATE
-from ltx_tiny.exam.report import Spread
+from ltx_tiny.exam.detectors import Result, examine, find_lags, log_mel_error, onset_shifts, psnr
+from ltx_tiny.exam.hearing import RATE, listen
+from ltx_tiny.exam.report import finite
 from ltx_tiny.exam.sheet import Clip
 from ltx_tiny.world.captions import Caption, caption
+from ltx_tiny.world.motion import events
 from ltx_tiny.world.render import render
 from ltx_tiny.world.scene import Scene, sample_scene
 
 Video = NDArray[np.uint8]  # [F, H, W, 3]
 Audio = NDArray[np.float32]  # [2, S] in [-1, 1]
-Generate = Callable[[str, int], tuple[Video, Audio]]
+Generate = Callable[..., tuple[Video, Audio]]  # of a prompt and a seed
 
 EXAM_SEED = 20_000
 LEAVE_OUT = 0.1  # exam prompts say nearly everything
@@ -80,34 +81,38 @@ def ceiling(asked: Iterable[Question], frames: int = 49, height: int = 256, widt
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """How much of a clip survives being encoded and decoded."""
+class Trip:
+    """How much of one clip survives being encoded and decoded."""
 
-    psnr_db: tuple[float, ...]
-    log_mel_error: tuple[float, ...]
-    onset_shift_ms: Spread
+    psnr_db: float
+    log_mel_error: float
+    shifts_ms: tuple[float, ...]  # of its onsets, where the sound comes in pulses
+    heard_ms: tuple[float, ...]  # of the same onsets before the trip, against the instants they were made at
 
-    @property
-    def mean_psnr_db(self) -> float:
-        return float(np.mean(self.psnr_db))
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers; None for what cannot be said in numbers."""
+        numbers = {"psnr_db": self.psnr_db, "log_mel_error": self.log_mel_error}
+        lists = {"shifts_ms": self.shifts_ms, "heard_ms": self.heard_ms}
+        return {name: finite(value) for name, value in numbers.items()} | {
+            name: [finite(value) for value in values] for name, values in lists.items()
+        }
 
 
 def reconstruct(
-    scenes: Sequence[Scene],
+    scenes: Iterable[Scene],
     through_video: Callable[[Video], Video],
     through_audio: Callable[[Audio], Audio],
     frames: int = 49,
     side: int = 256,
-) -> Reconstruction:
-    """Render scenes, pass them through a video and an audio chain, and compare; onsets where sound comes in pulses."""
-    ratios: list[float] = []
-    errors: list[float] = []
-    shifts: list[float] = []
+) -> Iterator[Trip]:
+    """Render scenes, pass them through a video and an audio chain, and compare as they come."""
     for scene in scenes:
         video, audio = render(scene, frames, side, side)
         after = through_audio(audio)
-        ratios.append(psnr(video, through_video(video)))
-        errors.append(log_mel_error(audio, after))
+        shifts: tuple[float, ...] = ()
+        heard: tuple[float, ...] = ()
         if scene.body.motion in ("bounces", "spins", "blinks"):
-            shifts += onset_shifts(audio, after)
-    return Reconstruction(tuple(ratios), tuple(errors), Spread.of_lags(shifts))
+            shifts = onset_shifts(audio, after)
+            seconds = audio.shape[1] / RATE
+            heard = find_lags(events(scene.body, 0.0, seconds), listen(audio).onsets, seconds)
+        yield Trip(psnr(video, through_video(video)), log_mel_error(audio, after), shifts, heard)

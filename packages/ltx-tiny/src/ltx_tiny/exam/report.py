@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,40 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Average:
+    """Mean of so many numbers with its 95% interval, and the worst of them; nan without any numbers."""
+
+    count: int
+    mean: float
+    half: float  # of the interval
+    worst: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], worst: Callable[[Sequence[float]], float] = min) -> Average:
+        """``worst`` chooses the bad end: the least, or the greatest."""
+        if not values:
+            return cls(0, float("nan"), float("nan"), float("nan"))
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 and np.all(np.isfinite(values)) else float("nan")
+        half = CONFIDENCE_Z * spread / len(values) ** 0.5
+        return cls(len(values), float(np.mean(values)), half, float(worst(values)))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.mean - self.half, self.mean + self.half
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of a model that no prompt asks for, and the best it could be."""
+
+    name: str
+    best: str
+    measured: Average | Spread
+    digits: int = 1
+    ends: tuple[str, str] = ("lowest", "95%")  # what the worst of an average and the tail of a spread are called
+
+
+@dataclass(frozen=True)
 class Summary:
     """An exam in numbers."""
 
@@ -98,21 +132,35 @@ def table(summaries: Mapping[str, Summary]) -> str:
     rows += [[name, *(_share(summary.shares.get(name)) for summary in summaries.values())] for name in names]
     rows.append(["lag, ms", *(_spread(summary.lag_ms, "95%", 0) for summary in summaries.values())])
     rows.append(["sound follows sight", *(_spread(summary.tie, "5%", 2) for summary in summaries.values())])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return _lines(rows)
+
+
+def figures(rows: Sequence[Row]) -> str:
+    """Figures one under the other, each beside the best it could be, as lines of Markdown."""
+    cells = [["", "at best", "measured"]]
+    for row in rows:
+        measured = row.measured
+        if isinstance(measured, Spread):
+            said = _spread(measured, row.ends[1], row.digits)
+        else:
+            said = _average(measured, row.ends[0], row.digits)
+        cells.append([row.name, row.best, said])
+    return _lines(cells)
 
 
 def write_json(
-    path: Path, summaries: Mapping[str, Summary], details: Mapping[str, Sequence[Mapping[str, Any]]]
+    path: Path,
+    summaries: Mapping[str, Summary],
+    details: Mapping[str, Sequence[Mapping[str, Any]]],
+    rows: Sequence[Row] = (),
 ) -> None:
-    """Write summaries and, under the same titles, one record per clip."""
-    content = {
+    """Write summaries and, under the same titles, one record per clip; figures under ``figures``."""
+    content: dict[str, Any] = {
         title: {"summary": to_json(summary), "clips": list(details.get(title, ()))}
         for title, summary in summaries.items()
     }
+    content["figures"] = {row.name: {"at_best": row.best, **_numbers(row.measured)} for row in rows}
+    content |= {title: list(records) for title, records in details.items() if title not in summaries}
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -130,9 +178,30 @@ def to_json(summary: Summary) -> dict[str, Any]:
     return {"count": summary.count, "shares": shares, "lag_ms": _numbers(summary.lag_ms), "tie": _numbers(summary.tie)}
 
 
-def _numbers(spread: Spread) -> dict[str, float | None]:
-    ends = {"median": spread.median, "tail": spread.tail}
-    return {"count": spread.count, **{name: None if np.isnan(end) else round(end, 4) for name, end in ends.items()}}
+def finite(value: float) -> float | None:
+    """A number JSON can hold; None for what is infinite or none."""
+    return round(value, 4) if np.isfinite(value) else None
+
+
+def _numbers(measured: Average | Spread) -> dict[str, Any]:
+    if isinstance(measured, Spread):
+        return {"count": measured.count, "median": finite(measured.median), "tail": finite(measured.tail)}
+    interval = [finite(end) for end in measured.interval]
+    return {
+        "count": measured.count,
+        "mean": finite(measured.mean),
+        "interval_95": interval,
+        "worst": finite(measured.worst),
+    }
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> str:
+    """Cells as a table in Markdown, the first row as its head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
 def _share(share: Share | None) -> str:
@@ -146,3 +215,11 @@ def _spread(spread: Spread, tail: str, digits: int) -> str:
     if not spread.count:
         return "-"
     return f"median {spread.median:.{digits}f}, {tail} {spread.tail:.{digits}f} (of {spread.count})"
+
+
+def _average(average: Average, worst: str, digits: int) -> str:
+    if not average.count:
+        return "-"
+    low, high = average.interval
+    interval = f" ({low:.{digits}f}-{high:.{digits}f})" if np.isfinite(average.half) else ""
+    return f"{average.mean:.{digits}f}{interval}, {worst} {average.worst:.{digits}f} (of {average.count})"
