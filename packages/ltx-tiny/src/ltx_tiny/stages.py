@@ -88,7 +88,7 @@ def latents(recipe: Recipe) -> None:
     video: Any = checkpoint.build("video_encoder", torch.float32, device)
     audio: Any = checkpoint.build("audio_encoder", torch.float32, device)
     if recipe.values["compile"]:
-        video.compile()
+        video.compile(dynamic=False)
     sizes = (int(stage[name]) for name in ("shard_size", "frames", "large_every"))
     plan = LatentsPlan(recipe.seed, stage["counts"], *sizes, workers=int(recipe.values["workers"]))
     for path in make_latents(recipe.out / "latents", plan, Encoders(video, audio)):
@@ -174,6 +174,8 @@ def make_trainer(recipe: Recipe, trained: Path | None = None) -> TransformerTrai
     ]
     torch.manual_seed(recipe.seed)
     trainer = TransformerTrainer(recipe.config, text, modes, float(recipe.stage("transformer")["isolated_share"]))
+    if recipe.device == "cpu":
+        trainer.transformer.set_attention_backend("math")
     if trained is not None:
         checkpoint = Checkpoint.open(trained)
         trainer.transformer.load_state_dict(checkpoint.build("transformer", torch.float32).state_dict())

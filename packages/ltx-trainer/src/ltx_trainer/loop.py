@@ -241,7 +241,7 @@ class _Run:
             settings.warmup_steps,
         )
         if settings.compile:
-            task.module.compile()
+            task.module.compile(dynamic=False)
         self.module = prepared(task.module, accelerator)
         self.optimizer = make_optimizer(self.module, settings)
         self.step = 0

@@ -94,8 +94,8 @@ class TransformerTrainer(nn.Module):
         )
 
     def compile(self, **options: Any) -> None:  # type: ignore[override]
-        """Compile the blocks, which is where the time goes; modes and lengths vary too much for the whole."""
-        self.transformer.compile_blocks(**options)
+        """Compile the blocks, which is where the time goes, for any lengths; ``options`` as ``torch.compile``."""
+        self.transformer.compile_blocks(**{**options, "dynamic": True})
 
     def contexts(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the transformer attends to, by modality, from ``input_ids`` and ``attention_mask`` ``[B, T]``."""
