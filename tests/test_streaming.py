@@ -1,15 +1,23 @@
-"""Streamed video VAE passes equal whole ones for every block list of the golden cases that allows it."""
+"""Streamed video VAE passes equal whole ones for every block list of the golden cases that allows it.
+
+Their memory does not grow with the duration, for those and for the published decoders.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader import Checkpoint
+from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.video_vae import VideoDecoder, VideoEncoder
+from ltx_pipelines.cost import LiveBytes
 from tests.golden.case import Case, find_cases, golden_root
 
 
@@ -70,6 +78,45 @@ def test_encode(case: Case, dtype: torch.dtype) -> None:
     whole = encoder(video)
     for chunk in (1, 3, 4 * time):
         assert same(encoder.encode_streaming(video.split(chunk, dim=2)), whole)
+
+
+MANIFESTS = Path(__file__).parent / "manifests"
+PUBLISHED = ("ltx-2-19b", "ltx-2.3-22b")
+
+
+def configs() -> Iterator[tuple[str, str, VideoVaeConfig]]:
+    """Name, device and config of every decoder; the published ones are too large to compute here."""
+    for case in cases("video_decoder"):
+        yield case.name, "cpu", Checkpoint.open(case.weights_path).network_config("video_decoder")
+    for name in PUBLISHED:
+        manifest = json.loads((MANIFESTS / name / "video_vae.json").read_text(encoding="utf-8"))
+        yield name, "meta", VideoVaeConfig.from_metadata(manifest["config"])
+
+
+@pytest.mark.parametrize(
+    ("device", "config"), [pytest.param(device, config, id=name) for name, device, config in configs()]
+)
+@torch.no_grad()
+def test_memory_does_not_grow_with_the_duration(device: str, config: VideoVaeConfig) -> None:
+    with torch.device(device):
+        decoder = VideoDecoder(config)
+    if not decoder.can_stream:
+        pytest.skip("a norm over time")
+
+    def peak(frames: int) -> int:
+        latents = -(-(frames - 1) // decoder.scale_factors.time) + 1
+        latent = torch.zeros(1, config.latent_channels, latents, 3, 3, device=device)
+        held = (*decoder.parameters(), *decoder.buffers(), latent)
+        live = LiveBytes({tensor.untyped_storage()._cdata for tensor in held})
+        with live, torch.device("meta") if device == "meta" else nullcontext():
+            for _ in decoder.decode_streaming(latent):
+                pass
+        mixed = 3 * latent.nbytes if config.timestep_conditioning else 0  # noise, its share, and the latent's
+        return live.peak - mixed
+
+    short = peak(25)
+    assert peak(121) <= 1.05 * short
+    assert peak(241) <= 1.05 * short
 
 
 def test_there_are_networks() -> None:

@@ -154,25 +154,26 @@ class PeakBytes(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("chunk", [1, 2])
 @pytest.mark.parametrize("layout", ["ltx23", "ltx2", "causal"])
-def test_streaming_memory_does_not_grow_with_the_duration(layout: str) -> None:
+def test_streaming_memory_does_not_grow_with_the_duration(layout: str, chunk: int) -> None:
     encoder, decoder = make_networks(layout)
     short, long, longer = (1 + (frames - 1) // decoder.scale_factors.time for frames in (25, 121, 241))
 
     def decode_peak(frames: int) -> int:
         latent = torch.randn(1, 8, frames, 3, 3)
         with PeakBytes() as count:
-            for _ in decoder.decode_streaming(latent, chunk=1):
+            for _ in decoder.decode_streaming(latent, chunk=chunk):
                 pass
-        return count.peak - latent.nbytes  # the latent is the input, and is un-normalised as a whole
+        return count.peak
 
     def encode_peak(frames: int) -> int:
         with PeakBytes() as count:
             latent = encoder.encode_streaming(torch.randn(1, 3, 4, 32, 32) for _ in range(frames // 4))
         return count.peak - 3 * latent.nbytes
 
-    assert decode_peak(long) <= 1.1 * decode_peak(short)  # 25 frames do not fill every convolution's window
-    assert decode_peak(longer) == decode_peak(long)
+    assert decode_peak(long) <= 1.05 * decode_peak(short)
+    assert decode_peak(longer) <= 1.05 * decode_peak(short)
     assert encode_peak(121) <= 1.1 * encode_peak(25)
     latent = torch.randn(1, 8, long, 3, 3)
     with PeakBytes() as whole, torch.no_grad():

@@ -29,6 +29,9 @@ from ltx_trainer.scratch.task import (
 )
 
 
+FIRST_LOG_VARIANCE = -4.0
+
+
 class AudioVae(nn.Module):
     """Both halves. Training works on raw latents: the statistics stay at mean 0 and spread 1 until export."""
 
@@ -59,6 +62,13 @@ class AudioVae(nn.Module):
         return self.decoder(self.encoder.moments(mel)[0])
 
 
+@torch.no_grad()
+def start_certain(conv: nn.Module) -> None:
+    """Let a fresh encoder give latents with little noise: under much, the decoder learns to do without them."""
+    bias = conv.get_parameter("bias")
+    bias[bias.shape[0] // 2 :].fill_(FIRST_LOG_VARIANCE)
+
+
 class AudioVaeTask(ScratchTask):
     """Train an `AudioVae`; ``held_out`` is sound ``[B, 2, N]`` to judge it by."""
 
@@ -76,6 +86,7 @@ class AudioVaeTask(ScratchTask):
         super().__init__(AudioVae(AudioVaeConfig.from_metadata(config), kl_weight), examples)
         mel = self.module.mel(examples.batch(0)["waveform"])
         centre_input(self.module.encoder.conv_in.conv, mel)
+        start_certain(self.module.encoder.conv_out.conv)
         centre_output(self.module.decoder.conv_out.conv, mel)
         self.given_config, self.held_out, self.statistics_batches = dict(config), held_out, statistics_batches
 

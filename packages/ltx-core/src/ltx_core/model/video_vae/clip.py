@@ -3,14 +3,15 @@
 Every block takes ``(x, clip)``. In a whole pass x is the entire clip. In a streamed pass the blocks see consecutive
 pieces, and the clip keeps for each of them the few frames the next piece will need: a 3-tap convolution keeps the two
 frames before its window, a residual keeps what its lagging branch has not caught up with. Copies of edge frames are
-made at the true start and the true end only, so the pieces join to exactly what the whole pass gives.
+made at the true start and the true end only, so the pieces join to exactly what the whole pass gives. Where the sizes
+are known the room for all kept frames is taken at the start, so that a pass that has begun needs no more later.
 
 A block may give zero frames for a piece: a symmetric convolution lags its input by one frame until the clip ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -33,8 +34,20 @@ class Clip:
     timestep: Tensor | None = None  # [B] scaled timestep of a timestep-conditioned decoder
     noise: torch.Generator | NoiseSource | None = None
     _frames: dict[nn.Module, Tensor] = field(default_factory=dict)
+    _rooms: dict[nn.Module, Tensor] = field(default_factory=dict)
+    _rooms: dict[nn.Module, Tensor] = field(default_factory=dict)
     _values: dict[nn.Module | tuple[nn.Module, str], Tensor] = field(default_factory=dict)
     _begun: set[nn.Module] = field(default_factory=set)
+
+    def reserve(self, sizes: Mapping[nn.Module, int], like: Tensor) -> None:
+        """Take memory for the frames that each owner keeps at most, in elements, at once."""
+        rooms = like.new_empty(sum(sizes.values())).split(list(sizes.values()))
+        self._rooms = dict(zip(sizes, rooms, strict=True))
+
+    def reserve(self, sizes: Mapping[nn.Module, int], like: Tensor) -> None:
+        """Take memory for the frames that each owner keeps at most, in elements, at once."""
+        rooms = like.new_empty(sum(sizes.values())).split(list(sizes.values()))
+        self._rooms = dict(zip(sizes, rooms, strict=True))
 
     def conv_window(self, owner: nn.Module, x: Tensor, stride: int) -> Tensor:
         """The frames a 3-tap convolution needs for the outputs this piece completes; zero frames when for none."""
@@ -54,7 +67,7 @@ class Clip:
         x = torch.cat(parts, dim=2)
         windows = max((x.shape[2] - kernel) // stride + 1, 0)
         if not self.last:
-            self._frames[owner] = _own(x[:, :, windows * stride :])
+            self._keep(owner, x[:, :, windows * stride :])
         used = (windows - 1) * stride + kernel if windows else 0
         return x if used == x.shape[2] else x[:, :, :used]
 
@@ -64,10 +77,16 @@ class Clip:
         if kept is None and frames == x.shape[2]:
             return x
         if kept is not None:
-            x = torch.cat([kept, x], dim=2) if x.shape[2] else kept
+            x = torch.cat([kept, x], dim=2)
         if frames < x.shape[2]:
-            self._frames[owner] = _own(x[:, :, frames:])
+            self._keep(owner, x[:, :, frames:])
         return x[:, :, :frames]
+
+    def _keep(self, owner: nn.Module, x: Tensor) -> None:
+        """Remember frames for the next piece, in the owner's room where it has one."""
+        room = self._rooms.get(owner)
+        fits = room is not None and room.dtype == x.dtype
+        self._frames[owner] = _own(x, room if fits else None)
 
     def begins(self, owner: nn.Module, x: Tensor) -> bool:
         """Whether x holds the clip's first frames at this block."""
@@ -91,9 +110,12 @@ class Clip:
         return torch.randn(shape, generator=self.noise, dtype=like.dtype, device=device).to(like.device)
 
 
-def _own(x: Tensor) -> Tensor:
-    """A copy that does not keep the tensor x is a slice of alive, in the same memory format."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=slice_format(x)).copy_(x)
+def _own(x: Tensor, room: Tensor | None = None) -> Tensor:
+    """A copy that does not keep the tensor x is a slice of alive, in the same memory format; in ``room`` if given."""
+    room = x.new_empty(x.numel()) if room is None else room[: x.numel()]
+    if slice_format(x) is torch.channels_last_3d:
+        return room.view(x.movedim(1, -1).shape).movedim(-1, 1).copy_(x)
+    return room.view(x.shape).copy_(x)
 
 
 def slice_format(x: Tensor) -> torch.memory_format:

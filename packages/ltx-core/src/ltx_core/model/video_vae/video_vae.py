@@ -30,12 +30,16 @@ from ltx_core.model.video_vae.blocks import (
     ResnetStack,
     SpaceToDepthDownsample,
 )
-from ltx_core.model.video_vae.clip import Clip, NoiseSource, Stage, stream
+from ltx_core.model.video_vae.clip import KERNEL, Clip, NoiseSource, Stage, stream
 from ltx_core.model.video_vae.config import BlockConfig, VideoVaeConfig
 from ltx_core.model.video_vae.layers import CausalConv3d, TimestepEmbedder, make_norm, modulate, silu
 from ltx_core.model.video_vae.ops import PerChannelStatistics, patchify, unpatchify
 
 DEFAULT_CHUNK = 2  # latent frames that a streamed decode moves at once
+MAX_GROWTH = 4  # frames that a stage of a streamed decode is given at once, over latent frames
+HEAD_GROWTH = 2  # the same for the frames that leave it, whose many channels take the most memory
+MAX_GROWTH = 4  # frames that a stage of a streamed decode is given at once, over latent frames
+HEAD_GROWTH = 2  # the same for the frames that leave it, whose many channels take the most memory
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,8 @@ class VideoDecoder(nn.Module):
 
     def forward(self, latent: Tensor, conditioning: DecodeConditioning | None = None) -> Tensor:
         """The whole video at once, in the latent's dtype."""
-        x, clip = self._start(latent, conditioning or DecodeConditioning())
+        z, clip = self._start(latent, conditioning or DecodeConditioning())
+        x = self.per_channel_statistics.un_normalize(z)
         for run in [self.conv_in, *self.up_blocks, self._head]:
             x = run(x, clip)
         return x.to(latent.dtype)
@@ -202,9 +207,11 @@ class VideoDecoder(nn.Module):
         require_streamable(self)
         if chunk < 1:
             raise ConfigError(f"chunk is {chunk} latent frames, expected at least 1")
-        x, clip = self._start(latent, conditioning or DecodeConditioning())
-        starts = range(0, x.shape[2], chunk)
-        pieces = ((x[:, :, start : start + chunk], start + chunk >= x.shape[2]) for start in starts)
+        z, clip = self._start(latent, conditioning or DecodeConditioning())
+        if z.shape[2] > chunk:
+            clip.reserve(self._kept_sizes(z, clip.causal), z)
+        un_normalize, ends = self.per_channel_statistics.un_normalize, range(chunk, z.shape[2] + chunk, chunk)
+        pieces = ((un_normalize(z[:, :, end - chunk : end]), end >= z.shape[2]) for end in ends)
         for frames in stream(self._stages(chunk), pieces, clip):
             yield frames.to(latent.dtype)
 
@@ -214,7 +221,7 @@ class VideoDecoder(nn.Module):
         return is_streamable(self)
 
     def _start(self, latent: Tensor, conditioning: DecodeConditioning) -> tuple[Tensor, Clip]:
-        """The raw latent in the weights' dtype and a clip that carries the conditioning."""
+        """The latent in the weights' dtype, with its share of noise, and a clip that carries the conditioning."""
         weight = self.conv_in.conv.weight
         z = latent.to(device=weight.device, dtype=weight.dtype)
         clip = Clip(causal=self.config.causal_decoder, noise=conditioning.noise)
@@ -225,7 +232,7 @@ class VideoDecoder(nn.Module):
                 z = scale * clip.draw(tuple(z.shape), z) + (1 - scale) * z
             timestep = self.config.decode_timestep if timestep is None else timestep
             clip.timestep = torch.as_tensor(timestep).to(z).expand(z.shape[0]) * self.timestep_scale_multiplier
-        return self.per_channel_statistics.un_normalize(z), clip
+        return z, clip
 
     def _head(self, x: Tensor, clip: Clip) -> Tensor:
         h = self.conv_norm_out(x)
@@ -237,13 +244,28 @@ class VideoDecoder(nn.Module):
         return unpatchify(self.conv_out(silu(h), clip), self.config.patch_size)
 
     def _stages(self, chunk: int) -> list[Stage]:
-        """The network as steps, resnet by resnet, each given at most the frames that ``chunk`` latent frames become."""
+        """The network as steps, resnet by resnet; each given at most what ``chunk`` latent frames become, or less."""
         stages, frames = [Stage(self.conv_in, chunk)], chunk
         for block in self.up_blocks:
             runs = block.parts() if isinstance(block, ResnetStack) else [block]
-            stages += [Stage(run, frames) for run in runs]
+            stages += [Stage(run, min(frames, MAX_GROWTH * chunk)) for run in runs]
             frames *= block.stride[0] if isinstance(block, DepthToSpaceUpsample) else 1
-        return [*stages, Stage(self._head, frames)]
+        return [*stages, Stage(self._head, min(frames, HEAD_GROWTH * chunk))]
+
+    def _kept_sizes(self, z: Tensor, causal: bool) -> dict[nn.Module, int]:
+        """Elements that each convolution and each shortcut keeps of a streamed latent ``[B, C, f, h, w]``."""
+        sizes: dict[nn.Module, int] = {}
+        frame = z.shape[0] * z.shape[3] * z.shape[4]  # elements of a channel
+        for block in (self.conv_in, *self.up_blocks, self.conv_out):
+            for module in block.modules():
+                if isinstance(module, CausalConv3d):
+                    sizes[module] = (KERNEL - 1) * module.conv.in_channels * frame
+                elif isinstance(module, ResnetBlock) and not causal:
+                    sizes[module] = 2 * module.conv1.conv.in_channels * frame
+                elif isinstance(module, DepthToSpaceUpsample) and module.residual and not causal:
+                    sizes[module] = module.conv.conv.in_channels * frame
+            frame *= math.prod(block.stride[1:]) if isinstance(block, DepthToSpaceUpsample) else 1
+        return sizes
 
 
 def make_decoder_block(block: BlockConfig, width: int, style: BlockStyle) -> tuple[nn.Module, int]:
