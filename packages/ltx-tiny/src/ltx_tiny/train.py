@@ -24,7 +24,7 @@ from ltx_trainer.state import newest
 
 RECIPES = Path(__file__).parent / "recipes"
 LOG_EVERY = 25  # steps
-COMMON_KEYS = ("mixed_precision", "compile")  # of all stages, unless one says otherwise
+COMMON_KEYS = ("mixed_precision", "compile", "optimizer_type")  # of all stages, unless one says otherwise
 LOOP_KEYS = (
     *("learning_rate", "warmup_steps", "scheduler_type", "scheduler_params", "max_grad_norm", "ema_decay"),
     *("checkpoint_interval", "validation_interval", *COMMON_KEYS),
@@ -64,7 +64,6 @@ class Recipe:
         return LoopSettings(
             steps=self.curriculum(name).steps,
             seed=self.seed,
-            optimizer_type="muon",
             fingerprint={"seed": self.seed},
             **given,
         )
