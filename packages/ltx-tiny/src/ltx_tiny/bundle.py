@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.safetensors_file import SafetensorsFile, save_checkpoint
+from ltx_tiny.world.captions import prompt_world
 from ltx_trainer.scratch.gemma import unpack
 from ltx_trainer.scratch.task import MODEL_VERSION, STATISTICS
 
@@ -55,7 +56,7 @@ def write_bundle(folder: Path, config: Mapping[str, Any], files: Mapping[str, Pa
     checkpoint, upscaler, lora = (folder / name for name in (CHECKPOINT, UPSCALER, DISTILLED_LORA))
     parts = [files[name] for name in ("transformer", "video_vae", "audio_vae", "vocoder")]
     metadata = {"config": dict(config), "model_version": MODEL_VERSION, "demo_prompt": DEMO_PROMPT}
-    metadata["default_request"] = DEFAULT_REQUEST
+    metadata |= {"default_request": DEFAULT_REQUEST, "prompt_world": prompt_world()}
     save_checkpoint(checkpoint, rounded(parts), metadata)
     save_checkpoint(upscaler, rounded([files["upsampler"]]), SafetensorsFile(files["upsampler"]).metadata)
     save_checkpoint(lora, rounded([files["distill"]]), SafetensorsFile(files["distill"]).metadata)

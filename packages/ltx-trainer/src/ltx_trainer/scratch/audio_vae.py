@@ -80,7 +80,7 @@ class AudioVaeTask(ScratchTask):
         config: Mapping[str, Any],
         examples: Examples,
         held_out: Tensor | None = None,
-        kl_weight: float = 1e-4,
+        kl_weight: float = 1e-3,
         statistics_batches: int = 16,
     ) -> None:
         super().__init__(AudioVae(AudioVaeConfig.from_metadata(config), kl_weight), examples)
