@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from tests.tiny_training import make_config, processes, raw_config, run_training
 from ltx_core.errors import ConfigError
 from ltx_trainer.loop import CHECKPOINT_FOLDER
 from ltx_trainer.run_log import LOG_NAME, read_csv_log
-from ltx_trainer.state import latest_state
+from ltx_trainer.state import latest_state, save_state
 from ltx_trainer.trainer import LtxvTrainer
 
 PATIENCE = 120.0  # seconds until a step must have happened
@@ -118,6 +120,18 @@ def test_a_finished_run_and_another_adapter_are_refused(files, tmp_path):
         LtxvTrainer(make_config(*files, out, optimization={"steps": 4}, lora={"rank": 2})).train(live=False)
     again = LtxvTrainer(make_config(*files, out, optimization={"steps": 2}), resume=False).train(live=False)
     assert again.step == 2
+
+
+def test_a_state_that_lacks_a_trainable_tensor_is_refused(files, tmp_path):
+    out = tmp_path / "out"
+    LtxvTrainer(make_config(*files, out, optimization={"steps": 1})).train(live=False)
+    state = latest_state(out / CHECKPOINT_FOLDER)
+    assert state is not None
+    missing = list(state.model)[1]
+    kept = {name: tensor for name, tensor in state.model.items() if name != missing}
+    save_state(out / CHECKPOINT_FOLDER, replace(state, model=kept))
+    with pytest.raises(ConfigError, match=rf"has no tensor '{re.escape(missing)}' \(1 of "):
+        LtxvTrainer(make_config(*files, out, optimization={"steps": 2})).train(live=False)
 
 
 def test_the_newest_readable_state_counts(files, tmp_path):

@@ -272,6 +272,12 @@ class _Run:
             raise ConfigError(
                 f"cannot resume {self.folder}: {key} was {old!r} and is now {new!r}; choose another output_dir"
             )
+        trained = self.trainable().keys()
+        if missing := [name for name in trained if name not in state.model]:
+            raise ConfigError(
+                f"cannot resume {self.folder}: its state has no tensor {missing[0]!r} "
+                f"({len(missing)} of {len(trained)} trainable ones are missing); choose another output_dir"
+            )
         self.step = state.step
         options = StateDictOptions(full_state_dict=True, strict=False)
         set_model_state_dict(self.module, dict(state.model), options=options)
