@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.common import Options, clock_of
 
-CPU = ("transformer", "guidance", "text", "text_kv", "vae", "attention", "loop", "memory", "fp8", "load")
+CPU = ("transformer", "guidance", "text", "text_kv", "vae", "attention", "loop", "memory", "fp8", "load", "train_step")
 NAMES = (*CPU, "gpu")
 
 

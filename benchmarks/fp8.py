@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Options, Table
-from benchmarks.files import write_transformer
-from benchmarks.models import LTX_23, Size, modalities_of, section_of
+from benchmarks.files import transformer_file
+from benchmarks.models import LTX_23, Size, modalities_of, section_of, tiny_size
 from ltx_core.loader import Checkpoint
 from ltx_core.loader.fp8 import quantize_per_row, to_fp8
 
@@ -26,7 +27,13 @@ def relative(got: Tensor, want: Tensor) -> float:
 
 @torch.no_grad()
 def run(options: Options) -> list[Table]:
-    return [weights(), model(options)]
+    blocks, heads, width = (4, 4, 32) if options.quick else (4, 8, 64)
+    small = Size("", section_of(blocks, heads, width, LTX_23), 192, 26, 64)
+    return [
+        weights(),
+        model(replace(small, name=f"{heads * width} wide, two quantised blocks"), options),
+        model(tiny_size(options.quick), options),
+    ]
 
 
 def weights() -> Table:
@@ -39,21 +46,17 @@ def weights() -> Table:
     return table
 
 
-def model(options: Options) -> Table:
-    """Two inner blocks quantised between two that are spared."""
-    blocks, heads, width = (4, 4, 32) if options.quick else (4, 8, 64)
-    size = Size("", section_of(blocks, heads, width, LTX_23), 192, 26, 64)
+def model(size: Size, options: Options) -> Table:
+    """Inner blocks quantised between two that are spared."""
     table = Table(
-        f"Relative error of outputs, %, {heads * width} wide, two quantised blocks",
+        f"Relative error of outputs, %, {size.name}",
         ("layer", *POLICIES),
         notes=[
             "fp8-cast quantises the first and the last block too; layers are those of block 1, each on its own input"
         ],
     )
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Checkpoint.open(
-            write_transformer(Path(folder) / "model.safetensors", size.section, torch.bfloat16)
-        )
+        checkpoint = Checkpoint.open(transformer_file(size, Path(folder), torch.bfloat16))
         networks = {
             name: checkpoint.build("transformer", torch.float32, options.device, quantization=name)
             for name in (None, *POLICIES)

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common import Options, Table
-from benchmarks.models import cpu_sizes, guided_denoiser, random_model, states_of
+from benchmarks.models import cpu_sizes, guided_denoiser, model_of, states_of
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import X0Model
 from ltx_core.sampling.loop import denoise
 
-STEPS = 8
+STEPS = 4
 
 
 class Reads(TorchDispatchMode):
@@ -39,8 +39,8 @@ def run(options: Options) -> list[Table]:
         ("case", "step s", "loop s per step", "share %", "reads in step 1", "reads per later step"),
         notes=["reads of the schedule, which lies on the host, are counted too: they wait for nothing"],
     )
-    for size in cpu_sizes(options.quick)[:2]:
-        model = random_model(size.section, options.device)
+    for size in cpu_sizes(options.quick):
+        model = model_of(size, options.device)
         states = states_of(model, size, options.device, held=8)
         denoiser = guided_denoiser(model, size, options.device, model.num_blocks // 2)
         inside: list[float] = []

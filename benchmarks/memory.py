@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import Options, Table, alternate, drain
-from benchmarks.files import write_transformer
+from benchmarks.files import transformer_file
 from benchmarks.models import cpu_sizes, guided_denoiser, states_of
 from ltx_core.loader import Checkpoint
 from ltx_core.loader.streaming import StreamingModel, build_streaming
@@ -17,22 +17,21 @@ from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.sampling.loop import denoise
 
 CAP = 0.4  # of the weights
-STEPS = 2
 
 
 def run(options: Options) -> list[Table]:
     columns = ("case", "weights MB", "held MB", "share %", "resident s", "streamed s", "equal bits")
-    table = Table(f"Guided run of {STEPS} steps with blocks from the file, cap {CAP:.0%} of the weights", columns)
-    for size in cpu_sizes(options.quick)[:2]:
+    table = Table(f"Guided step with blocks from the file, cap {CAP:.0%} of the weights", columns)
+    for size in cpu_sizes(options.quick):
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint = Checkpoint.open(write_transformer(Path(folder) / "model.safetensors", size.section))
+            checkpoint = Checkpoint.open(transformer_file(size, Path(folder)))
             resident = checkpoint.build("transformer", torch.float32, options.device)
             streamed = build_streaming(checkpoint, torch.float32, options.device, hold="file", slots=1, read_ahead=0)
 
             def guided(network: Any, size: Any = size) -> Any:
                 denoiser = guided_denoiser(network, size, options.device, network.num_blocks // 2)
                 states = states_of(network, size, options.device)
-                last = drain(denoise(X0Model(network, 1), denoiser, states, torch.linspace(1, 0, STEPS + 1)))
+                last = drain(denoise(X0Model(network, 1), denoiser, states, torch.tensor([1.0, 0.0])))
                 return [state.latent for state in last.states.values()]
 
             arms = {"plain": lambda: guided(resident), "improved": lambda: guided(streamed.network)}  # noqa: B023

@@ -1,9 +1,9 @@
-"""Transformers with random weights and inputs for them: two that a CPU can run, and the published ones."""
+"""Transformers and inputs for them: two that a CPU can run, and the published ones with random weights."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,18 @@ import torch
 from torch import Tensor
 
 from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderParams
+from ltx_core.loader import Checkpoint
 from ltx_core.model.transformer.config import AUDIO_VIDEO_CONSTANTS, LTX2_CONSTANTS, TransformerConfig
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.sampling.denoisers import GuidedDenoiser
 from ltx_core.types import LatentState
+from ltx_tiny.bundle import CHECKPOINT, WEIGHTS
+from ltx_tiny.train import read_recipe
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "tests" / "manifests"
 TEXT_TOKENS = 1024
+TINY_TEXT_TOKENS = 128
 AUDIO_TOKENS = 126  # 121 frames at 24 fps
 LTX_23 = {"caption_proj_before_connector": True, "cross_attention_adaln": True, "apply_gated_attention": True}
 LTX_19B = {"caption_channels": 3840}
@@ -26,13 +30,32 @@ LTX_19B = {"caption_channels": 3840}
 
 @dataclass(frozen=True)
 class Size:
-    """A model and how much it is given."""
+    """A model and how much it is given. Weights are random unless a checkpoint is named."""
 
     name: str
     section: dict[str, Any]
     video_tokens: int
     audio_tokens: int = AUDIO_TOKENS
     text_tokens: int = TEXT_TOKENS
+    checkpoint: Path | None = None
+
+
+def tiny_config() -> dict[str, Any]:
+    """The whole config of the bundled model."""
+    return read_recipe()["config"]
+
+
+def tiny_checkpoint() -> Path | None:
+    """The bundled weights, where the package has them."""
+    path = WEIGHTS / CHECKPOINT
+    return path if path.is_file() else None
+
+
+def tiny_size(quick: bool) -> Size:
+    """The bundled model and what it is asked for by default: 49 frames of 256 x 256 at 25 a second."""
+    tokens = (192, 13) if quick else (7 * 8 * 8, 49)
+    weights = "random weights" if tiny_checkpoint() is None else "bundled weights"
+    return Size(f"tiny, {weights}", tiny_config()["transformer"], *tokens, TINY_TEXT_TOKENS, tiny_checkpoint())
 
 
 def section_of(layers: int, heads: int, head_dim: int, version: dict[str, Any]) -> dict[str, Any]:
@@ -59,9 +82,12 @@ def section_of(layers: int, heads: int, head_dim: int, version: dict[str, Any]) 
 
 
 def cpu_sizes(quick: bool, version: dict[str, Any] | None = None) -> list[Size]:
-    """The small model, and one of width 512 with six blocks at two token counts."""
-    version = LTX_23 if version is None else version
-    small = Size("192 wide, 8 blocks", section_of(8, 4, 48, version), 192, 13, 128)
+    """The tiny model (one like it for another version), and one of width 512 with six blocks at two token counts."""
+    small = tiny_size(quick)
+    if version is None:
+        version = LTX_23
+    elif version != LTX_23:
+        small = replace(small, name="192 wide, 8 blocks", section=section_of(8, 4, 48, version), checkpoint=None)
     if quick:
         return [small]
     wide = section_of(6, 8, 64, version)
@@ -76,6 +102,15 @@ def published(name: str) -> dict[str, Any]:
     """The config section of a published transformer: ``ltx-2-19b`` or ``ltx-2.3-22b``."""
     manifest = json.loads((MANIFESTS / name / "transformer.json").read_text(encoding="utf-8"))
     return manifest["config"]["transformer"]
+
+
+def model_of(size: Size, device: torch.device) -> LTXModel:
+    """The network in float32."""
+    if size.checkpoint is None:
+        return random_model(size.section, device)
+    network = Checkpoint.open(size.checkpoint).build("transformer", torch.float32, device)
+    assert isinstance(network, LTXModel)
+    return network
 
 
 def random_model(section: dict[str, Any], device: torch.device, dtype: torch.dtype = torch.float32) -> LTXModel:

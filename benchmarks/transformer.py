@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import COMPARISON, Options, Table, alternate, comparison
-from benchmarks.models import LTX_19B, LTX_23, cpu_sizes, modalities_of, random_model
+from benchmarks.models import LTX_19B, LTX_23, cpu_sizes, modalities_of, model_of
 from ltx_core.model.transformer.adaln import Modulation
 from ltx_core.model.transformer.modality import TimestepGroups
 
@@ -38,7 +38,7 @@ def run(options: Options) -> list[Table]:
     table = Table("Forward: modulation per token (plain) and per distinct noise level (improved)", COMPARISON)
     for style, version in (("2.3", LTX_23), ("19B", LTX_19B)):
         for size in cpu_sizes(options.quick, version):
-            model = random_model(size.section, options.device)
+            model = model_of(size, options.device)
             given = modalities_of(model, size, options.device)
             counts = {name: modality.latent.shape[1] for name, modality in given.items()}
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import Options, Table, alternate, peak_of
-from benchmarks.models import MANIFESTS
+from benchmarks.common import Arm, Options, Table, alternate, peak_of
+from benchmarks.models import MANIFESTS, tiny_checkpoint, tiny_config
+from ltx_core.loader import Checkpoint
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.tiling import TilePlan, TileSizeConfig, balanced_tiling, stream_tiles, tiled_decode
 from ltx_core.model.video_vae.video_vae import VideoDecoder
@@ -71,34 +73,49 @@ def volume(plan: TilePlan, cells: tuple[int, int, int]) -> float:
     return decoded / (cells[0] * cells[1] * cells[2])
 
 
+def decoders(options: Options) -> list[tuple[str, VideoDecoder, tuple[int, int, int]]]:
+    """Decoders and latent frames, rows, columns."""
+    small = (4, 4, 6) if options.quick else (7, 12, 16)
+    if options.device.type == "cuda":
+        return [("2.3", random_decoder(published_config("ltx-2.3-22b"), options.device), small)]
+    tiny = random_decoder(VideoVaeConfig.from_metadata(tiny_config()), options.device)
+    if (path := tiny_checkpoint()) is not None:
+        tiny = Checkpoint.open(path).build("video_decoder", torch.float32, options.device)  # type: ignore[assignment]
+    return [
+        ("2.3, an eighth as wide", random_decoder(small_config(), options.device), small),
+        ("tiny", tiny, (3, 4, 4) if options.quick else (7, 8, 8)),
+    ]
+
+
 def timing(options: Options) -> Table:
-    config = published_config("ltx-2.3-22b") if options.device.type == "cuda" else small_config()
-    decoder = random_decoder(config, options.device)
-    shape = (1, config.latent_channels, 4, 4, 6) if options.quick else (1, config.latent_channels, 7, 12, 16)
-    latent = torch.randn(shape, device=options.device)
+    table = Table(
+        "Video decode", ("decoder, latent, how", "seconds", "whole / this", "max abs diff to whole", "peak MB")
+    )
     sizes = TileSizeConfig((40, 24), (256, 64), (256, 64))
 
-    def joined(chunks: Any) -> Tensor:
-        return torch.cat([chunk.cpu() for chunk in chunks], dim=2)
+    def joined(decode: Any, *arguments: Any) -> Tensor:
+        return torch.cat([chunk.cpu() for chunk in decode(*arguments)], dim=2)
 
-    arms = {
-        "whole": lambda: decoder(latent),
-        "streamed": lambda: joined(decoder.decode_streaming(latent)),
-        "balanced tiles, streamed": lambda: joined(stream_tiles(decoder, latent, balanced_tiling(*shape[3:], 2))),
-        "size-based tiles": lambda: joined(tiled_decode(decoder, latent, sizes)),
-    }
-    measured = alternate(arms, options)
-    table = Table(f"Decode of {list(shape)}", ("how", "seconds", "whole / this", "max abs diff to whole", "peak MB"))
-    for name in arms:
-        table.rows.append(
-            [
-                name,
-                f"{measured.median(name):.3f}",
-                f"{measured.ratio('whole', name):.3f}",
-                f"{measured.difference(name, 'whole'):.1e}",
-                f"{measured.peaks[name] / 1e6:.1f}",
-            ]
-        )
+    for name, decoder, shape in decoders(options):
+        latent = torch.randn(1, decoder.config.latent_channels, *shape, device=options.device)
+        tiles = balanced_tiling(*shape[1:], 2)
+        arms: dict[str, Arm] = {
+            "whole": partial(decoder, latent),
+            "streamed": partial(joined, decoder.decode_streaming, latent),
+            "balanced tiles, streamed": partial(joined, stream_tiles, decoder, latent, tiles),
+            "size-based tiles": partial(joined, tiled_decode, decoder, latent, sizes),
+        }
+        measured = alternate(arms, options)
+        for arm in arms:
+            table.rows.append(
+                [
+                    f"{name}, {' x '.join(map(str, shape))}, {arm}",
+                    f"{measured.median(arm):.3f}",
+                    f"{measured.ratio('whole', arm):.3f}",
+                    f"{measured.difference(arm, 'whole'):.1e}",
+                    f"{measured.peaks[arm] / 1e6:.1f}",
+                ]
+            )
     return table
 
 
