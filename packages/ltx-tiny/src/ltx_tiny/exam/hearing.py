@@ -151,7 +151,8 @@ def _peak(power: Array, hertz_per_bin: float, lowest: float) -> float:
     i = first + int(np.argmax(power[first:-1]))
     a, b, c = np.log(power[i - 1 : i + 2] + 1e-20)
     bend = a - 2.0 * b + c
-    return float((i + (0.5 * (a - c) / bend if bend < -1e-12 else 0.0)) * hertz_per_bin)
+    aside = 0.5 * (a - c) / bend if bend < -1e-12 else 0.0
+    return float((i + np.clip(aside, -0.5, 0.5)) * hertz_per_bin)
 
 
 def _travel(at: Array, values: Array, weight: Array) -> float:
