@@ -35,14 +35,8 @@ class Clip:
     noise: torch.Generator | NoiseSource | None = None
     _frames: dict[nn.Module, Tensor] = field(default_factory=dict)
     _rooms: dict[nn.Module, Tensor] = field(default_factory=dict)
-    _rooms: dict[nn.Module, Tensor] = field(default_factory=dict)
     _values: dict[nn.Module | tuple[nn.Module, str], Tensor] = field(default_factory=dict)
     _begun: set[nn.Module] = field(default_factory=set)
-
-    def reserve(self, sizes: Mapping[nn.Module, int], like: Tensor) -> None:
-        """Take memory for the frames that each owner keeps at most, in elements, at once."""
-        rooms = like.new_empty(sum(sizes.values())).split(list(sizes.values()))
-        self._rooms = dict(zip(sizes, rooms, strict=True))
 
     def reserve(self, sizes: Mapping[nn.Module, int], like: Tensor) -> None:
         """Take memory for the frames that each owner keeps at most, in elements, at once."""

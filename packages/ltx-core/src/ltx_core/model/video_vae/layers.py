@@ -21,6 +21,7 @@ PIXEL_NORM_EPS = 1e-8
 NORM_EPS = 1e-6
 NORM_GROUPS = 32
 SINUSOID_DIM = 256
+SMALL_CLIP = 20480  # batch x channels x frames x rows up to which torch's own 3-D convolution, slower by far, is taken
 
 
 class CausalConv3d(nn.Module):
@@ -41,9 +42,24 @@ class CausalConv3d(nn.Module):
             raise ConfigError(f"reflect padding of {x.shape[3]} x {x.shape[4]} cells, expected at least 2 x 2")
         x = clip.conv_window(self, x, self.conv.stride[0])
         if x.shape[2]:
-            return self.conv(x)
+            return self.conv(x) if _torch_chooses_well(x) else self._convolved(x)
         height, width = ((side - 1) // step + 1 for side, step in zip(x.shape[3:], self.conv.stride[1:], strict=True))
         return x.new_empty(x.shape[0], self.conv.out_channels, 0, height, width)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """``self.conv(x)`` by oneDNN."""
+        conv, padding = self.conv, (0, 1, 1)
+        if conv.padding_mode != "zeros":
+            x, padding = functional.pad(x, (1, 1, 1, 1, 0, 0), conv.padding_mode), (0, 0, 0)
+        return torch.mkldnn_convolution(x, conv.weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups)
+
+
+def _torch_chooses_well(x: Tensor) -> bool:
+    """Whether ``conv3d`` takes a fast kernel by itself: for one small clip in float32 on the CPU it does not."""
+    small = x.shape[0] == 1 and x.shape[:4].numel() <= SMALL_CLIP
+    affected = small and x.device.type == "cpu" and x.dtype == torch.float32
+    known = affected and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return not (known and torch.backends.mkldnn.is_available())
 
 
 def pixel_norm(x: Tensor, dim: int = 1, eps: float = PIXEL_NORM_EPS) -> Tensor:

@@ -38,8 +38,6 @@ from ltx_core.model.video_vae.ops import PerChannelStatistics, patchify, unpatch
 DEFAULT_CHUNK = 2  # latent frames that a streamed decode moves at once
 MAX_GROWTH = 4  # frames that a stage of a streamed decode is given at once, over latent frames
 HEAD_GROWTH = 2  # the same for the frames that leave it, whose many channels take the most memory
-MAX_GROWTH = 4  # frames that a stage of a streamed decode is given at once, over latent frames
-HEAD_GROWTH = 2  # the same for the frames that leave it, whose many channels take the most memory
 
 
 @dataclass(frozen=True)
@@ -244,12 +242,13 @@ class VideoDecoder(nn.Module):
         return unpatchify(self.conv_out(silu(h), clip), self.config.patch_size)
 
     def _stages(self, chunk: int) -> list[Stage]:
-        """The network as steps, resnet by resnet; each given at most what ``chunk`` latent frames become, or less."""
+        """The network as steps, resnet by resnet; each is given no more than ``chunk`` latent frames become."""
         stages, frames = [Stage(self.conv_in, chunk)], chunk
         for block in self.up_blocks:
             runs = block.parts() if isinstance(block, ResnetStack) else [block]
-            stages += [Stage(run, min(frames, MAX_GROWTH * chunk)) for run in runs]
-            frames *= block.stride[0] if isinstance(block, DepthToSpaceUpsample) else 1
+            stride = block.stride[0] if isinstance(block, DepthToSpaceUpsample) else 1
+            stages += [Stage(run, min(frames, MAX_GROWTH * chunk // stride)) for run in runs]
+            frames *= stride
         return [*stages, Stage(self._head, min(frames, HEAD_GROWTH * chunk))]
 
     def _kept_sizes(self, z: Tensor, causal: bool) -> dict[nn.Module, int]:
