@@ -33,7 +33,7 @@ from ltx_trainer.scratch.data import Stage, leave_stopping_to_the_parent, stack
 
 SIDES = (128, 256)
 PART_SEEDS = {"train": 0, "held_out": 1}
-LARGE_EVERY = 4  # positions, in a stage of both sides
+LARGE_EVERY = 2  # positions, in a stage of both sides
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,24 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            update = _matrix_step if group["matrix"] else _adam_step
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    update(parameter, parameter.grad, self.state[parameter], group)
+            learning = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["matrix"]:
+                self._matrix_steps(learning, group)
+            else:
+                for parameter in learning:
+                    _adam_step(parameter, parameter.grad, self.state[parameter], group)
         return loss
+
+    def _matrix_steps(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Matrices of one shape are made orthogonal together."""
+        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+        for parameter in parameters:
+            ahead = _looking_ahead(parameter, self.state[parameter], group["momentum"])
+            alike.setdefault(tuple(ahead.shape), []).append((parameter, ahead))
+        for shape, pairs in alike.items():
+            updates = orthogonal(torch.stack([ahead for _, ahead in pairs]))
+            for (parameter, _), update in zip(pairs, updates, strict=True):
+                parameter.sub_(update.view_as(parameter), alpha=group["lr"] * MATRIX_STEP * max(shape) ** 0.5)
 
 
 def matrix_weights(module: nn.Module) -> list[nn.Parameter]:
@@ -68,26 +81,27 @@ def matrix_weights(module: nn.Module) -> list[nn.Parameter]:
     return [part.weight for part in module.modules() if isinstance(part, layers)]
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest orthogonal matrix ``[m, n]``, by Newton-Schulz iterations in bfloat16."""
+def orthogonal(matrices: Tensor) -> Tensor:
+    """About the nearest orthogonal matrices ``[N, m, n]``, by Newton-Schulz iterations in bfloat16."""
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / (x.norm() + 1e-7)
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.T if tall else x).to(matrix.dtype)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
-def _matrix_step(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+def _looking_ahead(parameter: Tensor, state: dict[str, Any], momentum: float) -> Tensor:
+    """The gradient with its momentum, one step ahead (Nesterov), as a matrix ``[out, rest]``."""
+    gradient = parameter.grad
+    assert gradient is not None
     if not state:
         state["momentum_buffer"] = torch.zeros_like(parameter)
-    held: Tensor = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-    looking_ahead = torch.lerp(gradient, held, group["momentum"]).flatten(1)
-    size = MATRIX_STEP * max(looking_ahead.shape) ** 0.5
-    parameter.sub_(orthogonal(looking_ahead).view_as(parameter), alpha=group["lr"] * size)
+    held: Tensor = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+    return torch.lerp(gradient, held, momentum).flatten(1)
 
 
 def _adam_step(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:

@@ -28,7 +28,6 @@ from ltx_trainer.scratch.task import (
     prefixed,
 )
 
-
 FIRST_LOG_VARIANCE = -4.0
 
 
