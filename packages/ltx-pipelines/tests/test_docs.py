@@ -14,7 +14,7 @@ from ltx_pipelines.utils.media_io import probe_video
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-BUNDLED = ("ltx demo",)  # needs the bundled model
+README = DOCS.parent / "README.md"
 
 
 def blocks(name: str, kind: str) -> list[str]:
@@ -38,11 +38,16 @@ def test_commands_of_pipelines(line: str, here: Path) -> None:
 def test_commands_of_cli(here: Path) -> None:
     """They build on each other, so they run in one folder."""
     for line in commands("cli.md"):
-        if line not in BUNDLED:
-            assert run(shlex.split(line)[1:]) == 0, line
-    names = {"bell.mp4", "bell.png", "bell-again.mp4", "other.mp4", "draft.mp4", "final.mp4"}
+        assert run(shlex.split(line)[1:]) == 0, line
+    names = {"demo.mp4", "demo.png", "bell.mp4", "bell.png", "bell-again.mp4", "other.mp4", "draft.mp4", "final.mp4"}
     assert names <= {path.name for path in here.iterdir()}
     assert probe_video(here / "final.mp4").width == 2 * probe_video(here / "draft.mp4").width
+
+
+def test_the_first_command_of_the_readme(here: Path) -> None:
+    line = next(line for line in README.read_text().splitlines() if line.startswith("ltx generate"))
+    assert run(shlex.split(line)[1:]) == 0
+    assert probe_video(here / "ball.mp4").has_audio
 
 
 def test_every_pipeline_has_a_command_in_the_documentation() -> None:

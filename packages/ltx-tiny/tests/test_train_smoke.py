@@ -11,11 +11,12 @@ from ltx_core.loader import Checkpoint, Lora
 from ltx_core.text_encoders.gemma.encoder import load_text_encoder
 from ltx_tiny import bundle, stages
 from ltx_tiny.cli import app
-from ltx_tiny.examples import VideoExamples, held_out_clips
+from ltx_tiny.examples import VideoExamples, captions, held_out_clips
 from ltx_tiny.latents import LatentClips
 from ltx_tiny.train import Recipe, merged, read_recipe, run
 from ltx_trainer.draws import step_draws
 from ltx_trainer.scratch.data import Stage
+from ltx_trainer.scratch.transformer import start_distinct
 
 COMPONENTS = {
     *("transformer", "embeddings", "video_encoder", "video_decoder", "audio_encoder", "audio_decoder", "vocoder"),
@@ -63,6 +64,23 @@ def test_the_bundle_opens_like_a_published_model(out: Path) -> None:
     video, audio, _ = encoder(["a small red ball bounces", ""])
     assert video.shape == (2, 128, 192) and audio.shape == (2, 128, 96)
     assert not torch.equal(video[0], video[1])
+
+
+def test_text_projections_start_with_features_that_tell_words_apart(recipe: Recipe) -> None:
+    trainer, tokenizer = stages.make_trainer(recipe), stages.text_tokenizer(recipe)
+    texts = ["a red ball spins on a white stage", "a red ball spins on a mint stage"]
+
+    def difference() -> float:
+        tokens = tokenizer(texts)
+        with torch.no_grad():
+            one, other = trainer.contexts({"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask})[
+                "video"
+            ]
+        return float((one - other).norm() / one.norm())
+
+    before = difference()
+    start_distinct(trainer, tokenizer(captions(64, 3)))
+    assert difference() > 2 * before
 
 
 def test_the_adapter_fits_the_transformer(out: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ltx_core.errors import ConfigError
 from ltx_tiny.world.motion import events, track
-from ltx_tiny.world.picture import distance
+from ltx_tiny.world.picture import Window, distance, draw
 from ltx_tiny.world.render import render
 from ltx_tiny.world.scene import (
     CLASHES,
@@ -69,6 +69,15 @@ def test_a_picture_is_the_same_at_any_size():
     large, small = render(SCENE, 2, 256, 256)[0], render(SCENE, 2, 64, 64)[0]
     shrunk = large.reshape(2, 64, 4, 64, 4, 3).mean(axis=(2, 4))
     assert np.abs(shrunk - small).mean() < 2.0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_window_is_cut_from_the_whole_picture(seed):
+    rng = np.random.default_rng(seed)
+    scene = sample_scene(rng)
+    window = Window(int(rng.integers(160)), int(rng.integers(160)), 96, 96)
+    whole = draw(scene, 5, 256, 256, 25.0, 0.3)
+    assert np.array_equal(window.cut_from(whole, Window(0, 0, 256, 256)), draw(scene, 5, 256, 256, 25.0, 0.3, window))
 
 
 def test_the_body_is_drawn_in_its_colour_where_the_track_says():

@@ -1,6 +1,8 @@
 """Training from nothing: batches by position, each small task learns, resumes bit for bit and exports what loads."""
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -190,6 +192,18 @@ def test_batches_depend_on_position_alone_and_ranks_share_the_whole_batch() -> N
     assert curriculum.steps == 5 and curriculum.at(10**6).frames == 3
 
 
+def test_workers_leave_signals_to_the_parent() -> None:
+    examples = Examples(own_process, Curriculum((Stage(2, 1),)), workers=1)
+    batches = examples.batches(0)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(int(next(batches)["pid"]), number)
+    assert [int(next(batches)["position"]) for _ in range(4)] == [2, 3, 4, 5]
+
+
+def own_process(position: int, slot: int, stage: Stage) -> dict[str, torch.Tensor]:
+    return {"pid": torch.tensor(os.getpid()), "position": torch.tensor(position)}
+
+
 def test_exported_vaes_load_strictly_and_give_latents_of_unit_spread(tmp_path: Path) -> None:
     video, audio = video_task(), audio_task()
     files = [video.export(tmp_path, 1, {})[0], audio.export(tmp_path, 1, {})[0]]
@@ -251,6 +265,14 @@ def test_spectral_losses_are_zero_for_equal_sound_and_see_a_lost_channel() -> No
     wave = tones(0, 1, Stage(1, 1))["waveform"][None]
     assert all(float(loss) == pytest.approx(0.0, abs=1e-6) for loss in spectral_losses(wave, wave))
     assert float(spectral_losses(wave * torch.tensor([[[1.0], [0.0]]]), wave)[1]) > 0.1
+
+
+def test_spectral_losses_see_two_sides_made_one() -> None:
+    left, right = noise(0, 0, 1, 8000), noise(0, 1, 1, 8000)
+    stereo, mono = torch.stack((left, right), dim=1), torch.stack((left, left), dim=1)
+    silent = torch.zeros_like(left)
+    assert spectral_losses(mono, stereo)[0] > 0.5
+    assert spectral_losses(torch.stack((left, silent), dim=1), mono)[0] > 0.5
 
 
 def test_pick_lays_weights_end_to_end() -> None:

@@ -38,7 +38,7 @@ from ltx_trainer.scratch.data import Examples, Stage, stack
 from ltx_trainer.scratch.distill import DistillSettings, DistillTask, block_linears
 from ltx_trainer.scratch.gemma import TOKENIZER_CONFIG, GemmaTask, train_tokenizer
 from ltx_trainer.scratch.task import STATISTICS
-from ltx_trainer.scratch.transformer import Mode, TextModel, TransformerTask, TransformerTrainer
+from ltx_trainer.scratch.transformer import Mode, TextModel, TransformerTask, TransformerTrainer, start_distinct
 from ltx_trainer.scratch.upsampler import UpsamplerTask
 from ltx_trainer.scratch.video_vae import VideoVaeTask
 from ltx_trainer.scratch.vocoder import VocoderTask
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 HELD_OUT_SOUNDS = 8
 HELD_OUT_CAPTIONS = 64
+CAPTIONS_TO_START = 512  # whose words set the text projections
 
 
 def video_vae(recipe: Recipe) -> Task:
@@ -111,6 +112,7 @@ def transformer(recipe: Recipe) -> Task:
     examples, held_out = latent_examples(recipe, "transformer", float(stage["caption_dropout"]))
     judge = sample_judge(recipe, "transformer", sigmas, tokenizer)
     trainer = make_trainer(recipe)
+    start_distinct(trainer, tokenizer(captions(CAPTIONS_TO_START, recipe.seed)))
     return TransformerTask(recipe.config, trainer, examples, held_out, judge)
 
 

@@ -44,6 +44,7 @@ from ltx_trainer.transformer_task import mean_losses, working_dtype
 DIFFUSION_MODEL = "model.diffusion_model."
 FIXED_SIGMAS = (1.0, 0.75, 0.5, 0.25)  # noise levels of the held-out loss
 HELD_OUT_SEED = 1234
+LEAST_VARIANCE = 1e-4  # of the largest: axes with less are noise
 
 Judge = Callable[["TransformerTrainer", int, Path], Mapping[str, float]]
 
@@ -184,6 +185,29 @@ class TransformerTask(ScratchTask):
 
     def config(self) -> dict[str, Any]:
         return {name: self.given_config[name] for name in ("transformer", "scheduler") if name in self.given_config}
+
+
+@torch.no_grad()
+def start_distinct(trainer: TransformerTrainer, tokens: TokenBatch) -> None:
+    """Let fresh text projections give features of unit spread that do not go together, over the tokens of captions.
+
+    The states of a language model have a large part in common: one word for another changes features drawn at random
+    by a hundredth, and the transformer takes long to hear the difference.
+    """
+    extractor = trainer.embeddings.feature_extractor
+    assert extractor is not None
+    lengths = tokens.attention_mask.sum(1).tolist()
+    states: list[Tensor] = []
+    trainer.backbone(tokens, lambda state: states.append(extractor.normalize(state, lengths)))
+    x = torch.stack(states, dim=2).flatten(1).double()  # [n, D * L]
+    mean = x.mean(dim=0)
+    variances, axes = torch.linalg.eigh(torch.cov(x.T))  # rising
+    for linear in extractor.projections.values():
+        count = linear.out_features
+        weight = axes[:, -count:].T / (variances[-count:, None] + LEAST_VARIANCE * variances[-1]).sqrt()
+        scale = (count / extractor.config.hidden_size) ** 0.5  # the extractor multiplies by
+        linear.weight.copy_(weight / scale)
+        linear.bias.copy_(-(weight @ mean))
 
 
 def held_out_losses(trainer: TransformerTrainer, batch: Mapping[str, Tensor]) -> dict[str, float]:

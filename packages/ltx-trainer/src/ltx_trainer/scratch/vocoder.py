@@ -1,6 +1,7 @@
 """The vocoder from nothing: log-mel pictures back to sound, judged by its spectra at several resolutions.
 
-Left, right and their sum are compared, so that the two sides keep their phase to each other. The mel it learns from is
+Left, right, their sum and their difference are compared, so that the two sides keep their phase to each other and a
+network that gives both the same is far off. The mel it learns from is
 roughened a little, because what it will be given comes out of a decoder.
 """
 
@@ -85,16 +86,17 @@ def spectral_losses(made: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Mean absolute error of log magnitudes, and error over norm, of ``[B, 2, N]`` averaged over the resolutions."""
     logarithmic = relative = torch.zeros((), device=made.device)
     for window, hop in RESOLUTIONS:
-        a, b = (magnitudes(with_sum(signal), window, hop) for signal in (made, target))
+        a, b = (magnitudes(views(signal), window, hop) for signal in (made, target))
         floor = MAGNITUDE_FLOOR * window**0.5
         logarithmic = logarithmic + ((a + floor).log() - (b + floor).log()).abs().mean()
         relative = relative + (a - b).norm() / b.norm().clamp(min=1.0)
     return logarithmic / len(RESOLUTIONS), relative / len(RESOLUTIONS)
 
 
-def with_sum(waveform: Tensor) -> Tensor:
-    """``[B, 2, N] -> [B*3, N]``: left, right and half their sum."""
-    return torch.cat((waveform, waveform.mean(dim=1, keepdim=True)), dim=1).flatten(0, 1)
+def views(waveform: Tensor) -> Tensor:
+    """``[B, 2, N] -> [B*4, N]``: left, right, half their sum and half their difference."""
+    left, right = waveform.unbind(dim=1)
+    return torch.stack((left, right, (left + right) / 2, (left - right) / 2), dim=1).flatten(0, 1)
 
 
 def magnitudes(signal: Tensor, window: int, hop: int) -> Tensor:
