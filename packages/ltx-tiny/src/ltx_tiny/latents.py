@@ -175,12 +175,12 @@ class LatentsPlan:
 
     def shards(self, folder: Path) -> list[tuple[Path, list[tuple[Scene, Sequence[int]]]]]:
         """Every shard that is not there yet, with its scenes and their sides."""
-        missing = []
+        missing: list[tuple[Path, list[tuple[Scene, Sequence[int]]]]] = []
         for part, count in self.counts.items():
             for first in range(0, count, self.shard_size):
                 path = shard_path(folder, part, first // self.shard_size)
                 numbers = range(first, min(first + self.shard_size, count))
-                sides = SIDES if (first // self.shard_size) % self.large_every == 0 else SIDES[:1]
+                sides: Sequence[int] = SIDES if (first // self.shard_size) % self.large_every == 0 else SIDES[:1]
                 if not path.exists():
                     missing.append((path, [(scene_of(self.seed, part, number), sides) for number in numbers]))
         return missing

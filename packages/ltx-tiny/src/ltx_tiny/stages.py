@@ -90,8 +90,9 @@ def latents(recipe: Recipe) -> None:
     audio: Any = checkpoint.build("audio_encoder", torch.float32, device)
     if recipe.values["compile"]:
         video.compile(dynamic=False)
-    sizes = (int(stage[name]) for name in ("shard_size", "frames", "large_every"))
-    plan = LatentsPlan(recipe.seed, stage["counts"], *sizes, workers=int(recipe.values["workers"]))
+    shard_size, frames, large_every = (int(stage[name]) for name in ("shard_size", "frames", "large_every"))
+    workers = int(recipe.values["workers"])
+    plan = LatentsPlan(recipe.seed, stage["counts"], shard_size, frames, large_every, workers)
     for path in make_latents(recipe.out / "latents", plan, Encoders(video, audio)):
         say(f"latents {path.name}")
 

@@ -75,7 +75,7 @@ class Muon(torch.optim.Optimizer):
                 parameter.sub_(update.view_as(parameter), alpha=group["lr"] * MATRIX_STEP * max(shape) ** 0.5)
 
 
-def matrix_weights(module: nn.Module) -> list[nn.Parameter]:
+def matrix_weights(module: nn.Module) -> list[Tensor]:
     """The weights of all linear and convolution layers."""
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d)
     return [part.weight for part in module.modules() if isinstance(part, layers)]

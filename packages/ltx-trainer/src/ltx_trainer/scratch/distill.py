@@ -43,7 +43,7 @@ class Distiller(nn.Module):
         self.trainer, self.settings = trainer.requires_grad_(False), settings
         add_lora(trainer.transformer, lora)
 
-    def compile(self, **options: Any) -> None:  # type: ignore[override]
+    def compile(self, **options: Any) -> None:
         """Compile the blocks of the one transformer."""
         self.trainer.compile(**options)
 

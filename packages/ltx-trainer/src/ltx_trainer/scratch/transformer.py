@@ -109,7 +109,7 @@ class TransformerTrainer(nn.Module):
             losses, inputs
         )
 
-    def compile(self, **options: Any) -> None:  # type: ignore[override]
+    def compile(self, **options: Any) -> None:
         """Compile the blocks, which is where the time goes, for any lengths; ``options`` as ``torch.compile``."""
         self.transformer.compile_blocks(**{**options, "dynamic": True})
 
