@@ -144,7 +144,8 @@ def test_ltx2_schedule_is_sane_for_any_size(steps: int, tokens: int, terminal: f
     latent = torch.empty(1, 1, tokens, 1, 1, device="meta")
     sigmas = LTX2Scheduler().execute(steps, latent, stretch=stretch, terminal=terminal)
     assert sigmas.shape == (steps + 1,) and sigmas.dtype == torch.float32
-    assert sigmas.isfinite().all() and sigmas[0] == pytest.approx(1, abs=1e-6) and sigmas[-1] == 0
+    # The rounding of 1 - sigma in float32, 6e-8, is stretched with the rest: by 170 at two steps and 12,825 tokens.
+    assert sigmas.isfinite().all() and sigmas[0] == pytest.approx(1, abs=1e-4 if stretch else 1e-6) and sigmas[-1] == 0
     assert (sigmas.diff() <= 1e-6).all()
     if stretch and steps > 1:
         assert sigmas[-2] == pytest.approx(terminal, abs=1e-5)

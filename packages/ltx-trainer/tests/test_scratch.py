@@ -158,10 +158,10 @@ def settings(steps: int, **more: object) -> LoopSettings:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_each_task_learns_validates_and_exports(name: str, tmp_path: Path) -> None:
-    reports = list(train(TASKS[name](), settings(12, validation_interval=12), tmp_path))
+    reports = list(train(TASKS[name](), settings(24, validation_interval=24), tmp_path))
     assert reports[-1].losses["loss"] < 0.9 * reports[0].losses["loss"]
     assert reports[-1].metrics and all(value == value for value in reports[-1].metrics.values())
-    assert reports[-1].files[0].name == f"{name}_step_00012.safetensors"
+    assert reports[-1].files[0].name == f"{name}_step_00024.safetensors"
 
 
 @pytest.mark.parametrize("name", ["video_vae", "vocoder"])
