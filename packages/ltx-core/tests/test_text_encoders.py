@@ -105,6 +105,17 @@ def test_tokenizer_needs_a_bos_and_pads_with_eos_without_a_pad() -> None:
     assert tokenizer("boat").input_ids.tolist() == [[1, 2, 6]]
 
 
+@pytest.mark.parametrize(("own_limit", "length"), [(3, 3), (10**30, 4), (1e30, 4), (None, 4)])
+def test_tokenizer_pads_to_its_own_limit_where_that_is_less(own_limit: float | None, length: int) -> None:
+    tokenizer = GemmaTokenizer(tokenizer_json(), {**TOKENIZER_CONFIG, "model_max_length": own_limit}, max_length=4)
+    assert tokenizer("boat").input_ids.shape == (1, length)
+
+
+def test_tokenizer_without_room_for_a_token_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="model_max_length 0"):
+        GemmaTokenizer(tokenizer_json(), {**TOKENIZER_CONFIG, "model_max_length": 0})
+
+
 # Feature extractor and connectors -------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,8 @@
 """The vocoder from nothing: log-mel pictures back to sound, judged by its spectra at several resolutions.
 
 Left, right, their sum and their difference are compared, so that the two sides keep their phase to each other and a
-network that gives both the same is far off. The mel it learns from is
-roughened a little, because what it will be given comes out of a decoder.
+network that gives both the same is far off. The mel it learns from is roughened a little, because what it will be given
+comes out of a decoder.
 """
 
 from __future__ import annotations

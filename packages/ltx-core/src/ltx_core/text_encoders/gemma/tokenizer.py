@@ -26,8 +26,8 @@ class GemmaTokenizer:
     """The tokenizer of a Gemma model, from the text of ``tokenizer.json`` and the parsed ``tokenizer_config.json``.
 
     Prompts are padded to ``max_length``, or to the config's ``model_max_length`` where that is less. Neither a chat
-    template nor an end token is added. Raises ``CheckpointError`` where the files do not describe a
-    tokenizer with a BOS token.
+    template nor an end token is added. Raises ``CheckpointError`` where the files do not describe a tokenizer with a BOS
+    token and room for it.
     """
 
     def __init__(self, tokenizer_json: bytes | str, config: Mapping[str, Any], max_length: int = MAX_LENGTH) -> None:
@@ -48,7 +48,11 @@ class GemmaTokenizer:
         if pad is None:
             raise CheckpointError("tokenizer has neither a pad_token nor an eos_token, expected one to pad with")
         own_limit = config.get("model_max_length")  # published Gemmas hold 10^30, for none
-        self.max_length = min(max_length, int(own_limit)) if isinstance(own_limit, int | float) else max_length
+        if isinstance(own_limit, int | float) and own_limit < max_length:
+            if own_limit < 1:
+                raise CheckpointError(f"tokenizer has model_max_length {own_limit}, expected at least 1")
+            max_length = int(own_limit)
+        self.max_length = max_length
         self.bos_id, self.pad_id = bos, pad
         self.tokenizer.no_padding()
 
