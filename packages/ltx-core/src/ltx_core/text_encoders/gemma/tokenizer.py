@@ -26,8 +26,8 @@ class GemmaTokenizer:
     """The tokenizer of a Gemma model, from the text of ``tokenizer.json`` and the parsed ``tokenizer_config.json``.
 
     Prompts are padded to ``max_length``, or to the config's ``model_max_length`` where that is less. Neither a chat
-    template nor an end token is added. Raises ``CheckpointError`` where the files do not describe a tokenizer with a BOS
-    token and room for it.
+    template nor an end token is added. Raises ``CheckpointError`` where the files do not describe a tokenizer with a
+    BOS token and room for it.
     """
 
     def __init__(self, tokenizer_json: bytes | str, config: Mapping[str, Any], max_length: int = MAX_LENGTH) -> None:
