@@ -9,6 +9,7 @@ made again.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ from ltx_trainer.scratch.data import Stage, leave_stopping_to_the_parent, stack
 
 SIDES = (128, 256)
 PART_SEEDS = {"train": 0, "held_out": 1}
+FRAMES_PER_LATENT = 8
 LARGE_EVERY = 2  # positions, in a stage of both sides
 
 
@@ -121,7 +123,8 @@ class LatentClips:
 class LatentExamples:
     """Latents with a caption in new words each time: ``video``, ``audio``, ``fps``, ``input_ids``, ``attention_mask``.
 
-    Also the empty prompt as ``empty_ids`` and ``empty_mask``. A stage without a side mixes both sides by position.
+    Also the empty prompt as ``empty_ids`` and ``empty_mask``. A stage without a side mixes both sides by position; one
+    of few frames has the beginnings of clips.
     """
 
     seed: int
@@ -135,15 +138,22 @@ class LatentExamples:
         side = stage.side or SIDES[position % LARGE_EVERY == 0]
         latents, scene = self.clips.draw(rng, side)
         batch = self.tokenizer([spoken(scene, rng, self.caption_dropout, self.leave_out), ""])
+        video, audio = beginning(latents[f"video_{side}"], latents["audio"], stage.frames)
         return {
-            "video": latents[f"video_{side}"],
-            "audio": latents["audio"],
+            "video": video,
+            "audio": audio,
             "fps": torch.tensor(FPS),
             "input_ids": batch.input_ids[0],
             "attention_mask": batch.attention_mask[0],
             "empty_ids": batch.input_ids[1],
             "empty_mask": batch.attention_mask[1],
         }
+
+
+def beginning(video: Tensor, audio: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """Latents ``[C, F, H, W]`` and ``[C, L, M]`` of the first so many pixel frames; both VAEs look back only."""
+    whole = 1 + (video.shape[1] - 1) * FRAMES_PER_LATENT
+    return video[:, : 1 + (frames - 1) // FRAMES_PER_LATENT], audio[:, : math.ceil(audio.shape[1] * frames / whole)]
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,8 @@ def latent_examples(recipe: Recipe, name: str, dropout: float) -> tuple[Examples
     tokenizer, folder = text_tokenizer(recipe), recipe.out / "latents"
     made = LatentExamples(recipe.seed, LatentClips.open(folder, "train"), tokenizer, dropout)
     checked = LatentExamples(recipe.seed + 1, LatentClips.open(folder, "held_out"), tokenizer, 0.0)
-    return recipe.examples(name, made), held_out_batch(recipe, checked, Stage(1, 1, side=128))
+    whole = Stage(1, 1, frames=int(recipe.stage("latents")["frames"]), side=128)
+    return recipe.examples(name, made), held_out_batch(recipe, checked, whole)
 
 
 def held_out_batch(
@@ -172,7 +173,11 @@ def make_trainer(recipe: Recipe, trained: Path | None = None) -> TransformerTrai
     assets = GemmaAssets.open(recipe.exported("gemma"))
     text = TextModel(load_backbone(assets, torch.float32), assets.config)
     modes = [
-        Mode(float(mode["weight"]), FlexibleConfig(name="flexible", video=mode.get("video"), audio=mode.get("audio")))
+        Mode(
+            float(mode["weight"]),
+            FlexibleConfig(name="flexible", video=mode.get("video"), audio=mode.get("audio")),
+            int(mode.get("least_frames", 1)),
+        )
         for mode in recipe.stage("transformer")["modes"]
     ]
     torch.manual_seed(recipe.seed)

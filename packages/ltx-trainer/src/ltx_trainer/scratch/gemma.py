@@ -31,7 +31,7 @@ TOKENIZER_CONFIG = {
     "bos_token": "<bos>",
     "unk_token": "<unk>",
     "clean_up_tokenization_spaces": False,
-    "model_max_length": 128,
+    "model_max_length": 64,
 }
 LANGUAGE_MODEL = "language_model."
 

@@ -44,6 +44,7 @@ from ltx_trainer.transformer_task import mean_losses, working_dtype
 DIFFUSION_MODEL = "model.diffusion_model."
 FIXED_SIGMAS = (1.0, 0.75, 0.5, 0.25)  # noise levels of the held-out loss
 HELD_OUT_SEED = 1234
+FORMS = 64  # lengths, batch sizes and modes of a run; past the limit torch goes on without compiling
 LEAST_VARIANCE = 1e-4  # of the largest: axes with less are noise
 
 Judge = Callable[["TransformerTrainer", int, Path], Mapping[str, float]]
@@ -51,10 +52,11 @@ Judge = Callable[["TransformerTrainer", int, Path], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Mode:
-    """One kind of training step and how often it is taken, relative to the others."""
+    """One kind of training step and how often it is taken, relative to the others that clips are long enough for."""
 
     weight: float
     config: FlexibleConfig
+    least_frames: int = 1  # latent ones
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,16 @@ class TransformerTrainer(nn.Module):
         factors = SpatioTemporalScaleFactors.from_model_config(config)
         sampler = NoisyTimestepSampler()
         self.strategies = [FlexibleStrategy(sampler, factors, mode.config) for mode in modes]
-        self.weights = [mode.weight for mode in modes]
+        self.modes = list(modes)
         self.isolated_share, self.factors = isolated_share, factors
 
     def forward(self, batch: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         """A batch of latents ``video`` ``[B, C, F, H, W]``, ``audio`` ``[B, C, L, M]`` and token rows to losses."""
         device = self.device
         sources = latent_sources(batch, device)
-        strategy = self.strategies[pick(float(draws.rand(())), self.weights)]
+        frames = batch["video"].shape[2]
+        weights = [mode.weight if frames >= mode.least_frames else 0.0 for mode in self.modes]
+        strategy = self.strategies[pick(float(draws.rand(())), weights)]
         inputs = strategy.prepare_training_inputs(sources, draws)
         isolated = (draws.rand((batch["video"].shape[0],)) < self.isolated_share).tolist()
         predictions = self.predict(inputs, self.contexts(batch), isolated)
@@ -110,8 +114,13 @@ class TransformerTrainer(nn.Module):
         )
 
     def compile(self, **options: Any) -> None:
-        """Compile the blocks, which is where the time goes, for any lengths; ``options`` as ``torch.compile``."""
-        self.transformer.compile_blocks(**{**options, "dynamic": True})
+        """Compile the blocks, which is where the time goes, once for every form of a step; ``options`` as
+        ``torch.compile``.
+        """
+        import torch._dynamo
+
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
+        self.transformer.compile_blocks(**options)
 
     def contexts(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the transformer attends to, by modality, from ``input_ids`` and ``attention_mask`` ``[B, T]``."""
@@ -186,8 +195,9 @@ class TransformerTask(ScratchTask):
         self.given_config, self.held_out, self.judge = dict(config), held_out, judge
 
     def validate(self, step: int, folder: Path) -> Mapping[str, float]:
-        figures = {} if self.held_out is None else held_out_losses(self.module, self.held_out)
-        return figures if self.judge is None else {**figures, **self.judge(self.module, step, folder)}
+        with torch.compiler.set_stance("force_eager"):  # these forms are met too seldom to compile for them
+            figures = {} if self.held_out is None else held_out_losses(self.module, self.held_out)
+            return figures if self.judge is None else {**figures, **self.judge(self.module, step, folder)}
 
     def tensors(self) -> dict[str, Tensor]:
         embeddings = {
