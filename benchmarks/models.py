@@ -22,7 +22,7 @@ from ltx_tiny.train import read_recipe
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "tests" / "manifests"
 TEXT_TOKENS = 1024
-TINY_TEXT_TOKENS = 128
+TINY_TEXT_TOKENS = 64
 AUDIO_TOKENS = 126  # 121 frames at 24 fps
 LTX_23 = {"caption_proj_before_connector": True, "cross_attention_adaln": True, "apply_gated_attention": True}
 LTX_19B = {"caption_channels": 3840}

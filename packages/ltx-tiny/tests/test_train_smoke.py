@@ -12,11 +12,12 @@ from ltx_core.text_encoders.gemma.encoder import load_text_encoder
 from ltx_tiny import bundle, stages
 from ltx_tiny.cli import app
 from ltx_tiny.examples import VideoExamples, captions, held_out_clips
-from ltx_tiny.latents import LatentClips
+from ltx_tiny.latents import LatentClips, beginning
 from ltx_tiny.train import Recipe, merged, read_recipe, run
 from ltx_trainer.draws import step_draws
+from ltx_trainer.scratch import transformer
 from ltx_trainer.scratch.data import Stage
-from ltx_trainer.scratch.transformer import start_distinct
+from ltx_trainer.scratch.transformer import TransformerTask, start_distinct
 
 COMPONENTS = {
     *("transformer", "embeddings", "video_encoder", "video_decoder", "audio_encoder", "audio_decoder", "vocoder"),
@@ -62,7 +63,7 @@ def test_the_bundle_opens_like_a_published_model(out: Path) -> None:
     assert Checkpoint.open(folder / bundle.UPSCALER).components == ("latent_upsampler",)
     encoder = load_text_encoder(folder / bundle.GEMMA, checkpoint, torch.float32, max_length=128)
     video, audio, _ = encoder(["a small red ball bounces", ""])
-    assert video.shape == (2, 128, 192) and audio.shape == (2, 128, 96)
+    assert video.shape == (2, 64, 192) and audio.shape == (2, 64, 96)
     assert not torch.equal(video[0], video[1])
 
 
@@ -83,8 +84,8 @@ def test_text_projections_start_with_features_that_do_not_go_together(recipe: Re
 
 def test_the_adapter_fits_the_transformer(out: Path) -> None:
     lora = Lora.open(out / "bundle" / bundle.DISTILLED_LORA)
-    transformer = Checkpoint.open(out / "bundle" / bundle.CHECKPOINT).build("transformer")
-    assert lora.layers and not lora.unmatched({name for name, _ in transformer.named_parameters()})
+    model = Checkpoint.open(out / "bundle" / bundle.CHECKPOINT).build("transformer")
+    assert lora.layers and not lora.unmatched({name for name, _ in model.named_parameters()})
 
 
 def test_the_exported_transformer_comes_back_whole(recipe: Recipe) -> None:
@@ -107,6 +108,26 @@ def test_student_starts_as_the_teacher_and_walks_only_with_the_adapter_off(recip
         assert not torch.equal(distiller.trainer.predict(inputs, contexts)["video"], student)
         end = distiller.walk(inputs, (0.9, 0.6), contexts, contexts)["video"]
     assert torch.allclose(end, inputs.modalities["video"].latent - 0.3 * student, atol=1e-5)
+
+
+def test_modes_that_need_longer_clips_are_left_out(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = stages.transformer(recipe)
+    assert isinstance(task, TransformerTask)
+    seen: list[list[float]] = []
+    monkeypatch.setattr(transformer, "pick", lambda at, weights: seen.append(list(weights)) or 0)
+    for position, frames in ((0, 2), (1, 5)):  # the stages of the smoke recipe
+        batch = task.examples.batch(position)
+        assert batch["video"].shape[2] == frames and batch["audio"].shape[2] == (14, 50)[position]
+        task.module(batch, step_draws("cpu", 1))
+    assert seen == [[0.5, 0.0, 0.1, 0.05, 0.0], [0.5, 0.25, 0.1, 0.05, 0.1]]
+
+
+def test_the_beginning_of_a_clip_has_its_sound() -> None:
+    video, audio = torch.arange(7.0).view(1, 7, 1, 1), torch.arange(50.0).view(1, 50, 1)
+    picture, sound = beginning(video, audio, 9)
+    assert picture.flatten().tolist() == [0, 1] and sound.flatten().tolist() == list(range(10))
+    whole = beginning(video, audio, 49)
+    assert torch.equal(whole[0], video) and torch.equal(whole[1], audio)
 
 
 def test_latents_are_kept_and_never_held_out_in_training(recipe: Recipe) -> None:

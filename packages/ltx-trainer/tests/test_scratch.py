@@ -22,7 +22,7 @@ from ltx_trainer.scratch.pictures import draw_curves, frames_sheet, spectrogram_
 from ltx_trainer.scratch.task import Spread, holding
 from ltx_trainer.scratch.transformer import pick
 from ltx_trainer.scratch.upsampler import UpsamplerTask
-from ltx_trainer.scratch.video_vae import VideoVaeTask, stands_out
+from ltx_trainer.scratch.video_vae import VideoDecoderTask, VideoVaeTask, stands_out
 from ltx_trainer.scratch.vocoder import VocoderTask, spectral_losses
 
 VIDEO_CONFIG = {
@@ -218,6 +218,19 @@ def test_exported_vaes_load_strictly_and_give_latents_of_unit_spread(tmp_path: P
     assert checkpoint.build("audio_encoder")(mel).std() == pytest.approx(1.0, abs=0.05)
     decoded = checkpoint.build("audio_decoder")(checkpoint.build("audio_encoder")(mel))
     assert decoded.shape == mel.shape
+
+
+def test_a_decoder_trained_further_leaves_the_meaning_of_latents_alone(tmp_path: Path) -> None:
+    task = video_task()
+    trained = task.export(tmp_path, 1, {})[0]
+    curriculum = Curriculum((Stage(20, 2, frames=3),))
+    further = VideoDecoderTask(VIDEO_CONFIG, trained, Examples(moving_square, curriculum), task.held_out)
+    reports = list(train(further, settings(20), tmp_path / "further"))
+    assert reports[-1].losses["loss"] < 0.9 * reports[0].losses["loss"]
+    before, after = SafetensorsFile(trained), SafetensorsFile(reports[-1].files[0])
+    assert before.tensors.keys() == after.tensors.keys()
+    differing = {name for name in before.tensors if not torch.equal(before.read(name), after.read(name))}
+    assert differing and all(name.startswith("vae.decoder.") for name in differing)
 
 
 def test_a_packed_language_model_unpacks_to_a_folder_that_loads(tmp_path: Path) -> None:

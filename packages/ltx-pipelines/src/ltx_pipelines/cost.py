@@ -29,6 +29,7 @@ from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.model.video_vae.diffusion.tiling import whole_decode_work
 from ltx_core.model.video_vae.video_vae import VideoDecoder
+from ltx_core.text_encoders.gemma.tokenizer import MAX_LENGTH
 from ltx_core.types import AudioLatentShape, VideoLatentShape
 from ltx_pipelines.handover import growth, runs
 from ltx_pipelines.plan import (
@@ -45,7 +46,6 @@ from ltx_pipelines.utils.media_io import read_audio
 from ltx_pipelines.utils.model_ledger import SLOTS, ModelLedger
 
 UNIT = 8 * 0.2e15  # operations of the clip that relative cost 1 stands for
-TEXT_TOKENS = 1024
 EVALUATIONS = {"heun": 2, "res_2s": 2}  # transformer evaluations per step; others need one
 STREAMED_BLOCKS = 2  # blocks on the device at once when weights are streamed
 STREAMING_FRAMES = 6  # latent frames after which a streamed decode no longer grows
@@ -184,7 +184,8 @@ def stage_work(stage: StagePlan, ledger: ModelLedger) -> Work:
     tokens = {name: tokens_of(stage, name, ledger) for name in stage.streams}
     passes = stage.passes()
     batch = min(passes, stage.max_batch_size)
-    one, two = (measured_forward(replace(config, num_layers=n), tokens, 1, ledger.dtype) for n in (1, 2))
+    text = ledger.text_tokens
+    one, two = (measured_forward(replace(config, num_layers=n), tokens, 1, ledger.dtype, text) for n in (1, 2))
     per_pass = one.flops + (config.num_layers - 1) * (two.flops - one.flops)
     guidance = [stream.guidance for stream in stage.streams.values() if stream.guidance is not None]
     skipped = min((params.skip_step for params in guidance), default=0)
@@ -226,15 +227,20 @@ def duration_of(path: str) -> float:
     return 0.0 if sound is None else sound.duration
 
 
-def measured_forward(config: TransformerConfig, tokens: Mapping[str, int], batch: int, dtype: torch.dtype) -> Work:
+def measured_forward(
+    config: TransformerConfig, tokens: Mapping[str, int], batch: int, dtype: torch.dtype, text_tokens: int = MAX_LENGTH
+) -> Work:
     """One pass of a transformer, without its weights."""
     with torch.device("meta"):
         network = LTXModel(config).to(dtype)
-        streams = {name: _empty_modality(config, name, tokens[name], batch, dtype) for name in config.streams}
+        shapes = {name: (tokens[name], text_tokens, batch) for name in config.streams}
+        streams = {name: _empty_modality(config, name, *shape, dtype) for name, shape in shapes.items()}
     return measured(network, lambda: network(streams.get("video"), streams.get("audio"), None))
 
 
-def _empty_modality(config: TransformerConfig, name: str, tokens: int, batch: int, dtype: torch.dtype) -> Modality:
+def _empty_modality(
+    config: TransformerConfig, name: str, tokens: int, text_tokens: int, batch: int, dtype: torch.dtype
+) -> Modality:
     stream = config.streams[name]
     width = config.caption_channels or stream.width
     axes = len(stream.max_pos)
@@ -244,7 +250,7 @@ def _empty_modality(config: TransformerConfig, name: str, tokens: int, batch: in
         timesteps=torch.empty(batch, 1, 1),
         sigma=torch.empty(batch),
         positions=torch.empty(positions),
-        context=torch.empty(batch, TEXT_TOKENS, width, dtype=dtype),
+        context=torch.empty(batch, text_tokens, width, dtype=dtype),
     )
 
 

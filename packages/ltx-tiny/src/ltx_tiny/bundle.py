@@ -49,12 +49,12 @@ def model_folder() -> Path:
 def write_bundle(folder: Path, config: Mapping[str, Any], files: Mapping[str, Path]) -> list[Path]:
     """Put the stages' files together and return what was written.
 
-    ``files`` are by stage: ``video_vae``, ``audio_vae``, ``vocoder``, ``transformer``, ``gemma``, ``upsampler``,
+    ``files`` are by stage: ``video_decoder``, ``audio_vae``, ``vocoder``, ``transformer``, ``gemma``, ``upsampler``,
     ``distill``. Raises `CheckpointError` when the whole is larger than 48 MB.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, upscaler, lora = (folder / name for name in (CHECKPOINT, UPSCALER, DISTILLED_LORA))
-    parts = [files[name] for name in ("transformer", "video_vae", "audio_vae", "vocoder")]
+    parts = [files[name] for name in ("transformer", "video_decoder", "audio_vae", "vocoder")]
     metadata = {"config": dict(config), "model_version": MODEL_VERSION, "demo_prompt": DEMO_PROMPT}
     metadata |= {"default_request": DEFAULT_REQUEST, "prompt_world": prompt_world()}
     save_checkpoint(checkpoint, rounded(parts), metadata)

@@ -42,9 +42,12 @@ def exam(
     path: Annotated[
         list[str] | None, typer.Option("--path", help="distilled, two-stages or guided; all unless given.")
     ] = None,
+    quantization: Annotated[
+        str | None, typer.Option("--quantization", help="Keep the transformer's weights in a smaller type.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table, records and sheets.")] = Path("exam"),
 ) -> None:
     """Answer held-out prompts and measure the clips, beside the renderer's own clips through the same detectors."""
     from ltx_tiny.exam.answers import PATHS, hold
 
-    typer.echo(hold(model, path or tuple(PATHS), count, out))
+    typer.echo(hold(model, path or tuple(PATHS), count, out, quantization))

@@ -40,7 +40,7 @@ from ltx_trainer.scratch.gemma import TOKENIZER_CONFIG, GemmaTask, train_tokeniz
 from ltx_trainer.scratch.task import STATISTICS
 from ltx_trainer.scratch.transformer import Mode, TextModel, TransformerTask, TransformerTrainer, start_distinct
 from ltx_trainer.scratch.upsampler import UpsamplerTask
-from ltx_trainer.scratch.video_vae import VideoVaeTask
+from ltx_trainer.scratch.video_vae import VideoDecoderTask, VideoVaeTask
 from ltx_trainer.scratch.vocoder import VocoderTask
 from ltx_trainer.training_strategies.config import FlexibleConfig
 
@@ -56,6 +56,13 @@ def video_vae(recipe: Recipe) -> Task:
     check = recipe.stage("video_vae")["check"]
     held_out = [held_out_clips(check["clips"], check["frames"], side) for side in check["sides"]]
     return VideoVaeTask(recipe.config, recipe.examples("video_vae", VideoExamples(recipe.seed)), held_out)
+
+
+def video_decoder(recipe: Recipe) -> Task:
+    check = recipe.stage("video_vae")["check"]
+    held_out = [held_out_clips(check["clips"], check["frames"], side) for side in check["sides"]]
+    examples = recipe.examples("video_decoder", VideoExamples(recipe.seed))
+    return VideoDecoderTask(recipe.config, recipe.exported("video_vae"), examples, held_out)
 
 
 def audio_vae(recipe: Recipe) -> Task:
@@ -128,7 +135,7 @@ def distill(recipe: Recipe) -> Task:
 
 
 def bundle(recipe: Recipe) -> None:
-    stages = ("video_vae", "audio_vae", "vocoder", "transformer", "gemma", "upsampler", "distill")
+    stages = ("video_decoder", "audio_vae", "vocoder", "transformer", "gemma", "upsampler", "distill")
     files = {name: recipe.exported(name) for name in stages}
     written = write_bundle(recipe.out / "bundle", recipe.config, files)
     size = sum(path.stat().st_size for path in written)
@@ -137,6 +144,7 @@ def bundle(recipe: Recipe) -> None:
 
 STAGES: dict[str, Callable[[Recipe], Task | None]] = {
     "video_vae": video_vae,
+    "video_decoder": video_decoder,
     "audio_vae": audio_vae,
     "vocoder": vocoder,
     "gemma": gemma,
@@ -194,7 +202,7 @@ def make_trainer(recipe: Recipe, trained: Path | None = None) -> TransformerTrai
 
 def sample_judge(recipe: Recipe, name: str, sigmas: tuple[float, ...], tokenizer: GemmaTokenizer) -> Judge:
     """Clips and exam figures of a transformer at each validation."""
-    files = [recipe.exported(stage) for stage in ("video_vae", "audio_vae", "vocoder")]
+    files = [recipe.exported(stage) for stage in ("video_decoder", "audio_vae", "vocoder")]
     checkpoint = Checkpoint.open(files)
     networks: list[Any] = [
         checkpoint.build(part, torch.float32, recipe.device) for part in ("video_decoder", "audio_decoder", "vocoder")

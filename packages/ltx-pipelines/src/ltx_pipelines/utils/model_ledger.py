@@ -244,6 +244,16 @@ class ModelLedger:
             "text_encoder", "text_encoder", lambda: load_text_encoder(gemma, self.checkpoint, self.dtype, self.device)
         )
 
+    @cached_property
+    def text_tokens(self) -> int:
+        """Tokens that prompts are padded to."""
+        from ltx_core.text_encoders.gemma.assets import GemmaAssets
+        from ltx_core.text_encoders.gemma.tokenizer import MAX_LENGTH, prompt_length
+
+        if self.files.text_encoder is None:
+            return MAX_LENGTH
+        return prompt_length(GemmaAssets.open(self.files.text_encoder).side_car("tokenizer_config.json"))
+
     # What the networks say ----------------------------------------------------------------------------------------
 
     def knows(self, prompts: Sequence[str]) -> bool:

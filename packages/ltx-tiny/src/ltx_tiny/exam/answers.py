@@ -130,8 +130,10 @@ class Record:
                 write_sheet(path, clips, across=2)
 
 
-def hold(model: str, paths: Sequence[str], count: int, out: Path) -> str:
+def hold(model: str, paths: Sequence[str], count: int, out: Path, quantization: str | None = None) -> str:
     """Run the exam, write ``exam.md``, ``exam.json`` and a sheet per path to ``out``, and return the table.
+
+    With ``quantization`` the transformer's weights are kept in that smaller type.
 
     Stopped, it leaves what was measured until then. Raises `ConfigError` for a path there is not.
     """
@@ -142,7 +144,7 @@ def hold(model: str, paths: Sequence[str], count: int, out: Path) -> str:
     record = Record()
     try:
         with progress() as track:
-            for _ in sit(model, paths, questions(count), record, track):
+            for _ in sit(model, paths, questions(count), record, track, quantization):
                 record.write(out)
     except BaseException:
         if record.results:
@@ -152,14 +154,19 @@ def hold(model: str, paths: Sequence[str], count: int, out: Path) -> str:
 
 
 def sit(
-    model: str, paths: Sequence[str], asked: Sequence[Question], record: Record, track: Track[Any]
+    model: str,
+    paths: Sequence[str],
+    asked: Sequence[Question],
+    record: Record,
+    track: Track[Any],
+    quantization: str | None = None,
 ) -> Iterator[None]:
     """Every part of the exam, into ``record`` as it comes; yields at the end of each."""
     from ltx_pipelines.utils.model_files import find_model
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
     found = find_model(model)
-    ledger = ModelLedger(found.files)
+    ledger = ModelLedger(found.files, quantization=quantization)
     pipelines = {name: PATHS[name](ledger, found) for name in paths}
     shape: VideoPixelShape = next(iter(pipelines.values())).plan(prompt=asked[0].caption.text).shape
     for answer in track(ceiling(asked, shape.frames, shape.height, shape.width), "renderer", len(asked)):

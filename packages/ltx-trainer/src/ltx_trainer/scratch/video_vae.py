@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.ops import use_channels_last
 from ltx_core.model.video_vae.video_vae import LatentDistribution, VideoDecoder, VideoEncoder
@@ -112,6 +113,34 @@ class VideoVaeTask(ScratchTask):
             video = self.module.pixels(self.examples.batch(position)["video"])
             spread.add(self.module.encoder.moments(video).mean.transpose(0, 1).flatten(1))
         return spread
+
+
+class VideoDecoderTask(VideoVaeTask):
+    """Train the decoder of a finished VAE further. The encoder and the statistics stay, so latents keep their meaning.
+
+    ``trained`` is the file the VAE was exported to.
+    """
+
+    name = "video_decoder"
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        trained: Path,
+        examples: Examples,
+        held_out: Sequence[Tensor] = (),
+        loss: VideoVaeLoss | None = None,
+    ) -> None:
+        super().__init__(config, examples, held_out, loss)
+        file = SafetensorsFile(trained)
+        stored = {name.removeprefix("vae."): file.read(name) for name in file.tensors}
+        self.kept = {name: tensor for name, tensor in stored.items() if name.startswith(STATISTICS)}
+        own = {name for name in self.module.state_dict() if STATISTICS not in name}
+        self.module.load_state_dict({name: stored[name] for name in own}, strict=False)
+        self.module.encoder.requires_grad_(False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return super().tensors() | prefixed("vae.", self.kept)
 
 
 def stands_out(video: Tensor) -> Tensor:

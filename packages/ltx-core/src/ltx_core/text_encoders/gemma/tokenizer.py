@@ -22,6 +22,19 @@ class TokenBatch:
     attention_mask: Tensor  # [B, T] int64; 1 = token of the prompt, 0 = padding
 
 
+def prompt_length(config: Mapping[str, Any], max_length: int = MAX_LENGTH) -> int:
+    """Tokens that prompts are padded to: ``max_length``, or the ``model_max_length`` of the config where that is less.
+
+    Raises ``CheckpointError`` for one without room.
+    """
+    own_limit = config.get("model_max_length")  # published Gemmas hold 10^30, for none
+    if not isinstance(own_limit, int | float) or own_limit >= max_length:
+        return max_length
+    if own_limit < 1:
+        raise CheckpointError(f"tokenizer has model_max_length {own_limit}, expected at least 1")
+    return int(own_limit)
+
+
 class GemmaTokenizer:
     """The tokenizer of a Gemma model, from the text of ``tokenizer.json`` and the parsed ``tokenizer_config.json``.
 
@@ -47,12 +60,7 @@ class GemmaTokenizer:
         pad = self._special_id(config, "eos_token") if pad is None else pad
         if pad is None:
             raise CheckpointError("tokenizer has neither a pad_token nor an eos_token, expected one to pad with")
-        own_limit = config.get("model_max_length")  # published Gemmas hold 10^30, for none
-        if isinstance(own_limit, int | float) and own_limit < max_length:
-            if own_limit < 1:
-                raise CheckpointError(f"tokenizer has model_max_length {own_limit}, expected at least 1")
-            max_length = int(own_limit)
-        self.max_length = max_length
+        self.max_length = prompt_length(config, max_length)
         self.bos_id, self.pad_id = bos, pad
         self.tokenizer.no_padding()
 
