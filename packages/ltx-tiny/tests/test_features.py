@@ -56,7 +56,6 @@ MISSED = {  # by the bundled weights; docs/tiny.md says why
     "distilled, share of what the prompts state",
     "last frame given, dB",
     "retake, share of what the new prompt states",
-    "text to audio, share of sounds right in kind, pitch and number",
     "knock to impact in the exam's clips, median ms",
     "given knock to impact, median ms",
 }
