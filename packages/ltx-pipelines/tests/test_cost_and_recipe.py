@@ -51,6 +51,14 @@ def test_operations_of_a_block_follow_the_formula(video: int, audio: int) -> Non
     assert 5 * video * 4096 * 2 < two.activations < 40 * video * 4096 * 2
 
 
+def test_fewer_text_tokens_cost_what_they_take_less() -> None:
+    content = json.loads((MANIFESTS / "ltx-2.3-22b" / "transformer.json").read_text())
+    config = replace(TransformerConfig.from_metadata(content["config"]), num_layers=1)
+    tokens = {"video": 1536, "audio": 126}
+    one, more = (measured_forward(config, tokens, 1, torch.bfloat16, text).flops for text in (64, 1024))
+    assert more - one == pytest.approx(formula(1536, 126) - formula(1536, 126, text=64), rel=0.02)
+
+
 @pytest.fixture(scope="module")
 def pipeline(small_model: Path) -> TI2VidTwoStagesPipeline:
     return TI2VidTwoStagesPipeline.from_pretrained(small_model, device="cpu", policy="resident")

@@ -18,6 +18,7 @@ from ltx_pipelines.cli.app import run
 from ltx_pipelines.prompt_world import PromptWorld
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
 from ltx_pipelines.utils.model_files import find_model
+from ltx_pipelines.utils.model_ledger import ModelLedger
 from ltx_tiny import bundle
 from ltx_tiny.train import read_recipe
 from ltx_tiny.world.captions import prompt_world
@@ -34,6 +35,11 @@ def folder() -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint.open(folder / bundle.CHECKPOINT)
+
+
+def test_a_plan_counts_the_tokens_that_prompts_are_padded_to(folder: Path) -> None:
+    ledger = ModelLedger(find_model("tiny").files, device="cpu")
+    assert ledger.text_tokens == 64 == ledger.contexts(["a ball"])[0].video.shape[1]
 
 
 def weight_files(folder: Path) -> Iterator[SafetensorsFile]:

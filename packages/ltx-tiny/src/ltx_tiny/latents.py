@@ -25,7 +25,7 @@ from ltx_core.errors import ConfigError
 from ltx_core.loader.safetensors_file import SafetensorsFile, save_tensors
 from ltx_core.model.audio_vae.audio_vae import encode_audio
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
-from ltx_core.types import Audio
+from ltx_core.types import Audio, SpatioTemporalScaleFactors
 from ltx_tiny.examples import FPS, FRAMES, as_tensor, spoken
 from ltx_tiny.world.picture import draw
 from ltx_tiny.world.scene import Scene, sample_scene
@@ -34,7 +34,7 @@ from ltx_trainer.scratch.data import Stage, leave_stopping_to_the_parent, stack
 
 SIDES = (128, 256)
 PART_SEEDS = {"train": 0, "held_out": 1}
-FRAMES_PER_LATENT = 8
+FRAMES_PER_LATENT = SpatioTemporalScaleFactors.default().time
 LARGE_EVERY = 2  # positions, in a stage of both sides
 
 

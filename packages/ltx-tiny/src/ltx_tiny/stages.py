@@ -53,16 +53,13 @@ CAPTIONS_TO_START = 512  # whose words set the text projections
 
 
 def video_vae(recipe: Recipe) -> Task:
-    check = recipe.stage("video_vae")["check"]
-    held_out = [held_out_clips(check["clips"], check["frames"], side) for side in check["sides"]]
-    return VideoVaeTask(recipe.config, recipe.examples("video_vae", VideoExamples(recipe.seed)), held_out)
+    examples = recipe.examples("video_vae", VideoExamples(recipe.seed))
+    return VideoVaeTask(recipe.config, examples, held_out_videos(recipe))
 
 
 def video_decoder(recipe: Recipe) -> Task:
-    check = recipe.stage("video_vae")["check"]
-    held_out = [held_out_clips(check["clips"], check["frames"], side) for side in check["sides"]]
     examples = recipe.examples("video_decoder", VideoExamples(recipe.seed))
-    return VideoDecoderTask(recipe.config, recipe.exported("video_vae"), examples, held_out)
+    return VideoDecoderTask(recipe.config, recipe.exported("video_vae"), examples, held_out_videos(recipe))
 
 
 def audio_vae(recipe: Recipe) -> Task:
@@ -154,6 +151,12 @@ STAGES: dict[str, Callable[[Recipe], Task | None]] = {
     "distill": distill,
     "bundle": bundle,
 }
+
+
+def held_out_videos(recipe: Recipe) -> list[Tensor]:
+    """Clips to judge the video VAE by, uint8 ``[B, 3, F, side, side]`` for each side."""
+    check = recipe.stage("video_vae")["check"]
+    return [held_out_clips(check["clips"], check["frames"], side) for side in check["sides"]]
 
 
 def text_tokenizer(recipe: Recipe) -> GemmaTokenizer:

@@ -153,6 +153,16 @@ class ModelLedger:
         """Channels of a video latent."""
         return self.open(self.slot("video_vae")).network_config("video_decoder").latent_channels
 
+    @cached_property
+    def text_tokens(self) -> int:
+        """Tokens that prompts are padded to."""
+        from ltx_core.text_encoders.gemma.assets import GemmaAssets
+        from ltx_core.text_encoders.gemma.tokenizer import MAX_LENGTH, prompt_length
+
+        if self.files.text_encoder is None:
+            return MAX_LENGTH
+        return prompt_length(GemmaAssets.open(self.files.text_encoder).side_car("tokenizer_config.json"))
+
     @property
     def dtype_name(self) -> DtypeName:
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
@@ -243,16 +253,6 @@ class ModelLedger:
         return self._kept(
             "text_encoder", "text_encoder", lambda: load_text_encoder(gemma, self.checkpoint, self.dtype, self.device)
         )
-
-    @cached_property
-    def text_tokens(self) -> int:
-        """Tokens that prompts are padded to."""
-        from ltx_core.text_encoders.gemma.assets import GemmaAssets
-        from ltx_core.text_encoders.gemma.tokenizer import MAX_LENGTH, prompt_length
-
-        if self.files.text_encoder is None:
-            return MAX_LENGTH
-        return prompt_length(GemmaAssets.open(self.files.text_encoder).side_car("tokenizer_config.json"))
 
     # What the networks say ----------------------------------------------------------------------------------------
 

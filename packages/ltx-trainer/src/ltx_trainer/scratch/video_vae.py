@@ -101,24 +101,24 @@ class VideoVaeTask(ScratchTask):
         encoder, decoder = self.module.encoder.state_dict(), self.module.decoder.state_dict()
         both = prefixed("vae.encoder.", encoder) | prefixed("vae.decoder.", decoder)
         tensors = {name: tensor for name, tensor in both.items() if STATISTICS not in name}
-        return tensors | prefixed(f"vae.{STATISTICS}", self.statistics().tensors())
+        return tensors | prefixed(f"vae.{STATISTICS}", self.statistics())
 
     def config(self) -> dict[str, Any]:
         return {"vae": self.given_config["vae"]}
 
-    def statistics(self) -> Spread:
-        """Mean and spread of every raw latent channel over training clips of the last stage."""
+    def statistics(self) -> dict[str, Tensor]:
+        """Mean and spread ``[C]`` of every raw latent channel over training clips of the last stage."""
         first, spread = self.examples.curriculum.steps, Spread()
         for position in range(first, first + self.statistics_batches):
             video = self.module.pixels(self.examples.batch(position)["video"])
             spread.add(self.module.encoder.moments(video).mean.transpose(0, 1).flatten(1))
-        return spread
+        return spread.tensors()
 
 
 class VideoDecoderTask(VideoVaeTask):
     """Train the decoder of a finished VAE further. The encoder and the statistics stay, so latents keep their meaning.
 
-    ``trained`` is the file the VAE was exported to.
+    ``trained`` is the file that a `VideoVaeTask` of the same config exported.
     """
 
     name = "video_decoder"
@@ -132,15 +132,17 @@ class VideoDecoderTask(VideoVaeTask):
         loss: VideoVaeLoss | None = None,
     ) -> None:
         super().__init__(config, examples, held_out, loss)
-        file = SafetensorsFile(trained)
-        stored = {name.removeprefix("vae."): file.read(name) for name in file.tensors}
-        self.kept = {name: tensor for name, tensor in stored.items() if name.startswith(STATISTICS)}
-        own = {name for name in self.module.state_dict() if STATISTICS not in name}
-        self.module.load_state_dict({name: stored[name] for name in own}, strict=False)
+        file, prefix = SafetensorsFile(trained), f"vae.{STATISTICS}"
+        self.kept = {name.removeprefix(prefix): file.read(name) for name in file.tensors if name.startswith(prefix)}
+        raw = self.module.state_dict()  # at mean 0 and spread 1
+        self.module.load_state_dict(
+            {name: raw[name] if STATISTICS in name else file.read(f"vae.{name}") for name in raw}
+        )
         self.module.encoder.requires_grad_(False)
 
-    def tensors(self) -> dict[str, Tensor]:
-        return super().tensors() | prefixed("vae.", self.kept)
+    def statistics(self) -> dict[str, Tensor]:
+        """Those of the finished VAE."""
+        return self.kept
 
 
 def stands_out(video: Tensor) -> Tensor:
