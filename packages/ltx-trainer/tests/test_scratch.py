@@ -1,5 +1,6 @@
 """Training from nothing: batches by position, each small task learns, resumes bit for bit and exports what loads."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from ltx_core.loader import Checkpoint
-from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.loader.safetensors_file import SafetensorsFile, save_tensors
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.text_encoders.gemma.backbone import load_backbone
 from ltx_core.text_encoders.gemma.encoder import load_tokenizer
@@ -192,6 +193,16 @@ def test_batches_depend_on_position_alone_and_ranks_share_the_whole_batch() -> N
     assert curriculum.steps == 5 and curriculum.at(10**6).frames == 3
 
 
+def test_a_stage_goes_through_its_forms_in_turn() -> None:
+    small, large = Stage(2, 4, side=128), Stage(1, 2, side=256)
+    written = {"steps": 6, "in_turn": [{"steps": 2, "batch_size": 4, "side": 128}, {**vars(large), "in_turn": []}]}
+    curriculum = Curriculum((Stage(1, 8), Stage.from_dict(written), Stage(5, 1)))
+    assert [curriculum.at(position) for position in range(7)] == [
+        Stage(1, 8), small, small, large, small, small, large,
+    ]  # fmt: skip
+    assert curriculum.at(7) == curriculum.at(2**30) == Stage(5, 1) and curriculum.steps == 12
+
+
 def test_workers_leave_signals_to_the_parent() -> None:
     examples = Examples(own_process, Curriculum((Stage(2, 1),)), workers=1)
     batches = examples.batches(0)
@@ -286,6 +297,15 @@ def test_spectral_losses_see_two_sides_made_one() -> None:
     silent = torch.zeros_like(left)
     assert spectral_losses(mono, stereo)[0] > 0.5
     assert spectral_losses(torch.stack((left, silent), dim=1), mono)[0] > 0.5
+
+
+def test_the_written_vocoder_is_the_trained_one_on_either_side(tmp_path: Path) -> None:
+    task = vocoder_task()
+    save_tensors(tmp_path / "vocoder.safetensors", task.tensors(), {"config": json.dumps(task.config())})
+    vocoder = Checkpoint.open(tmp_path / "vocoder.safetensors").build("vocoder", torch.float32)
+    mel = noise(0, 0, 1, 2, 20, 64)
+    with torch.no_grad():
+        assert torch.allclose(vocoder(mel), task.module.waveform(mel), atol=1e-6)
 
 
 def test_pick_lays_weights_end_to_end() -> None:

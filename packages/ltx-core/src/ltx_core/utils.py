@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def to_velocity(
@@ -33,8 +33,19 @@ def to_denoised(
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
-    """Divide by the root mean square over the last axis, times ``weight`` when given."""
-    return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
+    """``x / sqrt(mean(x^2) + eps)`` over the last axis, times ``weight`` when given; float32 inside."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()  # torch's own writes x^2 out on a CPU
+    normed = x * (square / x.shape[-1] + eps).rsqrt()
+    return normed if weight is None else normed * weight
+
+
+class RMSNorm(nn.RMSNorm):
+    """``rms_norm`` over the last axis with a learned weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps or 0.0)
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:

@@ -35,7 +35,6 @@ from ltx_trainer.scratch.data import Stage, leave_stopping_to_the_parent, stack
 SIDES = (128, 256)
 PART_SEEDS = {"train": 0, "held_out": 1}
 FRAMES_PER_LATENT = SpatioTemporalScaleFactors.default().time
-LARGE_EVERY = 2  # positions, in a stage of both sides
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,7 @@ class LatentClips:
 class LatentExamples:
     """Latents with a caption in new words each time: ``video``, ``audio``, ``fps``, ``input_ids``, ``attention_mask``.
 
-    Also the empty prompt as ``empty_ids`` and ``empty_mask``. A stage without a side mixes both sides by position; one
-    of few frames has the beginnings of clips.
+    Also the empty prompt as ``empty_ids`` and ``empty_mask``. A stage of few frames has the beginnings of clips.
     """
 
     seed: int
@@ -135,10 +133,9 @@ class LatentExamples:
 
     def __call__(self, position: int, slot: int, stage: Stage) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, position, slot))
-        side = stage.side or SIDES[position % LARGE_EVERY == 0]
-        latents, scene = self.clips.draw(rng, side)
+        latents, scene = self.clips.draw(rng, stage.side)
         batch = self.tokenizer([spoken(scene, rng, self.caption_dropout, self.leave_out), ""])
-        video, audio = beginning(latents[f"video_{side}"], latents["audio"], stage.frames)
+        video, audio = beginning(latents[f"video_{stage.side}"], latents["audio"], stage.frames)
         return {
             "video": video,
             "audio": audio,

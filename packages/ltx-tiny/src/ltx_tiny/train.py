@@ -52,7 +52,7 @@ class Recipe:
         return self.values["stages"][name]
 
     def curriculum(self, name: str) -> Curriculum:
-        return Curriculum(tuple(Stage(**stage) for stage in self.stage(name)["curriculum"]))
+        return Curriculum(tuple(map(Stage.from_dict, self.stage(name)["curriculum"])))
 
     def examples(self, name: str, make: Callable[[int, int, Stage], Mapping[str, Any]]) -> Examples:
         return Examples(make, self.curriculum(name), int(self.values["workers"]))

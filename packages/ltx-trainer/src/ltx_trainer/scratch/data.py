@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +19,22 @@ LAST_POSITION = 2**40  # "endless" for a sampler that must be a range
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of a run whose batches have one form. What its sizes mean is up to the examples."""
+    """A stretch of a run whose batches have one form, or those of the stages ``in_turn``, over and over.
+
+    What the sizes mean is up to the examples.
+    """
 
     steps: int
-    batch_size: int
+    batch_size: int = 1
     frames: int = 1
     side: int = 0  # pixels
     tokens: int = 0  # of a caption
+    in_turn: tuple[Stage, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Stage:
+        """A stage as a recipe writes it."""
+        return cls(**{**values, "in_turn": tuple(map(cls.from_dict, values.get("in_turn", ())))})
 
 
 @dataclass(frozen=True)
@@ -39,11 +49,14 @@ class Curriculum:
 
     def at(self, position: int) -> Stage:
         """The stage in force at a micro-step."""
-        for stage in self.stages[:-1]:
-            if position < stage.steps:
-                return stage
+        for stage in self.stages:
+            if position < stage.steps or stage is self.stages[-1]:
+                break
             position -= stage.steps
-        return self.stages[-1]
+        if not stage.in_turn:
+            return stage
+        turn = Curriculum(stage.in_turn)
+        return turn.at(position % turn.steps)
 
     @property
     def steps(self) -> int:

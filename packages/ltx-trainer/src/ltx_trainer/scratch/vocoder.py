@@ -1,13 +1,15 @@
 """The vocoder from nothing: log-mel pictures back to sound, judged by its spectra at several resolutions.
 
-Left, right, their sum and their difference are compared, so that the two sides keep their phase to each other and a
-network that gives both the same is far off. The mel it learns from is roughened a little, because what it will be given
-comes out of a decoder.
+One network makes either side from that side's mel; the file has it twice, side by side. A network of both that may look
+across learns from sound that is mostly in the middle: it adds the sides at its entrance, and nothing moves any more.
+Left, right, their sum and their difference are compared, so that the two sides keep their phase to each other, and each
+is made softer by chance. The mel is roughened a little, because what a vocoder is given comes out of a decoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltx_core.model.audio_vae.config import AudioVaeConfig, VocoderConfig
+from ltx_core.model.audio_vae.config import STEREO, AudioVaeConfig, VocoderConfig
 from ltx_core.model.audio_vae.mel import log_mel
-from ltx_core.model.audio_vae.vocoder import HifiGanVocoder
+from ltx_core.model.audio_vae.vocoder import Generator
 from ltx_trainer.draws import Draws
 from ltx_trainer.scratch.data import Examples
 from ltx_trainer.scratch.pictures import spectrogram_sheet
@@ -25,24 +27,31 @@ from ltx_trainer.scratch.task import ScratchTask, centre_input, prefixed
 
 RESOLUTIONS = ((2048, 512), (1024, 256), (512, 128), (128, 32))  # samples per window and hop
 MAGNITUDE_FLOOR = 1e-3
+SIDE_DECIBELS = 20.0  # a side is made softer by up to
 
 
 class VocoderTrainer(nn.Module):
-    """A vocoder of one generator whose output rate is the mel's rate, and its losses."""
+    """Half a vocoder of one generator whose output rate is the mel's rate, and its losses."""
 
     def __init__(self, config: Mapping[str, Any], mel_noise: float) -> None:
         super().__init__()
-        self.vocoder = HifiGanVocoder(VocoderConfig.from_metadata(config))
+        whole = VocoderConfig.from_metadata(config).generator
+        self.side = Generator(replace(whole, upsample_initial_channel=whole.upsample_initial_channel // STEREO), 1)
         self.mel_config = AudioVaeConfig.from_metadata(config).mel
         self.mel_noise = mel_noise
 
     def forward(self, batch: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         """``batch["waveform"]`` float32 ``[B, 2, N]``, N a multiple of the hop, to losses."""
-        target = batch["waveform"].to(self.vocoder.conv_pre.weight.device)
+        waveform = batch["waveform"].to(self.side.conv_pre.weight.device)
+        target = waveform * 10 ** (-SIDE_DECIBELS / 20 * draws.rand((*waveform.shape[:2], 1)).to(waveform))
         mel = self.mel(target)
-        made = self.vocoder(mel + self.mel_noise * draws.randn(mel.shape))
+        made = self.waveform(mel + self.mel_noise * draws.randn(mel.shape))
         logarithmic, relative = spectral_losses(made.float(), target)
         return {"loss": logarithmic + relative, "log_magnitude": logarithmic, "relative": relative}
+
+    def waveform(self, mel: Tensor) -> Tensor:
+        """``[B, 2, T, bins] -> [B, 2, T * hop]``."""
+        return self.side(mel.flatten(0, 1).unsqueeze(1)).view(*mel.shape[:2], -1)
 
     def mel(self, waveform: Tensor) -> Tensor:
         """``[B, 2, N] -> [B, 2, N / hop, bins]``: the frame centred behind the last sample is left out."""
@@ -64,32 +73,46 @@ class VocoderTask(ScratchTask):
         mel_noise: float = 0.1,
     ) -> None:
         super().__init__(VocoderTrainer(config, mel_noise), examples)
-        centre_input(self.module.vocoder.conv_pre, self.module.mel(examples.batch(0)["waveform"]))
+        centre_input(self.module.side.conv_pre, self.module.mel(examples.batch(0)["waveform"]))
         self.given_config, self.held_out = dict(config), held_out
 
     def validate(self, step: int, folder: Path) -> Mapping[str, float]:
         if self.held_out is None:
             return {}
         before = self.module.mel(self.held_out.to(self.device))
-        after = self.module.mel(self.module.vocoder(before))
+        after = self.module.mel(self.module.waveform(before))
         spectrogram_sheet(folder / f"step_{step:06d}.png", before, after)
         return {"held_out_mel_error": float((after - before).abs().mean())}
 
     def tensors(self) -> dict[str, Tensor]:
-        return prefixed("vocoder.", self.module.vocoder.state_dict())
+        return prefixed("vocoder.", side_by_side(self.module.side.state_dict()))
 
     def config(self) -> dict[str, Any]:
         return {"vocoder": self.given_config["vocoder"]}
 
 
+def side_by_side(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a network of one side, to those of one of both that sees none of the other side in either."""
+    twice = {}
+    for name, tensor in weights.items():
+        nothing = torch.zeros_like(tensor)
+        rows = ((tensor, nothing), (nothing, tensor)) if tensor.ndim > 1 else ((tensor,), (tensor,))
+        twice[name] = torch.cat([torch.cat(row, dim=min(1, tensor.ndim - 1)) for row in rows])
+    return twice
+
+
 def spectral_losses(made: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean absolute error of log magnitudes, and error over norm, of ``[B, 2, N]`` averaged over the resolutions."""
+    """Mean absolute error of log magnitudes, and error over norm, of ``[B, 2, N]`` averaged over the resolutions.
+
+    Every example has a norm of its own: beside a hum, a tick would not count.
+    """
     logarithmic = relative = torch.zeros((), device=made.device)
     for window, hop in RESOLUTIONS:
         a, b = (magnitudes(views(signal), window, hop) for signal in (made, target))
         floor = MAGNITUDE_FLOOR * window**0.5
         logarithmic = logarithmic + ((a + floor).log() - (b + floor).log()).abs().mean()
-        relative = relative + (a - b).norm() / b.norm().clamp(min=1.0)
+        error, norm = (x.unflatten(0, (len(made), -1)).flatten(1).norm(dim=1) for x in (a - b, b))
+        relative = relative + (error / norm.clamp(min=1.0)).mean()
     return logarithmic / len(RESOLUTIONS), relative / len(RESOLUTIONS)
 
 

@@ -56,14 +56,17 @@ class Vocoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """Transposed convolutions with parallel residual blocks after each: mel [B, 2, T, 64] -> [B, 2, total_rate * T]."""
+    """Transposed convolutions with parallel residual blocks after each: mel [B, 2, T, 64] -> [B, 2, total_rate * T].
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    In the published files ``sides`` is 2, the second axis of mel and waveform.
+    """
+
+    def __init__(self, config: GeneratorConfig, sides: int = STEREO) -> None:
         super().__init__()
-        self.generator_config = config
+        self.generator_config, self.sides = config, sides
         initial = config.upsample_initial_channel
         widths = [initial >> stage for stage in range(len(config.upsample_rates) + 1)]
-        self.conv_pre = Conv1d(STEREO * MEL_BINS, initial, EDGE_KERNEL)
+        self.conv_pre = Conv1d(sides * MEL_BINS, initial, EDGE_KERNEL)
         stages = zip(widths[:-1], widths[1:], config.upsample_kernel_sizes, config.upsample_rates, strict=True)
         self.ups = nn.ModuleList(ConvTranspose1d(*stage) for stage in stages)
         blocks = list(zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True))
@@ -71,11 +74,11 @@ class Generator(nn.Module):
             ResBlock(width, kernel, dilations, config) for width in widths[1:] for kernel, dilations in blocks
         )
         self.act_post = activation(widths[-1], config, FINAL_SLOPE)
-        self.conv_post = Conv1d(widths[-1], STEREO, EDGE_KERNEL, bias=config.use_bias_at_final)
+        self.conv_post = Conv1d(widths[-1], sides, EDGE_KERNEL, bias=config.use_bias_at_final)
 
     def forward(self, mel: Tensor) -> Tensor:
-        if mel.ndim != 4 or (mel.shape[1], mel.shape[3]) != (STEREO, MEL_BINS):
-            raise ConfigError(f"mel has shape {list(mel.shape)}, expected [B, {STEREO}, T, {MEL_BINS}]")
+        if mel.ndim != 4 or (mel.shape[1], mel.shape[3]) != (self.sides, MEL_BINS):
+            raise ConfigError(f"mel has shape {list(mel.shape)}, expected [B, {self.sides}, T, {MEL_BINS}]")
         config = self.generator_config
         parallel = len(config.resblock_kernel_sizes)
         x = self.conv_pre(mel.transpose(2, 3).flatten(1, 2))  # [B, side*64 + bin, T]

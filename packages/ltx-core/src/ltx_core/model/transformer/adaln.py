@@ -83,11 +83,6 @@ class AdaLayerNormSingle(nn.Module):
         return self.linear(F.silu(embedded)).unflatten(-1, (self.num_rows, -1)), embedded
 
 
-def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """``x / sqrt(mean(x^2) + eps)`` over the last axis, float32 inside."""
-    return F.rms_norm(x, (x.shape[-1],), eps=eps)
-
-
 def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """``x * (1 + scale) + shift`` with rows ``[B, 1 or T, width]``."""
     return torch.addcmul(shift, x, 1 + scale)

@@ -22,6 +22,7 @@ from ltx_core.errors import ConfigError
 from ltx_core.guidance.perturbations import Keep
 from ltx_core.model.transformer.masks import AttentionBias, with_head_axis
 from ltx_core.model.transformer.rope import RotaryTable
+from ltx_core.utils import RMSNorm
 
 AUTO = "auto"
 
@@ -167,8 +168,8 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(query_width, inner)
         self.to_k = nn.Linear(context_width, inner)
         self.to_v = nn.Linear(context_width, inner)
-        self.q_norm = nn.RMSNorm(inner, eps=eps)  # over all heads together
-        self.k_norm = nn.RMSNorm(inner, eps=eps)
+        self.q_norm = RMSNorm(inner, eps=eps)  # over all heads together
+        self.k_norm = RMSNorm(inner, eps=eps)
         self.to_gate_logits = nn.Linear(query_width, heads) if gated else None
         self.to_out = nn.ModuleList([nn.Linear(inner, query_width)])
 

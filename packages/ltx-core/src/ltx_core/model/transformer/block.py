@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.guidance.perturbations import PARTS, BlockKeep, Part, PerturbationType
-from ltx_core.model.transformer.adaln import Modulation, rms_norm, scale_and_shift
+from ltx_core.model.transformer.adaln import Modulation, scale_and_shift
 from ltx_core.model.transformer.attention import Attention, Bypass, KeysValues, keep_or_replace
 from ltx_core.model.transformer.config import StreamConfig, TransformerConfig
 from ltx_core.model.transformer.feed_forward import FeedForward
 from ltx_core.model.transformer.masks import AttentionBias
 from ltx_core.model.transformer.rope import RotaryTable
 from ltx_core.model.transformer.text_memory import TextMemory
+from ltx_core.utils import rms_norm
 
 #: Tokens of each stream that is present, ``[B, T, width]``: what one block hands to the next.
 Tokens = dict[str, Tensor]
@@ -146,13 +147,13 @@ class TransformerBlock(nn.Module):
             keep.get(SELF_ATTENTION_SKIP[name], True),
             keep.get(PerturbationType.PASS_VIDEO_SELF_ATTN_INPUT, True) if name == "video" else True,
         )
-        y = scale_and_shift(rms_norm(x, self.config.norm_eps), scale, shift)
+        y = scale_and_shift(rms_norm(x, eps=self.config.norm_eps), scale, shift)
         y = self._part(name, "attn1")(y, rope=inputs.rope, bias=inputs.self_attention_bias, bypass=bypass)
         return torch.addcmul(x, gate, y)
 
     def attend_to_text(self, name: str, x: Tensor, text: KeysValues, inputs: StreamInputs) -> Tensor:
         """Text attention added to ``x``: modulated and gated with nine rows, plain with six."""
-        y = rms_norm(x, self.config.norm_eps) if self.config.cross_attention_norm else x
+        y = rms_norm(x, eps=self.config.norm_eps) if self.config.cross_attention_norm else x
         gate = None
         if self.config.cross_attention_adaln:
             shift, scale, gate = self._rows(name, inputs, first=6)
@@ -185,7 +186,7 @@ class TransformerBlock(nn.Module):
 
     def attend_to_each_other(self, tokens: Tokens, inputs: dict[str, StreamInputs], keep: BlockKeep) -> Tokens:
         """Both cross-modal attentions. Each reads the tokens from before either has written."""
-        normed = {name: rms_norm(x, self.config.norm_eps) for name, x in tokens.items()}
+        normed = {name: rms_norm(x, eps=self.config.norm_eps) for name, x in tokens.items()}
         result = dict(tokens)
         for way in DIRECTIONS:
             kept = keep.get(way.skip, True)
@@ -204,7 +205,7 @@ class TransformerBlock(nn.Module):
     def feed_forward(self, name: str, x: Tensor, inputs: StreamInputs) -> Tensor:
         """The feed-forward network added to ``x``."""
         shift, scale, gate = self._rows(name, inputs, first=3)
-        y = scale_and_shift(rms_norm(x, self.config.norm_eps), scale, shift)
+        y = scale_and_shift(rms_norm(x, eps=self.config.norm_eps), scale, shift)
         return torch.addcmul(x, gate, self._part(name, "ff")(y))
 
     def _rows(self, name: str, inputs: StreamInputs, first: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,8 +35,11 @@ class RotaryTable:
 
     def _rotate_split(self, x: Tensor) -> Tensor:
         cos, sin = self.cos.transpose(1, 2), self.sin.transpose(1, 2)  # [B, T, H, head_dim / 2]
-        first, second = x.unflatten(-1, (cos.shape[2], -1)).chunk(2, dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(2)
+        halves = x.unflatten(-1, (cos.shape[2], 2, -1))
+        turned = halves * cos.unsqueeze(-2)
+        turned[..., 0, :].addcmul_(halves[..., 1, :], sin, value=-1)  # in place: half the passes over memory
+        turned[..., 1, :].addcmul_(halves[..., 0, :], sin)
+        return turned.flatten(2)
 
     def _rotate_interleaved(self, x: Tensor) -> Tensor:
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)

@@ -13,7 +13,6 @@ Norms of the residual stream have no weights.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltx_core.errors import ConfigError
@@ -22,6 +21,7 @@ from ltx_core.model.transformer.feed_forward import FeedForward
 from ltx_core.model.transformer.masks import context_bias
 from ltx_core.model.transformer.rope import RotaryTable
 from ltx_core.text_encoders.gemma.config import ConnectorConfig
+from ltx_core.utils import rms_norm
 
 EPS = 1e-6
 
@@ -50,7 +50,7 @@ class Embeddings1DConnector(nn.Module):
         rope = self.rope_table(features.shape[1], features.dtype, features.device)
         for block in self.transformer_1d_blocks:
             features = block(features, rope, bias)
-        return _rms_norm(features), valid
+        return rms_norm(features, eps=EPS), valid
 
     def fill_with_registers(self, features: Tensor, valid: Tensor) -> Tensor:
         """Slot i of the padding becomes register i modulo R."""
@@ -76,9 +76,5 @@ class ConnectorBlock(nn.Module):
         self.ff = FeedForward(width, bias=config.ff_bias)
 
     def forward(self, x: Tensor, rope: RotaryTable, bias: Tensor | None) -> Tensor:
-        x = x + self.attn1(_rms_norm(x), rope=rope, bias=bias)
-        return x + self.ff(_rms_norm(x))
-
-
-def _rms_norm(x: Tensor) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], eps=EPS)
+        x = x + self.attn1(rms_norm(x, eps=EPS), rope=rope, bias=bias)
+        return x + self.ff(rms_norm(x, eps=EPS))
