@@ -51,13 +51,10 @@ AT_MOST = {
     "retake, loudness of the silence that is kept": 0.01,
 }
 MISSED = {  # by the bundled weights; docs/tiny.md says why
-    "demo, share of what the prompt states",
     "two stages, share of what the prompts state",
     "distilled, share of what the prompts state",
     "last frame given, dB",
-    "retake, share of what the new prompt states",
     "knock to impact in the exam's clips, median ms",
-    "given knock to impact, median ms",
 }
 # Which of the exam's questions are asked.
 DISTILLED, TWO_STAGES, GIVEN_FIRST, GIVEN_LAST = (0, 6, 10, 41), (24,), 5, 1

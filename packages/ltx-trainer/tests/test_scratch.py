@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ltx_core.errors import ConfigError
 from ltx_core.loader import Checkpoint
 from ltx_core.loader.safetensors_file import SafetensorsFile, save_tensors
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
@@ -310,6 +311,8 @@ def test_the_written_vocoder_is_the_trained_one_on_either_side(tmp_path: Path) -
 
 def test_pick_lays_weights_end_to_end() -> None:
     assert [pick(at, [1.0, 2.0, 1.0]) for at in (0.0, 0.24, 0.26, 0.74, 0.76, 0.9999999)] == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(ConfigError, match="long enough"):
+        pick(0.5, [0.0, 0.0])
 
 
 def test_pictures_are_written(tmp_path: Path) -> None:

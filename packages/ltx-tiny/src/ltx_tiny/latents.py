@@ -9,7 +9,6 @@ made again.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +24,7 @@ from ltx_core.errors import ConfigError
 from ltx_core.loader.safetensors_file import SafetensorsFile, save_tensors
 from ltx_core.model.audio_vae.audio_vae import encode_audio
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
-from ltx_core.types import Audio, SpatioTemporalScaleFactors
+from ltx_core.types import Audio, AudioLatentShape, SpatioTemporalScaleFactors
 from ltx_tiny.examples import FPS, FRAMES, as_tensor, spoken
 from ltx_tiny.world.picture import draw
 from ltx_tiny.world.scene import Scene, sample_scene
@@ -148,9 +147,13 @@ class LatentExamples:
 
 
 def beginning(video: Tensor, audio: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """Latents ``[C, F, H, W]`` and ``[C, L, M]`` of the first so many pixel frames; both VAEs look back only."""
-    whole = 1 + (video.shape[1] - 1) * FRAMES_PER_LATENT
-    return video[:, : 1 + (frames - 1) // FRAMES_PER_LATENT], audio[:, : math.ceil(audio.shape[1] * frames / whole)]
+    """Latents ``[C, F, H, W]`` and ``[C, L, M]`` of the first so many pixel frames; both VAEs look back only.
+
+    As much sound as is generated with so many frames, which is a latent less than the audio VAE makes of a whole clip:
+    a transformer that always met the last one leans on it.
+    """
+    sound = AudioLatentShape.from_duration(1, frames / FPS).frames
+    return video[:, : 1 + (frames - 1) // FRAMES_PER_LATENT], audio[:, :sound]
 
 
 @dataclass(frozen=True)

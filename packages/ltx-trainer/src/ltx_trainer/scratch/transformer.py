@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltx_core.errors import ConfigError
 from ltx_core.guidance.perturbations import BatchedPerturbationConfig
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.modality import Modality
@@ -257,7 +258,9 @@ def latent_sources(batch: Mapping[str, Tensor], device: torch.device) -> Batch:
 
 
 def pick(at: float, weights: Sequence[float]) -> int:
-    """The index that a point in [0, 1) falls on when the weights are laid end to end."""
+    """The index that a point in [0, 1) falls on when the weights are laid end to end; one must be positive."""
+    if not any(weight > 0 for weight in weights):
+        raise ConfigError("no kind of training step is left, expected one with a weight that clips are long enough for")
     point = at * sum(weights)
     for index, weight in enumerate(weights):
         if point < weight:
