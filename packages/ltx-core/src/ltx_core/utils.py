@@ -42,10 +42,15 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tens
 
 
 class RMSNorm(nn.RMSNorm):
-    """``rms_norm`` over the last axis with a learned weight."""
+    """``rms_norm`` over the last axis with a learned weight ``[width]``."""
+
+    eps: float
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__(width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps or 0.0)
+        return rms_norm(x, self.weight, self.eps)
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:

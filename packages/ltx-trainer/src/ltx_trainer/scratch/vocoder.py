@@ -92,12 +92,17 @@ class VocoderTask(ScratchTask):
 
 
 def side_by_side(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a network of one side, to those of one of both that sees none of the other side in either."""
+    """Weights ``[o, i, k]`` and ``[o]`` of a network of one side, to ``[2o, 2i, k]`` and ``[2o]`` of one of both in which
+    no side sees the other.
+    """
     twice = {}
     for name, tensor in weights.items():
-        nothing = torch.zeros_like(tensor)
-        rows = ((tensor, nothing), (nothing, tensor)) if tensor.ndim > 1 else ((tensor,), (tensor,))
-        twice[name] = torch.cat([torch.cat(row, dim=min(1, tensor.ndim - 1)) for row in rows])
+        if tensor.ndim == 1:
+            twice[name] = tensor.repeat(STEREO)
+        else:
+            nothing = torch.zeros_like(tensor)
+            left, right = (tensor, nothing), (nothing, tensor)
+            twice[name] = torch.cat([torch.cat(row, dim=1) for row in (left, right)])
     return twice
 
 
