@@ -92,8 +92,8 @@ class VocoderTask(ScratchTask):
 
 
 def side_by_side(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights ``[o, i, k]`` and ``[o]`` of a network of one side, to ``[2o, 2i, k]`` and ``[2o]`` of one of both in which
-    no side sees the other.
+    """Weights ``[o, i, k]`` and ``[o]`` of a network of one side, to ``[2o, 2i, k]`` and ``[2o]`` of one of both in
+    which no side sees the other.
     """
     twice = {}
     for name, tensor in weights.items():
