@@ -106,6 +106,13 @@ def test_a_pipeline_offers_exactly_the_options_that_have_an_effect(task: Task) -
     assert all(field in Request.__dataclass_fields__ for field in offered)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_compiling_is_left_to_the_line(asked: bool) -> None:
+    given = {"prompt": "x"} | ({"compile_blocks": True} if asked else {})
+    block = open_session(given, BY_NAME["one-stage"]).ledger.transformer().transformer_blocks[0]
+    assert ("compute" in vars(block)) is asked
+
+
 def test_spellings_of_the_published_commands_are_known() -> None:
     published = (
         "--checkpoint-path --distilled-checkpoint-path --gemma-root --transformer-path --text-encoder-path "

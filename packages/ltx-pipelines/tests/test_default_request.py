@@ -139,5 +139,5 @@ def test_every_guider_field_can_be_wished() -> None:
 
 def test_an_unknown_guider_field_of_a_call_is_named(small_model: Path) -> None:
     pipeline = TI2VidOneStagePipeline.from_pretrained(small_model)
-    with pytest.raises(ConfigError, match="no field cfg_scal; did you mean cfg_scale"):
+    with pytest.raises(ConfigError, match="no field cfg_scal; nearest valid: cfg_scale"):
         pipeline.plan(prompt="a bell", video_guider_params={"cfg_scal": 3})

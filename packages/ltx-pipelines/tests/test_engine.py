@@ -250,7 +250,7 @@ def test_extend_keeps_the_given_part(ledger: ModelLedger, clip: Path, direction:
 
 
 def test_ours_names_unknown_and_useless_arguments(ledger: ModelLedger) -> None:
-    with pytest.raises(ConfigError, match="did you mean num_frames"):
+    with pytest.raises(ConfigError, match="nearest valid: num_frames"):
         DistilledPipeline(ledger).plan(prompt="x", num_frame=9)
     with pytest.raises(ConfigError, match="negative_prompt has no effect"):
         DistilledPipeline(ledger).plan(prompt="x", negative_prompt="y")

@@ -167,7 +167,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({"guidence_scale": 3}, "did you mean 'guidance_scale'"),
+            ({"guidence_scale": 3}, "nearest valid: guidance_scale"),
             ({"first_pass": {}}, "unknown key 'first_pass'"),
             ({"pipeline_type": "multi-scale", "first_pass": {"seed": 1}}, "first_pass: unknown key 'seed'"),
             ({"stg_mode": "nothing"}, "stg_mode is 'nothing'"),

@@ -1,5 +1,10 @@
 """The error family. Everything a caller can do wrong ends in one of these, as one readable line."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class LtxError(Exception):
     """Base of all errors raised on purpose. The message names the thing, its value and what was expected."""
@@ -19,3 +24,14 @@ class ConditioningError(LtxError, ValueError):
 
 class MediaError(LtxError, ValueError):
     """An image, video or audio file cannot be read or written."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` is most likely a slip of; None when none is like it."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
+def nearest_hint(name: str, known: Iterable[str]) -> str:
+    """The end of a message: "; nearest valid: ..." or nothing."""
+    near = nearest(name, known)
+    return "" if near is None else f"; nearest valid: {near}"

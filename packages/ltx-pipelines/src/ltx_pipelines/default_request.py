@@ -11,12 +11,11 @@ stay as they are for models of that version.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, nearest_hint
 
 Kind = tuple[str, Callable[[Any], bool]]  # in words, and whether a value is one
 
@@ -75,9 +74,8 @@ def _check(values: Mapping[str, Any], fields: Mapping[str, Kind], place: str) ->
     """Every name is known and every value of its kind."""
     for name, value in values.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, list(fields), n=1)
-            hint = f"nearest valid: {near[0]}" if near else f"expected one of {', '.join(fields)}"
-            raise ConfigError(f"{place}: no field is called {name}; {hint}")
+            hint = nearest_hint(name, fields) or f"; expected one of {', '.join(fields)}"
+            raise ConfigError(f"{place}: no field is called {name}{hint}")
         kind, fits = fields[name]
         if not fits(value):
             raise ConfigError(f"{place}: {name} is {value!r}, expected {kind}")

@@ -6,7 +6,6 @@ and ``second_pass`` of a multi-scale config, where they override those at the to
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ltx_core.components.sigmas import LTXV_DISTILLED_SIGMAS, LTXV_SECOND_PASS_SIGMAS
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.guidance.perturbations import SKIP_STRATEGIES
 
 PerStep = float | tuple[float, ...]
@@ -129,8 +128,7 @@ def _beside(config: Path, name: str | None) -> str | None:
 def _check_keys(given: Mapping[str, Any], known: set[str], where: str) -> None:
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(str(key), sorted(known), n=1)
-            raise ConfigError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest_hint(str(key), sorted(known))}")
 
 
 DISTILLED = Sampling(guidance_scale=1.0, stg_scale=0.0, rescaling_scale=1.0)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ltx_core.components.guiders import MultiModalGuiderParams
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape, nearest_multiple
 from ltx_pipelines.plan import ImageCondition
 
@@ -75,9 +74,7 @@ class Request:
         known = {field.name for field in fields(cls)}
         for name, value in given.items():
             if name not in known:
-                near = difflib.get_close_matches(name, sorted(accepts), n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ConfigError(f"{who} has no argument {name}{hint}")
+                raise ConfigError(f"{who} has no argument {name}{nearest_hint(name, sorted(accepts))}")
             if name not in accepts and value != getattr(cls, name):
                 raise ConfigError(f"{name} has no effect in {who}, expected it left out")
         return cls(**{name: _frozen(value) for name, value in given.items()})
@@ -119,8 +116,7 @@ def _built(kind: type, values: Mapping[str, Any]) -> Any:
     """A value type from its fields by name."""
     known = [field.name for field in fields(kind)]
     if unknown := [name for name in values if name not in known]:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f", expected some of {', '.join(known)}"
+        hint = nearest_hint(unknown[0], known) or f", expected some of {', '.join(known)}"
         raise ConfigError(f"{kind.__name__} has no field {unknown[0]}{hint}")
     return kind(**values)
 

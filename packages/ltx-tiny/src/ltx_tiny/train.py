@@ -132,7 +132,9 @@ def run_task(recipe: Recipe, name: str, task: Task) -> bool:
             say(f"{name} {report.step}/{settings.steps}  {shown}  {time.monotonic() - started:.0f} s")
             since.clear()
         stopped = report.stopped
-    if log is not None:
+    if log is None:
+        say(f"{name} was trained to its end before, {settings.steps} steps")
+    else:
         log.close()
     return not stopped
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -10,6 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+
+from ltx_core.errors import nearest
 
 Model = type[BaseModel]
 
@@ -31,10 +32,9 @@ def advice(root: Model, location: Sequence[int | str]) -> str:
     *parents, key = location
     model = model_at(root, parents)
     known = list(model.model_fields) if model else []
-    close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
-    close = close or [field for field in known if _initials(field) == str(key)]
+    close = nearest(str(key), known) or next((field for field in known if _initials(field) == str(key)), None)
     if close:
-        return f"did you mean {close[0]}?"
+        return f"did you mean {close}?"
     elsewhere = next((path for path, _ in walk(root) if path.rpartition(".")[2] == key), None)
     if elsewhere:
         return f"did you mean {elsewhere}?"

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ltx_core.errors import nearest
 from ltx_pipelines.cli.errors import one_line_errors
 from ltx_pipelines.cli.tasks import BY_NAME, TASKS
 
@@ -76,10 +77,8 @@ class LazyGroup(TyperGroup):
 
 def raise_unknown(name: str, known: Sequence[str], ctx: Any) -> None:
     """A usage error that names the nearest command."""
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ", see `ltx --help`"
+    near = nearest(name, known)
+    hint = f"; did you mean {near}?" if near else ", see `ltx --help`"
     raise typer.BadParameter(f"no command {name!r}{hint}", ctx=ctx)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ltx_core.errors import ConfigError, LtxError, MediaError, nearest_hint
 from ltx_pipelines.cli import options as o
 from ltx_pipelines.cli.line import with_absolute_paths
 from ltx_pipelines.cli.tasks import BY_NAME
@@ -50,7 +51,6 @@ def batch(
     as_json: bool = typer.Option(False, "--json", help="One JSON object per event on standard output."),
 ) -> None:
     """Check every line first, then make what is missing."""
-    from ltx_core.errors import ConfigError, LtxError
     from ltx_pipelines.cli.progress import Reporter, style_of
 
     style = style_of({"json": as_json, "quiet": quiet})
@@ -89,7 +89,6 @@ def make_line(line: Line, ledgers: dict[str, ModelLedger], reporter: Reporter) -
 
 def is_made(output: Path, plan: str) -> bool:
     """Whether a file holds the result of exactly this plan."""
-    from ltx_core.errors import MediaError
     from ltx_pipelines.utils.media_io import read_recipe
 
     if not output.is_file():
@@ -103,8 +102,6 @@ def is_made(output: Path, plan: str) -> bool:
 
 def read_lines(file: Path, folder: Path, seeds: str, defaults: dict[str, Any]) -> Iterator[Line]:
     """Every clip of a file, each seed of a sweep on its own. Raises `ConfigError` that names the line."""
-    from ltx_core.errors import ConfigError
-
     text = file.read_text(encoding="utf-8")
     taken: set[str] = set()
     for number, raw in enumerate(text.splitlines(), 1):
@@ -141,8 +138,6 @@ def output_name(given: dict[str, Any], folder: Path, number: int, seed: int | No
 
 def parse_seeds(text: str, where: str) -> list[int]:
     """``1-8`` or ``1,5,9``."""
-    from ltx_core.errors import ConfigError
-
     seeds: list[int] = []
     try:
         for part in filter(None, (one.strip() for one in text.split(","))):
@@ -155,24 +150,21 @@ def parse_seeds(text: str, where: str) -> list[int]:
 
 def from_json(entry: dict[str, Any], where: str) -> dict[str, Any]:
     """Options as typer would give them, from the keys and values of a line."""
-    from ltx_core.errors import ConfigError
-
     by_flag = {flag.lstrip("-").split("/")[0]: name for name, option in o.OPTIONS.items() for flag in option.flags}
     given: dict[str, Any] = {}
     for key, value in entry.items():
-        name = by_flag.get(key.replace("_", "-"), key if key in (*o.OPTIONS, "pipeline") else None)
+        flag = key.replace("_", "-")
+        name = by_flag.get(flag, key if key in (*o.OPTIONS, "pipeline") else None)
         if name is None:
-            raise ConfigError(f"{where}: {key} is no option{nearest(key, by_flag)}")
+            raise ConfigError(f"{where}: {key} is no option{nearest_hint(flag, by_flag)}")
         given[name] = value if name == "pipeline" else typed(o.OPTIONS[name], value, f"{where}: {key}")
     if (pipeline := given.get("pipeline")) is not None and pipeline not in BY_NAME:
-        raise ConfigError(f"{where}: pipeline is {pipeline!r}{nearest(pipeline, BY_NAME)}")
+        raise ConfigError(f"{where}: pipeline is {pipeline!r}{nearest_hint(pipeline, BY_NAME)}")
     return given
 
 
 def typed(option: o.Opt, value: Any, where: str) -> Any:
     """A JSON value as the option's own; several values of one option are joined, repeated ones stay a list."""
-    from ltx_core.errors import ConfigError
-
     if option.repeatable:
         many = value if isinstance(value, list) and all(isinstance(one, list) for one in value) else [value]
         return [o.SEPARATOR.join(map(str, one if isinstance(one, list) else [one])) for one in many]
@@ -182,11 +174,3 @@ def typed(option: o.Opt, value: Any, where: str) -> Any:
     if not isinstance(value, wanted) or isinstance(value, bool) != (option.type is bool):
         raise ConfigError(f"{where} is {value!r}, expected {option.type.__name__}")
     return value
-
-
-def nearest(name: str, known: Any) -> str:
-    """A hint at the nearest known name."""
-    import difflib
-
-    near = difflib.get_close_matches(name.replace("_", "-"), list(known), n=1)
-    return f"; nearest valid: {near[0]}" if near else ""

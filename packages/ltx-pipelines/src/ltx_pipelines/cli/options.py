@@ -230,6 +230,7 @@ MEMORY = _panel(
         ),
         "offload": Opt(("--offload",), "none, cpu or disk: other names for resident, streamed, sequential."),
         "quantization": Opt(("--quantization",), "Keep the transformer's weights in a smaller type.", metavar="NAME"),
+        "compile_blocks": Opt(("--compile",), "Fuse what a block computes; the first step waits for it.", bool),
         "device": Opt(("--device",), "cuda, cuda:1, mps, cpu.", shown_default="the best there is"),
         "dtype": Opt(("--dtype",), "bfloat16, float32 or float16.", shown_default="bfloat16"),
     },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import random
@@ -14,7 +13,7 @@ from typing import Any, cast
 import typer
 
 from ltx_core.components.guiders import MultiModalGuiderParams
-from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.errors import CheckpointError, ConfigError, nearest_hint
 from ltx_core.loader.quantization import policy_named
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_pipelines.cli import options as o
@@ -148,12 +147,13 @@ def make_ledger(files: ModelFiles, given: Mapping[str, Any]) -> ModelLedger:
         device=checked_device(given.get("device")),
         policy=cast(Any, policy),
         quantization=given.get("quantization"),
+        compile_blocks=given.get("compile_blocks", False),
     )
 
 
 def shared_ledger(files: ModelFiles, given: Mapping[str, Any], share: dict[str, ModelLedger]) -> ModelLedger:
     """The ledger of an earlier line with the same files and settings, else a new one, the old ones emptied."""
-    key = repr((files, [given.get(name) for name in ("policy", "offload", "quantization", "dtype", "device")]))
+    key = repr((files, [given.get(name) for name in o.MEMORY]))
     if key not in share:
         for ledger in share.values():
             ledger.release()
@@ -180,9 +180,7 @@ def one_of(given: Mapping[str, Any], name: str, choices: Collection[str]) -> str
     """A value that must be one of some words."""
     if (value := given.get(name)) is None or value in choices:
         return value
-    near = difflib.get_close_matches(value, list(choices), n=1)
-    hint = f"; nearest valid: {near[0]}" if near else ""
-    raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(choices)}{hint}")
+    raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(choices)}{nearest_hint(value, choices)}")
 
 
 def make_pipeline(task: Task, found: FoundModel, ledger: ModelLedger, given: Mapping[str, Any]) -> Pipeline:
