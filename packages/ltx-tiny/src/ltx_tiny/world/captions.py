@@ -166,7 +166,7 @@ FORMS = {  # slots; "|" ends a sentence, "," is a comma; unsaid slots fall away 
 }
 FIXED = "there is a an while as"
 EXAMPLES = (
-    "a large yellow star spins on a night background with a tick at each turn",
+    "a large yellow ball rises on a night background with a sound that goes up",
     "a small green box slides to the right with a hum, the camera zooms in",
     "there is a pink ring blinking in front of a mint background, you hear a high beep each time",
 )

@@ -76,7 +76,7 @@ class NoisyTimestepSampler(ShiftedLogitNormalTimestepSampler):
     seventeen has a sigma above 0.9, where there is anything to learn from the prompt. Here it is one in four.
     """
 
-    least_tokens: int = 2560
+    least_tokens: int = 4096
 
     def sample(self, draws: Draws, batch: int, tokens: int) -> Tensor:
         """Sigmas ``[B]`` float32."""
