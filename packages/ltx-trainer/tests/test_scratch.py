@@ -25,7 +25,7 @@ from ltx_trainer.scratch.task import Spread, holding
 from ltx_trainer.scratch.transformer import pick
 from ltx_trainer.scratch.upsampler import UpsamplerTask
 from ltx_trainer.scratch.video_vae import VideoDecoderTask, VideoVaeTask, stands_out
-from ltx_trainer.scratch.vocoder import VocoderTask, spectral_losses
+from ltx_trainer.scratch.vocoder import VocoderTask, VocoderTrainer, spectral_losses
 
 VIDEO_CONFIG = {
     "vae": {
@@ -307,6 +307,12 @@ def test_the_written_vocoder_is_the_trained_one_on_either_side(tmp_path: Path) -
     mel = noise(0, 0, 1, 2, 20, 64)
     with torch.no_grad():
         assert torch.allclose(vocoder(mel), task.module.waveform(mel), atol=1e-6)
+
+
+def test_a_vocoder_too_narrow_to_part_is_refused() -> None:
+    odd = {**AUDIO_CONFIG, "vocoder": {**AUDIO_CONFIG["vocoder"], "upsample_initial_channel": 36}}
+    with pytest.raises(ConfigError, match="upsample_initial_channel is 36, expected a multiple of 8"):
+        VocoderTrainer(odd, mel_noise=0.0)
 
 
 def test_pick_lays_weights_end_to_end() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.config import STEREO, AudioVaeConfig, VocoderConfig
 from ltx_core.model.audio_vae.mel import log_mel
 from ltx_core.model.audio_vae.vocoder import Generator
@@ -31,11 +32,20 @@ SIDE_DECIBELS = 20.0  # a side is made softer by up to
 
 
 class VocoderTrainer(nn.Module):
-    """Half a vocoder of one generator whose output rate is the mel's rate, and its losses."""
+    """Half a vocoder of one generator whose output rate is the mel's rate, and its losses.
+
+    Raises `ConfigError` for a width that does not part into two sides in every layer.
+    """
 
     def __init__(self, config: Mapping[str, Any], mel_noise: float) -> None:
         super().__init__()
         whole = VocoderConfig.from_metadata(config).generator
+        narrowest = STEREO * 2 ** len(whole.upsample_rates)  # the width halves at each of them
+        if whole.upsample_initial_channel % narrowest:
+            raise ConfigError(
+                f"upsample_initial_channel is {whole.upsample_initial_channel}, expected a multiple of {narrowest}: "
+                "each side has half of every layer"
+            )
         self.side = Generator(replace(whole, upsample_initial_channel=whole.upsample_initial_channel // STEREO), 1)
         self.mel_config = AudioVaeConfig.from_metadata(config).mel
         self.mel_noise = mel_noise
