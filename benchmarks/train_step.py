@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tests.tiny_training import CHANNELS, TOKENS, make_config, write_clip, write_model
 
-from ltx_trainer.memory import peak_memory
+from ltx_core.model.common.memory import peak_bytes
 from ltx_trainer.trainer import LtxvTrainer
 
 WARM_UP = 3  # steps
@@ -87,7 +87,7 @@ def measure(variant: Variant, model: Path, data: Path, arguments: argparse.Names
     return Measured(
         statistics.median(report.seconds for report in reports),
         sum(report.data_seconds for report in reports) / sum(report.seconds for report in reports),
-        peak_memory(device),
+        peak_bytes(device),
     )
 
 

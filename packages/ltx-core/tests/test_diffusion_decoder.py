@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.checkpoint import Checkpoint
-from ltx_core.model.common import memory
 from ltx_core.model.common.tiling import TileCountConfig
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.decoders import make_video_decoder
@@ -338,15 +337,6 @@ def test_frames_come_in_tiles_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltx_core.model.video_vae.decoders.free_bytes", lambda device: 0)
     with pytest.raises(ConfigError, match="no tiles"):
         list(decode_video(decoder, latent))
-
-
-def test_free_memory_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = tmp_path / "meminfo"
-    given.write_text("MemTotal:  9 kB\nMemAvailable:   12 kB\n")
-    monkeypatch.setattr(memory, "MEMINFO", given)
-    assert memory.free_bytes(torch.device("cpu")) == 12 * 1024
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
-    assert memory.free_bytes(torch.device("cpu")) == memory.UNKNOWN
 
 
 # Configs and files ------------------------------------------------------------------------------------------------

@@ -6,8 +6,6 @@ bits with one scale per output row and widened where it is used, and a block may
 
 from __future__ import annotations
 
-import resource
-import sys
 from typing import Any
 
 import torch
@@ -154,11 +152,3 @@ def _host(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     moved = tensor.detach().to(device)
     return nn.Parameter(moved, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes this process has held so far: of the accelerator, or of resident memory on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ltx_core.errors import ConfigError
+from ltx_core.model.common.memory import peak_bytes
 from ltx_core.model.transformer.model import LTXModel
 from ltx_trainer.config import TrainerConfig, write_config
 from ltx_trainer.datasets import BatchOrder, PrecomputedDataset, collate, read_batches
@@ -20,7 +21,7 @@ from ltx_trainer.held_out import held_out_losses
 from ltx_trainer.hub import push_to_hub
 from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, StepReport, train
 from ltx_trainer.lora import LoraSettings, add_lora, load_lora, reference_metadata
-from ltx_trainer.memory import BlockSwap, peak_memory, quantize_frozen
+from ltx_trainer.memory import BlockSwap, quantize_frozen
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.models import (
     DTYPES,
@@ -282,7 +283,7 @@ class LtxvTrainer:
         report: StepReport | None = None
         weights: Path | None = None
         main = self.accelerator.is_main_process
-        with LiveView(total, lambda: peak_memory(device), live=live and main) as view:
+        with LiveView(total, lambda: peak_bytes(device), live=live and main) as view:
             if not main:
                 view.console.quiet = True
             for report in self.steps():
@@ -345,7 +346,7 @@ class LtxvTrainer:
             total_time_seconds=seconds,
             steps_per_second=speed,
             samples_per_second=speed * batch,
-            peak_gpu_memory_gb=peak_memory(device) / 2**30 if device.type == "cuda" else 0.0,
+            peak_gpu_memory_gb=peak_bytes(device) / 2**30 if device.type == "cuda" else 0.0,
             global_batch_size=batch,
             num_processes=processes,
             stopped=report is not None and report.stopped,

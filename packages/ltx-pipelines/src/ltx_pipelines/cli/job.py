@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ltx_core.errors import LtxError, MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
-from ltx_pipelines.cli.progress import Reporter, human_bytes, peak_memory
+from ltx_core.model.common.memory import peak_bytes
+from ltx_pipelines.cli.progress import Reporter, human_bytes
 from ltx_pipelines.engine import Event, Generation, generate
 from ltx_pipelines.media.files import replacing
 from ltx_pipelines.plan import Plan, plan_from_json
@@ -197,7 +198,8 @@ class Result:
 
 def summary(reporter: Reporter, result: Result) -> None:
     """Say what came of a run: the file, its time, the speed, the peak of memory."""
-    where, peak = peak_memory(result.device)
+    peak = peak_bytes(result.device)
+    where = "the process" if result.device.type == "cpu" else str(result.device)
     if reporter.style == "json":
         facts = {"path": str(result.path), "seconds": round(result.seconds, 3), "peak_bytes": peak}
         reporter.emit("done", **facts, seed=result.seed, steps=reporter.steps)

@@ -129,20 +129,6 @@ class Reporter:
             sys.stderr.flush()
 
 
-def peak_memory(device: Any) -> tuple[str, int]:
-    """What was held at most, in bytes: of the accelerator, else of the process."""
-    import torch
-
-    if device.type == "cuda":
-        return str(device), torch.cuda.max_memory_allocated(device)
-    if device.type == "mps":
-        return "mps", torch.mps.driver_allocated_memory()
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return "the process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def human_bytes(count: float) -> str:
     """Bytes as people read them."""
     for unit in ("B", "KB", "MB", "GB"):

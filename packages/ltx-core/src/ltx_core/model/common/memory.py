@@ -1,12 +1,14 @@
-"""How much memory a device has left."""
+"""How much memory a device has left, and how much was held at most."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-MEMINFO = Path("/proc/meminfo")
+MEMINFO, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
 UNKNOWN = 8 * 2**30  # assumed free where the system does not tell
 
 
@@ -17,7 +19,23 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + cached
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    if MEMINFO.exists():
-        values = dict(line.split(":", 1) for line in MEMINFO.read_text(encoding="ascii").splitlines())
-        return int(values["MemAvailable"].split()[0]) * 1024
-    return UNKNOWN
+    return _kibibytes(MEMINFO)["MemAvailable"] * 1024 if MEMINFO.exists() else UNKNOWN
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Bytes held at most so far: of an accelerator, else resident ones of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    if STATUS.exists():  # getrusage would count the process that started this one as well
+        return _kibibytes(STATUS)["VmHWM"] * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _kibibytes(file: Path) -> Mapping[str, int]:
+    """The lines of a file of the kernel that end in kB, by name."""
+    rows = (line.split() for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
+    return {row[0].rstrip(":"): int(row[1]) for row in rows if row[2:] == ["kB"]}
