@@ -18,7 +18,7 @@ from ltx_core.model.transformer.model import LTXModel
 from ltx_core.sampling.denoisers import GuidedDenoiser
 from ltx_core.types import LatentState
 from ltx_tiny.bundle import CHECKPOINT, WEIGHTS
-from ltx_tiny.train import read_recipe
+from ltx_tiny.recipe import read_recipe
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "tests" / "manifests"
 TEXT_TOKENS = 1024

@@ -14,7 +14,8 @@ from ltx_tiny import bundle, stages
 from ltx_tiny.cli import app
 from ltx_tiny.examples import FPS, VideoExamples, captions, held_out_clips
 from ltx_tiny.latents import LatentClips, beginning
-from ltx_tiny.train import Recipe, merged, read_recipe, run
+from ltx_tiny.recipe import Recipe, merged, read_recipe
+from ltx_tiny.train import run
 from ltx_trainer.draws import step_draws
 from ltx_trainer.scratch import transformer
 from ltx_trainer.scratch.data import Stage

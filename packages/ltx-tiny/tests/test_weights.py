@@ -20,7 +20,7 @@ from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
 from ltx_pipelines.utils.model_files import find_model
 from ltx_pipelines.utils.model_ledger import ModelLedger
 from ltx_tiny import bundle
-from ltx_tiny.train import read_recipe
+from ltx_tiny.recipe import read_recipe
 from ltx_tiny.world.captions import prompt_world
 
 NETWORKS = ("transformer", "video_encoder", "video_decoder", "audio_encoder", "audio_decoder", "vocoder")

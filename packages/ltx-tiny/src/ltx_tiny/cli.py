@@ -23,7 +23,8 @@ def train(
     import torch
 
     from ltx_core.errors import ConfigError
-    from ltx_tiny.train import Recipe, read_recipe, run
+    from ltx_tiny.recipe import Recipe, read_recipe
+    from ltx_tiny.train import run
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device is {device!r}, expected auto, cpu or cuda")

@@ -29,8 +29,8 @@ from ltx_tiny.examples import (
     held_out_sound,
 )
 from ltx_tiny.latents import Encoders, LatentClips, LatentExamples, LatentPairs, LatentsPlan, make_latents
+from ltx_tiny.recipe import Recipe, say
 from ltx_tiny.sample import Decoders, SampleJudge, SampleSettings
-from ltx_tiny.train import Recipe, say
 from ltx_trainer.loop import Task
 from ltx_trainer.lora import LoraSettings
 from ltx_trainer.scratch.audio_vae import AudioVaeTask

@@ -7,91 +7,18 @@ newest exported files. Beside each state lie ``metrics.csv``, ``curves.png`` and
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import Any
 
 from ltx_core.errors import ConfigError
-from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, StepReport, Task, train
+from ltx_tiny.recipe import Recipe, say
+from ltx_tiny.stages import STAGES
+from ltx_trainer.loop import StepReport, Task, train
 from ltx_trainer.run_log import LOG_NAME, CsvLog, read_csv_log
-from ltx_trainer.scratch.data import Curriculum, Examples, Stage
 from ltx_trainer.scratch.pictures import draw_curves
-from ltx_trainer.state import newest
 
-RECIPES = Path(__file__).parent / "recipes"
 LOG_EVERY = 25  # steps
-COMMON_KEYS = ("mixed_precision", "compile", "optimizer_type")  # of all stages, unless one says otherwise
-LOOP_KEYS = (
-    *("learning_rate", "warmup_steps", "scheduler_type", "scheduler_params", "max_grad_norm", "ema_decay"),
-    *("checkpoint_interval", "validation_interval", *COMMON_KEYS),
-)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The recipe of one run and where it keeps its files."""
-
-    values: Mapping[str, Any]
-    out: Path
-    device: str = "cpu"
-
-    @property
-    def seed(self) -> int:
-        return int(self.values["seed"])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The ``config`` of the checkpoint, all sections."""
-        return dict(self.values["config"])
-
-    def stage(self, name: str) -> Mapping[str, Any]:
-        return self.values["stages"][name]
-
-    def curriculum(self, name: str) -> Curriculum:
-        return Curriculum(tuple(map(Stage.from_dict, self.stage(name)["curriculum"])))
-
-    def examples(self, name: str, make: Callable[[int, int, Stage], Mapping[str, Any]]) -> Examples:
-        return Examples(make, self.curriculum(name), int(self.values["workers"]))
-
-    def settings(self, name: str) -> LoopSettings:
-        """The loop's settings of a stage; the seed must agree when it is resumed."""
-        stage = self.stage(name)
-        given = {k: self.values[k] for k in COMMON_KEYS} | {k: stage[k] for k in LOOP_KEYS if k in stage}
-        return LoopSettings(
-            steps=self.curriculum(name).steps,
-            seed=self.seed,
-            fingerprint={"seed": self.seed},
-            **given,
-        )
-
-    def exported(self, name: str) -> Path:
-        """The newest file a stage has exported. Raises `ConfigError` when there is none yet."""
-        folder = self.out / name / CHECKPOINT_FOLDER
-        files = newest(folder.glob(f"{name}_step_*.safetensors"))
-        if not files:
-            raise ConfigError(f"{folder} holds no file of stage {name}, expected that stage to be run first")
-        return files[0]
-
-
-def read_recipe(overlay: str | None = None) -> dict[str, Any]:
-    """The recipe, with the values of an overlay (``gpu`` or ``smoke``) put over it."""
-    import yaml
-
-    values = yaml.safe_load((RECIPES / "tiny.yaml").read_text())
-    return values if overlay is None else merged(values, yaml.safe_load((RECIPES / f"{overlay}.yaml").read_text()))
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, mapping by mapping; lists and plain values are replaced whole."""
-    both = dict(below)
-    for key, value in above.items():
-        old = both.get(key)
-        both[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return both
 
 
 def run(recipe: Recipe, only: Iterable[str] = ()) -> bool:
@@ -99,8 +26,6 @@ def run(recipe: Recipe, only: Iterable[str] = ()) -> bool:
 
     Raises `ConfigError` for a stage there is not, or one whose forerunners have not been run.
     """
-    from ltx_tiny.stages import STAGES
-
     only = tuple(only)
     if unknown := [name for name in only if name not in STAGES]:
         raise ConfigError(f"stage is {unknown[0]!r}, expected one of {', '.join(STAGES)}")
@@ -150,9 +75,3 @@ def mean_figures(reports: Sequence[StepReport]) -> dict[str, float]:
         "data_share": data / max(whole, 1e-9),
         "lr": reports[-1].learning_rate,
     }
-
-
-def say(line: str) -> None:
-    """Print a line of progress at once."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
