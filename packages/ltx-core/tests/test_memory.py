@@ -23,6 +23,14 @@ def test_free_memory_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert memory.free_bytes(CPU) == memory.UNKNOWN
 
 
+def test_the_peak_is_known_where_the_kernel_does_not_tell_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tmp_path / "status"
+    given.write_text("Name:\tpython\nVmRSS:\t  12 kB\n")
+    for path in (given, tmp_path / "none"):
+        monkeypatch.setattr(memory, "STATUS", path)
+        assert peak_bytes(CPU) > 2**20
+
+
 @pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells a process's own peak")
 def test_a_process_counts_its_own_peak_and_not_its_parents() -> None:
     held = torch.ones(2**29, dtype=torch.uint8)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import typer
 from torch import Tensor
 
 from ltx_core.components.schedulers import LTX2Scheduler
@@ -29,7 +30,7 @@ from ltx_tiny.examples import (
     held_out_sound,
 )
 from ltx_tiny.latents import Encoders, LatentClips, LatentExamples, LatentPairs, LatentsPlan, make_latents
-from ltx_tiny.recipe import Recipe, say
+from ltx_tiny.recipe import Recipe
 from ltx_tiny.sample import Decoders, SampleJudge, SampleSettings
 from ltx_trainer.loop import Task
 from ltx_trainer.lora import LoraSettings
@@ -98,7 +99,7 @@ def latents(recipe: Recipe) -> None:
     workers = int(recipe.values["workers"])
     plan = LatentsPlan(recipe.seed, stage["counts"], shard_size, frames, large_every, workers)
     for path in make_latents(recipe.out / "latents", plan, Encoders(video, audio)):
-        say(f"latents {path.name}")
+        typer.echo(f"latents {path.name}")
 
 
 def upsampler(recipe: Recipe) -> Task:
@@ -136,7 +137,7 @@ def bundle(recipe: Recipe) -> None:
     files = {name: recipe.exported(name) for name in stages}
     written = write_bundle(recipe.out / "bundle", recipe.config, files)
     size = sum(path.stat().st_size for path in written)
-    say(f"bundle of {len(written)} files, {size / 1e6:.1f} MB, in {recipe.out / 'bundle'}")
+    typer.echo(f"bundle of {len(written)} files, {size / 1e6:.1f} MB, in {recipe.out / 'bundle'}")
 
 
 STAGES: dict[str, Callable[[Recipe], Task | None]] = {

@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+import typer
+
 from ltx_core.errors import ConfigError
-from ltx_tiny.recipe import Recipe, say
+from ltx_tiny.recipe import Recipe
 from ltx_tiny.stages import STAGES
 from ltx_trainer.loop import StepReport, Task, train
 from ltx_trainer.run_log import LOG_NAME, CsvLog, read_csv_log
@@ -32,7 +34,7 @@ def run(recipe: Recipe, only: Iterable[str] = ()) -> bool:
     for name in only or STAGES:
         task = STAGES[name](recipe)
         if task is not None and not run_task(recipe, name, task):
-            say(f"stopped in stage {name}; the same command goes on from here")
+            typer.echo(f"stopped in stage {name}; the same command goes on from here")
             return False
     return True
 
@@ -54,11 +56,11 @@ def run_task(recipe: Recipe, name: str, task: Task) -> bool:
             log.write(report.step, figures)
             draw_curves(folder / "curves.png", read_csv_log(folder / LOG_NAME))
             shown = "  ".join(f"{key} {figures[key]:.4g}" for key in (*report.losses, *report.metrics))
-            say(f"{name} {report.step}/{settings.steps}  {shown}  {time.monotonic() - started:.0f} s")
+            typer.echo(f"{name} {report.step}/{settings.steps}  {shown}  {time.monotonic() - started:.0f} s")
             since.clear()
         stopped = report.stopped
     if log is None:
-        say(f"{name} was trained to its end before, {settings.steps} steps")
+        typer.echo(f"{name} was trained to its end before, {settings.steps} steps")
     else:
         log.close()
     return not stopped

@@ -28,9 +28,10 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    if STATUS.exists():  # getrusage would count the process that started this one as well
-        return _kibibytes(STATUS)["VmHWM"] * 1024
-    import resource
+    own = _kibibytes(STATUS).get("VmHWM") if STATUS.exists() else None
+    if own is not None:
+        return own * 1024
+    import resource  # which counts the process that started this one as well
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
