@@ -23,6 +23,7 @@ FLOOR = {
     "model": 1,
     "components": 1,
     "guidance": 1,
+    "networks": 2,
     "conditioning": 2,
     "text_encoders": 2,
     "loader": 2,
