@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PACKAGES := packages/ltx-core packages/ltx-pipelines packages/ltx-trainer packages/ltx-tiny
+PACKAGES := packages/ltx-core packages/ltx-media packages/ltx-pipelines packages/ltx-trainer packages/ltx-tiny
 PYTEST_ARGS ?=
 # One thread per process and one process per core: twice as fast as two threads in one process on small tensors.
 export OMP_NUM_THREADS ?= 1
@@ -19,7 +19,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml $(PACKAGES:=/pyproject.toml)
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(PACKAGES:%=-e %) --group dev
 	@touch $@
 
-install: $(VENV)/.installed  ## make the virtual environment and install the four packages
+install: $(VENV)/.installed  ## make the virtual environment and install the five packages
 
 test: install  ## run every test that takes less than a minute
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)

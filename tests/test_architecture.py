@@ -11,9 +11,10 @@ PACKAGES = Path(__file__).resolve().parents[1] / "packages"
 
 MAY_IMPORT = {
     "ltx_core": set(),
-    "ltx_pipelines": {"ltx_core"},
-    "ltx_trainer": {"ltx_core"},
-    "ltx_tiny": {"ltx_core", "ltx_trainer", "ltx_pipelines"},
+    "ltx_media": {"ltx_core"},
+    "ltx_pipelines": {"ltx_core", "ltx_media"},
+    "ltx_trainer": {"ltx_core", "ltx_media"},
+    "ltx_tiny": {"ltx_core", "ltx_media", "ltx_trainer", "ltx_pipelines"},
 }
 FLOOR = {
     "types": 0,

@@ -16,7 +16,7 @@ from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.video_vae.tiling import TilePlan, TileSizeConfig, announced_chunks
 from ltx_core.sampling.modality_tiling import AxisTiling, TileCountConfig, VideoModalityTilingHelper
 from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
-from ltx_pipelines.media.color import (
+from ltx_media.color import (
     ACESCCT,
     LOGC3,
     Primaries,
@@ -24,7 +24,7 @@ from ltx_pipelines.media.color import (
     linear_to_hlg,
     rgb_to_i420,
 )
-from ltx_pipelines.media.fit import center_crop_fit, reflect_pad_fit, to_signed
+from ltx_media.fit import center_crop_fit, reflect_pad_fit, to_signed
 from ltx_pipelines.utils.layout import Canvas, align_resolution, balanced_tile_split, temporal_tiles
 from ltx_pipelines.utils.media_io import decode_image, load_image, load_thumbnail, read_audio
 from tests.golden.case import Case

@@ -28,8 +28,8 @@ from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.audio_vae.audio_vae import AudioEncoder, encode_audio
 from ltx_core.model.video_vae.video_vae import VideoEncoder
 from ltx_core.types import AudioLatentShape, VideoLatentShape, VideoPixelShape
+from ltx_media.video import fit_frames
 from ltx_pipelines.handover import Given
-from ltx_pipelines.media.video_reader import fit_frames
 from ltx_pipelines.plan import (
     AudioReferenceCondition,
     CarriedKeyframes,

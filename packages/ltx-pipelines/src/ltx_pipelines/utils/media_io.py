@@ -1,13 +1,13 @@
-"""Media in and out under one name; the work is done in ``ltx_pipelines.media``."""
+"""Media in and out under one name; the work is done in ``ltx_media``."""
 
-from ltx_pipelines.media.audio_io import read_audio, stereo_track, write_wav
-from ltx_pipelines.media.contact_sheet import write_contact_sheet
-from ltx_pipelines.media.exr import exr_frames, read_exr, write_exr
-from ltx_pipelines.media.fit import center_crop_fit, reflect_pad_fit
-from ltx_pipelines.media.images import decode_image, load_image, load_thumbnail, recompress_image, write_png
-from ltx_pipelines.media.preview import write_png_sequence, write_preview
-from ltx_pipelines.media.recipe import RECIPE_KEY, read_recipe
-from ltx_pipelines.media.video_reader import (
+from ltx_media.audio import read_audio, stereo_track, write_wav
+from ltx_media.contact_sheet import write_contact_sheet
+from ltx_media.exr import exr_frames, read_exr, write_exr
+from ltx_media.fit import center_crop_fit, reflect_pad_fit
+from ltx_media.images import decode_image, load_image, load_thumbnail, recompress_image, write_png
+from ltx_media.preview import write_png_sequence, write_preview
+from ltx_media.recipe import RECIPE_KEY, read_recipe
+from ltx_media.video import (
     VideoInfo,
     load_mask_video,
     load_video,
@@ -16,7 +16,7 @@ from ltx_pipelines.media.video_reader import (
     read_frames_at,
     read_frames_between,
 )
-from ltx_pipelines.media.writer import HLG, SDR, VideoEncoding, exact_rate, write_video
+from ltx_media.writer import HLG, SDR, VideoEncoding, exact_rate, write_video
 
 __all__ = [
     "HLG",

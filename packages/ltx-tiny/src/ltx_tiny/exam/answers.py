@@ -115,7 +115,7 @@ class Record:
 
     def write(self, out: Path) -> None:
         """``exam.md``, ``exam.json`` and a sheet per path, each whole or not at all."""
-        from ltx_pipelines.media.files import replacing
+        from ltx_media.files import replacing
 
         summaries = {path: summarise(results) for path, results in self.results.items()}
         details: dict[str, list[Any]] = {**self.details, "chains": [trip.to_json() for trip in self.trips]}

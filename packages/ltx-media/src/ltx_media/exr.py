@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ltx_core.errors import MediaError
-from ltx_pipelines.media.color import HDRColorSpace
-from ltx_pipelines.media.errors import media_errors
-from ltx_pipelines.media.files import replacing
+from ltx_media.color import HDRColorSpace
+from ltx_media.errors import media_errors
+from ltx_media.files import replacing
 
 MAGIC, VERSION = 20000630, 2
 HALF, ZIP_COMPRESSION, ROWS_PER_CHUNK = 1, 3, 16

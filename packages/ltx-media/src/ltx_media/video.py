@@ -16,10 +16,10 @@ from av.video.reformatter import Colorspace
 from torch import Tensor
 
 from ltx_core.errors import MediaError
-from ltx_pipelines.media.color import HDRColorSpace, to_working_codes
-from ltx_pipelines.media.errors import media_errors
-from ltx_pipelines.media.exr import exr_frames, read_exr
-from ltx_pipelines.media.fit import center_crop_fit, reflect_pad_fit, to_signed
+from ltx_media.color import HDRColorSpace, to_working_codes
+from ltx_media.errors import media_errors
+from ltx_media.exr import exr_frames, read_exr
+from ltx_media.fit import center_crop_fit, reflect_pad_fit, to_signed
 
 HD_HEIGHT = 720  # untagged pictures of at least this height use the BT.709 matrix, smaller ones BT.601
 COLORSPACE_UNSPECIFIED = 2

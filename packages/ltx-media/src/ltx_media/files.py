@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ltx_pipelines.media.errors import media_errors
+from ltx_media.errors import media_errors
 
 
 @contextmanager

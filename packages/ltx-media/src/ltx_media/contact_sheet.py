@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ltx_core.errors import MediaError
 from ltx_core.types import Audio
-from ltx_pipelines.media.audio_io import stereo_track
-from ltx_pipelines.media.errors import media_errors
-from ltx_pipelines.media.files import replacing
-from ltx_pipelines.media.preview import single_frames
+from ltx_media.audio import stereo_track
+from ltx_media.errors import media_errors
+from ltx_media.files import replacing
+from ltx_media.preview import single_frames
 
 PAGE, MARGIN, GAP, CAPTION = 1600, 40, 12, 26  # pixels
 SPECTROGRAM_HEIGHT, AXIS_HEIGHT = 180, 30

@@ -13,11 +13,11 @@ import torch
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from ltx_pipelines.media.color import HDRColorSpace, to_working_codes
-from ltx_pipelines.media.errors import media_errors
-from ltx_pipelines.media.exr import is_exr, read_exr
-from ltx_pipelines.media.files import replacing
-from ltx_pipelines.media.fit import center_crop_fit, long_side_fit, to_signed
+from ltx_media.color import HDRColorSpace, to_working_codes
+from ltx_media.errors import media_errors
+from ltx_media.exr import is_exr, read_exr
+from ltx_media.files import replacing
+from ltx_media.fit import center_crop_fit, long_side_fit, to_signed
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from PIL import Image, ImageCms
 
 from ltx_core.errors import ConfigError, MediaError
 from ltx_core.types import Audio
-from ltx_pipelines.media.color import HDRColorSpace, rgb_to_i420
-from ltx_pipelines.media.contact_sheet import spectrogram
+from ltx_media.color import HDRColorSpace, rgb_to_i420
+from ltx_media.contact_sheet import spectrogram
 from ltx_pipelines.utils.media_io import (
     HLG,
     center_crop_fit,

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from ltx_core.errors import MediaError
 from ltx_core.types import Audio
-from ltx_pipelines.media.audio_io import stereo_track
-from ltx_pipelines.media.color import Primaries, hlg_to_yuv420p10, linear_to_hlg, rgb_to_i420
-from ltx_pipelines.media.errors import media_errors
-from ltx_pipelines.media.files import replacing, temporary_beside
-from ltx_pipelines.media.recipe import container_tags
+from ltx_media.audio import stereo_track
+from ltx_media.color import Primaries, hlg_to_yuv420p10, linear_to_hlg, rgb_to_i420
+from ltx_media.errors import media_errors
+from ltx_media.files import replacing, temporary_beside
+from ltx_media.recipe import container_tags
 
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 AAC_FRAME = 1024  # samples

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from ltx_core.errors import MediaError
-from ltx_pipelines.media.errors import media_errors
-from ltx_pipelines.media.files import replacing, temporary_beside
-from ltx_pipelines.media.images import write_png
+from ltx_media.errors import media_errors
+from ltx_media.files import replacing, temporary_beside
+from ltx_media.images import write_png
 
 PREVIEW_FPS = 15
 PREVIEW_SIDE = 480

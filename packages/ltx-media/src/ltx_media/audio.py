@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from ltx_core.errors import MediaError
 from ltx_core.model.audio_vae.waveform import to_stereo
 from ltx_core.types import Audio
-from ltx_pipelines.media.errors import media_errors
-from ltx_pipelines.media.files import replacing
-from ltx_pipelines.media.recipe import container_tags
+from ltx_media.errors import media_errors
+from ltx_media.files import replacing
+from ltx_media.recipe import container_tags
 
 
 def read_audio(path: str | Path, start: float = 0.0, duration: float | None = None) -> Audio | None:

@@ -10,7 +10,7 @@ from typing import Any
 import av
 from PIL import Image
 
-from ltx_pipelines.media.errors import media_errors
+from ltx_media.errors import media_errors
 
 RECIPE_KEY = "recipe"
 CONTAINER_KEY = "comment"  # the tag of that length-free kind that MP4, MOV and WAV share

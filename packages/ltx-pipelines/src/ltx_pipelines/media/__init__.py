@@ -1,1 +1,0 @@
-"""Pictures and sound in and out of files: the only place that knows containers, codecs and colour tags."""
