@@ -64,7 +64,7 @@ def cached(options: Options) -> Table:
     """The ledger's cache, on the random checkpoint of the tests."""
     from tests.golden.case import TINY_CHECKPOINT
 
-    from ltx_pipelines.utils.model_files import find_model
+    from ltx_pipelines.running.model_files import find_model
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
     table = Table("Contexts of a prompt and of the empty negative prompt", ("call", "seconds"))

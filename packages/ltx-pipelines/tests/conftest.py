@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tests.golden.case import TINY_CHECKPOINT
 
 from ltx_core.types import Audio
+from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.utils.media_io import write_png, write_video, write_wav
-from ltx_pipelines.utils.model_files import find_model
 
 SMALL = {"height": 128, "width": 128, "num_frames": 9, "num_inference_steps": 2}
 

@@ -18,7 +18,6 @@ import torch
 
 from ltx_core.errors import ConfigError, MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
-from ltx_pipelines import enhance, ltxv_command
 from ltx_pipelines.cli import job
 from ltx_pipelines.cli import options as o
 from ltx_pipelines.cli.app import OWN, run
@@ -27,8 +26,10 @@ from ltx_pipelines.cli.errors import describe
 from ltx_pipelines.cli.line import join_values
 from ltx_pipelines.cli.session import open_session
 from ltx_pipelines.cli.tasks import BY_NAME, TASKS, Known, Task, choose
-from ltx_pipelines.ltxv import LTXVEvent
+from ltx_pipelines.ltx_video import command as ltxv_command
+from ltx_pipelines.ltx_video.pipeline import LTXVEvent
 from ltx_pipelines.request import Request
+from ltx_pipelines.running import enhance
 from ltx_pipelines.utils.media_io import probe_video, read_audio, read_frames, read_recipe
 
 FULL = Known(distilled=False, has_upsampler=True, has_distilled_lora=True)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from ltx_core.model.transformer.config import TransformerConfig
-from ltx_pipelines import recipe
-from ltx_pipelines.cost import cost_of, measured_forward, tokens_of
-from ltx_pipelines.plan import ImageCondition
-from ltx_pipelines.recipe import changes_since, fingerprint, make_recipe, plan_of
+from ltx_pipelines.planning.cost import cost_of, measured_forward, tokens_of
+from ltx_pipelines.planning.plan import ImageCondition
+from ltx_pipelines.running import recipe
+from ltx_pipelines.running.recipe import changes_since, fingerprint, make_recipe, plan_of
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
 from ltx_pipelines.utils.media_io import write_png
 

@@ -18,11 +18,11 @@ from ltx_pipelines.cli.session import open_session
 from ltx_pipelines.default_request import GUIDER_FIELDS, read_default_request
 from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.extend import ExtendPipeline
-from ltx_pipelines.stages import default_guidance
+from ltx_pipelines.planning.stages import default_guidance
+from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
 from ltx_pipelines.ti2vid_two_stages_hq import GUIDANCE, TI2VidTwoStagesHQPipeline
-from ltx_pipelines.utils.model_files import find_model
 
 PLAIN = {"cfg_scale": 2.5, "stg_scale": 0.0, "modality_scale": 1.0, "rescale_scale": 0.0}
 ASKED = {

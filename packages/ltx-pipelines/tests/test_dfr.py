@@ -18,13 +18,20 @@ from ltx_core.errors import ConditioningError, ConfigError
 from ltx_core.model.upsampler.config import LatentUpsamplerConfig
 from ltx_core.model.upsampler.model import LatentUpsampler
 from ltx_core.types import LatentState
-from ltx_pipelines.cost import cost_of
 from ltx_pipelines.dfr_pipeline import DFRPipeline
-from ltx_pipelines.engine import Event, Generation, generate
-from ltx_pipelines.handover import enlarged
-from ltx_pipelines.plan import CarriedKeyframes, ImageCondition, KeyframeSlots, ModelFiles, Plan, plan_from_json
+from ltx_pipelines.planning.cost import cost_of
+from ltx_pipelines.planning.plan import (
+    CarriedKeyframes,
+    ImageCondition,
+    KeyframeSlots,
+    ModelFiles,
+    Plan,
+    plan_from_json,
+)
+from ltx_pipelines.running.engine import Event, Generation, generate
+from ltx_pipelines.running.model_files import find_model
+from ltx_pipelines.running.stage_inputs import enlarged
 from ltx_pipelines.utils.media_io import write_png
-from ltx_pipelines.utils.model_files import find_model
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 DETAILING = str(TINY_CHECKPOINT / "ic-lora-tiny.safetensors")

@@ -13,13 +13,13 @@ from ltx_core.components.patchifiers import AudioPatchifier
 from ltx_core.errors import ConfigError, LtxError, MediaError
 from ltx_core.model.audio_vae.audio_vae import encode_audio
 from ltx_core.types import Audio, LatentState
-from ltx_pipelines.cost import cost_of
 from ltx_pipelines.dubit import DubItPipeline
-from ltx_pipelines.engine import Generation, generate
-from ltx_pipelines.plan import Plan, plan_from_json
-from ltx_pipelines.recipe import files_of
+from ltx_pipelines.planning.cost import cost_of
+from ltx_pipelines.planning.plan import Plan, plan_from_json
+from ltx_pipelines.running.engine import Generation, generate
+from ltx_pipelines.running.model_files import find_model
+from ltx_pipelines.running.recipe import files_of
 from ltx_pipelines.utils.media_io import read_audio, write_video
-from ltx_pipelines.utils.model_files import find_model
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 ADAPTER = str(TINY_CHECKPOINT / "ic-lora-tiny.safetensors")  # trained with references at half size

@@ -16,18 +16,18 @@ from ltx_core.errors import CheckpointError, ConditioningError, ConfigError, Med
 from ltx_core.types import Audio
 from ltx_pipelines.a2vid_two_stage import A2VidPipelineTwoStage
 from ltx_pipelines.distilled import DistilledPipeline
-from ltx_pipelines.engine import Generation, generate
 from ltx_pipelines.extend import ExtendPipeline
 from ltx_pipelines.keyframe_interpolation import KeyframeInterpolationPipeline
 from ltx_pipelines.pipeline import Pipeline
-from ltx_pipelines.plan import ImageCondition, Lora, plan_from_json
+from ltx_pipelines.planning.plan import ImageCondition, Lora, plan_from_json
 from ltx_pipelines.retake import RetakePipeline
+from ltx_pipelines.running.engine import Generation, generate
+from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.t2a_one_stage import T2AOneStagePipeline
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
 from ltx_pipelines.ti2vid_two_stages_hq import TI2VidTwoStagesHQPipeline
 from ltx_pipelines.utils.media_io import probe_video, write_png, write_video
-from ltx_pipelines.utils.model_files import find_model
 from ltx_pipelines.utils.model_ledger import ModelLedger
 from ltx_pipelines.v2a_one_stage import V2AOneStagePipeline
 
@@ -201,8 +201,8 @@ def test_audio_to_video_delivers_the_given_sound(ledger: ModelLedger, clip: Path
 
 
 def test_video_to_audio_keeps_the_pictures(ledger: ModelLedger, clip: Path) -> None:
-    from ltx_pipelines.conditions import source_latent
-    from ltx_pipelines.plan import Source
+    from ltx_pipelines.planning.plan import Source
+    from ltx_pipelines.running.conditions import source_latent
 
     arguments = {"prompt": "a bell", "num_inference_steps": 2, "audio_guider_params": PLAIN, "video_path": str(clip)}
     generation = V2AOneStagePipeline(ledger)(**arguments, output_type="latent")
@@ -212,8 +212,8 @@ def test_video_to_audio_keeps_the_pictures(ledger: ModelLedger, clip: Path) -> N
 
 @pytest.mark.parametrize("anew", [("video",), ("audio",), ("video", "audio")])
 def test_retake_changes_only_the_span(ledger: ModelLedger, clip: Path, anew: tuple[str, ...]) -> None:
-    from ltx_pipelines.conditions import source_latent
-    from ltx_pipelines.plan import Source
+    from ltx_pipelines.planning.plan import Source
+    from ltx_pipelines.running.conditions import source_latent
 
     generation = RetakePipeline(ledger)(
         prompt="a bell",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ltx_core.errors import CheckpointError
-from ltx_pipelines.utils import hub, model_files
-from ltx_pipelines.utils.hub import KNOWN_MODELS, advice, hub_errors
+from ltx_pipelines.running import hub, model_files
+from ltx_pipelines.running.hub import KNOWN_MODELS, advice, hub_errors
 
 
 class GatedRepoError(OSError):

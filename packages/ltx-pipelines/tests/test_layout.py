@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ltx_core.errors import ConfigError
-from ltx_pipelines.utils.layout import TIME_FACTOR, Canvas, align_resolution, balanced_tile_split, temporal_tiles
+from ltx_pipelines.planning.layout import TIME_FACTOR, Canvas, align_resolution, balanced_tile_split, temporal_tiles
 
 
 @given(st.integers(1, 100))

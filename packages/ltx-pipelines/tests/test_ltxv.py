@@ -25,14 +25,20 @@ from ltx_core.model.upsampler.model import LatentUpsampler
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.video_vae import VideoDecoder, VideoEncoder
 from ltx_core.types import SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
-from ltx_pipelines.ltxv import LTXMultiScalePipeline, LTXVideoPipeline, LTXVInputs, pipeline_for
-from ltx_pipelines.ltxv_command import LTXVRequest, ledger_for, make_recipe, run, save
-from ltx_pipelines.ltxv_media import PaddedSize, blur, crop_to_aspect, load_condition, load_source
-from ltx_pipelines.ltxv_noise import GeneratorNoise, RecordedNoise
-from ltx_pipelines.ltxv_sampler import LTXVContexts, PassSettings, TokenLevels, denoise
-from ltx_pipelines.ltxv_schedule import SchedulerConfig, StepGuidance, entry_per_step, guidance_per_step, pass_levels
-from ltx_pipelines.ltxv_settings import PUBLISHED, LTXVConfig, Sampling, find_config, read_config
-from ltx_pipelines.ltxv_tokens import EncodedCondition, LTXVCondition, Placement, VideoTokens
+from ltx_pipelines.ltx_video.command import LTXVRequest, ledger_for, make_recipe, run, save
+from ltx_pipelines.ltx_video.media import PaddedSize, blur, crop_to_aspect, load_condition, load_source
+from ltx_pipelines.ltx_video.noise import GeneratorNoise, RecordedNoise
+from ltx_pipelines.ltx_video.pipeline import LTXMultiScalePipeline, LTXVideoPipeline, LTXVInputs, pipeline_for
+from ltx_pipelines.ltx_video.sampler import LTXVContexts, PassSettings, TokenLevels, denoise
+from ltx_pipelines.ltx_video.schedule import (
+    SchedulerConfig,
+    StepGuidance,
+    entry_per_step,
+    guidance_per_step,
+    pass_levels,
+)
+from ltx_pipelines.ltx_video.settings import PUBLISHED, LTXVConfig, Sampling, find_config, read_config
+from ltx_pipelines.ltx_video.tokens import EncodedCondition, LTXVCondition, Placement, VideoTokens
 from ltx_pipelines.utils.media_io import read_frames, read_recipe
 from ltx_pipelines.utils.model_ledger import ModelLedger
 

@@ -12,14 +12,14 @@ from tests.golden.case import TINY_CHECKPOINT
 
 from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_core.loader.fp8 import RowwiseLinear
-from ltx_pipelines import engine
-from ltx_pipelines.decode_memory import decode_parts
 from ltx_pipelines.distilled import DistilledPipeline
-from ltx_pipelines.engine import Generation
-from ltx_pipelines.plan import Lora
+from ltx_pipelines.planning.plan import Lora
+from ltx_pipelines.running import engine
+from ltx_pipelines.running.decode_memory import decode_parts
+from ltx_pipelines.running.engine import Generation
+from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.utils import model_ledger
-from ltx_pipelines.utils.model_files import find_model
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 SMALL: dict[str, Any] = {"prompt": "a bell rings", "height": 64, "width": 64, "num_frames": 9, "seed": 3}

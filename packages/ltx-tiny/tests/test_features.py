@@ -18,11 +18,11 @@ from ltx_core.types import Audio
 from ltx_pipelines.a2vid_two_stage import A2VidPipelineTwoStage
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.keyframe_interpolation import KeyframeInterpolationPipeline
-from ltx_pipelines.plan import ImageCondition
+from ltx_pipelines.planning.plan import ImageCondition
 from ltx_pipelines.retake import RetakePipeline
+from ltx_pipelines.running.model_files import FoundModel, find_model
 from ltx_pipelines.t2a_one_stage import T2AOneStagePipeline
 from ltx_pipelines.utils.media_io import read_audio, read_frames, write_png, write_video, write_wav
-from ltx_pipelines.utils.model_files import FoundModel, find_model
 from ltx_pipelines.utils.model_ledger import ModelLedger
 from ltx_tiny.exam.answers import PATHS, generator
 from ltx_tiny.exam.chains import as_audio, as_video

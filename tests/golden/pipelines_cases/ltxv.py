@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.types import VideoLatentShape
-from ltx_pipelines.ltxv import Encode, LTXVEvent, LTXVInputs, pipeline_for
-from ltx_pipelines.ltxv_noise import GeneratorNoise, RecordedNoise
-from ltx_pipelines.ltxv_sampler import LTXVContexts
-from ltx_pipelines.ltxv_schedule import SchedulerConfig, pass_levels
-from ltx_pipelines.ltxv_settings import LTXVConfig, Sampling
-from ltx_pipelines.ltxv_tokens import LTXVCondition
-from ltx_pipelines.plan import ModelFiles
+from ltx_pipelines.ltx_video.noise import GeneratorNoise, RecordedNoise
+from ltx_pipelines.ltx_video.pipeline import Encode, LTXVEvent, LTXVInputs, pipeline_for
+from ltx_pipelines.ltx_video.sampler import LTXVContexts
+from ltx_pipelines.ltx_video.schedule import SchedulerConfig, pass_levels
+from ltx_pipelines.ltx_video.settings import LTXVConfig, Sampling
+from ltx_pipelines.ltx_video.tokens import LTXVCondition
+from ltx_pipelines.planning.plan import ModelFiles
 from ltx_pipelines.utils.model_ledger import ModelLedger
 from tests.golden.case import Case
 from tests.golden.operations import Operation

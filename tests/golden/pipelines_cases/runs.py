@@ -18,19 +18,19 @@ from ltx_pipelines.a2vid_two_stage import A2VidPipelineTwoStage
 from ltx_pipelines.dfr_pipeline import DFRPipeline
 from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.dubit import DubItPipeline
-from ltx_pipelines.engine import Event, Generation, generate, latent_tools, sampler_of
-from ltx_pipelines.handover import runs
 from ltx_pipelines.ic_lora import ICLoraPipeline
 from ltx_pipelines.keyframe_interpolation import KeyframeInterpolationPipeline
 from ltx_pipelines.pipeline import Pipeline
-from ltx_pipelines.plan import ImageCondition, Lora, StagePlan
+from ltx_pipelines.planning.plan import ImageCondition, Lora, StagePlan
 from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.retake import RetakePipeline
+from ltx_pipelines.running.engine import Event, Generation, generate, latent_tools, sampler_of
+from ltx_pipelines.running.model_files import find_model
+from ltx_pipelines.running.stage_inputs import runs
 from ltx_pipelines.t2a_one_stage import T2AOneStagePipeline
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
 from ltx_pipelines.ti2vid_two_stages_hq import TI2VidTwoStagesHQPipeline
-from ltx_pipelines.utils.model_files import find_model
 from ltx_pipelines.utils.model_ledger import Contexts, ModelLedger
 from tests.golden.case import TINY_CHECKPOINT, Case, assert_close
 

@@ -2,9 +2,9 @@
 
 from ltx_core.errors import ConfigError
 from ltx_pipelines.pipeline import COMMON, GUIDED, TwoStagePipeline
-from ltx_pipelines.plan import Plan, Source, StreamPlan
+from ltx_pipelines.planning.plan import Plan, Source, StreamPlan
+from ltx_pipelines.planning.stages import guided_stage, halved, refinement_stage, with_stream
 from ltx_pipelines.request import Request
-from ltx_pipelines.stages import guided_stage, halved, refinement_stage, with_stream
 
 
 class A2VidPipelineTwoStage(TwoStagePipeline):

@@ -15,7 +15,8 @@ from ltx_core.components.sigmas import TEMPORAL_ROUND_SIGMAS
 from ltx_core.errors import ConditioningError, ConfigError
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines.pipeline import COMMON, Loras, Pipeline, as_loras
-from ltx_pipelines.plan import (
+from ltx_pipelines.planning.layout import Canvas, temporal_tiles
+from ltx_pipelines.planning.plan import (
     CarriedKeyframes,
     Condition,
     ImageCondition,
@@ -28,9 +29,8 @@ from ltx_pipelines.plan import (
     StreamPlan,
     Window,
 )
+from ltx_pipelines.planning.stages import distilled_stage, halved, refinement_stage
 from ltx_pipelines.request import Request
-from ltx_pipelines.stages import distilled_stage, halved, refinement_stage
-from ltx_pipelines.utils.layout import Canvas, temporal_tiles
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 MOST_ROUNDS = 2

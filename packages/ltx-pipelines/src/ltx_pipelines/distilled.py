@@ -1,9 +1,9 @@
 """Text, and images, to video with sound on a distilled model: eight steps at half size, three at full size."""
 
 from ltx_pipelines.pipeline import COMMON, TwoStagePipeline
-from ltx_pipelines.plan import Plan
+from ltx_pipelines.planning.plan import Plan
+from ltx_pipelines.planning.stages import distilled_stage, halved, refinement_stage
 from ltx_pipelines.request import Request
-from ltx_pipelines.stages import distilled_stage, halved, refinement_stage
 
 
 class DistilledPipeline(TwoStagePipeline):

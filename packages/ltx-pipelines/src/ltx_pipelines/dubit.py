@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from ltx_core.errors import ConfigError
 from ltx_pipelines.pipeline import COMMON, Pipeline
-from ltx_pipelines.plan import AudioReferenceCondition, Condition, Plan, ReferenceCondition, StagePlan
+from ltx_pipelines.planning.plan import AudioReferenceCondition, Condition, Plan, ReferenceCondition, StagePlan
+from ltx_pipelines.planning.stages import distilled_stage, halved, refinement_stage, with_stream
 from ltx_pipelines.request import Request
-from ltx_pipelines.stages import distilled_stage, halved, refinement_stage, with_stream
 from ltx_pipelines.utils.media_io import probe_video
 
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from ltx_core.errors import ConfigError
 from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
-from ltx_pipelines.plan import Plan, RegionCondition, Source
+from ltx_pipelines.planning.plan import Plan, RegionCondition, Source
+from ltx_pipelines.planning.stages import guided_stage
 from ltx_pipelines.request import Request
-from ltx_pipelines.stages import guided_stage
 from ltx_pipelines.utils.media_io import probe_video
 
 

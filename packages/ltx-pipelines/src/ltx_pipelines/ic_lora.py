@@ -2,9 +2,9 @@
 
 from ltx_core.errors import ConfigError
 from ltx_pipelines.pipeline import COMMON, TwoStagePipeline
-from ltx_pipelines.plan import Condition, Plan, ReferenceCondition
+from ltx_pipelines.planning.plan import Condition, Plan, ReferenceCondition
+from ltx_pipelines.planning.stages import distilled_stage, halved, refinement_stage
 from ltx_pipelines.request import Request
-from ltx_pipelines.stages import distilled_stage, halved, refinement_stage
 
 
 class ICLoraPipeline(TwoStagePipeline):

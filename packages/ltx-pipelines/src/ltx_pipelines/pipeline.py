@@ -13,14 +13,14 @@ from ltx_core.errors import ConfigError
 from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines.bounds import GUIDERS, check_request
-from ltx_pipelines.engine import Event, Generation, generate
-from ltx_pipelines.plan import Condition, Lora, Plan, StagePlan
+from ltx_pipelines.planning.plan import Condition, Lora, Plan, StagePlan
+from ltx_pipelines.planning.stages import default_guidance, keyframe_slots
+from ltx_pipelines.planning.validation import validate_plan
 from ltx_pipelines.request import AutoDuration, Request, fitted
-from ltx_pipelines.stages import default_guidance, keyframe_slots
+from ltx_pipelines.running.engine import Event, Generation, generate
+from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.utils.media_io import probe_video
-from ltx_pipelines.utils.model_files import find_model
 from ltx_pipelines.utils.model_ledger import ModelLedger
-from ltx_pipelines.validation import validate_plan
 
 COMMON = frozenset({"prompt", "seed", "height", "width", "num_frames", "frame_rate", "sigmas", "snap"})
 GUIDED = frozenset(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape, nearest_multiple
-from ltx_pipelines.plan import ImageCondition
+from ltx_pipelines.planning.plan import ImageCondition
 
 Sizes = tuple[int, int]
 

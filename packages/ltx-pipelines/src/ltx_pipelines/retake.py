@@ -5,9 +5,9 @@ from dataclasses import replace
 from ltx_core.errors import ConfigError
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines.pipeline import COMMON, GUIDED, Loras, Pipeline
-from ltx_pipelines.plan import Plan, RegionCondition, Source, StagePlan, StreamPlan
+from ltx_pipelines.planning.plan import Plan, RegionCondition, Source, StagePlan, StreamPlan
+from ltx_pipelines.planning.stages import distilled_stage, guided_stage
 from ltx_pipelines.request import Request
-from ltx_pipelines.stages import distilled_stage, guided_stage
 from ltx_pipelines.utils.media_io import probe_video
 from ltx_pipelines.utils.model_ledger import ModelLedger
 

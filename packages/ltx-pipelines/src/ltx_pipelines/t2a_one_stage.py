@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
-from ltx_pipelines.plan import Plan
+from ltx_pipelines.planning.plan import Plan
+from ltx_pipelines.planning.stages import guided_stage
 from ltx_pipelines.request import Request
-from ltx_pipelines.stages import guided_stage
 
 
 class T2AOneStagePipeline(Pipeline):

@@ -1,9 +1,9 @@
 """Text, and images, to video with sound in one pass at the delivered size."""
 
 from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
-from ltx_pipelines.plan import Plan
+from ltx_pipelines.planning.plan import Plan
+from ltx_pipelines.planning.stages import guided_stage
 from ltx_pipelines.request import Request
-from ltx_pipelines.stages import guided_stage
 
 
 class TI2VidOneStagePipeline(Pipeline):

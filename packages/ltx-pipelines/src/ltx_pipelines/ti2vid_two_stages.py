@@ -1,9 +1,9 @@
 """Text, and images, to video with sound: a guided stage at half size, then three distilled steps at full size."""
 
 from ltx_pipelines.pipeline import COMMON, GUIDED, TwoStagePipeline
-from ltx_pipelines.plan import Plan
+from ltx_pipelines.planning.plan import Plan
+from ltx_pipelines.planning.stages import guided_stage, halved, refinement_stage
 from ltx_pipelines.request import Request
-from ltx_pipelines.stages import guided_stage, halved, refinement_stage
 
 
 class TI2VidTwoStagesPipeline(TwoStagePipeline):

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_pipelines.pipeline import COMMON, GUIDED, Loras, TwoStagePipeline
-from ltx_pipelines.plan import Lora, Plan, SamplerPlan
+from ltx_pipelines.planning.plan import Lora, Plan, SamplerPlan
+from ltx_pipelines.planning.stages import guided_stage, halved, refinement_stage, scheduled_for_size
 from ltx_pipelines.request import Request
-from ltx_pipelines.stages import guided_stage, halved, refinement_stage, scheduled_for_size
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 NUM_INFERENCE_STEPS = 15

@@ -11,7 +11,7 @@ from ltx_pipelines.cli import options as o
 from ltx_pipelines.cli.line import PackingCommand, with_options
 
 if TYPE_CHECKING:
-    from ltx_pipelines.plan import Plan
+    from ltx_pipelines.planning.plan import Plan
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
 CHANGEABLE = (
@@ -40,8 +40,8 @@ def rerun(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.progress import Reporter, style_of
     from ltx_pipelines.cli.session import open_session
     from ltx_pipelines.cli.tasks import BY_NAME
-    from ltx_pipelines.recipe import changes_since, plan_of
-    from ltx_pipelines.validation import validate_plan
+    from ltx_pipelines.planning.validation import validate_plan
+    from ltx_pipelines.running.recipe import changes_since, plan_of
 
     reporter = Reporter(style_of(given))
     file = Path(given["file"])
@@ -70,7 +70,7 @@ def finish(given: dict[str, Any]) -> None:
     """From kept latents to the whole clip."""
     from ltx_pipelines.cli.job import Job, execute, latents_path, load_stage
     from ltx_pipelines.cli.progress import Reporter, style_of
-    from ltx_pipelines.validation import validate_plan
+    from ltx_pipelines.planning.validation import validate_plan
 
     reporter = Reporter(style_of(given))
     file = Path(given["file"])

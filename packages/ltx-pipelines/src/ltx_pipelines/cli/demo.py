@@ -24,7 +24,7 @@ def demo(
     """Make demo.mp4 and a contact sheet with the bundled model."""
     from ltx_core.loader.checkpoint import Checkpoint
     from ltx_pipelines.cli.generate import make
-    from ltx_pipelines.utils.model_files import TINY, find_model
+    from ltx_pipelines.running.model_files import TINY, find_model
 
     model = Checkpoint.open(find_model(TINY).files.checkpoint)
     asked = prompt or model.metadata.get("demo_prompt", PROMPT)
@@ -38,7 +38,7 @@ def demo(
 
 def proposed(model: Checkpoint) -> str:
     """A prompt to try that a model gives as an example of what it knows."""
-    from ltx_pipelines.prompt_world import PromptWorld
+    from ltx_pipelines.planning.prompt_world import PromptWorld
 
     text = model.metadata.get("prompt_world")
     examples = PromptWorld.read(text, model.where).examples if text is not None else ()

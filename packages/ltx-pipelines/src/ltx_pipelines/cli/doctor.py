@@ -164,7 +164,7 @@ def disk() -> dict[str, str]:
     import shutil
 
     from ltx_pipelines.cli.progress import human_bytes
-    from ltx_pipelines.utils.hub import cache_folder
+    from ltx_pipelines.running.hub import cache_folder
 
     here, cache = Path.cwd(), cache_folder()
     return {

@@ -16,7 +16,7 @@ from ltx_pipelines.cli.tasks import BY_NAME, ENHANCING, TASKS, Task
 if TYPE_CHECKING:
     from ltx_pipelines.cli.progress import Reporter
     from ltx_pipelines.cli.session import Session
-    from ltx_pipelines.plan import Plan
+    from ltx_pipelines.planning.plan import Plan
 
 EVERY_OPTION = tuple(dict.fromkeys(name for task in TASKS for name in task.options))
 PLACES = ("output", "json", "quiet", "contact_sheet", "keep_latents", "first_stage", "policy", "offload", "device")
@@ -79,7 +79,7 @@ def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> P
 
 def enhanced(session: Session, given: Mapping[str, Any], reporter: Reporter) -> str:
     """The prompt written out by a language model, which sees the first picture if there is one."""
-    from ltx_pipelines.enhance import enhanced_prompt
+    from ltx_pipelines.running.enhance import enhanced_prompt
 
     image = next(iter(session.request.get("images", ())), None)
     request, folder = session.request, given.get("prompt_enhancer")

@@ -35,7 +35,7 @@ def inspect(
 def show_recipe(file: Path, as_json: bool) -> None:
     """A recipe as facts, then what has changed since."""
     from ltx_core.errors import MediaError
-    from ltx_pipelines.recipe import changes_since, plan_of
+    from ltx_pipelines.running.recipe import changes_since, plan_of
     from ltx_pipelines.utils.media_io import read_recipe
 
     recipe = read_recipe(file)

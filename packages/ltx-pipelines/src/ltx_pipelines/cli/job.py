@@ -19,9 +19,9 @@ from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.common.memory import peak_bytes
 from ltx_media.files import replacing
 from ltx_pipelines.cli.progress import Reporter, human_bytes
-from ltx_pipelines.engine import Event, Generation, generate
-from ltx_pipelines.plan import Plan, plan_from_json
-from ltx_pipelines.recipe import make_recipe
+from ltx_pipelines.planning.plan import Plan, plan_from_json
+from ltx_pipelines.running.engine import Event, Generation, generate
+from ltx_pipelines.running.recipe import make_recipe
 from ltx_pipelines.utils.media_io import (
     RECIPE_KEY,
     read_audio,

@@ -14,8 +14,8 @@ from ltx_pipelines.cli.line import PackingCommand, split_values, with_options
 
 if TYPE_CHECKING:
     from ltx_pipelines.cli.progress import Reporter
-    from ltx_pipelines.ltxv_command import LTXVRequest
-    from ltx_pipelines.ltxv_settings import LTXVConfig
+    from ltx_pipelines.ltx_video.command import LTXVRequest
+    from ltx_pipelines.ltx_video.settings import LTXVConfig
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
 HELP = """Clips with the models of the LTX-Video 0.9 family.
@@ -48,7 +48,7 @@ def make(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.generate import free_output
     from ltx_pipelines.cli.progress import Reporter, style_of
     from ltx_pipelines.cli.session import OFFLOAD, checked_device, one_of
-    from ltx_pipelines.ltxv_command import ledger_for
+    from ltx_pipelines.ltx_video.command import ledger_for
 
     reporter = Reporter(style_of(given))
     if not given.get("prompt", "").strip():
@@ -63,7 +63,7 @@ def make(given: dict[str, Any]) -> None:
 
 def config_of(given: dict[str, Any]) -> LTXVConfig:
     """The settings a line names, with the files it names instead."""
-    from ltx_pipelines.ltxv_settings import find_config
+    from ltx_pipelines.ltx_video.settings import find_config
 
     config = find_config(given.get("config", DEFAULT_CONFIG))
     slots = {
@@ -77,7 +77,7 @@ def config_of(given: dict[str, Any]) -> LTXVConfig:
 def request_of(given: dict[str, Any]) -> LTXVRequest:
     """The request a line makes."""
     from ltx_pipelines.cli.session import drawn_seed
-    from ltx_pipelines.ltxv_command import LTXVRequest
+    from ltx_pipelines.ltx_video.command import LTXVRequest
 
     fields = {name: given[name] for name in REQUEST_FIELDS if name in given}
     if "seed" in fields:
@@ -99,7 +99,7 @@ def request_of(given: dict[str, Any]) -> LTXVRequest:
 def execute(request: LTXVRequest, config: LTXVConfig, ledger: ModelLedger, output: Path, reporter: Reporter) -> None:
     """Run a request to its file."""
     from ltx_pipelines.cli.job import VIDEO, Result, check_name, summary
-    from ltx_pipelines.ltxv_command import make_recipe, run, save
+    from ltx_pipelines.ltx_video.command import make_recipe, run, save
     from ltx_pipelines.utils.media_io import RECIPE_KEY
 
     check_name(output, VIDEO)

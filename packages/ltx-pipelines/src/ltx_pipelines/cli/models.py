@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ltx_pipelines.utils.hub import KnownModel
+    from ltx_pipelines.running.hub import KnownModel
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", invoke_without_command=True)
 
@@ -34,7 +34,7 @@ def download(
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask before fetching."),
 ) -> None:
     """Fetch a model, and the text encoder it needs; an interrupted download goes on."""
-    from ltx_pipelines.utils.hub import KNOWN_MODELS, download_model, folder_bytes, free_disk_bytes
+    from ltx_pipelines.running.hub import KNOWN_MODELS, download_model, folder_bytes, free_disk_bytes
 
     known = KNOWN_MODELS.get(model)
     if known is not None:
@@ -52,14 +52,14 @@ def download(
 
 
 def known_models() -> list[KnownModel]:
-    from ltx_pipelines.utils.hub import KNOWN_MODELS
+    from ltx_pipelines.running.hub import KNOWN_MODELS
 
     return list(KNOWN_MODELS.values())
 
 
 def row_of(model: KnownModel) -> dict[str, Any]:
     """A known model as plain values."""
-    from ltx_pipelines.utils.hub import folder_bytes, on_disk
+    from ltx_pipelines.running.hub import folder_bytes, on_disk
 
     folder = on_disk(model.repo)
     here = folder_bytes(folder) / 1e9 if folder else 0.0
@@ -79,7 +79,7 @@ def row_of_tiny() -> dict[str, Any]:
     """The bundled model."""
     from ltx_core.errors import CheckpointError
     from ltx_pipelines.cli.session import DEFAULT_MODEL
-    from ltx_pipelines.utils.model_files import bundled_model
+    from ltx_pipelines.running.model_files import bundled_model
 
     missing = "pip install ltx-tiny"
     try:

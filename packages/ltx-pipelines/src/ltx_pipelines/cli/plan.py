@@ -13,8 +13,8 @@ from ltx_pipelines.cli.line import PackingCommand, with_options
 from ltx_pipelines.cli.tasks import BY_NAME, ENHANCING
 
 if TYPE_CHECKING:
-    from ltx_pipelines.cost import Cost
-    from ltx_pipelines.plan import Plan, StagePlan
+    from ltx_pipelines.planning.cost import Cost
+    from ltx_pipelines.planning.plan import Plan, StagePlan
 
 LEFT_OUT = {"quiet", "keep_latents", "contact_sheet", "first_stage", *ENHANCING}
 HELP = """Show what would be done, and what it would cost.
@@ -28,7 +28,7 @@ def show(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.generate import planned
     from ltx_pipelines.cli.progress import Reporter
     from ltx_pipelines.cli.session import open_session
-    from ltx_pipelines.cost import cost_of
+    from ltx_pipelines.planning.cost import cost_of
 
     as_json = given.pop("json", False)
     named = given.pop("pipeline", None)

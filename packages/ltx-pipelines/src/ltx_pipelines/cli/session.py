@@ -20,9 +20,9 @@ from ltx_pipelines.cli import options as o
 from ltx_pipelines.cli.line import split_values
 from ltx_pipelines.cli.tasks import BY_NAME, Known, Task, choose
 from ltx_pipelines.pipeline import Pipeline
-from ltx_pipelines.plan import ImageCondition, Lora, ModelFiles
+from ltx_pipelines.planning.plan import ImageCondition, Lora, ModelFiles
 from ltx_pipelines.request import AutoDuration
-from ltx_pipelines.utils.model_files import FoundModel, find_model
+from ltx_pipelines.running.model_files import FoundModel, find_model
 from ltx_pipelines.utils.model_ledger import DTYPES, ModelLedger
 
 DEFAULT_MODEL = "tiny"

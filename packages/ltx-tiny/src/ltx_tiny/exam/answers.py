@@ -21,7 +21,7 @@ from ltx_tiny.exam.sheet import Clip, write_sheet
 if TYPE_CHECKING:
     from ltx_core.types import VideoPixelShape
     from ltx_pipelines.pipeline import Pipeline
-    from ltx_pipelines.utils.model_files import FoundModel
+    from ltx_pipelines.running.model_files import FoundModel
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
 ON_SHEET = 16  # clips
@@ -162,7 +162,7 @@ def sit(
     quantization: str | None = None,
 ) -> Iterator[None]:
     """Every part of the exam, into ``record`` as it comes; yields at the end of each."""
-    from ltx_pipelines.utils.model_files import find_model
+    from ltx_pipelines.running.model_files import find_model
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
     found = find_model(model)

@@ -30,8 +30,8 @@ class Chains:
 
     def video(self, video: Video) -> Video:
         """Encoded and decoded: uint8 ``[F, H, W, 3]``."""
-        from ltx_pipelines.conditions import encode_video
-        from ltx_pipelines.engine import video_frames
+        from ltx_pipelines.running.conditions import encode_video
+        from ltx_pipelines.running.engine import video_frames
 
         pixels = torch.from_numpy(video).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
         latent = encode_video(pixels, self.ledger)
@@ -76,7 +76,7 @@ def keep_first_frames(
     generate: Generate, asked: Iterable[Question], chains: Chains, size: tuple[int, int] = (256, 256)
 ) -> Iterator[FirstFrame]:
     """Answer questions with the first frame of their own scene given (``size`` is height, width), and compare it."""
-    from ltx_pipelines.plan import ImageCondition
+    from ltx_pipelines.planning.plan import ImageCondition
     from ltx_pipelines.utils.media_io import write_png
 
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from ltx_core.components.sigmas import DISTILLED_SIGMAS, STAGE_2_SIGMAS
 from ltx_core.errors import ConfigError
 from ltx_core.loader.metadata import VersionDefaults
 from ltx_core.types import SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
-from ltx_pipelines.plan import Condition, KeyframeSlots, Lora, SamplerPlan, StagePlan, StreamPlan
+from ltx_pipelines.planning.plan import Condition, KeyframeSlots, Lora, SamplerPlan, StagePlan, StreamPlan
 from ltx_pipelines.request import Request
 
 ANCESTRAL_SEED_OFFSET = 10000

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ltx_core.components.schedulers import LinearQuadraticScheduler
 from ltx_core.errors import ConfigError
-from ltx_pipelines.ltxv_settings import PerStep, Sampling
+from ltx_pipelines.ltx_video.settings import PerStep, Sampling
 
 SAMPLERS = ("Uniform", "LinearQuadratic", "Constant")
 SHIFTINGS = ("SD3", "SimpleDiffusion")

@@ -4,7 +4,7 @@
 
     prompts -> contexts -> stage 1 { encode conditions, noise, denoise } -> enlarge -> stage 2 { ... } -> decode
 
-A stage with windows does that for each of them and joins the results (`ltx_pipelines.handover`).
+A stage with windows does that for each of them and joins the results (`ltx_pipelines.running.stage_inputs`).
 The last event carries a `Generation`, whose frames are decoded as they are pulled. Closing the iterator between two
 events cancels the run; nothing outlives it but the networks the ledger keeps.
 """
@@ -35,9 +35,10 @@ from ltx_core.sampling.modality import States
 from ltx_core.sampling.res2s import Res2sSampler
 from ltx_core.sampling.samplers import EulerSampler, GradientEstimatingSampler, HeunSampler, Sampler, StochasticSampler
 from ltx_core.types import Audio, AudioLatentShape, LatentState, VideoLatentShape
-from ltx_pipelines.conditions import conditioning_items, source_latent
-from ltx_pipelines.decode_memory import decode_parts
-from ltx_pipelines.handover import (
+from ltx_pipelines.planning.plan import CarriedKeyframes, Plan, SamplerPlan, StagePlan
+from ltx_pipelines.running.conditions import conditioning_items, source_latent
+from ltx_pipelines.running.decode_memory import decode_parts
+from ltx_pipelines.running.stage_inputs import (
     KEYFRAMES,
     Given,
     Result,
@@ -49,7 +50,6 @@ from ltx_pipelines.handover import (
     runs,
     window_given,
 )
-from ltx_pipelines.plan import CarriedKeyframes, Plan, SamplerPlan, StagePlan
 from ltx_pipelines.utils.media_io import read_audio
 from ltx_pipelines.utils.model_ledger import Contexts, ModelLedger
 

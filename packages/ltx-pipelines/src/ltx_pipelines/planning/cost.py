@@ -31,8 +31,7 @@ from ltx_core.model.video_vae.diffusion.tiling import whole_decode_work
 from ltx_core.model.video_vae.video_vae import VideoDecoder
 from ltx_core.text_encoders.gemma.tokenizer import MAX_LENGTH
 from ltx_core.types import AudioLatentShape, VideoLatentShape
-from ltx_pipelines.handover import growth, runs
-from ltx_pipelines.plan import (
+from ltx_pipelines.planning.plan import (
     MODALITIES,
     AudioReferenceCondition,
     CarriedKeyframes,
@@ -42,6 +41,7 @@ from ltx_pipelines.plan import (
     ReferenceCondition,
     StagePlan,
 )
+from ltx_pipelines.running.stage_inputs import growth, runs
 from ltx_pipelines.utils.media_io import read_audio
 from ltx_pipelines.utils.model_ledger import SLOTS, ModelLedger
 
@@ -268,7 +268,7 @@ def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:
     work = measured(decoder, lambda: decoder(whole))
     if not decoder.can_stream:
         return work
-    from ltx_pipelines.decode_memory import decode_parts  # which measures decoders with this module
+    from ltx_pipelines.running.decode_memory import decode_parts  # which measures decoders with this module
 
     start = whole[:, :, : min(STREAMING_FRAMES, latent.frames)]
     streamed = measured(decoder, lambda: list(decoder.decode_streaming(start))).activations

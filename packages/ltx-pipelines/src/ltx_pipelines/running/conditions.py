@@ -29,8 +29,7 @@ from ltx_core.model.audio_vae.audio_vae import AudioEncoder, encode_audio
 from ltx_core.model.video_vae.video_vae import VideoEncoder
 from ltx_core.types import AudioLatentShape, VideoLatentShape, VideoPixelShape
 from ltx_media.video import fit_frames
-from ltx_pipelines.handover import Given
-from ltx_pipelines.plan import (
+from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
     CarriedKeyframes,
     Condition,
@@ -41,6 +40,7 @@ from ltx_pipelines.plan import (
     Source,
     StagePlan,
 )
+from ltx_pipelines.running.stage_inputs import Given
 from ltx_pipelines.utils.media_io import load_image, load_mask_video, load_video, read_audio, read_frames_between
 from ltx_pipelines.utils.model_ledger import ModelLedger
 

@@ -25,7 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from ltx_core.errors import ConfigError
-from ltx_pipelines.plan import AudioReferenceCondition, ImageCondition, Plan, ReferenceCondition, plan_from_json
+from ltx_pipelines.planning.plan import (
+    AudioReferenceCondition,
+    ImageCondition,
+    Plan,
+    ReferenceCondition,
+    plan_from_json,
+)
 
 RECIPE_VERSION = 1
 PACKAGES = ("ltx-core", "ltx-pipelines", "torch", "av")

@@ -22,11 +22,11 @@ from ltx_core.model.upsampler.model import upsample_latent
 from ltx_core.model.video_vae.frames import decode_video
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
 from ltx_core.types import VideoLatentShape, VideoPixelShape
-from ltx_pipelines.ltxv_noise import GeneratorNoise, Noise
-from ltx_pipelines.ltxv_sampler import TOLERANCE, LTXVContexts, PassSettings, denoise
-from ltx_pipelines.ltxv_schedule import SchedulerConfig, guidance_per_step, pass_levels
-from ltx_pipelines.ltxv_settings import LTXVConfig, Sampling
-from ltx_pipelines.ltxv_tokens import (
+from ltx_pipelines.ltx_video.noise import GeneratorNoise, Noise
+from ltx_pipelines.ltx_video.sampler import TOLERANCE, LTXVContexts, PassSettings, denoise
+from ltx_pipelines.ltx_video.schedule import SchedulerConfig, guidance_per_step, pass_levels
+from ltx_pipelines.ltx_video.settings import LTXVConfig, Sampling
+from ltx_pipelines.ltx_video.tokens import (
     PATCHIFIER,
     EncodedCondition,
     LTXVCondition,
@@ -36,7 +36,7 @@ from ltx_pipelines.ltxv_tokens import (
 )
 
 if TYPE_CHECKING:
-    from ltx_pipelines.plan import Lora
+    from ltx_pipelines.planning.plan import Lora
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
 Phase = Literal["text", "conditions", "upsample", "denoise", "decode", "done"]
@@ -69,7 +69,7 @@ class LTXVInputs:
 
 @dataclass(frozen=True)
 class LTXVEvent:
-    """Something happened; read like `ltx_pipelines.engine.Event`. ``step`` counts finished steps of the pass."""
+    """Something happened; read like the engine's `Event`. ``step`` counts finished steps of the pass."""
 
     phase: Phase
     stage: int = 0  # the pass, from 0

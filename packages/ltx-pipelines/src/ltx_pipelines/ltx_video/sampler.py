@@ -15,9 +15,9 @@ from torch import Tensor
 from ltx_core.guidance.perturbations import BatchedPerturbationConfig
 from ltx_core.model.transformer.modality import Modality, TimestepGroups
 from ltx_core.model.transformer.model import LTXModel
-from ltx_pipelines.ltxv_noise import Noise
-from ltx_pipelines.ltxv_schedule import StepGuidance
-from ltx_pipelines.ltxv_tokens import VideoTokens
+from ltx_pipelines.ltx_video.noise import Noise
+from ltx_pipelines.ltx_video.schedule import StepGuidance
+from ltx_pipelines.ltx_video.tokens import VideoTokens
 
 TOLERANCE = 1e-6  # between noise levels that count as equal
 

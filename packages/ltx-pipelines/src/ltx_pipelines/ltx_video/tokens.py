@@ -18,7 +18,7 @@ from torch import Tensor
 from ltx_core.components.patchifiers import VideoLatentPatchifier, get_pixel_coords
 from ltx_core.errors import ConditioningError
 from ltx_core.types import SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
-from ltx_pipelines.ltxv_noise import Noise
+from ltx_pipelines.ltx_video.noise import Noise
 
 PATCHIFIER = VideoLatentPatchifier(1)
 LEADING_LATENTS = 2  # of a clip placed inside the video: these become extra tokens, the rest go into the grid

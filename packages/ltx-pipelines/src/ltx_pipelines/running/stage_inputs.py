@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 
 from ltx_core.model.upsampler.model import LatentUpsampler, upsample_latent
-from ltx_pipelines.plan import CarriedKeyframes, Condition, ImageCondition, KeyframeSlots, Plan, StagePlan, Window
+from ltx_pipelines.planning.plan import (
+    CarriedKeyframes,
+    Condition,
+    ImageCondition,
+    KeyframeSlots,
+    Plan,
+    StagePlan,
+    Window,
+)
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 KEYFRAMES = "keyframes"

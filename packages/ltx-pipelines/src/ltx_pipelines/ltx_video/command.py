@@ -17,14 +17,14 @@ from torch import Tensor
 
 from ltx_core.errors import ConfigError
 from ltx_core.text_encoders.t5 import T5TextEncoder, load_t5
-from ltx_pipelines.ltxv import LTXVEvent, LTXVideoPipeline, LTXVInputs, pipeline_for
-from ltx_pipelines.ltxv_media import PaddedSize, load_condition, load_source
-from ltx_pipelines.ltxv_noise import GeneratorNoise, Noise
-from ltx_pipelines.ltxv_sampler import LTXVContexts
-from ltx_pipelines.ltxv_settings import LTXVConfig
-from ltx_pipelines.ltxv_tokens import LTXVCondition
-from ltx_pipelines.plan import ModelFiles
-from ltx_pipelines.recipe import fingerprint, versions
+from ltx_pipelines.ltx_video.media import PaddedSize, load_condition, load_source
+from ltx_pipelines.ltx_video.noise import GeneratorNoise, Noise
+from ltx_pipelines.ltx_video.pipeline import LTXVEvent, LTXVideoPipeline, LTXVInputs, pipeline_for
+from ltx_pipelines.ltx_video.sampler import LTXVContexts
+from ltx_pipelines.ltx_video.settings import LTXVConfig
+from ltx_pipelines.ltx_video.tokens import LTXVCondition
+from ltx_pipelines.planning.plan import ModelFiles
+from ltx_pipelines.running.recipe import fingerprint, versions
 from ltx_pipelines.utils.media_io import write_png, write_video
 from ltx_pipelines.utils.model_ledger import ModelLedger
 

@@ -13,7 +13,7 @@ from ltx_core.errors import CheckpointError, LtxError
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.lora import is_lora
 from ltx_core.loader.safetensors_file import SafetensorsFile
-from ltx_pipelines.plan import Lora, ModelFiles
+from ltx_pipelines.planning.plan import Lora, ModelFiles
 
 TINY = "tiny"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -49,7 +49,7 @@ def find_model(model: str, variant: str | None = None) -> FoundModel:
 
 def from_hub(repo: str, variant: str | None = None) -> FoundModel:
     """A hub model, fetched where it is missing, with the language model that lies in a repository of its own."""
-    from ltx_pipelines.utils.hub import KNOWN_MODELS, download_model
+    from ltx_pipelines.running.hub import KNOWN_MODELS, download_model
 
     found = find_in_folder(download_model(repo), variant)
     if found.files.text_encoder is not None or repo not in KNOWN_MODELS:

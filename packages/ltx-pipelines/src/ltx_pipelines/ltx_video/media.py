@@ -12,7 +12,7 @@ from torch import Tensor
 from ltx_core.errors import MediaError
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_media.fit import to_signed
-from ltx_pipelines.ltxv_tokens import resize_video
+from ltx_pipelines.ltx_video.tokens import resize_video
 from ltx_pipelines.utils.media_io import decode_image, read_frames, recompress_image
 
 CRF = 29  # of the H.264 pass every conditioning picture goes through

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ltx_core.errors import CheckpointError, ConditioningError, ConfigError, MediaError
 from ltx_core.types import VideoPixelShape
-from ltx_pipelines.conditions import attention_mask
-from ltx_pipelines.plan import (
+from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
     Condition,
     ImageCondition,
@@ -18,6 +17,7 @@ from ltx_pipelines.plan import (
     Source,
     StagePlan,
 )
+from ltx_pipelines.running.conditions import attention_mask
 from ltx_pipelines.utils.media_io import decode_image, probe_video, read_audio
 from ltx_pipelines.utils.model_ledger import ModelLedger
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ltx_core.model.video_vae.decoders import AnyVideoDecoder
 from ltx_core.model.video_vae.video_vae import VideoDecoder
-from ltx_pipelines.cost import STREAMING_FRAMES, measured
+from ltx_pipelines.planning.cost import STREAMING_FRAMES, measured
 
 SAFE_CELL_BYTES = 64 * 2**20  # a streamed decode takes less per latent cell of the picture
 MEASURED_CELLS = 8  # sides of the picture a decoder is measured on

@@ -1,0 +1,1 @@
+"""LTX-Video 0.9.x: text, pictures and clips to video without sound."""
