@@ -1,4 +1,4 @@
-"""Every way of making a clip, on the bundled model, with a number each: the exam in small, and what else is given.
+"""Every way of making a clip, on the bundled model, with a number each: the eval in small, and what else is given.
 
 Prompts are held out from training and seeds are fixed. The bounds are what a trained model should reach.
 """
@@ -24,13 +24,13 @@ from ltx_pipelines.running.model_files import FoundModel, find_model
 from ltx_pipelines.t2a_one_stage import T2AOneStagePipeline
 from ltx_pipelines.utils.media_io import read_audio, read_frames, write_png, write_video, write_wav
 from ltx_pipelines.utils.model_ledger import ModelLedger
-from ltx_tiny.exam.answers import PATHS, generator
-from ltx_tiny.exam.chains import as_audio, as_video
-from ltx_tiny.exam.detectors import Result, examine, find_lags, psnr
-from ltx_tiny.exam.exam import Question, questions
-from ltx_tiny.exam.hearing import RATE, listen
-from ltx_tiny.exam.report import MISSED_MS
-from ltx_tiny.exam.sight import look
+from ltx_tiny.eval.chains import as_audio, as_video
+from ltx_tiny.eval.detectors import Result, examine, find_lags, psnr
+from ltx_tiny.eval.hearing import RATE, listen
+from ltx_tiny.eval.questions import Question, questions
+from ltx_tiny.eval.report import MISSED_MS
+from ltx_tiny.eval.run import PATHS, generator
+from ltx_tiny.eval.sight import look
 from ltx_tiny.world.motion import events
 from ltx_tiny.world.render import render
 from ltx_tiny.world.scene import PERIOD, SECONDS, Scene
@@ -46,7 +46,7 @@ AT_LEAST = {
     "text to audio, share of sounds right in kind, pitch and number": 0.75,
 }
 AT_MOST = {
-    "knock to impact in the exam's clips, median ms": 30.0,
+    "knock to impact in the eval's clips, median ms": 30.0,
     "given knock to impact, median ms": 30.0,
     "retake, loudness of the silence that is kept": 0.01,
 }
@@ -54,9 +54,9 @@ MISSED = {  # by the bundled weights; docs/tiny.md says why
     "two stages, share of what the prompts state",
     "distilled, share of what the prompts state",
     "last frame given, dB",
-    "knock to impact in the exam's clips, median ms",
+    "knock to impact in the eval's clips, median ms",
 }
-# Which of the exam's questions are asked.
+# Which of the eval's questions are asked.
 DISTILLED, TWO_STAGES, GIVEN_FIRST, GIVEN_LAST = (0, 6, 10, 41), (24,), 5, 1
 RETAKEN, KNOCKS, SOUNDS = 2, (6, 41), (3, 6, 24, 13)
 KEPT_FRAMES = 9  # of the clip that is retaken: the first two latent frames
@@ -81,7 +81,7 @@ def ledger(found: FoundModel) -> ModelLedger:
 
 @pytest.fixture(scope="module")
 def answered(ledger: ModelLedger, found: FoundModel) -> Callable[[str, Sequence[int]], list[Result]]:
-    """What the exam finds in the clips of a path for some of its questions."""
+    """What the eval finds in the clips of a path for some of its questions."""
 
     def answer(path: str, numbers: Sequence[int]) -> list[Result]:
         generate = generator(PATHS[path](ledger, found))
@@ -116,7 +116,7 @@ def share(results: Sequence[Result]) -> float:
 
 
 def median_ms(lags: Sequence[float]) -> float:
-    """The middle of the magnitudes; what is missing counts as in the exam, as does nothing to be timed."""
+    """The middle of the magnitudes; what is missing counts as in the eval, as does nothing to be timed."""
     return float(np.median(np.minimum(np.abs(np.array(lags)), MISSED_MS))) if len(lags) else MISSED_MS
 
 
@@ -141,13 +141,13 @@ def test_the_demo_is_what_its_prompt_says(tmp_path: Path, capfd: pytest.CaptureF
     at_least("demo, share of what the prompt states", share([examine(video, wave, DEMO, FPS)]))
 
 
-def test_the_distilled_adapter_answers_the_exam(distilled: list[Result]) -> None:
+def test_the_distilled_adapter_answers_the_eval(distilled: list[Result]) -> None:
     at_least("distilled, share of what the prompts state", share(distilled))
     lags = [lag for result in distilled for lag in result.lags_ms]
-    at_most("knock to impact in the exam's clips, median ms", median_ms(lags))
+    at_most("knock to impact in the eval's clips, median ms", median_ms(lags))
 
 
-def test_two_stages_answer_the_exam(answered: Callable[[str, Sequence[int]], list[Result]]) -> None:
+def test_two_stages_answer_the_eval(answered: Callable[[str, Sequence[int]], list[Result]]) -> None:
     at_least("two stages, share of what the prompts state", share(answered("two-stages", TWO_STAGES)))
 
 

@@ -17,9 +17,9 @@ from ltx_tiny.latents import LatentClips, beginning
 from ltx_tiny.recipe import Recipe, merged, read_recipe
 from ltx_tiny.train import run
 from ltx_trainer.draws import step_draws
-from ltx_trainer.scratch import transformer
-from ltx_trainer.scratch.data import Stage
-from ltx_trainer.scratch.transformer import TransformerTask, start_distinct
+from ltx_trainer.pretrain import transformer
+from ltx_trainer.pretrain.data import Stage
+from ltx_trainer.pretrain.transformer import TransformerTask, start_distinct
 
 COMPONENTS = {
     *("transformer", "embeddings", "video_encoder", "video_decoder", "audio_encoder", "audio_decoder", "vocoder"),

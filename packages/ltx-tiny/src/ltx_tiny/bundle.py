@@ -16,8 +16,8 @@ from torch import Tensor
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.safetensors_file import SafetensorsFile, save_checkpoint
 from ltx_tiny.world.captions import prompt_world
-from ltx_trainer.scratch.gemma import unpack
-from ltx_trainer.scratch.task import MODEL_VERSION, STATISTICS
+from ltx_trainer.pretrain.gemma import unpack
+from ltx_trainer.pretrain.task import MODEL_VERSION, STATISTICS
 
 WEIGHTS = Path(__file__).parent / "weights"
 CHECKPOINT = "ltx-tiny.safetensors"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="The bundled model: its training and its exam.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The bundled model: its training and its eval.")
 
 
 @app.command()
@@ -34,11 +34,11 @@ def train(
         raise typer.Exit(130)
 
 
-@app.command()
-def exam(
+@app.command("eval")
+def evaluate(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A model of the toy world: `tiny`, a folder or a file.")
-    ] = ("tiny"),
+    ] = "tiny",
     count: Annotated[int, typer.Option("--count", "-n", help="Held-out prompts.")] = 64,
     path: Annotated[
         list[str] | None, typer.Option("--path", help="distilled, two-stages or guided; all unless given.")
@@ -46,9 +46,9 @@ def exam(
     quantization: Annotated[
         str | None, typer.Option("--quantization", help="Keep the transformer's weights in a smaller type.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table, records and sheets.")] = Path("exam"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table, records and sheets.")] = Path("eval"),
 ) -> None:
     """Answer held-out prompts and measure the clips, beside the renderer's own clips through the same detectors."""
-    from ltx_tiny.exam.answers import PATHS, hold
+    from ltx_tiny.eval.run import PATHS, measure
 
-    typer.echo(hold(model, path or tuple(PATHS), count, out, quantization))
+    typer.echo(measure(model, path or tuple(PATHS), count, out, quantization))

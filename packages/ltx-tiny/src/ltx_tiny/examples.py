@@ -15,7 +15,7 @@ from ltx_tiny.world.motion import camera, track
 from ltx_tiny.world.picture import Window, draw
 from ltx_tiny.world.scene import SECONDS, Scene, sample_scene
 from ltx_tiny.world.sound import play
-from ltx_trainer.scratch.data import Stage
+from ltx_trainer.pretrain.data import Stage
 from ltx_trainer.validation_config import DEFAULT_NEGATIVE_PROMPT
 
 FPS = 25.0

@@ -29,7 +29,7 @@ from ltx_tiny.examples import FPS, FRAMES, as_tensor, spoken
 from ltx_tiny.world.picture import draw
 from ltx_tiny.world.scene import Scene, sample_scene
 from ltx_tiny.world.sound import SAMPLE_RATE, play
-from ltx_trainer.scratch.data import Stage, leave_stopping_to_the_parent, stack
+from ltx_trainer.pretrain.data import Stage, leave_stopping_to_the_parent, stack
 
 SIDES = (128, 256)
 PART_SEEDS = {"train": 0, "held_out": 1}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ltx_core.errors import ConfigError
 from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings
-from ltx_trainer.scratch.data import Curriculum, Examples, Stage
+from ltx_trainer.pretrain.data import Curriculum, Examples, Stage
 from ltx_trainer.state import newest
 
 RECIPES = Path(__file__).parent / "recipes"

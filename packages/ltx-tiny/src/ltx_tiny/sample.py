@@ -1,4 +1,4 @@
-"""Clips from a transformer in training: the shared denoising loop, decoded, for the exam's detectors."""
+"""Clips from a transformer in training: the shared denoising loop, decoded, for the eval's detectors."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ltx_core.sampling.denoisers import GuidedDenoiser
 from ltx_core.sampling.loop import denoise
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
 from ltx_core.types import AudioLatentShape, VideoLatentShape, VideoPixelShape
-from ltx_tiny.exam.detectors import examine
-from ltx_tiny.exam.exam import questions
-from ltx_tiny.exam.sheet import Clip, write_sheet
+from ltx_tiny.eval.detectors import examine
+from ltx_tiny.eval.questions import questions
+from ltx_tiny.eval.sheet import Clip, write_sheet
 from ltx_tiny.examples import FPS, FRAMES
-from ltx_trainer.scratch.transformer import TransformerTrainer
+from ltx_trainer.pretrain.transformer import TransformerTrainer
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class SampleJudge:
                 right.setdefault(name, []).append(correct)
         folder.mkdir(parents=True, exist_ok=True)
         write_sheet(folder / f"step_{step:06d}.png", clips)
-        return {f"exam_{name}": sum(found) / len(found) for name, found in right.items()}
+        return {f"eval_{name}": sum(found) / len(found) for name, found in right.items()}
 
 
 @torch.no_grad()

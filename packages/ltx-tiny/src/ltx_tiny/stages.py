@@ -34,19 +34,19 @@ from ltx_tiny.recipe import Recipe
 from ltx_tiny.sample import Decoders, SampleJudge, SampleSettings
 from ltx_trainer.loop import Task
 from ltx_trainer.lora import LoraSettings
-from ltx_trainer.scratch.audio_vae import AudioVaeTask
-from ltx_trainer.scratch.data import Examples, Stage, stack
-from ltx_trainer.scratch.distill import DistillSettings, DistillTask, block_linears
-from ltx_trainer.scratch.gemma import TOKENIZER_CONFIG, GemmaTask, train_tokenizer
-from ltx_trainer.scratch.task import STATISTICS
-from ltx_trainer.scratch.transformer import Mode, TextModel, TransformerTask, TransformerTrainer, start_distinct
-from ltx_trainer.scratch.upsampler import UpsamplerTask
-from ltx_trainer.scratch.video_vae import VideoDecoderTask, VideoVaeTask
-from ltx_trainer.scratch.vocoder import VocoderTask
+from ltx_trainer.pretrain.audio_vae import AudioVaeTask
+from ltx_trainer.pretrain.data import Examples, Stage, stack
+from ltx_trainer.pretrain.distill import DistillSettings, DistillTask, block_linears
+from ltx_trainer.pretrain.gemma import TOKENIZER_CONFIG, GemmaTask, train_tokenizer
+from ltx_trainer.pretrain.task import STATISTICS
+from ltx_trainer.pretrain.transformer import Mode, TextModel, TransformerTask, TransformerTrainer, start_distinct
+from ltx_trainer.pretrain.upsampler import UpsamplerTask
+from ltx_trainer.pretrain.video_vae import VideoDecoderTask, VideoVaeTask
+from ltx_trainer.pretrain.vocoder import VocoderTask
 from ltx_trainer.training_strategies.config import FlexibleConfig
 
 if TYPE_CHECKING:
-    from ltx_trainer.scratch.transformer import Judge
+    from ltx_trainer.pretrain.transformer import Judge
 
 HELD_OUT_SOUNDS = 8
 HELD_OUT_CAPTIONS = 64
@@ -205,7 +205,7 @@ def make_trainer(recipe: Recipe, trained: Path | None = None) -> TransformerTrai
 
 
 def sample_judge(recipe: Recipe, name: str, sigmas: tuple[float, ...], tokenizer: GemmaTokenizer) -> Judge:
-    """Clips and exam figures of a transformer at each validation."""
+    """Clips and eval figures of a transformer at each validation."""
     files = [recipe.exported(stage) for stage in ("video_decoder", "audio_vae", "vocoder")]
     checkpoint = Checkpoint.open(files)
     networks: list[Any] = [

@@ -17,8 +17,8 @@ from ltx_core.errors import ConfigError
 from ltx_tiny.recipe import Recipe
 from ltx_tiny.stages import STAGES
 from ltx_trainer.loop import StepReport, Task, train
+from ltx_trainer.pretrain.pictures import draw_curves
 from ltx_trainer.run_log import LOG_NAME, CsvLog, read_csv_log
-from ltx_trainer.scratch.pictures import draw_curves
 
 LOG_EVERY = 25  # steps
 

@@ -19,7 +19,7 @@ GROUP = "ltx.commands"  # entry points of other packages: name = "module:typer_a
 FOREIGN = {  # what packages of this workspace add; others are listed by name
     "train": "Fine-tune or train a model.",
     "dataset": "Prepare, check and look at training data.",
-    "tiny": "The bundled model: its world, its training, its exam.",
+    "tiny": "The bundled model: its world, its training, its eval.",
 }
 
 

@@ -1,7 +1,7 @@
 """Where everything is at each instant: the tracks of the bodies, the camera, and the instants that make a sound.
 
 ``track`` and ``events`` are what the pictures and the sounds are both made from, so they agree by construction; they
-are also what the exam's detectors are tested against.
+are also what the eval's detectors are tested against.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ltx_core.loader.safetensors_file import save_checkpoint
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_trainer.draws import Draws
-from ltx_trainer.scratch.data import Examples
-from ltx_trainer.scratch.task import ScratchTask, holding, prefixed
+from ltx_trainer.pretrain.data import Examples
+from ltx_trainer.pretrain.task import PretrainTask, holding, prefixed
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")  # ids 0 to 3, as in Gemma
 TOKENIZER_CONFIG = {
@@ -76,7 +76,7 @@ class CaptionModel(nn.Module):
         return {"loss": loss}
 
 
-class GemmaTask(ScratchTask):
+class GemmaTask(PretrainTask):
     """Train a `CaptionModel` on token rows; ``held_out`` are such rows ``[B, T]``."""
 
     name = "gemma"

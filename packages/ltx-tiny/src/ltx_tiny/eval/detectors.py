@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_core.errors import ConfigError
-from ltx_tiny.exam.hearing import RATE, Hearing, envelope, find_onsets, listen, resample
-from ltx_tiny.exam.sight import Sight, look
+from ltx_tiny.eval.hearing import RATE, Hearing, envelope, find_onsets, listen, resample
+from ltx_tiny.eval.sight import Sight, look
 
 Array = NDArray[np.floating[Any]]
 

@@ -1,4 +1,4 @@
-"""The exam taken by a model: clips from the pipelines, examined, with a table, records and contact sheets.
+"""The eval of a model: clips from the pipelines, examined, with a table, records and contact sheets.
 
 Needs ltx-pipelines, which brings the engine.
 """
@@ -12,11 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ltx_core.errors import ConfigError
-from ltx_tiny.exam.chains import Chains, FirstFrame, as_audio, as_video, keep_first_frames
-from ltx_tiny.exam.detectors import Result
-from ltx_tiny.exam.exam import Answer, Audio, Generate, Question, Trip, Video, ceiling, questions, reconstruct, take
-from ltx_tiny.exam.report import Average, Row, Spread, figures, summarise, table, write_json
-from ltx_tiny.exam.sheet import Clip, write_sheet
+from ltx_tiny.eval.chains import Chains, FirstFrame, as_audio, as_video, keep_first_frames
+from ltx_tiny.eval.detectors import Result
+from ltx_tiny.eval.questions import (
+    Answer,
+    Audio,
+    Generate,
+    Question,
+    Trip,
+    Video,
+    ceiling,
+    questions,
+    reconstruct,
+    take,
+)
+from ltx_tiny.eval.report import Average, Row, Spread, figures, summarise, table, write_json
+from ltx_tiny.eval.sheet import Clip, write_sheet
 
 if TYPE_CHECKING:
     from ltx_core.types import VideoPixelShape
@@ -59,7 +70,7 @@ PATHS: dict[str, Callable[[ModelLedger, FoundModel], Pipeline]] = {
 
 
 def generator(pipeline: Pipeline) -> Generate:
-    """What the exam calls: ``(prompt, seed) -> (video, audio)`` as the model wants to be asked."""
+    """What the eval calls: ``(prompt, seed) -> (video, audio)`` as the model wants to be asked."""
 
     def generate(prompt: str, seed: int, **given: Any) -> tuple[Video, Audio]:
         made = pipeline(prompt=prompt, seed=seed, **given)
@@ -71,7 +82,7 @@ def generator(pipeline: Pipeline) -> Generate:
 
 @dataclass
 class Record:
-    """What an exam has found so far; of clips only those that go on a sheet."""
+    """What an eval has found so far; of clips only those that go on a sheet."""
 
     results: dict[str, list[Result]] = field(default_factory=dict)
     details: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -114,24 +125,24 @@ class Record:
         return f"{table(summaries)}\n\n{figures(self.rows())}"
 
     def write(self, out: Path) -> None:
-        """``exam.md``, ``exam.json`` and a sheet per path, each whole or not at all."""
+        """``eval.md``, ``eval.json`` and a sheet per path, each whole or not at all."""
         from ltx_media.files import replacing
 
         summaries = {path: summarise(results) for path, results in self.results.items()}
         details: dict[str, list[Any]] = {**self.details, "chains": [trip.to_json() for trip in self.trips]}
         for name, kept in self.first_frames.items():
             details[f"first frames, {name}"] = [one.to_json() for one in kept]
-        with replacing(out / "exam.json") as path:
+        with replacing(out / "eval.json") as path:
             write_json(path, summaries, details, self.rows())
-        with replacing(out / "exam.md") as path:
+        with replacing(out / "eval.md") as path:
             path.write_text(self.table() + "\n", encoding="utf-8")
         for name, clips in self.clips.items():
             with replacing(out / f"{name}.png") as path:
                 write_sheet(path, clips, across=2)
 
 
-def hold(model: str, paths: Sequence[str], count: int, out: Path, quantization: str | None = None) -> str:
-    """Run the exam, write ``exam.md``, ``exam.json`` and a sheet per path to ``out``, and return the table.
+def measure(model: str, paths: Sequence[str], count: int, out: Path, quantization: str | None = None) -> str:
+    """Run the eval, write ``eval.md``, ``eval.json`` and a sheet per path to ``out``, and return the table.
 
     With ``quantization`` the transformer's weights are kept in that smaller type.
 
@@ -161,7 +172,7 @@ def sit(
     track: Track[Any],
     quantization: str | None = None,
 ) -> Iterator[None]:
-    """Every part of the exam, into ``record`` as it comes; yields at the end of each."""
+    """Every part of the eval, into ``record`` as it comes; yields at the end of each."""
     from ltx_pipelines.running.model_files import find_model
     from ltx_pipelines.utils.model_ledger import ModelLedger
 

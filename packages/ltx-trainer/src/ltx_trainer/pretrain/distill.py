@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ltx_core.components.sigmas import DISTILLED_SIGMAS
 from ltx_trainer.draws import Draws, step_draws
 from ltx_trainer.lora import LoraSettings, add_lora, lora_layers, lora_tensors, save_lora
-from ltx_trainer.scratch.data import Examples
-from ltx_trainer.scratch.task import ScratchTask
-from ltx_trainer.scratch.transformer import HELD_OUT_SEED, Judge, TransformerTrainer, pick
+from ltx_trainer.pretrain.data import Examples
+from ltx_trainer.pretrain.task import PretrainTask
+from ltx_trainer.pretrain.transformer import HELD_OUT_SEED, Judge, TransformerTrainer, pick
 from ltx_trainer.training_strategies.inputs import ModalityInputs, TrainingInputs
 
 Contexts = Mapping[str, Tensor]
@@ -91,7 +91,7 @@ class Distiller(nn.Module):
             layer.scale = 1.0 if on else 0.0
 
 
-class DistillTask(ScratchTask):
+class DistillTask(PretrainTask):
     """Train the adapter of a `Distiller`."""
 
     name = "distill"

@@ -22,9 +22,9 @@ from ltx_core.model.audio_vae.config import STEREO, AudioVaeConfig, VocoderConfi
 from ltx_core.model.audio_vae.mel import log_mel
 from ltx_core.model.audio_vae.vocoder import Generator
 from ltx_trainer.draws import Draws
-from ltx_trainer.scratch.data import Examples
-from ltx_trainer.scratch.pictures import spectrogram_sheet
-from ltx_trainer.scratch.task import ScratchTask, centre_input, prefixed
+from ltx_trainer.pretrain.data import Examples
+from ltx_trainer.pretrain.pictures import spectrogram_sheet
+from ltx_trainer.pretrain.task import PretrainTask, centre_input, prefixed
 
 RESOLUTIONS = ((2048, 512), (1024, 256), (512, 128), (128, 32))  # samples per window and hop
 MAGNITUDE_FLOOR = 1e-3
@@ -69,7 +69,7 @@ class VocoderTrainer(nn.Module):
         return mel[:, :, : waveform.shape[-1] // self.mel_config.hop_length]
 
 
-class VocoderTask(ScratchTask):
+class VocoderTask(PretrainTask):
     """Train a vocoder; ``held_out`` is sound ``[B, 2, N]`` to judge it by."""
 
     name = "vocoder"

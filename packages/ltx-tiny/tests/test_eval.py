@@ -9,14 +9,14 @@ import pytest
 from PIL import Image, ImageFilter
 
 from ltx_core.errors import ConfigError
-from ltx_tiny.exam import answers
-from ltx_tiny.exam.chains import FirstFrame
-from ltx_tiny.exam.detectors import examine, log_mel_error, onset_shifts, psnr
-from ltx_tiny.exam.exam import ceiling, questions, reconstruct, take
-from ltx_tiny.exam.hearing import listen
-from ltx_tiny.exam.report import Average, Row, Spread, figures, summarise, table, wilson, write_json
-from ltx_tiny.exam.sheet import Clip, draw_sheet, write_sheet
-from ltx_tiny.exam.sight import look
+from ltx_tiny.eval import run
+from ltx_tiny.eval.chains import FirstFrame
+from ltx_tiny.eval.detectors import examine, log_mel_error, onset_shifts, psnr
+from ltx_tiny.eval.hearing import listen
+from ltx_tiny.eval.questions import ceiling, questions, reconstruct, take
+from ltx_tiny.eval.report import Average, Row, Spread, figures, summarise, table, wilson, write_json
+from ltx_tiny.eval.sheet import Clip, draw_sheet, write_sheet
+from ltx_tiny.eval.sight import look
 from ltx_tiny.world.motion import events, track
 from ltx_tiny.world.render import render
 from ltx_tiny.world.scene import (
@@ -268,12 +268,12 @@ def test_an_exam_from_prompts_to_report(tmp_path):
     assert columns["right"] == best and best.shares["all stated"].value == 1.0
     assert columns["wrong"].shares["all stated"].value == 0.0
     assert "| all stated" in table(columns) and "100.0%" in table(columns)
-    write_json(tmp_path / "exam.json", columns, {"right": [answer.to_json() for answer in right]})
-    written = json.loads((tmp_path / "exam.json").read_text())
+    write_json(tmp_path / "eval.json", columns, {"right": [answer.to_json() for answer in right]})
+    written = json.loads((tmp_path / "eval.json").read_text())
     assert written["right"]["summary"]["shares"]["all stated"]["right"] == 2
     assert written["right"]["clips"][0]["prompt"] == asked[0].caption.text
-    write_sheet(tmp_path / "exam.png", [answer.clip for answer in right], frames=4, side=48)
-    assert Image.open(tmp_path / "exam.png").width > 4 * 48
+    write_sheet(tmp_path / "eval.png", [answer.clip for answer in right], frames=4, side=48)
+    assert Image.open(tmp_path / "eval.png").width > 4 * 48
 
 
 def test_reconstruction_of_a_perfect_and_a_soft_chain():
@@ -305,7 +305,7 @@ class Broken(Exception):
 
 @pytest.fixture
 def taken(monkeypatch):
-    """The exam with the renderer in the place of a model; ``break_at`` is the clip at which it fails."""
+    """The eval with the renderer in the place of a model; ``break_at`` is the clip at which it fails."""
     by_prompt = {question.caption.text: question.scene for question in questions(3)}
     state = {"made": 0, "break_at": None}
 
@@ -325,36 +325,36 @@ def taken(monkeypatch):
         record.first_frames["distilled"] = [FirstFrame(31.0, 33.0)]
         yield
 
-    monkeypatch.setattr(answers, "sit", sit)
+    monkeypatch.setattr(run, "sit", sit)
     return state
 
 
 def test_the_exam_writes_table_records_and_sheets(taken, tmp_path):
-    said = answers.hold("any", ["distilled"], 2, tmp_path)
-    assert (tmp_path / "exam.md").read_text() == said + "\n"
+    said = run.measure("any", ["distilled"], 2, tmp_path)
+    assert (tmp_path / "eval.md").read_text() == said + "\n"
     assert "| given first frame, distilled, PSNR in dB" in said and "33.0, lowest 33.0 (the VAE)" in said
     assert "| all stated" in said and "100.0% (34%-100%, 2/2)" in said
-    written = json.loads((tmp_path / "exam.json").read_text())
+    written = json.loads((tmp_path / "eval.json").read_text())
     assert written["distilled"]["summary"]["count"] == 2 and len(written["renderer"]["clips"]) == 2
     assert written["figures"]["video VAE, PSNR in dB"]["count"] == 1 == len(written["chains"])
     assert written["first frames, distilled"] == [{"psnr_db": 31.0, "chain_db": 33.0}]
-    assert {path.name for path in tmp_path.iterdir()} == {"exam.md", "exam.json", "renderer.png", "distilled.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"eval.md", "eval.json", "renderer.png", "distilled.png"}
 
 
 def test_a_stopped_exam_leaves_what_it_had_measured(taken, tmp_path):
     taken["break_at"] = 3
     with pytest.raises(Broken):
-        answers.hold("any", ["distilled"], 3, tmp_path)
-    written = json.loads((tmp_path / "exam.json").read_text())
+        run.measure("any", ["distilled"], 3, tmp_path)
+    written = json.loads((tmp_path / "eval.json").read_text())
     assert written["renderer"]["summary"]["count"] == 3 and written["distilled"]["summary"]["count"] == 2
-    assert "distilled (n = 2)" in (tmp_path / "exam.md").read_text()
+    assert "distilled (n = 2)" in (tmp_path / "eval.md").read_text()
 
 
 def test_an_exam_of_nothing_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="path is 'best', expected one of distilled, two-stages, guided"):
-        answers.hold("any", ["best"], 2, tmp_path)
+        run.measure("any", ["best"], 2, tmp_path)
     with pytest.raises(ConfigError, match="count is 0, expected at least 1"):
-        answers.hold("any", ["guided"], 0, tmp_path)
+        run.measure("any", ["guided"], 0, tmp_path)
 
 
 def test_a_sheet_draws_each_clip():

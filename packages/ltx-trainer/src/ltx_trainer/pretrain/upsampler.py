@@ -13,8 +13,8 @@ from ltx_core.loader.safetensors_file import save_checkpoint
 from ltx_core.model.upsampler.config import LatentUpsamplerConfig
 from ltx_core.model.upsampler.model import LatentUpsampler, upsample_latent
 from ltx_trainer.draws import Draws
-from ltx_trainer.scratch.data import Examples
-from ltx_trainer.scratch.task import MODEL_VERSION, ScratchTask, holding
+from ltx_trainer.pretrain.data import Examples
+from ltx_trainer.pretrain.task import MODEL_VERSION, PretrainTask, holding
 
 
 class UpsamplerTrainer(nn.Module):
@@ -36,7 +36,7 @@ class UpsamplerTrainer(nn.Module):
         return {"loss": F.mse_loss(made.float(), large)}
 
 
-class UpsamplerTask(ScratchTask):
+class UpsamplerTask(PretrainTask):
     """Train a latent upsampler; ``held_out`` is one batch to judge it by."""
 
     name = "upsampler"

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.loader.safetensors_file import save_checkpoint
-from ltx_trainer.scratch.data import Examples
+from ltx_trainer.pretrain.data import Examples
 
 MODEL_VERSION = "2.3.0"
 STATISTICS = "per_channel_statistics."
 
 
-class ScratchTask:
+class PretrainTask:
     """A network, where its examples come from, and the file it is exported to."""
 
     name: ClassVar[str]

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ltx_tiny.exam.detectors import log_mel
-from ltx_tiny.exam.hearing import RATE
+from ltx_tiny.eval.detectors import log_mel
+from ltx_tiny.eval.hearing import RATE
 
 PAPER, INK = (250, 249, 246), (40, 40, 44)
 HEAT = np.array([(10, 8, 24), (64, 18, 92), (150, 38, 100), (226, 86, 62), (252, 170, 60), (252, 244, 190)], np.float32)

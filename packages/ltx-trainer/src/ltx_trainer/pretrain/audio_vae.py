@@ -17,11 +17,11 @@ from ltx_core.model.audio_vae.audio_vae import AudioDecoder, AudioEncoder
 from ltx_core.model.audio_vae.config import AudioVaeConfig
 from ltx_core.model.audio_vae.mel import log_mel
 from ltx_trainer.draws import Draws
-from ltx_trainer.scratch.data import Examples
-from ltx_trainer.scratch.pictures import spectrogram_sheet
-from ltx_trainer.scratch.task import (
+from ltx_trainer.pretrain.data import Examples
+from ltx_trainer.pretrain.pictures import spectrogram_sheet
+from ltx_trainer.pretrain.task import (
     STATISTICS,
-    ScratchTask,
+    PretrainTask,
     Spread,
     centre_input,
     centre_output,
@@ -68,7 +68,7 @@ def start_certain(conv: nn.Module) -> None:
     bias[bias.shape[0] // 2 :].fill_(FIRST_LOG_VARIANCE)
 
 
-class AudioVaeTask(ScratchTask):
+class AudioVaeTask(PretrainTask):
     """Train an `AudioVae`; ``held_out`` is sound ``[B, 2, N]`` to judge it by."""
 
     name = "audio_vae"

@@ -27,8 +27,8 @@ from ltx_core.text_encoders.gemma.embeddings import AVGemmaEncoderOutput, Embedd
 from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_trainer.draws import Draws
-from ltx_trainer.scratch.data import Examples
-from ltx_trainer.scratch.task import ScratchTask, prefixed
+from ltx_trainer.pretrain.data import Examples
+from ltx_trainer.pretrain.task import PretrainTask, prefixed
 from ltx_trainer.timestep_samplers import ShiftedLogitNormalTimestepSampler
 from ltx_trainer.training_strategies.config import FlexibleConfig
 from ltx_trainer.training_strategies.inputs import (
@@ -178,7 +178,7 @@ class TransformerTrainer(nn.Module):
         return next(self.transformer.parameters()).device
 
 
-class TransformerTask(ScratchTask):
+class TransformerTask(PretrainTask):
     """Train a `TransformerTrainer`; ``held_out`` is a batch for losses at fixed sigmas, ``judge`` makes samples."""
 
     name = "transformer"

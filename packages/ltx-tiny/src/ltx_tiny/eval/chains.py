@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltx_tiny.exam.detectors import psnr
-from ltx_tiny.exam.exam import Audio, Generate, Question, Video
-from ltx_tiny.exam.hearing import RATE
-from ltx_tiny.exam.report import finite
+from ltx_tiny.eval.detectors import psnr
+from ltx_tiny.eval.hearing import RATE
+from ltx_tiny.eval.questions import Audio, Generate, Question, Video
+from ltx_tiny.eval.report import finite
 from ltx_tiny.world.render import render
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chains:
-    """The picture and the sound chain of a model, as the exam calls them."""
+    """The picture and the sound chain of a model, as the eval calls them."""
 
     ledger: ModelLedger
 
@@ -39,7 +39,7 @@ class Chains:
 
     @torch.no_grad()
     def audio(self, audio: Audio) -> Audio:
-        """Encoded, decoded and spoken by the vocoder: ``[2, S]`` at the exam's rate, as long as it was."""
+        """Encoded, decoded and spoken by the vocoder: ``[2, S]`` at the eval's rate, as long as it was."""
         from ltx_core import types
         from ltx_core.model.audio_vae.audio_vae import decode_audio, encode_audio
 
@@ -55,7 +55,7 @@ def as_video(chunks: Iterable[Tensor]) -> Video:
 
 
 def as_audio(sound: Any) -> Audio:
-    """The waveform of an `Audio` ``[2, S]`` at the exam's rate."""
+    """The waveform of an `Audio` ``[2, S]`` at the eval's rate."""
     from ltx_core.model.audio_vae.waveform import resample
 
     return resample(sound.waveform.float().cpu(), sound.sampling_rate, RATE).numpy().astype(np.float32)

@@ -20,9 +20,9 @@ from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.ops import use_channels_last
 from ltx_core.model.video_vae.video_vae import LatentDistribution, VideoDecoder, VideoEncoder
 from ltx_trainer.draws import Draws
-from ltx_trainer.scratch.data import Examples
-from ltx_trainer.scratch.pictures import frames_sheet
-from ltx_trainer.scratch.task import STATISTICS, ScratchTask, Spread, prefixed
+from ltx_trainer.pretrain.data import Examples
+from ltx_trainer.pretrain.pictures import frames_sheet
+from ltx_trainer.pretrain.task import STATISTICS, PretrainTask, Spread, prefixed
 
 STANDS_OUT = 0.15  # distance from the row's mean, of a range of 2
 
@@ -68,7 +68,7 @@ class VideoVae(nn.Module):
         return self.decoder(self.encoder.moments(self.pixels(video)).mean).float().clamp(-1, 1)
 
 
-class VideoVaeTask(ScratchTask):
+class VideoVaeTask(PretrainTask):
     """Train a `VideoVae`; ``held_out`` are uint8 clips ``[B, 3, F, H, W]`` to judge it by."""
 
     name = "video_vae"

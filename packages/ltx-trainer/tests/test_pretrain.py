@@ -17,15 +17,15 @@ from ltx_core.text_encoders.gemma.backbone import load_backbone
 from ltx_core.text_encoders.gemma.encoder import load_tokenizer
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
 from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, train
-from ltx_trainer.scratch.audio_vae import AudioVaeTask
-from ltx_trainer.scratch.data import Curriculum, Examples, Stage
-from ltx_trainer.scratch.gemma import TOKENIZER_CONFIG, GemmaTask, train_tokenizer, unpack
-from ltx_trainer.scratch.pictures import draw_curves, frames_sheet, spectrogram_sheet
-from ltx_trainer.scratch.task import Spread, holding
-from ltx_trainer.scratch.transformer import pick
-from ltx_trainer.scratch.upsampler import UpsamplerTask
-from ltx_trainer.scratch.video_vae import VideoDecoderTask, VideoVaeTask, stands_out
-from ltx_trainer.scratch.vocoder import VocoderTask, VocoderTrainer, spectral_losses
+from ltx_trainer.pretrain.audio_vae import AudioVaeTask
+from ltx_trainer.pretrain.data import Curriculum, Examples, Stage
+from ltx_trainer.pretrain.gemma import TOKENIZER_CONFIG, GemmaTask, train_tokenizer, unpack
+from ltx_trainer.pretrain.pictures import draw_curves, frames_sheet, spectrogram_sheet
+from ltx_trainer.pretrain.task import Spread, holding
+from ltx_trainer.pretrain.transformer import pick
+from ltx_trainer.pretrain.upsampler import UpsamplerTask
+from ltx_trainer.pretrain.video_vae import VideoDecoderTask, VideoVaeTask, stands_out
+from ltx_trainer.pretrain.vocoder import VocoderTask, VocoderTrainer, spectral_losses
 
 VIDEO_CONFIG = {
     "vae": {

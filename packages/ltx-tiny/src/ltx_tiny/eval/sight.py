@@ -12,8 +12,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_tiny.exam.path import Path, find_events, find_motion
-from ltx_tiny.exam.stage import UNKNOWN, Array, Pixels, camera_move, find_background, find_camera, reduced, remains
+from ltx_tiny.eval.path import Path, find_events, find_motion
+from ltx_tiny.eval.stage import UNKNOWN, Array, Pixels, camera_move, find_background, find_camera, reduced, remains
 from ltx_tiny.world.picture import MARK, distance, grid
 from ltx_tiny.world.scene import COLOURS, RADIUS, SHAPES
 

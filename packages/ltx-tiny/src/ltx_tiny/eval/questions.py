@@ -1,4 +1,4 @@
-"""The exam: prompts drawn beforehand, a clip for each, and what the detectors make of them."""
+"""The eval: prompts drawn beforehand, a clip for each, and what the detectors make of them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_tiny.exam.detectors import Result, examine, find_lags, log_mel_error, onset_shifts, psnr
-from ltx_tiny.exam.hearing import RATE, listen
-from ltx_tiny.exam.report import finite
-from ltx_tiny.exam.sheet import Clip
+from ltx_tiny.eval.detectors import Result, examine, find_lags, log_mel_error, onset_shifts, psnr
+from ltx_tiny.eval.hearing import RATE, listen
+from ltx_tiny.eval.report import finite
+from ltx_tiny.eval.sheet import Clip
 from ltx_tiny.world.captions import Caption, caption
 from ltx_tiny.world.motion import events
 from ltx_tiny.world.render import render
@@ -22,8 +22,8 @@ Video = NDArray[np.uint8]  # [F, H, W, 3]
 Audio = NDArray[np.float32]  # [2, S] in [-1, 1]
 Generate = Callable[..., tuple[Video, Audio]]  # of a prompt and a seed
 
-EXAM_SEED = 20_000
-LEAVE_OUT = 0.1  # exam prompts say nearly everything
+EVAL_SEED = 20_000
+LEAVE_OUT = 0.1  # eval prompts say nearly everything
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Answer:
         }
 
 
-def questions(count: int, seed: int = EXAM_SEED, part: str | None = "held_out") -> list[Question]:
+def questions(count: int, seed: int = EVAL_SEED, part: str | None = "held_out") -> list[Question]:
     """The first ``count`` questions of a seed; more questions begin with the same ones."""
     asked = []
     for number in range(count):

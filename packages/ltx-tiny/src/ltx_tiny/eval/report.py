@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_tiny.exam.detectors import ATTRIBUTES, Result
+from ltx_tiny.eval.detectors import ATTRIBUTES, Result
 
 CONFIDENCE_Z = 1.96  # 95%
 MISSED_MS = 1000.0  # what an event without any sound counts as
@@ -94,7 +94,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """An exam in numbers."""
+    """An eval in numbers."""
 
     count: int
     shares: Mapping[str, Share]  # of each attribute, where it was stated; and "all stated"
