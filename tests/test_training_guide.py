@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ltx_core.types import Audio
-from ltx_trainer.media import write_video
+from ltx_media.writer import write_video
 from tests.golden.case import TINY_CHECKPOINT
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,10 +1,9 @@
-"""Audio: front end, VAE halves, vocoders and wav files, on tiny networks and synthetic sound."""
+"""Audio: front end, VAE halves, vocoders, on tiny networks and synthetic sound."""
 
 from __future__ import annotations
 
 import copy
 import math
-import struct
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from ltx_core.model.audio_vae.audio_vae import AudioDecoder, AudioEncoder, decod
 from ltx_core.model.audio_vae.config import AudioVaeConfig, MelConfig, VocoderConfig
 from ltx_core.model.audio_vae.mel import LOG_FLOOR, log_mel, mel_filterbank
 from ltx_core.model.audio_vae.vocoder import BandwidthExtensionVocoder, HifiGanVocoder, MelStft, Vocoder
-from ltx_core.model.audio_vae.wav import read_wav, to_pcm16, write_wav
 from ltx_core.model.audio_vae.waveform import resample, resample_kernel, to_stereo
 from ltx_core.types import Audio
 
@@ -315,56 +313,3 @@ class TestChain:
         assert audio.sampling_rate == 24000
         with pytest.raises(ConditioningError, match="batch of 2"):
             decode_audio(latent.expand(2, -1, -1, -1), decoder, build_vocoder("hifigan"))
-
-
-class TestWav:
-    def test_what_is_written_is_read_back_within_a_step(self, tmp_path):
-        wave = torch.rand(2, 1000) * 2.4 - 1.2
-        write_wav(tmp_path / "a.wav", Audio(wave, 8000))
-        audio = read_wav(tmp_path / "a.wav")
-        assert audio is not None and audio.sampling_rate == 8000
-        torch.testing.assert_close(audio.waveform[0], wave.clamp(-1, 1), rtol=0, atol=2.1 / 32768)
-
-    def test_pcm_clips_truncates_and_accepts_both_layouts(self):
-        wave = torch.tensor([[1.5, -1.5, 0.99999], [0.5, -0.5, 0.0]])
-        assert to_pcm16(wave).tolist() == [[32767, -32767, 32766], [16383, -16383, 0]]
-        assert torch.equal(to_pcm16(wave.T.contiguous()), to_pcm16(wave))
-        assert to_pcm16(torch.tensor([[0.0, 1.0], [0.0, 1.0]])).tolist() == [[0, 0], [32767, 32767]]
-        for shape in ((2, 0), (3, 5), (7,), (1, 2, 4)):
-            with pytest.raises(MediaError, match="expected"):
-                to_pcm16(torch.zeros(shape))
-
-    def test_time_windows(self, tmp_path):
-        write_wav(tmp_path / "a.wav", Audio(torch.linspace(-1, 1, 100).expand(2, -1), 10))
-        whole, part = read_wav(tmp_path / "a.wav"), read_wav(tmp_path / "a.wav", 2.0, 3.0)
-        assert whole is not None and part is not None
-        assert torch.equal(part.waveform, whole.waveform[..., 20:50])
-        assert read_wav(tmp_path / "a.wav", 20.0) is None
-
-    @pytest.mark.parametrize(
-        ("kind", "bits", "samples"),
-        [
-            (1, 8, bytes([128, 192, 0])),
-            (1, 16, struct.pack("<3h", 0, 16384, -32768)),
-            (1, 24, b"\x00\x00\x00" + b"\x00\x00\x40" + b"\x00\x00\x80"),
-            (1, 32, struct.pack("<3i", 0, 2**30, -(2**31))),
-            (3, 32, struct.pack("<3f", 0, 0.5, -1)),
-            (3, 64, struct.pack("<3d", 0, 0.5, -1)),
-            (0xFFFE, 16, struct.pack("<3h", 0, 16384, -32768)),
-        ],
-    )
-    def test_sample_formats(self, tmp_path, kind, bits, samples):
-        extra = struct.pack("<HHIH14s", 22, bits, 4, 1, bytes(14)) if kind == 0xFFFE else b""
-        fmt = struct.pack("<HHIIHH", kind, 1, 8000, 8000 * bits // 8, bits // 8, bits) + extra
-        chunks = b"fmt " + struct.pack("<I", len(fmt)) + fmt + b"LIST" + struct.pack("<I", 3) + b"abc\0"
-        body = b"WAVE" + chunks + b"data" + struct.pack("<I", len(samples)) + samples
-        (tmp_path / "a.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
-        audio = read_wav(tmp_path / "a.wav")
-        assert audio is not None and audio.waveform.tolist() == [[[0.0, 0.5, -1.0]]]
-
-    def test_damaged_files_are_refused(self, tmp_path):
-        path = tmp_path / "a.wav"
-        for data in (b"", b"RIFF....WAVE", b"RIFF....WAVEfmt \x10\x00\x00\x00\x01\x00", b"ID3" + bytes(50)):
-            path.write_bytes(data)
-            with pytest.raises(MediaError, match=r"a\.wav"):
-                read_wav(path)

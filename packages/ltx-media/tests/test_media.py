@@ -659,3 +659,10 @@ class TestPreviews:
 
     def test_silence_is_dark(self):
         assert spectrogram(Audio(torch.zeros(2, 24000), 24000), 1.0, 10, 10).max() == 0
+
+    def test_a_sound_alone_has_a_sheet_too(self, tmp_path):
+        write_contact_sheet(tmp_path / "a.png", (), 24, tone(0.5), "A bell")
+        with Image.open(tmp_path / "a.png") as page:
+            assert page.width == 1600 and len(page.convert("RGB").getcolors(1 << 24)) > 50
+        with pytest.raises(MediaError, match="no frames to show"):
+            write_contact_sheet(tmp_path / "b.png", (), 24)

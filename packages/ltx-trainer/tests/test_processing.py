@@ -16,17 +16,22 @@ from typer.testing import CliRunner
 
 from ltx_core.errors import CheckpointError, ConfigError, MediaError
 from ltx_core.types import Audio, SpatioTemporalScaleFactors
+from ltx_media.audio import read_audio
+from ltx_media.audio import write_wav as write_sound
+from ltx_media.fit import resize_and_crop
+from ltx_media.images import decode_image
+from ltx_media.video import probe_video, read_frames, read_frames_at
+from ltx_media.writer import write_video
 from ltx_trainer.cli import dataset as command
 from ltx_trainer.datasets import BatchOrder, PrecomputedDataset, read_batches
-from ltx_trainer.media import probe, read_audio, read_frames, read_image, write_video
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.precomputed import read_record, read_values, write_record
 from ltx_trainer.processing.buckets import parse_buckets, select_bucket
 from ltx_trainer.processing.captioning import caption_media, find_media
 from ltx_trainer.processing.captions import parse_answer
 from ltx_trainer.processing.dataset import process_dataset
+from ltx_trainer.processing.masks import audio_mask, video_mask
 from ltx_trainer.processing.metadata import output_stem, read_rows
-from ltx_trainer.processing.pixels import audio_mask, resize_and_crop, video_mask
 from ltx_trainer.processing.stage import ProcessingOptions
 from ltx_trainer.processing.tiles import encode_in_tiles
 from ltx_trainer.processing.transformers_captioner import transformers_captioner
@@ -346,10 +351,8 @@ def test_an_audio_mask_takes_the_nearest_earlier_value_as_interpolation_counts_i
 
 
 def write_wav(path: Path, seconds: float) -> None:
-    from ltx_core.model.audio_vae.wav import write_wav as write
-
     time = torch.arange(round(seconds * 16000)) / 16000
-    write(path, Audio(torch.sin(2 * math.pi * 300 * time).expand(2, -1) * 0.5, 16000))
+    write_sound(path, Audio(torch.sin(2 * math.pi * 300 * time).expand(2, -1) * 0.5, 16000))
 
 
 class TestMedia:
@@ -360,17 +363,17 @@ class TestMedia:
         click[:, 16000:17600] = torch.sin(torch.arange(1600) * 0.5) * 0.8
         write_video(tmp_path / "a.mp4", frames, 30, Audio(click, 16000))
         for fps in (12, 24, 25, 30, 50):
-            seen = [float(frame.float().mean()) for frame in read_frames(tmp_path / "a.mp4", fps)]
+            seen = [float(frame.float().mean()) for frame in read_frames_at(tmp_path / "a.mp4", fps)]
             flash = seen.index(max(seen))
             assert len(seen) == 2 * fps
             assert abs(flash / fps - 1.0) < 1 / fps
-        sound = read_audio(tmp_path / "a.mp4", probe(tmp_path / "a.mp4").start, 2.0)
-        onset = int((sound.waveform[0].abs() > 0.1).nonzero()[0]) / sound.sampling_rate
+        sound = read_audio(tmp_path / "a.mp4", probe_video(tmp_path / "a.mp4").start, 2.0)
+        onset = int((sound.waveform[0, 0].abs() > 0.1).nonzero()[0]) / sound.sampling_rate
         assert abs(onset - 1.0) < 0.02
 
     def test_stored_frames_come_as_they_are_without_a_rate(self, tmp_path):
         write_clip(tmp_path / "a.mp4", frames=20, fps=29.97)
-        assert probe(tmp_path / "a.mp4").fps == pytest.approx(29.97, abs=1e-3)
+        assert probe_video(tmp_path / "a.mp4").fps == pytest.approx(29.97, abs=1e-3)
         seen = [float(frame.float().mean()) for frame in read_frames(tmp_path / "a.mp4")]
         assert len(seen) == 20 and seen == sorted(seen)
 
@@ -378,7 +381,7 @@ class TestMedia:
         write_wav(tmp_path / "a.wav", 1.0)
         whole = read_audio(tmp_path / "a.wav").waveform
         part = read_audio(tmp_path / "a.wav", 0.25, 0.5).waveform
-        assert whole.shape == (2, 16000) and torch.equal(part, whole[:, 4000:12000])
+        assert whole.shape == (1, 2, 16000) and torch.equal(part, whole[..., 4000:12000])
         assert read_audio(tmp_path / "a.wav", 2.0, 0.5) is None
 
     def test_pictures_are_turned_upright(self, tmp_path):
@@ -386,7 +389,7 @@ class TestMedia:
         exif = picture.getexif()
         exif[0x0112] = 6  # turn right
         picture.save(tmp_path / "a.jpg", exif=exif)
-        assert read_image(tmp_path / "a.jpg").shape == (40, 20, 3)
+        assert decode_image(tmp_path / "a.jpg").shape == (40, 20, 3)
 
     def test_a_truncated_video_is_an_error_of_that_video(self, tmp_path):
         write_clip(tmp_path / "a.mp4")
@@ -521,7 +524,7 @@ class TestCommands:
         for index, path in enumerate(paths):
             pictures = torch.stack(list(read_frames(path))).float().mean(dim=(0, 1, 2))
             assert (pictures - torch.tensor(colours[index])).abs().max() < 12
-            assert probe(path).frames == 24
+            assert probe_video(path).frames == 24
             assert read_audio(path).duration == pytest.approx(1.0, abs=0.1)
         assert len(list((tmp_path / "scenes").glob("*.jpg"))) == 3
 
@@ -537,5 +540,5 @@ class TestCommands:
         decoded = ["decode", str(tmp_path / "out"), str(tmp_path / "videos"), *models[:2], "--with-audio"]
         result = CliRunner().invoke(command, [*decoded, "--device", "cpu"])
         assert result.exit_code == 0, result.output
-        info = probe(tmp_path / "videos" / "a.mp4")
+        info = probe_video(tmp_path / "videos" / "a.mp4")
         assert (info.width, info.height, info.frames, info.fps, info.has_audio) == (96, 64, 9, 12.0, True)

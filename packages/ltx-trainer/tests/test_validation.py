@@ -14,10 +14,11 @@ from tests.tiny_training import CHANNELS, make_config, write_dataset, write_mode
 
 from ltx_core.errors import ConfigError
 from ltx_core.types import Audio, VideoPixelShape
+from ltx_media.audio import read_audio
+from ltx_media.video import probe_video
+from ltx_media.writer import write_video
 from ltx_trainer.inference import make_samples
-from ltx_trainer.media import probe, read_audio, write_video
 from ltx_trainer.model_files import ModelFiles
-from ltx_trainer.sheet import COLUMNS, SPECTROGRAM_HEIGHT, THUMB_WIDTH, sample_sheet, spectrogram
 from ltx_trainer.trainer import LtxvTrainer
 from ltx_trainer.validation_config import (
     SamplePrefix,
@@ -95,20 +96,6 @@ class TestStates:
         assert not sampler._guider("video", sample, alone).do_isolated_modality_generation()
 
 
-class TestSheet:
-    def test_frames_stand_over_the_spectrogram(self):
-        frames = torch.full((20, 60, 80, 3), 200, dtype=torch.uint8)
-        sheet = sample_sheet(frames, Audio(torch.zeros(2, 100), 16000))
-        assert sheet.shape == (120 + SPECTROGRAM_HEIGHT, COLUMNS * THUMB_WIDTH, 3)
-        assert bool((sheet[:120] == 200).all())
-
-    def test_a_tone_is_a_line_at_its_height(self):
-        time = torch.arange(16000) / 16000
-        picture = spectrogram(Audio(torch.sin(2 * torch.pi * 2000 * time)[None], 16000), 400).float().sum(2)
-        brightest = int(picture.mean(dim=1).argmax())
-        assert brightest == pytest.approx(SPECTROGRAM_HEIGHT * (1 - 2000 / 8000), abs=2)
-
-
 @pytest.fixture
 def clip(tmp_path):
     frames = torch.randint(0, 255, (17, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -143,7 +130,7 @@ def test_files_of_every_kind_of_condition_are_encoded_and_samples_written(tmp_pa
         for end in (kind, "_sheet.png")
     ]
     assert [path.name for path in written] == names
-    info = probe(written[0])
+    info = probe_video(written[0])
     assert (info.width, info.height, info.frames, info.fps) == (192, 64, 17, 25.0)
     assert read_audio(written[2]).duration == pytest.approx(0.68, abs=0.1)
     assert Image.open(written[6]).size == (64, 64)

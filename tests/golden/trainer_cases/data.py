@@ -16,22 +16,14 @@ import torch
 from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.waveform import to_stereo
 from ltx_core.types import Audio, SpatioTemporalScaleFactors
+from ltx_media.fit import resize_and_center_crop, resize_and_crop, to_model_input
 from ltx_trainer.config import InvalidConfig, parse_config
 from ltx_trainer.datasets import PrecomputedDataset, collate
 from ltx_trainer.precomputed import read_record
 from ltx_trainer.processing.buckets import parse_buckets, select_bucket
 from ltx_trainer.processing.captions import parse_answer, prompt_of, remove_opening
+from ltx_trainer.processing.masks import audio_mask, image_mask, kept_frames, reference_frames, video_mask
 from ltx_trainer.processing.metadata import column_roles, read_rows
-from ltx_trainer.processing.pixels import (
-    audio_mask,
-    image_mask,
-    kept_frames,
-    reference_frames,
-    resize_and_center_crop,
-    resize_and_crop,
-    to_model_input,
-    video_mask,
-)
 from ltx_trainer.processing.tiles import encode_in_tiles
 from tests.golden.case import Case, assert_close
 

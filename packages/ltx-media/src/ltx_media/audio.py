@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ltx_core.errors import MediaError
 from ltx_core.model.audio_vae.waveform import to_stereo
 from ltx_core.types import Audio
+from ltx_media.containers import opened, origin
 from ltx_media.errors import media_errors
 from ltx_media.files import replacing
 from ltx_media.recipe import container_tags
@@ -27,20 +28,19 @@ def read_audio(path: str | Path, start: float = 0.0, duration: float | None = No
     in the window. Sound that begins later than the file is preceded by silence, so it stays in step with the picture.
     Raises ``MediaError``.
     """
-    with media_errors(path, "read sound"), av.open(str(path)) as source:
+    with opened(path, "read sound") as source:
         if not source.streams.audio:
             return None
         stream = source.streams.audio[0]
-        origin = (source.start_time or 0) / av.time_base
-        end = start + duration if duration else float("inf")
+        zero, end = origin(source), float("inf") if duration is None else start + duration
         if start > 0:
-            source.seek(int((start + origin) / stream.time_base), stream=stream)
+            source.seek(int((start + zero) / stream.time_base), stream=stream)
         chunks: list[Tensor] = []
         first, rate = 0.0, stream.rate
-        for time, frame in _timed(source.decode(stream), origin):
+        for time, frame in _timed(source.decode(stream), zero):
             if time + frame.samples / frame.sample_rate < start:
                 continue
-            if time > end:
+            if time >= end:
                 break
             if not chunks:
                 first, rate = time, frame.sample_rate
@@ -52,7 +52,7 @@ def read_audio(path: str | Path, start: float = 0.0, duration: float | None = No
     waveform = torch.cat(chunks, 1)
     offset = round((start - first) * rate)
     waveform = waveform[:, offset:] if offset > 0 else F.pad(waveform, (-offset, 0))
-    if duration:
+    if duration is not None:
         waveform = waveform[:, : round(duration * rate)]
     return Audio(waveform[None], rate) if waveform.shape[1] else None
 
@@ -74,6 +74,13 @@ def write_wav(path: str | Path, audio: Audio, metadata: Mapping[str, str] | None
         sink.mux(stream.encode())
 
 
+def fit_duration(audio: Audio, duration: float) -> Audio:
+    """Sound cut, or continued with silence, to ``duration`` seconds."""
+    length = round(duration * audio.sampling_rate)
+    waveform = audio.waveform[..., :length]
+    return Audio(F.pad(waveform, (0, length - waveform.shape[-1])), audio.sampling_rate)
+
+
 def stereo_track(audio: Audio, path: str | Path, duration: Fraction | None = None) -> Tensor:
     """The waveform as float32 ``[2, S]`` on the CPU, clipped to [-1, 1]; cut or padded with silence to ``duration``."""
     waveform = audio.waveform.detach().float().cpu()
@@ -89,11 +96,11 @@ def stereo_track(audio: Audio, path: str | Path, duration: Fraction | None = Non
     return F.pad(waveform[:, :length], (0, max(length - waveform.shape[1], 0)))
 
 
-def _timed(frames: Iterator[av.AudioFrame], origin: float) -> Iterator[tuple[float, av.AudioFrame]]:
+def _timed(frames: Iterator[av.AudioFrame], zero: float) -> Iterator[tuple[float, av.AudioFrame]]:
     """Frames with their start in seconds; one without a timestamp follows the one before."""
     following = 0.0
     for frame in frames:
-        time = following if frame.pts is None else float(frame.pts * frame.time_base) - origin
+        time = following if frame.pts is None else float(frame.pts * frame.time_base) - zero
         following = time + frame.samples / frame.sample_rate
         yield time, frame
 

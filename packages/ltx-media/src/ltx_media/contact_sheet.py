@@ -51,18 +51,21 @@ def write_contact_sheet(
 ) -> None:
     """Write a PNG with ``count`` frames of a clip over its spectrogram; ``frames`` as in ``write_video`` (SDR).
 
-    Raises ``MediaError``.
+    A sound alone has no frames. Raises ``MediaError``.
     """
     every = list(single_frames(frames))
-    if not every:
+    if not every and audio is None:
         raise MediaError(f"{path}: there are no frames to show")
     picks = sorted({round(index) for index in np.linspace(0, len(every) - 1, min(count, len(every)))})
-    height, width, _ = every[0].shape
-    facts = f"{width} x {height}   {float(fps):.5g} fps   {len(every)} frames   {len(every) / float(fps):.2f} s"
+    duration = len(every) / float(fps) if every or audio is None else audio.duration
+    facts = f"{duration:.2f} s"
+    if every:
+        height, width, _ = every[0].shape
+        facts = f"{width} x {height}   {float(fps):.5g} fps   {len(every)} frames   {facts}"
     sheet = ContactSheet(
         frames=[every[index].cpu() for index in picks],
         times=[index / float(fps) for index in picks],
-        duration=len(every) / float(fps),
+        duration=duration,
         title=title,
         facts=facts,
         audio=audio,
@@ -73,7 +76,7 @@ def write_contact_sheet(
 
 def draw_contact_sheet(sheet: ContactSheet) -> Image.Image:
     """The page: title and facts, the grid of frames, then the spectrogram with a mark at each frame's time."""
-    height, width, _ = sheet.frames[0].shape
+    height, width = sheet.frames[0].shape[:2] if sheet.frames else (1, 1)
     columns = _columns(len(sheet.frames), width / height)
     cell = (PAGE - 2 * MARGIN - (columns - 1) * GAP) // columns
     cell_height = round(cell * height / width)

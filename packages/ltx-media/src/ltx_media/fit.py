@@ -47,6 +47,39 @@ def to_signed(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
+def covering_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """``(height, width)`` scaled to cover ``target`` exactly on one side; the other is truncated to whole pixels."""
+    (height, width), (target_height, target_width) = size, target
+    if width * target_height > height * target_width:
+        return target_height, max(int(width * target_height / height), target_width)
+    return max(int(height * target_width / width), target_height), target_width
+
+
+def resize_and_crop(
+    frames: Tensor, height: int, width: int, mode: str = "bicubic", crop: tuple[float, float] = (0.5, 0.5)
+) -> Tensor:
+    """Scale ``[N, C, h, w]`` to cover ``height x width`` and cut that out.
+
+    ``mode`` is bicubic (antialiased) or nearest; ``crop`` is where to cut, from 0 (top, left) to 1 (bottom, right).
+    """
+    size = covering_size((frames.shape[-2], frames.shape[-1]), (height, width))
+    if size != tuple(frames.shape[-2:]):
+        options = {"antialias": True, "align_corners": False} if mode == "bicubic" else {}
+        frames = F.interpolate(frames, size, mode=mode, **options)
+    top, left = int((size[0] - height) * crop[0]), int((size[1] - width) * crop[1])
+    return frames[..., top : top + height, left : left + width]
+
+
+def resize_and_center_crop(frames: Tensor, height: int, width: int) -> Tensor:
+    """``[N, 3, h, w]`` brought to ``height x width``, still in [0, 1]."""
+    return resize_and_crop(frames, height, width).clamp(0, 1)
+
+
+def to_model_input(frames: Tensor) -> Tensor:
+    """Frames ``[F, 3, H, W]`` in [0, 1] as the encoder takes them: ``[3, F, H, W]`` in [-1, 1]."""
+    return frames.mul(2).sub(1).movedim(0, 1)
+
+
 def _resize(pictures: Tensor, height: int, width: int) -> Tensor:
     if pictures.shape[-2:] == (height, width):
         return pictures

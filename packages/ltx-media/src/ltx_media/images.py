@@ -21,6 +21,13 @@ from ltx_media.fit import center_crop_fit, long_side_fit, to_signed
 
 logger = logging.getLogger(__name__)
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether a file's name is that of a still of 8 or 16 bits."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
 
 def load_image(
     path: str | Path, height: int, width: int, crf: float = 0, color_space: HDRColorSpace | None = None

@@ -1,4 +1,7 @@
-"""Video in: what a file holds, and its frames upright in RGB, by index or by time."""
+"""Video in: what a file holds, and its frames upright in RGB, by index or by time.
+
+Times are seconds from the start of the file, so that frames and sound of one file stay in step.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,24 @@ from torch import Tensor
 
 from ltx_core.errors import MediaError
 from ltx_media.color import HDRColorSpace, to_working_codes
-from ltx_media.errors import media_errors
+from ltx_media.containers import opened, origin
 from ltx_media.exr import exr_frames, read_exr
 from ltx_media.fit import center_crop_fit, reflect_pad_fit, to_signed
+from ltx_media.images import decode_image, is_image
 
 HD_HEIGHT = 720  # untagged pictures of at least this height use the BT.709 matrix, smaller ones BT.601
 COLORSPACE_UNSPECIFIED = 2
 RATE_TOLERANCE = 0.01  # what rounded times may change the measured rate by
+EARLY = 0.1  # share of a frame's time by which a frame may come late and still count as on screen
+ROUNDED = 1e-3  # seconds by which containers that count milliseconds move a frame
+STILL_FPS = Fraction(1)
 # libswscale flags: bilinear, full chroma interpolation, accurate rounding. Its default darkens by a code or two.
 ACCURATE_CONVERSION = 2 | 0x2000 | 0x40000
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds. Sizes are those of the upright picture."""
+    """What a video or picture file holds. Sizes are those of the upright picture."""
 
     path: Path
     width: int
@@ -40,6 +47,7 @@ class VideoInfo:
     rotation: int  # degrees counter-clockwise that turn a stored frame upright: 0, 90, 180 or 270
     variable_rate: bool  # frames are not evenly spaced
     has_audio: bool
+    start: float = 0.0  # seconds from the start of the file to the first frame
 
     @property
     def duration(self) -> float:
@@ -48,9 +56,14 @@ class VideoInfo:
 
 
 def probe_video(path: str | Path) -> VideoInfo:
-    """Size, rate and length of the first video stream. Raises ``MediaError`` for files without one."""
+    """Size, rate and length of the first video stream, or of a still. Raises ``MediaError`` for other files."""
+    if is_image(path):
+        height, width, _ = decode_image(path).shape
+        return VideoInfo(Path(path), width, height, STILL_FPS, 1, 0, False, False)
     with _opened(path) as (source, stream):
-        frame = _first_frame(source, stream, path)
+        frame = next(source.decode(stream), None)
+        if frame is None:
+            raise MediaError(f"{path}: cannot read video: it holds no frame")
         rotation = _quarter_turn(frame)
         frames, declared = stream.frames, stream.average_rate or stream.guessed_rate
         fps, base = declared, stream.base_rate
@@ -70,14 +83,18 @@ def probe_video(path: str | Path) -> VideoInfo:
             rotation=rotation,
             variable_rate=abs((base or fps) / fps - 1) > RATE_TOLERANCE,
             has_audio=bool(source.streams.audio),
+            start=max((frame.time or 0.0) - origin(source), 0.0),
         )
 
 
 def read_frames(path: str | Path, skip: int = 0, max_frames: int | None = None) -> Iterator[Tensor]:
     """Frames in presentation order as uint8 ``[h, w, 3]``: the first ``skip`` left out, at most ``max_frames`` given.
 
-    Raises ``MediaError`` when the file holds no such frame, or ends before its last one.
+    A still is one frame. Raises ``MediaError`` when the file holds no such frame, or ends before its last one.
     """
+    if is_image(path):
+        yield decode_image(path)
+        return
     stop = None if max_frames is None else skip + max_frames
     count = 0
     for count, (_, frame) in enumerate(islice(_decode(path), stop), 1):
@@ -88,7 +105,7 @@ def read_frames(path: str | Path, skip: int = 0, max_frames: int | None = None) 
 
 
 def read_frames_between(path: str | Path, start: float, duration: float) -> Iterator[Tensor]:
-    """Frames shown in ``[start, start + duration)`` seconds, as uint8 ``[h, w, 3]``.
+    """The stored frames shown in ``[start, start + duration)`` seconds, as uint8 ``[h, w, 3]``.
 
     A file without timestamps is read by index at its average rate. Raises ``MediaError`` when no frame lies there.
     """
@@ -98,31 +115,43 @@ def read_frames_between(path: str | Path, start: float, duration: float) -> Iter
             fps = probe_video(path).fps
             yield from read_frames(path, round(start * fps), round(duration * fps))
             return
-        if time >= start + duration:
+        if time >= start + duration - ROUNDED:
             break
-        if time >= start:
+        if time >= start - ROUNDED:
             count += 1
             yield _to_rgb(frame)
     if not count:
         raise MediaError(f"{path}: it shows no frame from {start:g} s to {start + duration:g} s")
 
 
-def read_frames_at(path: str | Path, fps: Fraction, max_frames: int | None = None) -> Iterator[Tensor]:
-    """The frame on screen at 0, 1/fps, 2/fps, ... seconds, as uint8 ``[h, w, 3]``: a variable rate made constant."""
-    given, shown = 0, None
-    for time, frame in _decode(path):
+def read_frames_at(
+    path: str | Path, fps: Fraction | float, max_frames: int | None = None, start: float = 0.0
+) -> Iterator[Tensor]:
+    """The frame on screen at ``start``, ``start + 1/fps``, ... seconds, as uint8 ``[h, w, 3]``: any rate made constant.
+
+    The first frame counts as on screen before its time, the last one for its own length. A still is one frame. Raises
+    ``MediaError`` when no frame lies there.
+    """
+    if is_image(path):
+        yield decode_image(path)
+        return
+    fps, given, end = float(fps), 0, start
+    shown: av.VideoFrame | None = None
+    for time, frame in _decode(path, start):
         if time is None:
             raise MediaError(f"{path}: its frames carry no times, so their rate cannot be changed")
-        while shown is not None and Fraction(given) / fps < Fraction(time).limit_denominator(1_000_000):
-            if given == max_frames:
-                return
-            yield shown
+        while shown is not None and given != max_frames and start + (given + EARLY) / fps < time:
+            yield _to_rgb(shown)
             given += 1
-        shown = _to_rgb(frame)
-    if shown is None:
-        raise MediaError(f"{path}: it holds no frame")
-    if given != max_frames:
-        yield shown
+        if given == max_frames:
+            return
+        length = float(frame.duration * frame.time_base) or 1 / fps
+        shown, end = frame, time + length - EARLY * min(length, 1 / fps)
+    while shown is not None and given != max_frames and start + given / fps < end:
+        yield _to_rgb(shown)
+        given += 1
+    if not given and max_frames != 0:
+        raise MediaError(f"{path}: it shows no frame from {start:g} s on")
 
 
 def load_video(
@@ -157,12 +186,12 @@ def load_mask_video(path: str | Path, height: int, width: int, max_frames: int |
 
 
 def _decode(path: str | Path, start: float = 0.0) -> Iterator[tuple[float | None, av.VideoFrame]]:
-    """Decoded frames with their times in seconds, counted from the start of the file."""
+    """Decoded frames from the one on screen at ``start`` seconds or before, with their times."""
     with _opened(path) as (source, stream):
         stream.thread_type = "AUTO"
-        origin = (source.start_time or 0) / av.time_base
+        zero = origin(source)
         if start > 0:
-            source.seek(int((start + origin) / stream.time_base), stream=stream)
+            source.seek(int((start + zero) / stream.time_base), stream=stream)
         count = 0
         decoded = source.decode(stream)
         while True:
@@ -173,28 +202,17 @@ def _decode(path: str | Path, start: float = 0.0) -> Iterator[tuple[float | None
                     f"{path}: damaged after frame {count} of {stream.frames or '?'}: {error.strerror}"
                 ) from error
             if frame is None:
-                break
+                return
             count += 1
-            yield None if frame.pts is None else float(frame.pts * frame.time_base) - origin, frame
-    if missing := _missing_bytes(path):
-        raise MediaError(f"{path}: truncated after frame {count} of {stream.frames}: {missing} bytes are missing")
+            yield None if frame.pts is None else float(frame.pts * frame.time_base) - zero, frame
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    with media_errors(path, "read video"), av.open(str(path)) as source:
+    with opened(path, "read video") as source:
         if not source.streams.video:
             raise MediaError(f"{path}: it holds no picture, expected a video")
         yield source, source.streams.video[0]
-
-
-def _first_frame(source: av.container.InputContainer, stream: av.VideoStream, path: str | Path) -> av.VideoFrame:
-    frame = next(source.decode(stream), None)
-    if frame is None:
-        missing = _missing_bytes(path)
-        cause = f"{missing} bytes are missing at its end" if missing else "it holds no frame"
-        raise MediaError(f"{path}: cannot read video: {cause}")
-    return frame
 
 
 def _measured(source: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, Fraction | None]:
@@ -206,25 +224,6 @@ def _measured(source: av.container.InputContainer, stream: av.VideoStream) -> tu
         return len(times), None
     rate = (len(known) - 1) / ((known[-1] - known[0]) * Fraction(stream.time_base))
     return len(times), rate
-
-
-def _missing_bytes(path: str | Path) -> int:
-    """How many bytes the last top-level box of an MP4 or MOV claims beyond the end of the file."""
-    size = Path(path).stat().st_size
-    with Path(path).open("rb") as file:
-        position = 0
-        while position + 8 <= size:
-            file.seek(position)
-            header = file.read(16)
-            length, kind = int.from_bytes(header[:4], "big"), header[4:8]
-            if position == 0 and kind not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-                return 0
-            if length == 1:
-                length = int.from_bytes(header[8:16], "big")
-            if length < 8:  # 0: up to the end of the file
-                return 0
-            position += length
-    return max(position - size, 0)
 
 
 def _quarter_turn(frame: av.VideoFrame) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,19 @@ from torch import Tensor
 
 from ltx_core.errors import ConfigError, MediaError
 from ltx_core.model.audio_vae.audio_vae import decode_audio, encode_audio
-from ltx_core.model.audio_vae.wav import write_wav
 from ltx_core.model.video_vae.frames import decode_video
 from ltx_core.model.video_vae.tiling import TileSizeConfig
 from ltx_core.model.video_vae.video_vae import VideoDecoder
 from ltx_core.types import Audio, AudioLatentShape, VideoPixelShape
-from ltx_trainer.media import fit_duration, is_image, read_audio, read_frames, read_image, write_video
+from ltx_media.audio import fit_duration, read_audio, write_wav
+from ltx_media.contact_sheet import write_contact_sheet
+from ltx_media.fit import resize_and_center_crop, resize_and_crop, to_model_input
+from ltx_media.images import decode_image, is_image, write_png
+from ltx_media.video import read_frames
+from ltx_media.writer import write_video
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.precomputed import read_record
-from ltx_trainer.processing.pixels import (
-    audio_mask,
-    image_mask,
-    reference_frames,
-    resize_and_center_crop,
-    resize_and_crop,
-    to_model_input,
-    video_mask,
-)
-from ltx_trainer.sheet import sample_sheet
+from ltx_trainer.processing.masks import audio_mask, image_mask, reference_frames, video_mask
 from ltx_trainer.validation_config import (
     SampleAudioToVideo,
     SampleCondition,
@@ -201,17 +195,14 @@ def condition_frames(condition: SampleCondition, shape: VideoPixelShape, files: 
 
 def read_planes(path: str | Path, count: int) -> Tensor:
     """At most ``count`` frames ``[F, 3, H, W]`` in [0, 1]."""
-    frames = [frame.permute(2, 0, 1).float() / 255 for frame in islice(read_frames(path), count)]
-    if not frames:
-        raise MediaError(f"{path}: cannot read video: it holds no frame")
-    return torch.stack(frames)
+    return torch.stack([frame.permute(2, 0, 1).float() / 255 for frame in read_frames(path, max_frames=count)])
 
 
 def read_video_mask(path: Path, shape: VideoPixelShape, grid: tuple[int, int, int], files: ModelFiles) -> Tensor:
     """A mask file on the latent grid ``[F, H, W]``."""
     factors = files.scale_factors()
     if is_image(path):
-        grey = read_image(path).float().mean(dim=-1)[None, None] / 255
+        grey = decode_image(path).float().mean(dim=-1)[None, None] / 255
         return image_mask(resize_and_crop(grey, shape.height, shape.width).clamp(0, 1)[0, 0], grid, factors)
     frames = resize_and_crop(
         read_planes(path, shape.frames).mean(dim=1, keepdim=True), shape.height, shape.width, mode="nearest"
@@ -226,7 +217,7 @@ def read_audio_mask(path: Path) -> Tensor:
     audio = read_audio(path)
     if audio is None:
         raise MediaError(f"{path}: it holds no sound")
-    return audio.waveform.abs().mean(dim=0)
+    return audio.waveform.abs().mean(dim=(0, 1))
 
 
 def cut_sound(audio: Audio, condition: SampleCondition, shape: VideoPixelShape) -> Audio:
@@ -259,13 +250,13 @@ def write_sample(stem: Path, sample: PreparedSample, frames: Tensor | None, soun
         write_wav(path, sound)
     elif frames is not None and len(frames) == 1:
         path = stem.with_name(f"{stem.name}.png")
-        save_picture(path, frames[0])
+        write_png(path, frames[0])
     elif frames is not None:
         path = stem.with_name(f"{stem.name}.mp4")
         write_video(path, beside(sample.pictures, frames), sample.shape.fps, sound)
     else:
         return []
-    save_picture(sheet, sample_sheet(frames, sound))
+    write_contact_sheet(sheet, () if frames is None else [frames], sample.shape.fps, sound, sample.prompt)
     return [path, sheet]
 
 
@@ -274,10 +265,3 @@ def beside(references: Mapping[int, Tensor], frames: Tensor) -> Iterator[Tensor]
     for index, frame in enumerate(frames):
         left = [reference[min(index, len(reference) - 1)] for reference in references.values()]
         yield torch.cat([*left, frame], dim=1)
-
-
-def save_picture(path: Path, picture: Tensor) -> None:
-    """Write uint8 ``[H, W, 3]`` as PNG."""
-    from PIL import Image
-
-    Image.fromarray(picture.cpu().numpy()).save(path)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ltx_core.errors import ConfigError, LtxError, MediaError
 from ltx_core.types import AUDIO_SAMPLE_RATE, Audio
-from ltx_trainer.media import fit_duration, is_image, probe, read_audio
+from ltx_media.audio import fit_duration, read_audio
+from ltx_media.images import is_image
+from ltx_media.video import probe_video
 from ltx_trainer.precomputed import Record, read_record
+from ltx_trainer.processing.masks import audio_mask
 from ltx_trainer.processing.metadata import Row
-from ltx_trainer.processing.pixels import audio_mask
 from ltx_trainer.processing.stage import Prepared, Stage, Workspace
 from ltx_trainer.processing.video_stages import target_bucket, target_fps
 
@@ -67,7 +69,7 @@ def audio_mask_stage(work: Workspace) -> Stage:
             audio = read_audio(path, duration=target["duration"])
             if audio is None:
                 raise MediaError(f"{path}: it holds no sound")
-            mask = fit_duration(audio, target["duration"]).waveform.abs().mean(dim=0)
+            mask = fit_duration(audio, target["duration"]).waveform.abs().mean(dim=(0, 1))
         return audio_mask(mask, target["num_time_steps"]), {}
 
     return Stage("audio_masks", prepare, lambda masks: [{"mask": mask} for mask in masks])
@@ -86,7 +88,7 @@ def read_sound(row: Row, duration: float | None) -> Audio | None:
     if "audio" in row.media:
         return read_audio(row.media["audio"], duration=duration)
     video = row.media["video"]
-    return None if is_image(video) else read_audio(video, probe(video).start, duration)
+    return None if is_image(video) else read_audio(video, probe_video(video).start, duration)
 
 
 def bucket_duration(duration: float, buckets: Sequence[float], name: str) -> float:
@@ -104,7 +106,7 @@ def has_sound(row: Row) -> bool:
     if "audio" in row.media:
         return True
     try:
-        return not is_image(row.media["video"]) and probe(row.media["video"]).has_audio
+        return not is_image(row.media["video"]) and probe_video(row.media["video"]).has_audio
     except LtxError:
         return False
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ltx_core.errors import ConfigError, LtxError
-from ltx_trainer.media import IMAGE_SUFFIXES
+from ltx_media.images import IMAGE_SUFFIXES
 from ltx_trainer.processing.metadata import read_records
 from ltx_trainer.processing.progress import progress
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ltx_core.types import Audio
+from ltx_media.writer import write_video
 from ltx_trainer.datasets import PrecomputedDataset
-from ltx_trainer.media import write_video
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.processing.progress import progress
 

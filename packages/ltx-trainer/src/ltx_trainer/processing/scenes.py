@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from ltx_core.errors import ConfigError, MediaError
-from ltx_trainer.media import probe, read_audio, read_frames, write_video
+from ltx_media.audio import read_audio
+from ltx_media.video import probe_video, read_frames_at
+from ltx_media.writer import write_video
 from ltx_trainer.processing.progress import progress
 
 DETECTORS = {
@@ -51,7 +53,7 @@ class Scene:
 
 def find_scenes(video: Path, options: SceneOptions) -> list[Scene]:
     """Scenes in order; the whole video where no cut is found. Raises `ConfigError` without the library."""
-    probe(video)
+    probe_video(video)
     library = _library()
     statistics = library.StatsManager() if options.stats_file else None
     manager = library.SceneManager(statistics)
@@ -76,7 +78,7 @@ def split_scenes(video: Path, output: Path, options: SceneOptions, save_images: 
 
     ``save_images`` pictures of each are written beside it. A scene's file that is there already is kept.
     """
-    info, scenes = probe(video), find_scenes(video, options)
+    info, scenes = probe_video(video), find_scenes(video, options)
     if not scenes:
         raise MediaError(f"{video}: no scene is left; lower filter_shorter_than")
     paths = []
@@ -86,20 +88,20 @@ def split_scenes(video: Path, output: Path, options: SceneOptions, save_images: 
         if path.is_file():
             continue
         first = info.start + scene.start
-        count = round((scene.end - scene.start) * info.fps)
+        count = round((scene.end - scene.start) * float(info.fps))
         every = max(count // save_images, 1) if save_images else None
-        frames = _take(read_frames(video, info.fps if info.variable_rate else None, first), count, path, every)
+        frames = _take(read_frames_at(video, info.fps, count, first), path, every)
         write_video(path, frames, info.fps, read_audio(video, first, scene.end - scene.start))
     return paths
 
 
-def _take(frames: Iterable[Tensor], count: int, path: Path, every: int | None) -> Iterator[Tensor]:
-    """The first ``count`` frames; every n-th is written as a picture too."""
-    for index, frame in zip(range(count), frames, strict=False):
+def _take(frames: Iterable[Tensor], path: Path, every: int | None) -> Iterator[Tensor]:
+    """Frames with even sides; every n-th is written as a picture too."""
+    for index, frame in enumerate(frames):
         if every and index % every == every // 2:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(frame.numpy()).save(path.with_name(f"{path.stem}-{index // every + 1:02d}.jpg"))
-        yield frame
+        yield frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2]
 
 
 def _library() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ltx_core.errors import ConfigError, MediaError
+from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.waveform import resample, to_stereo
-from ltx_trainer.media import is_image, read_audio, read_frames
+from ltx_media.audio import read_audio
+from ltx_media.images import is_image
+from ltx_media.video import read_frames_at
 from ltx_trainer.processing.captioning import Captioner
 from ltx_trainer.processing.captions import ANSWER_KEY, parse_answer
 
@@ -82,11 +83,7 @@ def _load(model: str, device: str) -> tuple[Any, Any]:
 
 
 def _frames(path: Path) -> list[Image.Image]:
-    frames = islice(read_frames(path, None if is_image(path) else FRAMES_PER_SECOND), MAX_FRAMES)
-    pictures = [Image.fromarray(frame.numpy()) for frame in frames]
-    if not pictures:
-        raise MediaError(f"{path}: cannot read video: it holds no frame")
-    return pictures
+    return [Image.fromarray(frame.numpy()) for frame in read_frames_at(path, FRAMES_PER_SECOND, MAX_FRAMES)]
 
 
 def _hears(processor: Any) -> bool:
@@ -98,4 +95,4 @@ def _sound(path: Path) -> Tensor | None:
     audio = read_audio(path, duration=MAX_FRAMES / FRAMES_PER_SECOND)
     if audio is None:
         return None
-    return resample(to_stereo(audio.waveform).mean(dim=0), audio.sampling_rate, HEARING_RATE)
+    return resample(to_stereo(audio.waveform)[0].mean(dim=0), audio.sampling_rate, HEARING_RATE)

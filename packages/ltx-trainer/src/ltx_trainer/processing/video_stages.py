@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -11,13 +10,17 @@ from torch import Tensor
 
 from ltx_core.errors import ConfigError, MediaError
 from ltx_core.types import SpatioTemporalScaleFactors
-from ltx_trainer.media import SAME_RATE, STILL_FPS, VideoInfo, is_image, probe, read_frames, read_image
+from ltx_media.fit import resize_and_crop, to_model_input
+from ltx_media.images import decode_image, is_image
+from ltx_media.video import STILL_FPS, VideoInfo, probe_video, read_frames, read_frames_at
 from ltx_trainer.precomputed import Record
 from ltx_trainer.processing.buckets import Bucket, select_bucket
+from ltx_trainer.processing.masks import image_mask, kept_frames, video_mask
 from ltx_trainer.processing.metadata import Row
-from ltx_trainer.processing.pixels import image_mask, kept_frames, resize_and_crop, to_model_input, video_mask
 from ltx_trainer.processing.stage import Prepared, Stage, Workspace
 from ltx_trainer.processing.tiles import encode_in_tiles
+
+SAME_RATE = 1e-3  # relative difference of frame rates that counts as none
 
 
 def video_stage(work: Workspace) -> Stage:
@@ -25,11 +28,11 @@ def video_stage(work: Workspace) -> Stage:
 
     def prepare(row: Row) -> Prepared:
         path = row.media["video"]
-        info = probe(path)
+        info = probe_video(path)
         rate = resampling(info, work.options.fps)
         bucket, frames = _fit_bucket(path, info, rate, work.crop(row), work)
         still = bucket.frames == 1
-        return frames, {"fps": STILL_FPS if still else rate or info.fps}
+        return frames, {"fps": float(STILL_FPS) if still else rate or float(info.fps)}
 
     return Stage("latents", prepare, lambda clips: encode_clips(clips, work), work.options.batch_size)
 
@@ -42,10 +45,10 @@ def reference_stage(work: Workspace) -> Stage:
         path, target = row.media["reference_video"], target_bucket(work, row)
         height, width = target.height // scale, target.width // scale
         if is_image(path):
-            return fitted_frames(path, 1, (height, width), None, work), {"fps": STILL_FPS}
+            return fitted_frames(path, 1, (height, width), None, work), {"fps": float(STILL_FPS)}
         fps = target_fps(work, row)
-        info = probe(path)
-        rate = fps if abs(info.fps / fps - 1) > SAME_RATE or info.variable_rate else None
+        info = probe_video(path)
+        rate = resampling(info, fps)
         frames = fitted_frames(path, target.frames, (height, width), rate, work, work.crop(row))
         if len(frames[0]) < target.frames:
             raise MediaError(f"{path}: it holds {len(frames[0])} frames, its target has {target.frames}")
@@ -66,14 +69,14 @@ def mask_stage(work: Workspace) -> Stage:
             target.width // factors.width,
         )
         if is_image(path):
-            grey = read_image(path).float().mean(dim=-1)[None, None] / 255
+            grey = decode_image(path).float().mean(dim=-1)[None, None] / 255
             fitted = resize_and_crop(grey, *size, crop=work.crop(row)).clamp(0, 1)
             return image_mask(fitted[0, 0], grid, factors), {}
-        fps, info = target_fps(work, row), probe(path)
-        rate = fps if abs(info.fps / fps - 1) > SAME_RATE else None
+        fps, info = target_fps(work, row), probe_video(path)
+        rate = resampling(info, fps)
         frames = [
             resize_and_crop(_planes(frame).mean(dim=1, keepdim=True), *size, mode="nearest", crop=work.crop(row))
-            for frame in islice(read_frames(path, rate), target.frames)
+            for frame in frames_of(path, rate, target.frames)
         ]
         # The first latent frame covers one frame only: repeating it puts every other group of frames where it belongs.
         return video_mask(torch.cat([frames[0]] * (factors.time - 1) + frames), grid, factors), {}
@@ -84,7 +87,7 @@ def mask_stage(work: Workspace) -> Stage:
 def resampling(info: VideoInfo, fps: float | None) -> float | None:
     """The rate frames must be picked at, None where the stored frames are evenly spaced at the wanted rate."""
     if fps is None:
-        return info.fps if info.variable_rate else None
+        return float(info.fps) if info.variable_rate else None
     return None if abs(info.fps / fps - 1) < SAME_RATE and not info.variable_rate else fps
 
 
@@ -141,11 +144,14 @@ def fitted_frames(
     """At most ``count`` frames of a file as the encoder takes them, ``[3, F, height, width]``."""
     frames = [
         resize_and_crop(_planes(frame), *size, crop=crop).clamp(0, 1).to(work.options.dtype)
-        for frame in islice(read_frames(path, fps), count)
+        for frame in frames_of(path, fps, count)
     ]
-    if not frames:
-        raise MediaError(f"{path}: cannot read video: it holds no frame")
     return to_model_input(torch.cat(frames))
+
+
+def frames_of(path: Path, fps: float | None, count: int) -> Iterator[Tensor]:
+    """At most ``count`` frames: the stored ones, or those on screen at a rate."""
+    return read_frames(path, max_frames=count) if fps is None else read_frames_at(path, fps, count)
 
 
 def _fit_bucket(
@@ -159,7 +165,7 @@ def _fit_bucket(
     if not is_image(path):
         buckets = tuple(bucket for bucket in buckets if bucket.frames > 1) or buckets
     if rate is not None:
-        available = round(info.frames * rate / info.fps)
+        available = round(info.frames * rate / float(info.fps))
     while True:
         index = select_bucket(available, info.height, info.width, buckets)
         if index is None:

@@ -1,0 +1,84 @@
+"""Opening files: those that were cut off are found by what their own headers say is missing at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+
+from ltx_core.errors import MediaError
+from ltx_media.errors import media_errors
+
+MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+@contextmanager
+def opened(path: str | Path, action: str) -> Iterator[av.container.InputContainer]:
+    """The file, open for reading. Raises ``MediaError`` for files that are cut off or of no known kind."""
+    with media_errors(path, action):
+        if missing := missing_bytes(path):
+            raise MediaError(f"{path}: cannot {action}: it is cut off, {missing} bytes are missing at its end")
+        with av.open(str(path), metadata_errors="ignore") as source:
+            yield source
+
+
+def origin(source: av.container.InputContainer) -> float:
+    """Where time 0 of a file is on the clock of its streams, seconds."""
+    return float((source.start_time or 0) / av.time_base)
+
+
+def missing_bytes(path: str | Path) -> int:
+    """How many bytes an MP4, MOV, Matroska, WebM, AVI or WAV claims beyond the end of the file; 0 for other files."""
+    size = Path(path).stat().st_size
+    with Path(path).open("rb") as file:
+        head = file.read(12)
+        if head[4:8] in MP4_BOXES:
+            end = _last_box(file, size)
+        elif head[:4] in (b"RIFF", b"RIFX"):
+            end = 8 + int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
+            end = 0 if end >= 2**32 or end - size < 8 else end  # a writer that could not go back, or left padding out
+        elif head[:4] == EBML:
+            end = _segment(file)
+        else:
+            end = 0
+    return max(end - size, 0)
+
+
+def _last_box(file: BinaryIO, size: int) -> int:
+    """Where the last top-level box of an MP4 or MOV ends; 0 where it reaches to the end of the file."""
+    position = 0
+    while position + 8 <= size:
+        file.seek(position)
+        header = file.read(16)
+        length = int.from_bytes(header[:4], "big")
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        if length < 8:  # 0: up to the end of the file
+            return 0
+        position += length
+    return position
+
+
+def _segment(file: BinaryIO) -> int:
+    """Where the segment of a Matroska file, which follows its first element, ends; 0 where its length is not known."""
+    file.seek(4)
+    length, width = _vint(file.read(8))
+    position = 4 + width + length
+    file.seek(position)
+    if file.read(4) != SEGMENT:
+        return 0
+    length, width = _vint(file.read(8))
+    unknown = length == 2 ** (7 * width) - 1
+    return 0 if unknown else position + 4 + width + length
+
+
+def _vint(data: bytes) -> tuple[int, int]:
+    """A length of EBML and how many bytes it takes; 0 bytes where there is none."""
+    if not data or not data[0]:
+        return 0, 0
+    width = 9 - data[0].bit_length()
+    return int.from_bytes(data[:width], "big") & (2 ** (7 * width) - 1), width
