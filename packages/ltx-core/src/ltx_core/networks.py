@@ -196,5 +196,5 @@ def find_backend(name: str) -> Backend:
     try:
         backend: Backend = getattr(import_module(module), kind)()
     except ModuleNotFoundError as error:
-        raise ConfigError(f"backend {name} is not installed, expected `pip install ltx-{name}`") from error
+        raise ConfigError(f"backend {name} needs the Python package {error.name}, which is not installed") from error
     return backend

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import CheckpointError
-from ltx_core.loader.safetensors_file import SafetensorsFile, save_checkpoint
-from ltx_tiny.world.captions import prompt_world
-from ltx_trainer.pretrain.gemma import unpack
-from ltx_trainer.pretrain.task import MODEL_VERSION, STATISTICS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS = Path(__file__).parent / "weights"
 CHECKPOINT = "ltx-tiny.safetensors"
@@ -36,7 +32,6 @@ DEFAULT_REQUEST = {  # what the model was trained to be asked
     "video_guider_params": GUIDANCE,
     "audio_guider_params": GUIDANCE,
 }
-KEPT_FLOAT32 = (STATISTICS,)  # parts of names; the rest is rounded to bfloat16
 
 
 def model_folder() -> Path:
@@ -52,6 +47,11 @@ def write_bundle(folder: Path, config: Mapping[str, Any], files: Mapping[str, Pa
     ``files`` are by stage: ``video_decoder``, ``audio_vae``, ``vocoder``, ``transformer``, ``gemma``, ``upsampler``,
     ``distill``. Raises `CheckpointError` when the whole is larger than 48 MB.
     """
+    from ltx_core.loader.safetensors_file import SafetensorsFile, save_checkpoint
+    from ltx_tiny.world.captions import prompt_world
+    from ltx_trainer.pretrain.gemma import unpack
+    from ltx_trainer.pretrain.task import MODEL_VERSION
+
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, upscaler, lora = (folder / name for name in (CHECKPOINT, UPSCALER, DISTILLED_LORA))
     parts = [files[name] for name in ("transformer", "video_decoder", "audio_vae", "vocoder")]
@@ -68,11 +68,15 @@ def write_bundle(folder: Path, config: Mapping[str, Any], files: Mapping[str, Pa
 
 
 def rounded(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """All tensors of some files, in bfloat16 where that loses nothing."""
+    """All tensors of some files, in bfloat16 but for the latents' statistics."""
+    import torch
+
+    from ltx_core.loader.safetensors_file import SafetensorsFile
+    from ltx_trainer.pretrain.task import STATISTICS
+
     tensors: dict[str, Tensor] = {}
     for path in paths:
         file = SafetensorsFile(path)
         for name in file.tensors:
-            keep = any(part in name for part in KEPT_FLOAT32)
-            tensors[name] = file.read(name) if keep else file.read(name).to(torch.bfloat16)
+            tensors[name] = file.read(name) if STATISTICS in name else file.read(name).to(torch.bfloat16)
     return tensors

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ltx_core import __version__
 from ltx_core.errors import nearest
 from ltx_pipelines.cli.errors import one_line_errors
 from ltx_pipelines.cli.tasks import BY_NAME, TASKS
@@ -117,9 +118,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"ltx {version('ltx-pipelines')}")
+        typer.echo(f"ltx {__version__}")
         raise typer.Exit
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import typer
 
-PACKAGES = ("ltx-core", "ltx-pipelines", "ltx-trainer", "ltx-tiny", "torch", "transformers", "av", "safetensors")
+from ltx_core import __version__
+from ltx_pipelines.cli.errors import describe, missing
+
+PACKAGES = ("torch", "transformers", "av", "safetensors", "accelerate")
 CODECS = ("libx264", "libx265", "aac")
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -18,31 +22,28 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 @app.command("doctor")
 def doctor(as_json: bool = typer.Option(False, "--json", help="As JSON.")) -> None:
     """What this machine can do: devices, memory, backends, disk."""
-    facts = {
-        "packages": packages(),
-        "devices": devices(),
-        "attention": attention(),
-        "media": media(),
-        "models": models(),
-        "disk": disk(),
-    }
+    facts = {}
+    for section in (packages, models, disk, media, devices, attention):  # those that import torch come last
+        try:
+            lines = section()
+        except ModuleNotFoundError as error:
+            lines = {"not known": describe(error)}
+        facts[section.__name__] = lines
+        if not as_json:
+            typer.echo(section.__name__)
+            typer.echo("\n".join(f"  {name:<22} {value}" for name, value in lines.items()))
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
-        return
-    for section, lines in facts.items():
-        typer.echo(section)
-        for name, value in lines.items():
-            typer.echo(f"  {name:<22} {value}")
 
 
 def packages() -> dict[str, str]:
     """What is installed, in which version."""
-    found = {}
+    found = {"ltx": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
+            found[package] = missing(package)
     return found
 
 

@@ -14,6 +14,8 @@ from ltx_core.errors import LtxError
 
 STOPPED = 130
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
+NEEDED = "accelerate av huggingface_hub numpy pydantic safetensors tensorboard tokenizers torch transformers"
+DISTRIBUTION_OF = {"PIL": "pillow", "yaml": "pyyaml"} | {name: name for name in NEEDED.split()}  # names on the index
 
 
 @contextmanager
@@ -46,9 +48,19 @@ def describe(error: BaseException) -> str:
         if error.errno == errno.ENOSPC:
             return f"disk full: no space left for {error.filename or 'the output'}"
         return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else text
-    if isinstance(error, ImportError):
-        return f"a package is missing: {text}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return missing(error.name.partition(".")[0])
     return f"internal error: {type(error).__name__}: {text} (run again with --debug for the traceback)"
+
+
+def missing(package: str) -> str:
+    """One line on a Python package that is not installed, and on how to install it."""
+    if package in DISTRIBUTION_OF:
+        build = ", or the build for your GPU from pytorch.org" if package == "torch" else ""
+        return f"{package} is not installed: `pip install {DISTRIBUTION_OF[package]}`{build}"
+    if package.startswith("ltx_"):
+        return f"{package} is not installed: run `pip install .` in a clone of LTX, which brings all its packages"
+    return f"the Python package {package} is not installed"
 
 
 def _say(line: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -78,17 +77,16 @@ def row_of(model: KnownModel) -> dict[str, Any]:
 def row_of_tiny() -> dict[str, Any]:
     """The bundled model."""
     from ltx_core.errors import CheckpointError
-    from ltx_pipelines.cli.session import DEFAULT_MODEL
-    from ltx_pipelines.running.model_files import bundled_model
+    from ltx_pipelines.running.hub import NOT_BUNDLED, TINY, bundled_model
 
-    missing = "pip install ltx-tiny"
+    missing = NOT_BUNDLED
     try:
-        folder: Path | None = bundled_model(DEFAULT_MODEL)
+        folder = bundled_model(TINY)
     except CheckpointError as error:
         folder, missing = None, str(error)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9 if folder else 0.0
     return {
-        "model": DEFAULT_MODEL,
+        "model": TINY,
         "what": "small trained model of moving shapes with sound, bundled" if folder else missing,
         "gigabytes": round(size, 3),
         "on_disk": round(size, 3),

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: which we know, what of them is on disk, and fetching them with readable errors."""
+"""Where models come from: bundled with a package, or on the Hugging Face hub; which we know, and fetching them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from ltx_core.errors import CheckpointError
 
+TINY = "tiny"
+NOT_BUNDLED = "the bundled model is in packages/ltx-tiny of LTX, which is not installed here"
 COMMUNITY = "LTX-2 Community License"
 GEMMA = "Gemma Terms of Use"
 
@@ -98,6 +101,14 @@ def download_model(repo: str) -> Path:
         download_model(other)
     with hub_errors(repo):
         return Path(snapshot_download(repo, allow_patterns=patterns))
+
+
+def bundled_model(name: str) -> Path | None:
+    """The folder of a model that an installed package ships, found through the entry points of `ltx.models`."""
+    for entry in entry_points(group="ltx.models"):
+        if entry.name == name:
+            return Path(entry.load()())
+    return None
 
 
 def on_disk(repo: str) -> Path | None:

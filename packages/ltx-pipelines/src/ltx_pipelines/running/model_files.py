@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from ltx_core.errors import CheckpointError, LtxError
@@ -14,8 +13,8 @@ from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.lora import is_lora
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_pipelines.planning.plan import Lora, ModelFiles
+from ltx_pipelines.running import hub
 
-TINY = "tiny"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -33,10 +32,10 @@ def find_model(model: str, variant: str | None = None) -> FoundModel:
 
     ``variant`` ("dev" or "distilled") chooses among several transformers. Raises `CheckpointError` with advice.
     """
-    if (bundled := bundled_model(model)) is not None:
+    if (bundled := hub.bundled_model(model)) is not None:
         return find_in_folder(bundled, variant)
-    if model == TINY:
-        raise CheckpointError("the bundled model needs `pip install ltx-tiny`")
+    if model == hub.TINY:
+        raise CheckpointError(hub.NOT_BUNDLED)
     path = Path(model).expanduser()
     if path.is_file():
         return find_in_folder(path.parent, variant, chosen=path)
@@ -49,21 +48,11 @@ def find_model(model: str, variant: str | None = None) -> FoundModel:
 
 def from_hub(repo: str, variant: str | None = None) -> FoundModel:
     """A hub model, fetched where it is missing, with the language model that lies in a repository of its own."""
-    from ltx_pipelines.running.hub import KNOWN_MODELS, download_model
-
-    found = find_in_folder(download_model(repo), variant)
-    if found.files.text_encoder is not None or repo not in KNOWN_MODELS:
+    found = find_in_folder(hub.download_model(repo), variant)
+    if found.files.text_encoder is not None or repo not in hub.KNOWN_MODELS:
         return found
-    encoders = (find_text_encoder(download_model(other), ()) for other in KNOWN_MODELS[repo].needs)
+    encoders = (find_text_encoder(hub.download_model(other), ()) for other in hub.KNOWN_MODELS[repo].needs)
     return replace(found, files=replace(found.files, text_encoder=next(filter(None, encoders), None)))
-
-
-def bundled_model(name: str) -> Path | None:
-    """The folder of a model that an installed package ships, found through the entry points of `ltx.models`."""
-    for entry in entry_points(group="ltx.models"):
-        if entry.name == name:
-            return Path(entry.load()())
-    return None
 
 
 def find_in_folder(folder: Path, variant: str | None = None, chosen: Path | None = None) -> FoundModel:

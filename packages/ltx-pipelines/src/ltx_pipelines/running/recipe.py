@@ -24,6 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ltx_core import __version__
 from ltx_core.errors import ConfigError
 from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
@@ -34,7 +35,7 @@ from ltx_pipelines.planning.plan import (
 )
 
 RECIPE_VERSION = 1
-PACKAGES = ("ltx-core", "ltx-pipelines", "torch", "av")
+PACKAGES = ("torch", "av")
 HEAD, PIECE, PIECES = 2**20, 4096, 64  # bytes, bytes, number
 
 
@@ -90,7 +91,7 @@ def files_of(plan: Plan) -> Iterator[str]:
 
 def versions() -> dict[str, str]:
     """Our packages and what else decides the last bit."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    found = {"ltx": __version__, "python": platform.python_version(), "machine": platform.machine()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -108,7 +108,7 @@ def _library() -> Any:
     try:
         import scenedetect
     except ImportError as error:
-        raise ConfigError("splitting scenes needs `pip install 'ltx-trainer[scenes]'`") from error
+        raise ConfigError("splitting scenes needs `pip install scenedetect`") from error
     return scenedetect
 
 
