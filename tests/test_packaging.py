@@ -151,7 +151,7 @@ def without_torch(*line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("line", ["demo", "tiny train", "tiny exam", "distilled --prompt ball", "ltxv --prompt ball"])
+@pytest.mark.parametrize("line", ["demo", "tiny train", "tiny eval", "distilled --prompt ball", "ltxv --prompt ball"])
 def test_without_torch_a_command_says_how_to_install_it(line: str, tmp_path: Path) -> None:
     ended = without_torch(*line.split(), cwd=tmp_path)
     advice = "ltx: torch is not installed: `pip install torch`, or the build for your GPU from pytorch.org\n"
