@@ -11,6 +11,7 @@ from benchmarks.common import COMPARISON, Options, Table, alternate, comparison
 from ltx_core.conditioning.mask_utils import build_attention_mask
 from ltx_core.model.transformer.attention import BACKENDS, Attention, attention
 from ltx_core.model.transformer.masks import StrengthGroups, self_attention_bias
+from ltx_core.precision import resolve
 
 
 def run(options: Options) -> list[Table]:
@@ -25,7 +26,7 @@ def shapes(options: Options) -> list[tuple[int, int, int]]:
 
 
 def backends(options: Options) -> Table:
-    dtype = torch.bfloat16 if options.device.type == "cuda" else torch.float32
+    dtype = resolve("auto", options.device).dtype
     table = Table("Attention backends", ("tokens, heads, backend", "seconds", "max abs diff"))
     for tokens, heads, width in shapes(options):
         q, k, v = torch.randn(3, 1, tokens, heads, width, device=options.device).to(dtype)
@@ -49,7 +50,7 @@ def backends(options: Options) -> Table:
 
 def masks(options: Options) -> Table:
     """A reference appended: three quarters of the tokens are the target's."""
-    dtype = torch.bfloat16 if options.device.type == "cuda" else torch.float32
+    dtype = resolve("auto", options.device).dtype
     table = Table(
         "Self-attention with strengths: dense bias made in every forward (plain), groups (improved)", COMPARISON
     )

@@ -19,6 +19,7 @@ MAY_IMPORT = {
 FLOOR = {
     "types": 0,
     "errors": 0,
+    "precision": 0,
     "utils": 0,
     "savings": 0,
     "model": 1,

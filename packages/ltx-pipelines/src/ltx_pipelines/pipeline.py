@@ -156,7 +156,7 @@ class Pipeline(ABC):
             seed=request.seed,
             stages=tuple(stages),
             negative_prompt=self.negative_prompt(request, stages),
-            dtype=self.ledger.dtype_name,
+            dtype=self.ledger.precision.name,
             quantization=self.ledger.quantization,
             **fields,
         )

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from ltx_core.errors import ConfigError
 from ltx_core.loader.safetensors_file import SafetensorsFile, save_tensors
 from ltx_core.model.audio_vae.audio_vae import encode_audio
+from ltx_core.precision import resolve
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
 from ltx_core.types import Audio, AudioLatentShape, SpatioTemporalScaleFactors
 from ltx_tiny.examples import FPS, FRAMES, as_tensor, spoken
@@ -47,8 +48,8 @@ class Encoders:
     def encode(self, clip: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All latents of one rendered clip, without a batch axis."""
         device = next(self.video.parameters()).device
-        latents = {}
-        with torch.autocast(device.type, torch.bfloat16):
+        latents, dtype = {}, resolve("auto", device).dtype
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             for name in (name for name in clip if name.startswith("video_")):
                 latents[name] = self.video(clip[name].to(device).float()[None] / 127.5 - 1)[0]
         sound = Audio(clip["waveform"].to(device), SAMPLE_RATE)

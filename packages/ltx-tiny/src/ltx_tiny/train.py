@@ -14,6 +14,7 @@ from statistics import fmean
 import typer
 
 from ltx_core.errors import ConfigError
+from ltx_core.precision import resolve_mixed
 from ltx_tiny.recipe import Recipe
 from ltx_tiny.stages import STAGES
 from ltx_trainer.loop import StepReport, Task, train
@@ -44,7 +45,9 @@ def run_task(recipe: Recipe, name: str, task: Task) -> bool:
     from accelerate import Accelerator
 
     folder, settings = recipe.out / name, recipe.settings(name)
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=recipe.device == "cpu")
+    accelerator = Accelerator(
+        mixed_precision=resolve_mixed(settings.mixed_precision, recipe.device).mixed, cpu=recipe.device == "cpu"
+    )
     log: CsvLog | None = None
     since: list[StepReport] = []  # the last line of the log
     started, stopped = time.monotonic(), False

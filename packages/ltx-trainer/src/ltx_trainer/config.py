@@ -126,7 +126,8 @@ class OptimizationConfig(Strict):
 class AccelerationConfig(Strict):
     """Speed and memory."""
 
-    mixed_precision_mode: Literal["no", "fp16", "bf16"] | None = "bf16"
+    mixed_precision_mode: Literal["auto", "no", "fp16", "bf16"] | None = "bf16"
+    """auto: what the device computes fast."""
     quantization: Literal["int8-quanto", "int4-quanto", "int2-quanto", "fp8-quanto", "fp8uz-quanto"] | None = None
     """How the frozen base is stored; LoRA only."""
     load_text_encoder_in_8bit: bool = False

@@ -9,6 +9,7 @@ import torch
 from ltx_core.errors import ConfigError
 from ltx_core.loader.lora import Lora
 from ltx_core.model.transformer.model import LTXModel
+from ltx_core.precision import resolve
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.models import open_trainable
 from ltx_trainer.validation_config import ValidationConfig
@@ -29,7 +30,7 @@ def make_samples(
     checkpoint, factors = open_trainable(files), files.scale_factors()
     check_samples(config, factors, tuple(checkpoint.network_config("transformer").streams))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = resolve("auto", device).dtype
     studio = Studio(files, device, dtype)
     samples = studio.prepare(config)
     adapters = [Lora.open(path, strength) for path, strength in loras]

@@ -31,6 +31,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ltx_core.errors import ConfigError
+from ltx_core.precision import resolve_mixed
 from ltx_trainer.draws import Draws, GeneratorDraws, derived_seed
 from ltx_trainer.muon import Muon
 from ltx_trainer.schedules import learning_rate_schedule
@@ -77,7 +78,7 @@ class LoopSettings:
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0  # <= 0: no clipping
     ema_decay: float | None = None
-    mixed_precision: str = "no"
+    mixed_precision: str = "no"  # auto, bf16, fp16 or no; an accelerator that is given has its own
     compile: bool = False  # the module's forward, once for every form of its batches
     checkpoint_interval: int | None = None
     keep_last_n: int = 1
@@ -405,6 +406,14 @@ class _Run:
                 live[name].copy_(tensor)
 
 
+def launched_device() -> torch.device:
+    """The device `accelerate` gives this process."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+
+
 def train(
     task: Task, settings: LoopSettings, folder: Path, accelerator: Accelerator | None = None
 ) -> Iterator[StepReport]:
@@ -417,7 +426,10 @@ def train(
     from accelerate import Accelerator
 
     torch.manual_seed(settings.seed)
-    run = _Run(task, settings, folder, accelerator or Accelerator(mixed_precision=settings.mixed_precision))
+    if accelerator is None:
+        precision = resolve_mixed(settings.mixed_precision, launched_device())
+        accelerator = Accelerator(mixed_precision=precision.mixed)
+    run = _Run(task, settings, folder, accelerator)
     first, rank, world = run.step, run.accelerator.process_index, run.accelerator.num_processes
     batches = task.batches(first * settings.gradient_accumulation_steps, rank, world)
     run.module.train()

@@ -11,12 +11,14 @@ from torch import nn
 
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.model.transformer.model import LTXModel
+from ltx_core.precision import resolve_mixed
 from ltx_trainer.config import TrainerConfig
 from ltx_trainer.datasets import PrecomputedDataset
 from ltx_trainer.lora import is_target, linear_size, matching_linears
 from ltx_trainer.memory import storage_format
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.models import open_trainable
+from ltx_trainer.processing.stage import default_device
 
 GIB = 2**30
 LOOKED_AT = 64  # examples whose size is read to find the longest
@@ -73,7 +75,7 @@ def plan_memory(config: TrainerConfig) -> MemoryPlan:
     network = checkpoint.empty_network(checkpoint.weights("transformer"))
     assert isinstance(network, LTXModel)
     trained = trained_parameters(network, config)
-    mixed = config.acceleration.mixed_precision_mode not in (None, "no")
+    mixed = resolve_mixed(config.acceleration.mixed_precision_mode, default_device()).mixed != "no"
     tokens = batch_tokens(config)
     items = [
         *_weights(network, config, 2 if mixed else 4),

@@ -15,11 +15,12 @@ import torch
 from ltx_core.errors import ConfigError
 from ltx_core.model.common.memory import peak_bytes
 from ltx_core.model.transformer.model import LTXModel
+from ltx_core.precision import Precision, resolve_mixed
 from ltx_trainer.config import TrainerConfig, write_config
 from ltx_trainer.datasets import BatchOrder, PrecomputedDataset, collate, read_batches
 from ltx_trainer.held_out import held_out_losses
 from ltx_trainer.hub import push_to_hub
-from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, StepReport, train
+from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, StepReport, launched_device, train
 from ltx_trainer.lora import LoraSettings, add_lora, load_lora, reference_metadata
 from ltx_trainer.memory import BlockSwap, quantize_frozen
 from ltx_trainer.model_files import ModelFiles
@@ -103,7 +104,7 @@ class LtxvTrainer:
         AcceleratorState._reset_state()  # precision is a run's own, not the process's
         try:
             return Accelerator(
-                mixed_precision=self.config.acceleration.mixed_precision_mode or "no",
+                mixed_precision=self.precision.mixed,
                 device_placement=False,
                 kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
             )
@@ -115,9 +116,18 @@ class LtxvTrainer:
     def validates(self) -> bool:
         return self.config.validation.interval is not None and bool(self.config.validation.samples)
 
+    @cached_property
+    def precision(self) -> Precision:
+        """What the network computes in; the mode ``auto`` is resolved for the device of this process."""
+        found = resolve_mixed(self.config.acceleration.mixed_precision_mode, launched_device())
+        logger.info("computing in %s", found.name)
+        if found.warning is not None:
+            logger.warning(found.warning)
+        return found
+
     @property
     def is_mixed(self) -> bool:
-        return self.config.acceleration.mixed_precision_mode not in (None, "no")
+        return self.precision.mixed != "no"
 
     @cached_property
     def transformer(self) -> LTXModel:
@@ -249,7 +259,7 @@ class LtxvTrainer:
             gradient_accumulation_steps=optimization.gradient_accumulation_steps,
             max_grad_norm=optimization.max_grad_norm,
             ema_decay=optimization.ema_decay,
-            mixed_precision=config.acceleration.mixed_precision_mode or "no",
+            mixed_precision=self.precision.mixed,
             checkpoint_interval=config.checkpoints.interval,
             keep_last_n=config.checkpoints.keep_last_n,
             validation_interval=config.validation.interval if judged else None,

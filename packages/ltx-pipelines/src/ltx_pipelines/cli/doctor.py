@@ -23,7 +23,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 def doctor(as_json: bool = typer.Option(False, "--json", help="As JSON.")) -> None:
     """What this machine can do: devices, memory, backends, disk."""
     facts = {}
-    for section in (packages, models, disk, media, devices, attention):  # those that import torch come last
+    for section in (packages, models, disk, media, devices, precision, attention):  # those that import torch come last
         try:
             lines = section()
         except ModuleNotFoundError as error:
@@ -103,17 +103,32 @@ def _why_no_cuda() -> str:
     return "no NVIDIA driver or device was found"
 
 
+def precision() -> dict[str, str]:
+    """What networks compute in on each device, and why."""
+    from ltx_core.precision import fast, slowdown
+    from ltx_pipelines.utils.model_ledger import default_device
+
+    found = {}
+    for kind in dict.fromkeys(("cpu", default_device())):
+        chosen, ratio = fast(kind), slowdown("bfloat16", kind)
+        speed = f"{ratio:.2g} times slower" if ratio > 1 else f"{1 / ratio:.2g} times faster"
+        place = "processor" if kind == "cpu" else "device"
+        used = "used" if chosen == "bfloat16" else "not used"
+        found[kind] = f"{chosen} (bfloat16 on this {place}: {speed} than float32, {used})"
+    return found
+
+
 def attention() -> dict[str, str]:
     """Attention kernels, each tried on the default device."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
+    from ltx_core.precision import resolve
     from ltx_pipelines.utils.model_ledger import default_device
 
     device = default_device()
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    probe = torch.zeros(1, 2, 16, 64, device=device, dtype=dtype)
+    probe = torch.zeros(1, 2, 16, 64, device=device, dtype=resolve("auto", device).dtype)
     found = {}
     kinds = {
         "flash": SDPBackend.FLASH_ATTENTION,

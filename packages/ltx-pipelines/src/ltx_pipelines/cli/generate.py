@@ -65,7 +65,8 @@ def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> P
     if given.get("enhance_prompt"):
         plan = plan.with_(prompt=enhanced(session, given, reporter))
     shape = plan.shape
-    reporter.note(f"{session.task.command} with {session.model} on {session.ledger.device}, seed {plan.seed}")
+    where = f"on {session.ledger.device} in {plan.dtype}"
+    reporter.note(f"{session.task.command} with {session.model} {where}, seed {plan.seed}", dtype=plan.dtype)
     if (world := session.ledger.prompt_world) is not None and not world.holds(plan.prompt):
         reporter.note(f"{world.says}; {OTHER_MODELS}")
     wanted = {name: session.request.get(name) for name in ("height", "width")} if plan.has_video else {}
@@ -99,7 +100,7 @@ def free_output(prompt: str, seed: int, suffix: str) -> str:
 def kept_request(given: Mapping[str, Any], session: Session, plan: Plan) -> dict[str, Any]:
     """What was asked, with all that was drawn or predicted filled in, for the recipe."""
     options = {name: value for name, value in given.items() if name not in NOT_KEPT}
-    options |= {"seed": plan.seed, "prompt": plan.prompt}
+    options |= {"seed": plan.seed, "prompt": plan.prompt, "dtype": plan.dtype}
     if "auto_duration" in options:
         del options["auto_duration"]
         options["num_frames"] = plan.stages[0].shown.frames

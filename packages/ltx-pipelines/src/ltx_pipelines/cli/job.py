@@ -77,6 +77,8 @@ def execute(job: Job, reporter: Reporter) -> Path:
     check_output(delivered.output, delivered.plan)
     if job.ledger.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.ledger.device)
+    if (slow := job.ledger.precision.warning) is not None:
+        reporter.note(slow)
     try:
         with reporter.running():
             resume = job.resume

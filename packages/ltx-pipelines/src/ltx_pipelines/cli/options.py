@@ -232,7 +232,9 @@ MEMORY = _panel(
         "quantization": Opt(("--quantization",), "Keep the transformer's weights in a smaller type.", metavar="NAME"),
         "compile_blocks": Opt(("--compile",), "Fuse what a block computes; the first step waits for it.", bool),
         "device": Opt(("--device",), "cuda, cuda:1, mps, cpu.", shown_default="the best there is"),
-        "dtype": Opt(("--dtype",), "bfloat16, float32 or float16.", shown_default="bfloat16"),
+        "dtype": Opt(
+            ("--dtype",), "auto (what the device computes fast), bfloat16, float32 or float16.", shown_default="auto"
+        ),
     },
 )
 BATCHING = _panel(

@@ -40,6 +40,8 @@ def show(given: dict[str, Any]) -> None:
         typer.echo(json.dumps({"plan": json.loads(plan.to_json()), "cost": cost_json(cost)}, ensure_ascii=False))
     else:
         print_plan(plan, cost)
+        if (slow := session.ledger.precision.warning) is not None:
+            reporter.note(slow)
 
 
 def task_of(name: str) -> Any:
@@ -87,6 +89,7 @@ def print_plan(plan: Plan, cost: Cost) -> None:
         f"{plan.pipeline}: {size}{shape.frames} frames, {shape.duration:.2f} s at {shape.fps:g} fps", markup=False
     )
     console.print(f"model {plan.models.checkpoint}", markup=False, soft_wrap=True)
+    console.print(f"computed in {plan.dtype}")
     console.print(f"seed {plan.seed}, prompt {plan.prompt!r}", markup=False, soft_wrap=True)
     stages = Table("stage", "size", "steps", "passes", "sampler", "streams", "conditions", "adapters", box=SIMPLE)
     for index, stage in enumerate(plan.stages, 1):

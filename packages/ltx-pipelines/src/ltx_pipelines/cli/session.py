@@ -16,6 +16,7 @@ from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_core.errors import CheckpointError, ConfigError, nearest_hint
 from ltx_core.loader.quantization import policy_named
 from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.precision import DTYPE_NAMES
 from ltx_pipelines.cli import options as o
 from ltx_pipelines.cli.line import split_values
 from ltx_pipelines.cli.tasks import BY_NAME, Known, Task, choose
@@ -23,7 +24,7 @@ from ltx_pipelines.pipeline import Pipeline
 from ltx_pipelines.planning.plan import ImageCondition, Lora, ModelFiles
 from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.running.model_files import FoundModel, find_model
-from ltx_pipelines.utils.model_ledger import DTYPES, ModelLedger
+from ltx_pipelines.utils.model_ledger import ModelLedger
 
 DEFAULT_MODEL = "tiny"
 MODEL_VARIABLE = "LTX_MODEL"
@@ -143,7 +144,7 @@ def make_ledger(files: ModelFiles, given: Mapping[str, Any]) -> ModelLedger:
         policy_named(given["quantization"])
     return ModelLedger(
         files,
-        dtype=cast(Any, one_of(given, "dtype", DTYPES)) or "bfloat16",
+        dtype=cast(Any, one_of(given, "dtype", DTYPE_NAMES)) or "auto",
         device=checked_device(given.get("device")),
         policy=cast(Any, policy),
         quantization=given.get("quantization"),

@@ -15,10 +15,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_core.errors import ConfigError
+from ltx_core.precision import DtypeName
 from ltx_core.types import VideoPixelShape
 
 PLAN_VERSION = 1
-DtypeName = Literal["bfloat16", "float32", "float16"]
 MODALITIES = ("video", "audio")
 
 
@@ -221,7 +221,7 @@ class Plan:
     negative_prompt: str | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
     audio: Literal["last", "first", "source", "none"] = "last"
-    dtype: DtypeName = "bfloat16"
+    dtype: DtypeName = "auto"  # what networks compute in; plans that pipelines make never say auto
     quantization: str | None = None
     version: int = PLAN_VERSION
 

@@ -32,9 +32,10 @@ from ltx_core.loader.weights import ComponentWeights, Source
 from ltx_core.model.common.memory import free_bytes
 from ltx_core.model.duration_head.model import DurationHead, predict_num_frames
 from ltx_core.model.transformer.model import LTXModel
+from ltx_core.precision import DtypeName, resolve
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_pipelines.default_request import read_default_request
-from ltx_pipelines.planning.plan import DtypeName, Lora, ModelFiles
+from ltx_pipelines.planning.plan import Lora, ModelFiles
 from ltx_pipelines.planning.prompt_world import PromptWorld
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Policy = Literal["auto", "resident", "sequential", "streamed"]
-DTYPES: dict[DtypeName, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 # Component of a checkpoint -> slot of `ModelFiles` it is read from; all fall back to the checkpoint itself.
 SLOTS = {
@@ -90,7 +90,7 @@ class ModelLedger:
     def __init__(
         self,
         files: ModelFiles,
-        dtype: torch.dtype | DtypeName = torch.bfloat16,
+        dtype: torch.dtype | DtypeName = "auto",
         device: torch.device | str | None = None,
         policy: Policy = "auto",
         quantization: str | None = None,
@@ -99,8 +99,8 @@ class ModelLedger:
     ) -> None:
         self.files = files
         self.compile_blocks = compile_blocks
-        self.dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
         self.device = torch.device(device or default_device())
+        self.precision = resolve(dtype, self.device)
         self.quantization = quantization
         self.embedding_cache = embedding_cache
         self._contexts: dict[str, Contexts] = {}
@@ -164,8 +164,9 @@ class ModelLedger:
         return prompt_length(GemmaAssets.open(self.files.text_encoder).side_car("tokenizer_config.json"))
 
     @property
-    def dtype_name(self) -> DtypeName:
-        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+    def dtype(self) -> torch.dtype:
+        """What networks compute in."""
+        return self.precision.dtype
 
     @property
     def bytes_read(self) -> int:
@@ -297,7 +298,7 @@ class ModelLedger:
         files = [self.files.text_encoder or "", self.files.checkpoint]
         stats = [(path, Path(path).stat()) for path in files if path]
         stamps = [(path, stat.st_mtime_ns, stat.st_size) for path, stat in stats]
-        digest = hashlib.sha256(repr((prompt, self.dtype_name, stamps)).encode()).hexdigest()
+        digest = hashlib.sha256(repr((prompt, self.precision.name, stamps)).encode()).hexdigest()
         return self.embedding_cache / f"{digest[:32]}.safetensors"
 
     def _kept(self, name: str, kind: str, build: Callable[[], Any]) -> Any:

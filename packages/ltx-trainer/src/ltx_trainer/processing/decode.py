@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ltx_core.precision import resolve
 from ltx_core.types import Audio
 from ltx_media.writer import write_video
 from ltx_trainer.datasets import PrecomputedDataset
@@ -39,7 +40,7 @@ def decode_latents(
     todo = [index for index, path in enumerate(paths) if not path.is_file()]
     if not todo:
         return paths
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = resolve("auto", device).dtype
     decoder = models.build("video_decoder", dtype, device)
     sound_parts = ("audio_decoder", "vocoder") if with_audio else ()
     sound_networks = [models.build(name, torch.float32, device) for name in sound_parts]

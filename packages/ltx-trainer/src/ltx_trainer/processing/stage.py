@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import ConfigError, LtxError
+from ltx_core.precision import resolve
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_trainer.background import in_background
 from ltx_trainer.model_files import ModelFiles
@@ -48,7 +49,7 @@ class ProcessingOptions:
     @property
     def dtype(self) -> torch.dtype:
         """Of the video and the text encoder."""
-        return torch.float32 if self.device == "cpu" else torch.bfloat16
+        return resolve("auto", self.device).dtype
 
 
 @dataclass

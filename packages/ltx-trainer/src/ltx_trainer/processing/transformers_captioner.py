@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.waveform import resample, to_stereo
+from ltx_core.precision import resolve
 from ltx_media.audio import read_audio
 from ltx_media.images import is_image
 from ltx_media.video import read_frames_at
@@ -70,7 +71,7 @@ def _load(model: str, device: str) -> tuple[Any, Any]:
     import transformers
 
     kind = getattr(transformers, "AutoModelForMultimodalLM", transformers.AutoModelForImageTextToText)
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = resolve("auto", device).dtype
     try:
         processor = transformers.AutoProcessor.from_pretrained(model, local_files_only=True)
         network = kind.from_pretrained(model, local_files_only=True, dtype=dtype)
