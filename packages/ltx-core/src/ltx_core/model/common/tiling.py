@@ -128,6 +128,40 @@ def rectangular_mask_1d(length: int, left_zeros: int, right_zeros: int) -> Tenso
     return mask
 
 
+def partition_of_unity(axes: Sequence[Sequence[Interval]], dims: Sequence[int], smooth: bool = False) -> list[Tensor]:
+    """Blend weights of every tile of a grid, each in the shape of its own box, first axis slowest.
+
+    A tile's raw weight is the product of its trapezoids (``smooth``: of their smoothstep); weights are divided by their
+    sum at each cell, so that they sum to one wherever ramps meet. Float64.
+    """
+    tiles = product(*axes)
+    raw = [_box_weights(tile, smooth) for tile in tiles]
+    total = torch.zeros(tuple(dims), dtype=torch.float64)
+    for tile, weights in zip(tiles, raw, strict=True):
+        total[box_slices(tile)] += weights
+    return [weights / total[box_slices(tile)] for tile, weights in zip(tiles, raw, strict=True)]
+
+
+def box_slices(tile: Sequence[Interval]) -> tuple[slice, ...]:
+    """What cuts a tile out of the whole grid."""
+    return tuple(slice(axis.start, axis.end) for axis in tile)
+
+
+def _box_weights(tile: Sequence[Interval], smooth: bool) -> Tensor:
+    weights = torch.ones((), dtype=torch.float64)
+    for axis in tile:
+        ramp = torch.ones(axis.length, dtype=torch.float64)
+        for length, ends in ((axis.left_ramp, False), (axis.right_ramp, True)):
+            rise = torch.arange(1, min(length, axis.length) + 1, dtype=torch.float64) / (length + 1)
+            rise = rise * rise * (3 - 2 * rise) if smooth else rise
+            if ends:
+                ramp[axis.length - len(rise) :] *= rise.flip(0)
+            else:
+                ramp[: len(rise)] *= rise
+        weights = weights[..., None] * ramp
+    return weights
+
+
 def product(*axes: Sequence[Interval]) -> list[tuple[Interval, ...]]:
     """All tiles of a grid, the first axis slowest and the last fastest."""
     return list(itertools.product(*axes))

@@ -1,0 +1,69 @@
+"""Metrics say nothing where nothing is wrong, and find what is planted."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ltx_core.errors import ConfigError
+from ltx_media.metrics import drift, global_motion, level_step, psnr, seam_energy, sound_jump, warp_error
+
+
+def texture(shift_x: float = 0.0, shift_y: float = 0.0) -> torch.Tensor:
+    v, u = torch.meshgrid(torch.arange(64.0), torch.arange(80.0), indexing="ij")
+    x, y = u - shift_x, v - shift_y
+    return (0.5 + 0.25 * torch.sin(0.31 * x + 0.11 * y) + 0.25 * torch.cos(0.23 * y - 0.17 * x))[None]
+
+
+def test_a_seam_is_found_where_it_is() -> None:
+    frames = texture().clone()
+    assert seam_energy(frames, 40) < 1.3
+    frames[:, :, 40:] += 0.3
+    assert seam_energy(frames, 40) > 3
+    with pytest.raises(ConfigError, match="seam is at 2"):
+        seam_energy(frames, 2)
+
+
+def test_a_moved_texture_has_no_warp_error_and_a_cut_has() -> None:
+    flow = torch.stack((torch.full((64, 80), 3.0), torch.full((64, 80), -2.0)))
+    moved = warp_error(texture(), texture(3, -2), flow, -flow)
+    cut = warp_error(texture(), 1 - texture(3, -2), flow, -flow)
+    assert moved.error < 1e-5
+    assert moved.valid > 0.9
+    assert cut.error > 0.1
+
+
+@pytest.mark.parametrize("shift", [(3.0, -2.0), (0.0, 0.0), (-6.5, 4.25)])
+def test_global_motion_is_recovered(shift: tuple[float, float]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.nn.functional.avg_pool2d(torch.rand(1, 1, 70, 90, generator=generator), 5, 1, 2)[0]
+    spectrum = torch.fft.rfft2(noise[0])
+    fy, fx = torch.fft.fftfreq(70)[:, None], torch.fft.rfftfreq(90)[None]
+    moved = torch.fft.irfft2(spectrum * torch.exp(-2j * math.pi * (fx * shift[0] + fy * shift[1])), s=(70, 90))[None]
+    x, y = global_motion(noise, moved)
+    assert (x, y) == pytest.approx(shift, abs=0.3)
+
+
+def test_a_jump_in_sound_is_heard() -> None:
+    t = torch.arange(4800) / 24000
+    tone = torch.sin(2 * math.pi * 220 * t)
+    assert sound_jump(tone, 2400, 24000) < 2
+    broken = torch.where(t < 0.1, tone, -tone)
+    broken[2400:] += 0.5
+    assert sound_jump(broken, 2400, 24000) > 4
+    assert level_step(torch.where(t < 0.1, tone, 2 * tone), 2400, 24000) == pytest.approx(6.02, abs=0.1)
+
+
+def test_drift_grows_with_what_drifts() -> None:
+    latents = torch.randn(1, 4, 12, 24, 24, generator=torch.Generator().manual_seed(0))
+    drifting = latents * torch.linspace(1, 2, 12)[:, None, None]
+    windows = [(0, 4), (4, 8), (8, 12)]
+    assert drift(drifting, windows).log_std_slope > 3 * abs(drift(latents, windows).log_std_slope)
+    assert drift(latents, windows[:1]).mean_slope == 0
+
+
+def test_psnr_of_equal_clips_is_infinite() -> None:
+    assert psnr(texture(), texture()) == math.inf
+    assert psnr(torch.zeros(4), torch.full((4,), 0.1)) == pytest.approx(20)
