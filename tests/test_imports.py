@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +15,20 @@ def modules_after(statement: str) -> set[str]:
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
-def test_the_core_package_alone_takes_no_torch() -> None:
-    assert "torch" not in modules_after("import ltx_core")
+TINY = Path(__file__).parent / "data" / "tiny-checkpoint" / "ltx-2-tiny.safetensors"
+READ_HEADERS = f"""
+from ltx_core.loader import Checkpoint, Lora
+from ltx_core.loader.gguf import GgufFile
+from ltx_core.types import VideoPixelShape
+checkpoint = Checkpoint.open({str(TINY)!r})
+configs = [checkpoint.network_config(name) for name in checkpoint.components if name != "embeddings"]
+sizes = [source.info.nbytes for source in checkpoint.sources("transformer").values()]
+"""
+
+
+@pytest.mark.parametrize("statement", ["import ltx_core", READ_HEADERS], ids=["package", "headers"])
+def test_what_needs_no_tensor_takes_no_torch(statement: str) -> None:
+    assert not modules_after(statement) & {"torch", "transformers", "numpy"}
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ltx_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 VIDEO_LATENT_CHANNELS = 128
 AUDIO_LATENT_CHANNELS = 8
@@ -108,7 +109,9 @@ class VideoLatentShape(NamedTuple):
     width: int
 
     def to_torch_shape(self) -> torch.Size:
-        return torch.Size(self)
+        from torch import Size
+
+        return Size(self)
 
     @classmethod
     def from_torch_shape(cls, shape: Sequence[int]) -> VideoLatentShape:
@@ -160,7 +163,9 @@ class AudioLatentShape(NamedTuple):
     mel_bins: int
 
     def to_torch_shape(self) -> torch.Size:
-        return torch.Size(self)
+        from torch import Size
+
+        return Size(self)
 
     @classmethod
     def from_torch_shape(cls, shape: Sequence[int]) -> AudioLatentShape:
@@ -251,5 +256,7 @@ class LatentState:
 
     def clone(self) -> LatentState:
         """A state whose tensors are copies."""
+        from torch import Tensor
+
         tensors: dict[str, Any] = {name: t.clone() for name, t in vars(self).items() if isinstance(t, Tensor)}
         return replace(self, **tensors)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ltx_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROJECTION_EPSILON = 1e-8
 
@@ -98,9 +99,11 @@ class LegacyStatefulAPGGuider:
 
 def projected_guidance(guidance: Tensor, cond: Tensor, eta: float, norm_threshold: float) -> Tensor:
     """Cap the norm of ``guidance``, then scale its part along ``cond`` by ``eta``."""
+    from torch.linalg import vector_norm
+
     if norm_threshold > 0:
         axes = tuple(range(-min(3, guidance.ndim - 1), 0))
-        norm = torch.linalg.vector_norm(guidance, dim=axes, keepdim=True)
+        norm = vector_norm(guidance, dim=axes, keepdim=True)
         guidance = guidance * (norm_threshold / norm).clamp(max=1)
     parallel = projection_coefficient(guidance, cond) * cond
     return eta * parallel + (guidance - parallel)

@@ -7,19 +7,21 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.components import COMPONENTS, DIFFUSION_MODEL
 from ltx_core.loader.gates import fold_gates
-from ltx_core.loader.layouts import Part, as_paths, find_files, open_file, read_parts
+from ltx_core.loader.layouts import Part, Source, as_paths, find_files, open_file, read_parts
 from ltx_core.loader.lora import Lora, is_lora
 from ltx_core.loader.metadata import Version, detect_version
-from ltx_core.loader.quantization import QuantizationPolicy, policy_named
-from ltx_core.loader.weights import ComponentWeights, Kind, Source, check_fit
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from ltx_core.loader.quantization import QuantizationPolicy
+    from ltx_core.loader.weights import ComponentWeights
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +146,9 @@ class Checkpoint:
         quantization: str | QuantizationPolicy | None = None,
     ) -> ComponentWeights:
         """How the component's tensors are read, without reading them."""
+        from ltx_core.loader.quantization import policy_named
+        from ltx_core.loader.weights import ComponentWeights
+
         sources = self.sources(name)
         if COMPONENTS[name].streams:
             sources = _only_of(self._construct(name), sources)
@@ -158,6 +163,10 @@ class Checkpoint:
 
     def empty_network(self, weights: ComponentWeights) -> nn.Module:
         """The network on the meta device, checked against the files, the policy's layers in place."""
+        import torch
+
+        from ltx_core.loader.weights import Kind, check_fit
+
         spec, network = COMPONENTS[weights.name], self._construct(weights.name)
         with torch.device("meta"):
             expected = {
@@ -173,6 +182,8 @@ class Checkpoint:
         return network
 
     def _construct(self, name: str) -> nn.Module:
+        import torch
+
         config = self.network_config(name)
         with torch.device("meta"), _as_checkpoint_error(f"{self._where(name)}: no {name} can be made of its config"):
             return COMPONENTS[name].construct(config)
@@ -213,6 +224,8 @@ class Checkpoint:
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], spare: Sequence[str] = ()) -> nn.Module:
     """Give a network built on the meta device its tensors, without copying them; absent ``spare`` ones are zero."""
+    import torch
+
     own = network.state_dict()
     tensors = {name: tensor for name, tensor in state.items() if name in own or name not in spare}
     absent = [name for name in spare if name in own and name not in state]
@@ -234,6 +247,8 @@ def _only_of(network: nn.Module, sources: Mapping[str, Source]) -> dict[str, Sou
 
 def replace_linears(network: nn.Module, weights: ComponentWeights) -> None:
     """Put the policy's module in the place of every linear it covers."""
+    from torch import nn
+
     if weights.policy is None:
         return
     for path in weights.quantized:

@@ -19,11 +19,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ltx_core.loader.sd_ops import KeyMap, SDOps, strip_prefixes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 DIFFUSION_MODEL = "model.diffusion_model."
 VIDEO_CONNECTORS = (f"{DIFFUSION_MODEL}video_embeddings_connector.", f"{DIFFUSION_MODEL}embeddings_connector.")

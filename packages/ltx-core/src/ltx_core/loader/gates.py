@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from ltx_core.loader.layouts import Source
 
-from ltx_core.loader.weights import Source
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCKS = "diff_blocks."
 LAYERS = {"gate_msa": "attn.proj", "gate_mlp": "mlp.w_down", "gate_ctx": "context_proj"}

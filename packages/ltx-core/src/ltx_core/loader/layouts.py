@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.components import COMPONENTS, DIFFUSION_MODEL
@@ -20,11 +20,30 @@ from ltx_core.loader.diffusers_names import from_diffusers_name
 from ltx_core.loader.gguf import GgufFile
 from ltx_core.loader.infer_config import infer_transformer_config
 from ltx_core.loader.metadata import parse_metadata
-from ltx_core.loader.safetensors_file import SafetensorsFile
-from ltx_core.loader.weights import Source, TensorFile
+from ltx_core.loader.safetensors_file import SafetensorsFile, TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TensorFile = SafetensorsFile | GgufFile
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
 DIFFUSERS_INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One tensor in one file."""
+
+    file: TensorFile
+    key: str
+
+    @property
+    def info(self) -> TensorInfo:
+        return self.file.tensors[self.key]
+
+    def read(self) -> Tensor:
+        return self.file.read(self.key)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.diffusers_names import from_diffusers_name
 from ltx_core.loader.safetensors_file import SafetensorsFile
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 PART_OF_SUFFIX = {
@@ -172,9 +174,7 @@ def _read_layer(file: SafetensorsFile, path: str, names: Mapping[str, str]) -> L
     return LoraLayer(alpha=None if alpha is None else alpha.float().item(), **found)
 
 
-def weight_delta(
-    loras: Iterable[Lora], path: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> Tensor | None:
+def weight_delta(loras: Iterable[Lora], path: str, device: torch.device | str, dtype: torch.dtype) -> Tensor | None:
     """What all adapters together add to a module's weight, ``(out, in)``, summed in ``dtype``; None for nothing."""
     delta: Tensor | None = None
     for lora in loras:
@@ -184,7 +184,7 @@ def weight_delta(
         if layer.a is not None and layer.b is not None:
             factor = lora.strength * layer.scale
             a, b = layer.a.to(device).to(dtype), layer.b.to(device).to(dtype)  # (r, in), (out, r)
-            delta = (b * factor) @ a if delta is None else torch.addmm(delta, b, a, alpha=factor)
+            delta = (b * factor) @ a if delta is None else delta.addmm(b, a, alpha=factor)
         if layer.diff is not None:
             term = layer.diff.to(device).to(dtype) * lora.strength
             delta = term if delta is None else delta + term

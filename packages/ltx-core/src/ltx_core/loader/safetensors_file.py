@@ -22,32 +22,31 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ltx_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 VERIFY_UP_TO_BYTES = 256 * 2**20  # digests of files up to this size are checked unless the caller says otherwise
 HEADER_DIGEST, TENSOR_DIGESTS = "header_blake2b", "tensor_blake2b"
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+DTYPES: dict[str, tuple[str, int]] = {  # the format's name of a type: torch's name, bytes of one value
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
 }
 
 
@@ -55,7 +54,7 @@ DTYPES: dict[str, torch.dtype] = {
 class TensorInfo:
     """Where a tensor lies: ``start`` and ``end`` count bytes from the beginning of the file."""
 
-    dtype: torch.dtype
+    stored_as: str  # a key of ``DTYPES``
     shape: tuple[int, ...]
     start: int
     end: int
@@ -63,6 +62,18 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         return self.end - self.start
+
+    @property
+    def dtype_name(self) -> str:
+        """What torch calls the type."""
+        return DTYPES[self.stored_as][0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype_name)
+        return dtype
 
 
 class SafetensorsFile:
@@ -93,6 +104,8 @@ class SafetensorsFile:
 
         Each call maps the tensor anew, so writing into one result never shows in another.
         """
+        import torch
+
         info = self.tensors[name]
         if info.nbytes == 0:
             return torch.empty(info.shape, dtype=info.dtype)
@@ -125,7 +138,7 @@ def save_checkpoint(
     strings = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
     strings.pop(HEADER_DIGEST, None)
     strings[TENSOR_DIGESTS] = json.dumps({name: tensor_digest(_bytes_of(tensor)) for name, tensor in flat.items()})
-    kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in flat.items()}
+    kinds = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in flat.items()}
     strings[HEADER_DIGEST] = header_digest(kinds, strings)
     save_tensors(path, flat, strings)
 
@@ -135,6 +148,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
     Raises ``CheckpointError`` when the disk is full or the folder cannot be written; nothing is left half-written.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,20 +172,24 @@ def tensor_digest(raw: Tensor) -> str:
     return hashlib.blake2b(raw.numpy().data, digest_size=16).hexdigest()
 
 
-def header_digest(kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> str:
+def header_digest(kinds: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> str:
     """128-bit BLAKE2b of names, dtypes, shapes and the metadata without the header digest itself."""
-    described = {name: [str(dtype), list(shape)] for name, (dtype, shape) in kinds.items()}
+    described = {name: [dtype, list(shape)] for name, (dtype, shape) in kinds.items()}
     others = {key: value for key, value in metadata.items() if key != HEADER_DIGEST}
     text = json.dumps([described, others], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
+    import torch
+
     return tensor.reshape(-1).view(torch.uint8)
 
 
 def _map_bytes(path: Path, size: int, info: TensorInfo) -> Tensor:
     """A tensor's bytes through a private, writable map that reserves no memory."""
+    import torch
+
     start = info.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     length = info.end - start
     try:
@@ -259,10 +279,10 @@ def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorIn
         raise CheckpointError(f"{path}: tensor {name} has dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise CheckpointError(f"{path}: tensor {name} has shape {shape!r:.80} and data_offsets {offsets!r:.80}")
-    expected = math.prod(shape) * DTYPES[dtype].itemsize
+    expected = math.prod(shape) * DTYPES[dtype][1]
     if offsets[1] - offsets[0] != expected:
         raise CheckpointError(f"{path}: tensor {name} has {offsets[1] - offsets[0]} bytes, expected {expected}")
-    return TensorInfo(DTYPES[dtype], tuple(shape), data_start + offsets[0], data_start + offsets[1])
+    return TensorInfo(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
 def _are_sizes(value: Any) -> bool:
@@ -273,7 +293,7 @@ def _checked_digests(path: Path, tensors: Mapping[str, TensorInfo], metadata: Ma
     """The per-tensor digests of a file whose header matches its own digest; empty for a file without digests."""
     if HEADER_DIGEST not in metadata and TENSOR_DIGESTS not in metadata:
         return {}
-    kinds = {name: (info.dtype, info.shape) for name, info in tensors.items()}
+    kinds = {name: (f"torch.{info.dtype_name}", info.shape) for name, info in tensors.items()}
     if metadata.get(HEADER_DIGEST) != header_digest(kinds, metadata):
         raise CheckpointError(f"{path} is damaged: its header does not match its digest")
     try:

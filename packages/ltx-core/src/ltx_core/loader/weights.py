@@ -12,30 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError
-from ltx_core.loader.gguf import GgufFile
+from ltx_core.loader.layouts import Source
 from ltx_core.loader.lora import Lora, bias_delta, weight_delta
 from ltx_core.loader.quantization import COMPANIONS, LayerLoad, QuantizationPolicy, check_scales, load_plain
-from ltx_core.loader.safetensors_file import SafetensorsFile, TensorInfo
-
-TensorFile = SafetensorsFile | GgufFile
+from ltx_core.loader.safetensors_file import TensorInfo
 
 READERS = 4  # threads that read layers
 REPORTED = 10  # names listed per kind of misfit
-
-
-@dataclass(frozen=True)
-class Source:
-    """One tensor in one file."""
-
-    file: TensorFile
-    key: str
-
-    @property
-    def info(self) -> TensorInfo:
-        return self.file.tensors[self.key]
-
-    def read(self) -> Tensor:
-        return self.file.read(self.key)
 
 
 class Kind(NamedTuple):

@@ -101,7 +101,7 @@ def weights_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     components = []
     for name in checkpoint.components:
         infos = [source.info for source in checkpoint.sources(name).values()]
-        kinds = sorted({str(info.dtype).removeprefix("torch.") for info in infos})
+        kinds = sorted({info.dtype_name for info in infos})
         parameters = sum(torch.Size(info.shape).numel() for info in infos)
         size = sum(info.nbytes for info in infos)
         components.append({"name": name, "parameters": parameters, "bytes": size, "dtypes": ", ".join(kinds)})

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.checkpoint import Checkpoint
+from ltx_core.loader.layouts import Source
 from ltx_core.loader.lora import Lora as LoraWeights
 from ltx_core.loader.metadata import Version, VersionDefaults, version_defaults
 from ltx_core.loader.safetensors_file import save_tensors
 from ltx_core.loader.streaming import StreamingModel, build_streaming
-from ltx_core.loader.weights import ComponentWeights, Source
+from ltx_core.loader.weights import ComponentWeights
 from ltx_core.model.common.memory import free_bytes
 from ltx_core.model.duration_head.model import DurationHead, predict_num_frames
 from ltx_core.model.transformer.model import LTXModel

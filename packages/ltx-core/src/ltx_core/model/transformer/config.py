@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import ConfigError
-from ltx_core.model.transformer.rope import RotaryEmbedding
+
+if TYPE_CHECKING:
+    from ltx_core.model.transformer.rope import RotaryEmbedding
 
 LTX2_CLASS = "AVTransformer3DModel"
 LTX_VIDEO_CLASS = "Transformer3DModel"
@@ -151,6 +153,8 @@ class TransformerConfig:
         return self._rope(audio.width, self.streams[name].heads, (max(video.max_pos[0], audio.max_pos[0]),))
 
     def _rope(self, width: int, heads: int, max_pos: tuple[int, ...]) -> RotaryEmbedding:
+        from ltx_core.model.transformer.rope import RotaryEmbedding
+
         return RotaryEmbedding(
             width, heads, max_pos, self.positional_embedding_theta, self.rope_type, self.double_precision_rope
         )

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import ConfigError
-from ltx_core.model.transformer.rope import RotaryEmbedding
+
+if TYPE_CHECKING:
+    from ltx_core.model.transformer.rope import RotaryEmbedding
 
 GEMMA_12B = {"hidden_size": 3840, "num_hidden_layers": 48}
 ROPE_TYPES = ("split", "interleaved")
@@ -83,6 +85,8 @@ class ConnectorConfig:
 
     @property
     def rope(self) -> RotaryEmbedding:
+        from ltx_core.model.transformer.rope import RotaryEmbedding
+
         return RotaryEmbedding(
             self.width,
             self.heads,
