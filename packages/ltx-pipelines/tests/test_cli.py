@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import os
 import signal
@@ -19,40 +20,22 @@ import torch
 from ltx_core.errors import ConfigError, MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_pipelines.cli import job
-from ltx_pipelines.cli import options as o
 from ltx_pipelines.cli.app import OWN, run
 from ltx_pipelines.cli.batch import parse_seeds
+from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.errors import describe
-from ltx_pipelines.cli.line import join_values
-from ltx_pipelines.cli.session import open_session
-from ltx_pipelines.cli.tasks import BY_NAME, TASKS, Known, Task, choose
+from ltx_pipelines.cli.fields import every_option, options_for
+from ltx_pipelines.cli.session import Known, choose, open_session
 from ltx_pipelines.ltx_video import command as ltxv_command
 from ltx_pipelines.ltx_video.pipeline import LTXVEvent
-from ltx_pipelines.request import Request
+from ltx_pipelines.pipeline import Pipeline, pipeline_named, pipelines
+from ltx_pipelines.planning.plan import ImageCondition, Lora
+from ltx_pipelines.planning.schema import options_of
+from ltx_pipelines.request import AutoDuration, Networks, Output
 from ltx_pipelines.running import enhance
 from ltx_pipelines.utils.media_io import probe_video, read_audio, read_frames, read_recipe
 
 FULL = Known(distilled=False, has_upsampler=True, has_distilled_lora=True)
-# Options that are no request field: where the result goes, which model runs where, how the length is said.
-NO_FIELD = {
-    *o.MODEL,
-    *o.SECOND_STAGE,
-    *o.ROUNDS,
-    *o.HQ,
-    *o.MEMORY,
-    *o.SHOWING,
-    *(
-        "output",
-        "enhance_prompt",
-        "prompt_enhancer",
-        "duration",
-        "auto_duration",
-        "keep_video",
-        "keep_audio",
-        "full_model",
-    ),
-}
-FIELD_OF = {"keep_video": "regenerate_video", "keep_audio": "regenerate_audio", "auto_duration": "num_frames"}
 
 
 def line(text: str, *more: str) -> int:
@@ -73,14 +56,15 @@ def test_every_help_answers_without_torch() -> None:
     program = (
         "import sys\n"
         "from ltx_pipelines.cli.app import OWN, run\n"
-        "for command in ([], *([name] for name in OWN)):\n"
+        "from ltx_pipelines.pipeline import pipelines\n"
+        "for command in ([], *([name] for name in (*OWN, *pipelines()))):\n"
         "    assert run([*command, '--help']) == 0, command\n"
         "heavy = {'torch', 'transformers', 'av', 'pydantic', 'numpy', 'huggingface_hub'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for name in OWN:
+    for name in (*OWN, *pipelines()):
         assert f"ltx {name} " in done.stdout
 
 
@@ -96,21 +80,22 @@ def test_commands_of_other_packages_are_listed_without_importing_them() -> None:
     assert "dataset" in done.stdout and "train" in done.stdout and "tiny" in done.stdout
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.command)
-def test_a_pipeline_offers_exactly_the_options_that_have_an_effect(task: Task) -> None:
-    module, name = task.pipeline.split(":")
-    accepts = set(getattr(__import__(module, fromlist=[name]), name).accepts)
-    guidance = {key: f"{stream}_guider_params" for stream in o.GUIDANCE for key in o.GUIDANCE[stream]}
-    offered = {guidance.get(name, FIELD_OF.get(name, name)) for name in task.options if name not in NO_FIELD}
-    offered |= {FIELD_OF[name] for name in task.options if name in FIELD_OF}
-    assert offered == accepts
-    assert all(field in Request.__dataclass_fields__ for field in offered)
+@pytest.mark.parametrize("kind", pipelines().values(), ids=lambda kind: kind.__name__)
+def test_a_pipeline_offers_exactly_the_options_that_have_an_effect(kind: type[Pipeline]) -> None:
+    shared = {**options_of(Networks), **options_of(Output)}
+    assert options_for(kind).keys() - shared.keys() == kind.fields().keys()
+    assert kind.accepts <= kind.fields().keys()
+    assert kind.uses <= shared.keys() <= every_option().keys()
+    signature = inspect.signature(kind.__call__).parameters
+    assert kind.fields().keys() <= signature.keys()
+    for name, option in kind.fields().items():
+        assert f"    {name}: " in str(kind.__call__.__doc__) and option.help in str(kind.plan.__doc__)
 
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_compiling_is_left_to_the_line(asked: bool) -> None:
     given = {"prompt": "x"} | ({"compile_blocks": True} if asked else {})
-    block = open_session(given, BY_NAME["one-stage"]).ledger.transformer().transformer_blocks[0]
+    block = open_session(given, pipeline_named("one-stage")).ledger.transformer().transformer_blocks[0]
     assert ("compute" in vars(block)) is asked
 
 
@@ -128,22 +113,30 @@ def test_spellings_of_the_published_commands_are_known() -> None:
         "--reference-video --reference-strength --detailing-lora --temporal-upsampler-path --temporal-upsample-rounds "
         "-p -o -s -H -W -f -i -m -q"
     )
-    assert set(published.split()) <= set(o.BY_FLAG)
+    assert set(published.split()) <= {flag for option in every_option().values() for flag in option.spellings}
 
 
 @pytest.mark.parametrize(
-    ("given", "packed"),
+    ("given", "values"),
     [
-        ("--image a.png 0 -1 -p x", ["--image", "a.png|0|-1", "-p", "x"]),
-        ("-i a.png b.png", ["-i", "a.png|b.png"]),
-        ("--lora a 0.5 x", ["--lora", "a|0.5", "x"]),
-        ("--video-stg-blocks -p x", ["--video-stg-blocks", "", "-p", "x"]),
-        ("--video-stg-blocks 1 2 3", ["--video-stg-blocks", "1|2|3"]),
-        ("-p x -- --image a b", ["-p", "x", "--", "--image", "a", "b"]),
+        ("--image a.png 0 1 -p x", {"images": (ImageCondition("a.png"),), "prompt": "x"}),
+        ("-i a.png -i b.png 8 0.5 0", {"images": (ImageCondition("a.png"), ImageCondition("b.png", 8, 0.5, 0))}),
+        ("--lora a -0.5 x", {"loras": (Lora("a", -0.5),), "prompt": "x"}),
+        ("--video-stg-blocks -p x", {"video_stg_blocks": (), "prompt": "x"}),
+        ("--video_stg_blocks 1 2 3", {"video_stg_blocks": (1, 2, 3)}),
+        ("--auto-duration 1 5 --sigmas 1 0.5 0", {"auto_duration": AutoDuration(1, 5), "sigmas": (1.0, 0.5, 0.0)}),
+        ("--num-generated-keyframes 2", {"generated_keyframes": 2}),
+        ("--num-generated-keyframes 2 5", {"generated_keyframes": (2, 5)}),
+        ("--keep-video --snap --no-snap", {"regenerate_video": False, "snap": False}),
+        ("-s-1 -qH64 --fps=25", {"seed": -1, "quiet": True, "height": 64, "frame_rate": 25.0}),
+        ("--cfg 4 --guidance-scale 5", {"video_cfg_scale": 5.0}),
+        ("-p x --", {"prompt": "x"}),
+        ("-- -x", {"prompt": "-x"}),
     ],
 )
-def test_values_of_one_option_are_joined(given: str, packed: list[str]) -> None:
-    assert [token.replace(o.SEPARATOR, "|") for token in join_values(given.split())] == packed
+def test_what_a_line_means(given: str, values: dict[str, Any]) -> None:
+    command = Command("generate", "", every_option(), dict, "prompt")
+    assert command.parse(given.split()) == values
 
 
 @pytest.mark.parametrize(
@@ -168,17 +161,20 @@ def test_values_of_one_option_are_joined(given: str, packed: list[str]) -> None:
     ],
 )
 def test_generate_chooses(given: dict[str, Any], known: Known, command: str) -> None:
-    assert choose(given, known).command == command
+    assert choose(given, known) == command
 
 
 def test_some_guidance_given_leaves_the_rest_at_the_models_values(here: Path) -> None:
-    given = {"prompt": "x", "video_cfg_scale": 5.0, "audio_stg_blocks": "0"}
-    request = open_session(given, BY_NAME["one-stage"]).request
-    video, audio = request["video_guider_params"], request["audio_guider_params"]
+    def guidance(name: str, **given: Any) -> list[Any]:
+        session = open_session({"prompt": "x", **given}, pipeline_named(name))
+        streams = session.pipeline.plan(**session.request).stages[0].streams
+        return [streams[stream].guidance for stream in ("video", "audio")]
+
+    video, audio = guidance("one-stage", video_cfg_scale=5.0, audio_stg_blocks=(0,))
     assert (video.cfg_scale, video.stg_scale, video.stg_blocks) == (5.0, 1.0, (29,))
     assert (audio.cfg_scale, audio.stg_blocks) == (7.0, (0,))
-    hq = open_session({"prompt": "x", "video_cfg_scale": 5.0}, BY_NAME["hq"]).request["video_guider_params"]
-    assert (hq.cfg_scale, hq.stg_scale, hq.rescale_scale) == (5.0, 0.0, 0.45)
+    video, _ = guidance("hq", video_cfg_scale=5.0)
+    assert (video.cfg_scale, video.stg_scale, video.rescale_scale) == (5.0, 0.0, 0.45)
 
 
 def test_plan_as_json_names_stages_and_costs_and_reads_no_weights(
@@ -315,8 +311,9 @@ def test_batch_goes_on_where_it_stopped(here: Path, capfd: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
+        ('{"prompt": "x", "image": [3]}', "line 2: images is [3], expected a text"),
         ('{"promt": "x"}', "line 2: promt is no option; nearest valid: prompt"),
-        ('{"prompt": "x", "height": "tall"}', "line 2: height is 'tall', expected int"),
+        ('{"prompt": "x", "height": "tall"}', "line 2: height is 'tall', expected an integer"),
         ('["x"]', "line 2: it is list, expected an object of options"),
         ('{"prompt": "x", "pipeline": "distiled"}', "nearest valid: distilled"),
         ('{"prompt": "x", "output": "bell.mp4"}', "is made twice"),

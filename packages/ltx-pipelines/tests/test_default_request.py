@@ -15,10 +15,11 @@ from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_core.errors import ConfigError
 from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_pipelines.cli.session import open_session
-from ltx_pipelines.default_request import GUIDER_FIELDS, read_default_request
 from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.extend import ExtendPipeline
 from ltx_pipelines.planning.stages import default_guidance
+from ltx_pipelines.request import GUIDANCE as GUIDER_FIELDS
+from ltx_pipelines.request import read_default_request
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
@@ -56,7 +57,9 @@ def asking(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_pipeline_asks_what_the_model_wants(asking: Path) -> None:
     pipeline = TI2VidOneStagePipeline.from_pretrained(asking)
-    assert pipeline.ledger.default_request == ASKED
+    flat = {f"video_{name}": value for name, value in PLAIN.items()} | {"audio_cfg_scale": 2.0}
+    given = {name: value for name, value in ASKED.items() if not name.endswith("params")}
+    assert pipeline.ledger.default_request == given | flat
     plan = pipeline.plan(prompt="a bell")
     assert (plan.shape.height, plan.shape.width, plan.shape.frames, plan.shape.fps) == (128, 192, 17, 25.0)
     assert plan.stages[0].steps == 3 and plan.negative_prompt == "murk"
@@ -123,7 +126,7 @@ def test_without_wishes_nothing_changes(small_model: Path) -> None:
             '{"video_guider_params": {"cfg": 3}}',
             "video_guider_params: no field is called cfg; expected one of cfg_scale",
         ),
-        ('{"audio_guider_params": {"stg_blocks": 28}}', "stg_blocks is 28, expected a list of integers or null"),
+        ('{"audio_guider_params": {"stg_blocks": 28}}', "stg_blocks is 28, expected a list of integers"),
     ],
 )
 def test_a_wrong_wish_is_refused_in_one_line(text: str, message: str) -> None:

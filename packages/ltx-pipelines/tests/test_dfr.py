@@ -215,8 +215,8 @@ def test_a_picture_stays_at_its_moment_through_the_rounds(ledger: ModelLedger, t
 
 
 def test_detailing_follows_the_first_stage(ledger: ModelLedger) -> None:
-    pipeline = DFRPipeline(ledger, (), [DISTILLED], [DETAILING])
-    plan = pipeline.plan(**WIDE, num_frames=25)
+    pipeline = DFRPipeline(ledger, (), [DISTILLED])
+    plan = pipeline.plan(**WIDE, num_frames=25, detailing_loras=[DETAILING])
     assert [[Path(lora.path).name[:2] for lora in stage.loras] for stage in plan.stages] == [["di"], ["di", "ic"]]
     followed = follow(plan, ledger)
     state = followed.begins[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ltx_pipelines.cli.app import run
-from ltx_pipelines.cli.tasks import TASKS
+from ltx_pipelines.pipeline import pipelines
 from ltx_pipelines.utils.media_io import probe_video
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -52,10 +52,10 @@ def test_the_first_command_of_the_readme(here: Path) -> None:
 
 def test_every_pipeline_has_a_command_in_the_documentation() -> None:
     shown = {shlex.split(line)[1] for line in commands("pipelines.md")}
-    assert {task.command for task in TASKS} <= shown
+    assert pipelines().keys() <= shown
     table = (DOCS / "pipelines.md").read_text()
-    for task in TASKS:
-        assert f"| `{task.command}` | `{task.pipeline.partition(':')[2]}` |" in table
+    for command, kind in pipelines().items():
+        assert f"| `{command}` | `{kind.__name__}` |" in table
 
 
 @pytest.mark.parametrize("program", blocks("pipelines.md", "python"))

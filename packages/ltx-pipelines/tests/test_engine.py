@@ -222,6 +222,7 @@ def test_retake_changes_only_the_span(ledger: ModelLedger, clip: Path, anew: tup
         end_time=0.6,
         regenerate_video="video" in anew,
         regenerate_audio="audio" in anew,
+        distilled=True,
         output_type="latent",
     )
     for name, latent in generation.latents.items():

@@ -176,8 +176,8 @@ def test_a_retake_keeps_its_beginning_and_follows_the_new_prompt(
     source, silence = render(replace(asked.scene, bodies=(body,)))
     path = tmp_path / "still.mp4"
     write_video(path, [torch.from_numpy(source)], FPS, Audio(torch.from_numpy(silence), RATE))
-    span = {"video_path": str(path), "start_time": (KEPT_FRAMES + 1) / FPS, "end_time": SECONDS}
-    pipeline = RetakePipeline(ledger, found.distilled_loras, distilled=True)
+    span = {"video_path": str(path), "start_time": (KEPT_FRAMES + 1) / FPS, "end_time": SECONDS, "distilled": True}
+    pipeline = RetakePipeline(ledger, found.distilled_loras)
     video, audio = generator(pipeline)(asked.caption.text, asked.seed, **span)
     at_least("retake, dB of what is kept", psnr(video[: KEPT_FRAMES - 1], source[: KEPT_FRAMES - 1]))
     kept = audio[:, : round(0.8 * KEPT_FRAMES / FPS * RATE)]

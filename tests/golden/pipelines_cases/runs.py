@@ -20,7 +20,7 @@ from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.dubit import DubItPipeline
 from ltx_pipelines.ic_lora import ICLoraPipeline
 from ltx_pipelines.keyframe_interpolation import KeyframeInterpolationPipeline
-from ltx_pipelines.pipeline import Pipeline
+from ltx_pipelines.pipeline import GUIDED, Pipeline
 from ltx_pipelines.planning.plan import ImageCondition, Lora, StagePlan
 from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.retake import RetakePipeline
@@ -87,17 +87,24 @@ def make_pipeline(case: Case, name: str) -> Pipeline:
     kind = PIPELINES[name]
     if kind is TI2VidTwoStagesHQPipeline:  # the user's, then the distilled one at a strength per stage
         distilled = (second or first)[-1:]
-        user = tuple(lora for lora in first if lora.path not in {one.path for one in distilled})
-        strengths = [
-            sum(lora.strength for lora in stage if [lora.path] == [d.path for d in distilled])
-            for stage in (first, second)
-        ]
-        return TI2VidTwoStagesHQPipeline(ledger, user, distilled, (strengths[0], strengths[1]))
-    if kind is DFRPipeline:  # what the second stage has besides are detailing adapters
-        return DFRPipeline(ledger, first, (), second[len(first) :])
-    if kind in (DistilledPipeline, DubItPipeline, ICLoraPipeline):
+        return kind(
+            ledger, tuple(lora for lora in first if lora.path not in {one.path for one in distilled}), distilled
+        )
+    if kind in (DistilledPipeline, DFRPipeline, DubItPipeline, ICLoraPipeline):
         return kind(ledger, first)
     return kind(ledger, first, second[len(first) :])
+
+
+def adapter_arguments(case: Case, pipeline: Pipeline) -> dict[str, Any]:
+    """What a request says of the adapters the case names per stage."""
+    first, second = adapters(case, "stage1"), adapters(case, "stage2")
+    if isinstance(pipeline, TI2VidTwoStagesHQPipeline):
+        paths = [lora.path for lora in pipeline.distilled_loras]
+        strengths = [sum(lora.strength for lora in stage if [lora.path] == paths) for stage in (first, second)]
+        return {"distilled_strength_1": strengths[0], "distilled_strength_2": strengths[1]}
+    if isinstance(pipeline, DFRPipeline):  # what the second stage has besides are detailing adapters
+        return {"detailing_loras": second[len(first) :]}
+    return {}
 
 
 def adapters(case: Case, stage: str) -> tuple[Lora, ...]:
@@ -110,7 +117,7 @@ def adapters(case: Case, stage: str) -> tuple[Lora, ...]:
 def arguments(case: Case, pipeline: Pipeline) -> dict[str, Any]:
     """The call arguments that have an effect in the pipeline, media found beside the case, values as their types."""
     given = {**CALL_DEFAULTS.get(type(pipeline), {}), **{k: v for k, v in case.args.items() if v is not None}}
-    args = {name: value for name, value in given.items() if name in pipeline.accepts}
+    args = {name: value for name, value in given.items() if name in pipeline.fields()}
     if images := args.pop("images", None):
         args["images"] = [image_condition(case, image) for image in images]
     if references := args.pop("video_conditioning", None):
@@ -123,7 +130,7 @@ def arguments(case: Case, pipeline: Pipeline) -> dict[str, Any]:
     for name in ("video_guider_params", "audio_guider_params"):
         if isinstance(args.get(name), Mapping):
             args[name] = MultiModalGuiderParams(**args[name])
-    if pipeline.auto_duration and not isinstance(args.get("num_frames"), int):
+    if "auto_duration" in pipeline.accepts and not isinstance(args.get("num_frames"), int):
         limits = args.pop("num_frames", None)
         if limits is not None or pipeline.ledger.holds("duration_head"):
             args["num_frames"] = AutoDuration(**(limits if isinstance(limits, Mapping) else {}))
@@ -183,11 +190,13 @@ def recorded_contexts(path: Path) -> dict[str, Tensor]:
 def run(case: Case) -> dict[str, Tensor]:
     name, _, options = case.key[1].partition("(")
     pipeline = make_pipeline(case, name)
+    asked = arguments(case, pipeline) | adapter_arguments(case, pipeline)
     if isinstance(pipeline, RetakePipeline):
-        pipeline.distilled = "distilled=False" not in options and bool(case.args.get("distilled", True))
+        asked["distilled"] = "distilled=False" not in options and bool(case.args.get("distilled", True))
+        asked = {name: value for name, value in asked.items() if not (asked["distilled"] and name in GUIDED)}
     give_contexts(case, pipeline.ledger)
     results: dict[str, Tensor] = {}
-    plan, number = pipeline.plan(**arguments(case, pipeline)), 0
+    plan, number = pipeline.plan(**asked), 0
     parts = [part for stage in plan.stages for part in runs(stage)]  # a window counts as a stage
     for event in generate(plan, pipeline.ledger):
         number += event.phase == "denoise" and event.step == 0

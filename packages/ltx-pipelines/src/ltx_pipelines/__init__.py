@@ -1,1 +1,35 @@
-"""From a request to a clip: plans, the engine, memory policy, media and the command line."""
+"""From a request to a clip: pipelines, plans, the engine, memory policy and the command line.
+
+Every pipeline is exported here and imported when it is used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+#: The pipelines, each with the module it stands in, whose name is also that of its command.
+PIPELINES = {
+    "TI2VidOneStagePipeline": "ti2vid_one_stage",
+    "TI2VidTwoStagesPipeline": "ti2vid_two_stages",
+    "TI2VidTwoStagesHQPipeline": "ti2vid_two_stages_hq",
+    "DistilledPipeline": "distilled",
+    "KeyframeInterpolationPipeline": "keyframe_interpolation",
+    "A2VidPipelineTwoStage": "a2vid_two_stage",
+    "ICLoraPipeline": "ic_lora",
+    "DubItPipeline": "dubit",
+    "DFRPipeline": "dfr_pipeline",
+    "RetakePipeline": "retake",
+    "ExtendPipeline": "extend",
+    "V2AOneStagePipeline": "v2a_one_stage",
+    "T2AOneStagePipeline": "t2a_one_stage",
+}
+__all__ = [*PIPELINES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in PIPELINES:
+        return getattr(import_module(f"{__name__}.{PIPELINES[name]}"), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

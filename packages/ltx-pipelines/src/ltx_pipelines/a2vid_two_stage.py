@@ -1,20 +1,34 @@
 """Sound to video: pictures for a given sound, which is delivered untouched."""
 
+from dataclasses import dataclass
+
 from ltx_core.errors import ConfigError
-from ltx_pipelines.pipeline import COMMON, GUIDED, TwoStagePipeline
+from ltx_pipelines.pipeline import COMMON, GUIDANCE, GUIDED, TwoStagePipeline
 from ltx_pipelines.planning.plan import Plan, Source, StreamPlan
+from ltx_pipelines.planning.schema import File
 from ltx_pipelines.planning.stages import guided_stage, halved, refinement_stage, with_stream
-from ltx_pipelines.request import Request
+from ltx_pipelines.request import Request, condition
+
+
+@dataclass(frozen=True)
+class SoundRequest(Request):
+    """A request with a given sound."""
+
+    audio_path: File | None = condition(None, "Sound, or a clip with sound.", "--audio-path", "--audio")
+    audio_start_time: float = condition(0.0, "Where in the sound to begin.", unit="seconds", least=0)
+    audio_max_duration: float | None = condition(
+        None, "How much of the sound to use.", unit="seconds", positive=True, shown="the clip's length"
+    )
 
 
 class A2VidPipelineTwoStage(TwoStagePipeline):
     """Two stages whose audio stream is frozen at the encoded sound."""
 
-    accepts = (COMMON | GUIDED | {"images", "audio_path", "audio_start_time", "audio_max_duration"}) - {
-        "audio_guider_params"
-    }
+    accepts = (COMMON | GUIDED | {"images"}) - GUIDANCE["audio"]
+    uses = TwoStagePipeline.uses | {"distilled_loras"}
+    aliases = ("a2v", "a2vid")
 
-    def make_plan(self, request: Request) -> Plan:
+    def make_plan(self, request: SoundRequest) -> Plan:
         if request.audio_path is None:
             raise ConfigError("audio_path is not given, expected a sound or a clip with sound")
         shape = self.shape(request)

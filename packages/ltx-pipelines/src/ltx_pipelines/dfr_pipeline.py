@@ -1,4 +1,4 @@
-"""Text, and images, to long or fast video through keyframes that the model makes itself.
+"""Text and images to long or fast video, through keyframes that the model makes itself.
 
 ::
 
@@ -9,12 +9,12 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ltx_core.components.sigmas import TEMPORAL_ROUND_SIGMAS
 from ltx_core.errors import ConditioningError, ConfigError
 from ltx_core.types import VideoPixelShape
-from ltx_pipelines.pipeline import COMMON, Loras, Pipeline, as_loras
+from ltx_pipelines.pipeline import COMMON, TwoStagePipeline
 from ltx_pipelines.planning.layout import Canvas, temporal_tiles
 from ltx_pipelines.planning.plan import (
     CarriedKeyframes,
@@ -30,10 +30,8 @@ from ltx_pipelines.planning.plan import (
     Window,
 )
 from ltx_pipelines.planning.stages import distilled_stage, halved, refinement_stage
-from ltx_pipelines.request import Request
-from ltx_pipelines.utils.model_ledger import ModelLedger
+from ltx_pipelines.request import Request, condition, network
 
-MOST_ROUNDS = 2
 ANCHOR_STRENGTH = 0.95
 ETA = 0.5  # of the sampler of a round
 SEEDS_PER_ROUND = 1000  # between the sampler seeds of two rounds; the windows of a round count up
@@ -41,30 +39,24 @@ FASTEST = 60.0  # frames per second that positions go up to; beyond, only the de
 DETAIL_FACTOR = 2  # target / reference size of an adapter that declares none
 
 
-class DFRPipeline(Pipeline):
-    """A full model with its distilled adapter. Each round doubles the frame rate, the sound is that of the first stage.
+@dataclass(frozen=True)
+class RoundsRequest(Request):
+    """A request with rounds of doubling."""
 
-    ``detailing_loras`` are in-context adapters that let the second stage follow the video of the first.
-    """
+    temporal_upsample_rounds: int = condition(0, "Rounds, each of which doubles the frame rate.", least=0, most=2)
+    detailing_loras: tuple[Lora, ...] = network(
+        (), "In-context adapter that lets the second stage follow the first.", "--detailing-lora"
+    )
 
-    accepts = COMMON | {"images", "temporal_upsample_rounds"}
-    default_size = (1024, 1536)
-    size_multiple = 2
-    auto_duration = True
 
-    def __init__(
-        self, ledger: ModelLedger, loras: Loras = (), distilled_loras: Loras = (), detailing_loras: Loras = ()
-    ) -> None:
-        super().__init__(ledger, loras, distilled_loras)
-        self.detailing_loras = as_loras(detailing_loras)
+class DFRPipeline(TwoStagePipeline):
+    """A full model with its distilled adapter. Each round doubles the rate, the sound is that of the first stage."""
 
-    def make_plan(self, request: Request) -> Plan:
-        rounds = request.temporal_upsample_rounds
-        if rounds not in range(MOST_ROUNDS + 1):
-            nearest = min(max(int(rounds), 0), MOST_ROUNDS)
-            raise ConfigError(
-                f"temporal_upsample_rounds is {rounds}, expected 0 to {MOST_ROUNDS}; nearest valid: {nearest}"
-            )
+    accepts = COMMON | {"auto_duration", "images"}
+    uses = TwoStagePipeline.uses | {"distilled_loras", "temporal_upsampler"}
+    aliases = ("dfr",)
+
+    def make_plan(self, request: RoundsRequest) -> Plan:
         shape = self.shape(request)
         check_images(request.images, shape)
         canvas = Canvas.of(shape.frames)
@@ -72,20 +64,24 @@ class DFRPipeline(Pipeline):
         slots = KeyframeSlots(canvas.keyframes)
         loras = self.loras + self.distilled_loras
         first = distilled_stage(request, halved(whole), (*request.images, slots), loras)
-        conditions: tuple[Condition, ...] = (*request.images, replace(slots, seeded=True), *self.detail_references())
-        second = refinement_stage(whole, conditions, loras + self.detailing_loras)
+        conditions: tuple[Condition, ...] = (
+            *request.images,
+            replace(slots, seeded=True),
+            *self.detail_references(request),
+        )
+        second = refinement_stage(whole, conditions, loras + request.detailing_loras)
         stages = [replace(first, delivered=halved(shape)), replace(second, delivered=shape)]
         seams: Sequence[int] = canvas.keyframes
-        for number in range(1, rounds + 1):
+        for number in range(1, request.temporal_upsample_rounds + 1):
             whole, shape, seams = faster(whole), faster(shape), [2 * seam for seam in seams]
             stage, seams = round_stage(request, number, whole, seams, loras)
             stages.append(replace(stage, delivered=shape))
         return self.finished(request, stages, audio="first")
 
-    def detail_references(self) -> list[ReferenceCondition]:
+    def detail_references(self, request: RoundsRequest) -> list[ReferenceCondition]:
         """The video of the first stage as reference, where there is an adapter to follow it."""
         factors = set()
-        for lora in map(self.ledger.lora, self.detailing_loras):
+        for lora in map(self.ledger.lora, request.detailing_loras):
             declared = "reference_downscale_factor" in lora.metadata
             factors.add(lora.reference_downscale_factor if declared else DETAIL_FACTOR)
         if len(factors) > 1:

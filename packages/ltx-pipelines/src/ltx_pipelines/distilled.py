@@ -1,4 +1,4 @@
-"""Text, and images, to video with sound on a distilled model: eight steps at half size, three at full size."""
+"""Text and images to video with sound on a distilled model: eight steps at half size, three at full size."""
 
 from ltx_pipelines.pipeline import COMMON, TwoStagePipeline
 from ltx_pipelines.planning.plan import Plan
@@ -9,8 +9,8 @@ from ltx_pipelines.request import Request
 class DistilledPipeline(TwoStagePipeline):
     """Two stages without guidance. From version 2.5 on the first stage is sampled with fresh noise at every step."""
 
-    accepts = COMMON | {"images", "generated_keyframes"}
-    auto_duration = True
+    accepts = COMMON | {"auto_duration", "images", "generated_keyframes"}
+    variant = "distilled"
 
     def make_plan(self, request: Request) -> Plan:
         shape = self.shape(request)

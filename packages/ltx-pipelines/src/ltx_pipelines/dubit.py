@@ -1,32 +1,40 @@
-"""New speech for a clip: its picture and its voice are kept, what is said follows the prompt."""
+"""New speech for a clip, in its own voice; the picture is kept, what is said follows the prompt."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ltx_core.errors import ConfigError
-from ltx_pipelines.pipeline import COMMON, Pipeline
+from ltx_pipelines.pipeline import COMMON, TIME, TwoStagePipeline
 from ltx_pipelines.planning.plan import AudioReferenceCondition, Condition, Plan, ReferenceCondition, StagePlan
+from ltx_pipelines.planning.schema import File
 from ltx_pipelines.planning.stages import distilled_stage, halved, refinement_stage, with_stream
-from ltx_pipelines.request import Request
-from ltx_pipelines.utils.media_io import probe_video
+from ltx_pipelines.request import Request, condition
 
 
-class DubItPipeline(Pipeline):
+@dataclass(frozen=True)
+class DubRequest(Request):
+    """A request with the clip that is dubbed."""
+
+    reference_video_path: File | None = condition(None, "Clip with the voice to keep.", "--reference-video")
+    reference_strength: float = condition(1.0, "How closely to follow it.", least=0, most=1)
+
+
+class DubItPipeline(TwoStagePipeline):
     """Two distilled stages that both follow the clip through one in-context adapter.
 
     The voice of the clip is heard as tokens before time 0. The first stage speaks; the second holds that sound, hears
     it as its own reference and refines the picture. The length and the frame rate are the clip's.
     """
 
-    accepts = (COMMON | {"images", "reference_video_path", "reference_strength"}) - {"num_frames", "frame_rate"}
-    default_size = (1024, 1536)
-    size_multiple = 2
+    accepts = (COMMON | {"images"}) - TIME
+    variant = "distilled"
+    aliases = ("dub",)
 
-    def make_plan(self, request: Request) -> Plan:
+    def make_plan(self, request: DubRequest) -> Plan:
         if (path := request.reference_video_path) is None:
             raise ConfigError("reference_video_path is not given, expected a clip with sound")
         if len(self.loras) != 1:
             raise ConfigError(f"{len(self.loras)} adapters are given, expected the one that was trained for dubbing")
-        clip = probe_video(path)
+        clip = self.probe(path)
         frames = self.ledger.scale_factors.snap_frames(clip.frames)
         shape = self.shape(request, frames, float(clip.fps))
         factor = self.ledger.lora(self.loras[0]).reference_downscale_factor

@@ -1,27 +1,36 @@
 """Continue a clip, with its sound, after its end or before its beginning."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from ltx_core.errors import ConfigError
-from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
+from ltx_pipelines.pipeline import COMMON, GUIDED, TIME, Pipeline
 from ltx_pipelines.planning.plan import Plan, RegionCondition, Source
 from ltx_pipelines.planning.stages import guided_stage
-from ltx_pipelines.request import Request
-from ltx_pipelines.utils.media_io import probe_video
+from ltx_pipelines.request import Request, condition
+
+
+@dataclass(frozen=True)
+class ExtendRequest(Request):
+    """A request with the seconds to add."""
+
+    extend_seconds: float | None = condition(None, "How much to add.", "--extend-seconds", "--seconds", unit="seconds")
+    direction: Literal["after", "before"] = condition("after", "Where to add it: 'after' the clip or 'before' it.")
 
 
 class ExtendPipeline(Pipeline):
-    """One guided stage on the longer clip, in which the given part is held. ``direction`` is after or before."""
+    """One guided stage on the longer clip, in which the given part is held."""
 
-    accepts = (COMMON | GUIDED | {"video_path", "extend_seconds", "direction"}) - {"num_frames", "frame_rate"}
-    keeps_size = True
+    accepts = (COMMON | GUIDED | {"video_path"}) - TIME
+    usual: ClassVar[Mapping[str, Any]] = {"num_frames": 121}
 
-    def make_plan(self, request: Request) -> Plan:
+    def make_plan(self, request: ExtendRequest) -> Plan:
         if request.video_path is None or request.extend_seconds is None:
             raise ConfigError("video_path and extend_seconds are both needed")
         if request.extend_seconds <= 0:
             raise ConfigError(f"extend_seconds is {request.extend_seconds}, expected more than 0")
-        info = probe_video(request.video_path)
+        info = self.probe(request.video_path)
         shape = self.source_shape(request, request.video_path, request.extend_seconds)
         added = shape.duration - info.duration
         if request.direction == "after":

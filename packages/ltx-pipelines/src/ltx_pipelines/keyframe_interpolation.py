@@ -12,6 +12,8 @@ class KeyframeInterpolationPipeline(TwoStagePipeline):
     """Two stages; every image guides, the one at frame 0 too. The sound is that of the second stage."""
 
     accepts = COMMON | GUIDED | {"images"}
+    uses = TwoStagePipeline.uses | {"distilled_loras"}
+    aliases = ("keyframe", "keyframes")
 
     def make_plan(self, request: Request) -> Plan:
         shape = self.shape(request)

@@ -2,51 +2,69 @@
 
 from __future__ import annotations
 
+import inspect
+import random
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_type_hints
 
 from ltx_core.components.guiders import MultiModalGuiderParams
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_core.types import VideoPixelShape
-from ltx_pipelines.bounds import GUIDERS, check_request
+from ltx_pipelines import PIPELINES
 from ltx_pipelines.planning.plan import Condition, Lora, Plan, StagePlan
+from ltx_pipelines.planning.schema import Option, UsageError, documented, options_of, read_all
 from ltx_pipelines.planning.stages import default_guidance, keyframe_slots
-from ltx_pipelines.planning.validation import validate_plan
-from ltx_pipelines.request import AutoDuration, Request, fitted
-from ltx_pipelines.running.engine import Event, Generation, generate
-from ltx_pipelines.running.model_files import find_model
-from ltx_pipelines.utils.media_io import probe_video
-from ltx_pipelines.utils.model_ledger import ModelLedger
+from ltx_pipelines.request import STREAMS, AutoDuration, Request, fitted, guidance_options, request_options
 
-COMMON = frozenset({"prompt", "seed", "height", "width", "num_frames", "frame_rate", "sigmas", "snap"})
-GUIDED = frozenset(
-    {"negative_prompt", "num_inference_steps", "video_guider_params", "audio_guider_params", "max_batch_size"}
-)
+if TYPE_CHECKING:
+    from ltx_media.video import VideoInfo
+    from ltx_pipelines.running.engine import Event, Generation
+    from ltx_pipelines.utils.model_ledger import ModelLedger
+
 Loras = Sequence[Lora | str | tuple[str, float]]
+DRAWN = -1  # the seed that stands for a random one
+LENGTH = ("num_frames", "duration", "auto_duration")  # ways to say one thing
+SIZE = frozenset({"height", "width"})
+TIME = frozenset({"num_frames", "duration", "frame_rate"})
+COMMON = frozenset({"prompt", "seed", "sigmas", "snap"}) | SIZE | TIME
+GUIDANCE = {stream: frozenset({f"{stream}_guider_params", *guidance_options(stream)}) for stream in STREAMS}
+GUIDED = GUIDANCE["video"] | GUIDANCE["audio"] | {"negative_prompt", "num_inference_steps", "max_batch_size"}
 
 
 class Pipeline(ABC):
     """A task. Subclasses say what they accept and how a request becomes a plan."""
 
-    #: Request fields that have an effect.
+    #: Fields of `Request` that have an effect; those that the request of ``make_plan`` adds need not be named.
     accepts: ClassVar[frozenset[str]] = COMMON
-    #: Height and width when the request names none.
-    default_size: ClassVar[tuple[int, int]] = (512, 768)
+    #: Fields of `Networks` and `Output` that have an effect here and not everywhere.
+    uses: ClassVar[frozenset[str]] = frozenset({"contact_sheet"})
+    #: What stands where neither the request nor the model says anything. Sizes it lacks are those of a given clip.
+    usual: ClassVar[Mapping[str, Any]] = {"height": 512, "width": 768, "num_frames": 121}
     #: 2 where a twofold enlargement follows the first stage.
     size_multiple: ClassVar[int] = 1
-    #: Whether the size is that of a given clip, unless the request names another.
-    keeps_size: ClassVar[bool] = False
-    #: Whether the length may be left to the model.
-    auto_duration: ClassVar[bool] = False
+    #: Which transformer of a model that has several, by a piece of its file's name.
+    variant: ClassVar[str] = "dev"
+    #: Further names of the command.
+    aliases: ClassVar[tuple[str, ...]] = ()
+    #: Of a file whose name is not given.
+    suffix: ClassVar[str] = ".mp4"
 
     def __init__(self, ledger: ModelLedger, loras: Loras = (), distilled_loras: Loras = ()) -> None:
         self.ledger = ledger
         self.loras = as_loras(loras)
         self.distilled_loras = as_loras(distilled_loras)
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        for method in (Pipeline.__call__, Pipeline.plan, Pipeline.stream):
+            setattr(cls, method.__name__, documented(method, cls))
 
     @classmethod
     def from_pretrained(
@@ -57,36 +75,74 @@ class Pipeline(ABC):
         ``session`` goes to the `ModelLedger` (``dtype``, ``device``, ``policy``, ``quantization``). Distilled adapters
         found beside the model are used where the pipeline needs them, unless some are given.
         """
+        from ltx_pipelines.running.model_files import find_model
+        from ltx_pipelines.utils.model_ledger import ModelLedger
+
         found = find_model(str(model))
         distilled = found.distilled_loras if distilled_loras is None else distilled_loras
         return cls(ModelLedger(found.files, **session), loras, distilled)
 
-    @abstractmethod
-    def make_plan(self, request: Request) -> Plan:
-        """The plan of a request whose length is decided."""
+    # What it is ---------------------------------------------------------------------------------------------------
 
-    def plan(self, **request: Any) -> Plan:
-        """The validated plan of keyword arguments, without reading any weight (but those of an auto duration).
+    @classmethod
+    def command(cls) -> str:
+        """The name of its command."""
+        return cls.__module__.rpartition(".")[2].replace("_", "-")
+
+    @classmethod
+    def summary(cls) -> str:
+        """One line on what it is for."""
+        return (inspect.getmodule(cls).__doc__ or cls.__doc__ or "").strip().partition("\n")[0]
+
+    @classmethod
+    def request_type(cls) -> type[Request]:
+        """The request that ``make_plan`` takes: `Request` or one with fields of its own."""
+        hinted = get_type_hints(cls.make_plan).get("request")
+        return hinted if isinstance(hinted, type) and issubclass(hinted, Request) else Request
+
+    @classmethod
+    def own_fields(cls) -> dict[str, Option]:
+        """The fields that its request has besides those of `Request`."""
+        shared = request_options()
+        return {name: one for name, one in options_of(cls.request_type()).items() if name not in shared}
+
+    @classmethod
+    @cache
+    def fields(cls) -> dict[str, Option]:
+        """Every field of a request that has an effect, by name."""
+        found = {name: one for name, one in request_options().items() if name in cls.accepts} | cls.own_fields()
+        usual = {
+            name: replace(found[name], default=value, shown="") for name, value in cls.usual.items() if name in found
+        }
+        return found | usual
+
+    # What it does -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def make_plan(self, request: Any) -> Plan:
+        """The plan of a request that is complete but for what pipelines take from the model alone."""
+
+    def plan(self, prompt: str | None = None, **request: Any) -> Plan:
+        """The validated plan of a request, without reading any weight (but those of an automatic length).
 
         What is left out, or None, is as the model wants it, else as is usual for this pipeline. Raises `ConfigError`,
         `ConditioningError` or `MediaError` that names the field and the nearest valid value.
         """
-        wanted = self.default_request()
-        given = {name: value for name, value in request.items() if value is not None or name not in wanted}
-        asked = Request.of({**wanted, **given}, self.accepts, type(self).__name__)
-        check_request(vars(asked), self.ledger)
-        if isinstance(asked.num_frames, AutoDuration) and not self.auto_duration:
-            raise ConfigError(f"num_frames is automatic, {type(self).__name__} needs a number")
-        plan = self.make_plan(asked)
+        from ltx_pipelines.planning.validation import validate_plan
+
+        plan = self.make_plan(self.request(prompt, **request))
         validate_plan(plan, self.ledger)
         return plan
 
-    def stream(self, **request: Any) -> Iterator[Event]:
+    def stream(self, prompt: str | None = None, **request: Any) -> Iterator[Event]:
         """Run a request event by event; the last event carries the `Generation`. Close the iterator to cancel."""
-        return generate(self.plan(**request), self.ledger)
+        from ltx_pipelines.running.engine import generate
+
+        return generate(self.plan(prompt, **request), self.ledger)
 
     def __call__(
         self,
+        prompt: str | None = None,
         *,
         callback: Callable[[Event], None] | None = None,
         output_type: Literal["media", "latent"] = "media",
@@ -96,49 +152,96 @@ class Pipeline(ABC):
 
         ``callback`` is given every event; what it raises stops the run between two steps.
         """
+        from ltx_pipelines.running.engine import generate
+
         generation = None
-        for event in generate(self.plan(**request), self.ledger, decode=output_type == "media"):
+        for event in generate(self.plan(prompt, **request), self.ledger, decode=output_type == "media"):
             if callback is not None:
                 callback(event)
             generation = event.generation or generation
         assert generation is not None
         return generation
 
-    def default_request(self) -> dict[str, Any]:
-        """What the model asks to be asked, as far as it has an effect here; it stands where a request is silent."""
-        unused = ("height", "width") if self.keeps_size else ()
-        asked = self.ledger.default_request.items()
-        wanted = {name: value for name, value in asked if name in self.accepts and name not in unused}
-        return wanted | {field: self.guidance(stream) for field, stream in GUIDERS.items() if field in wanted}
+    # From what is given to a request ------------------------------------------------------------------------------
+
+    def request(self, prompt: str | None = None, **given: Any) -> Request:
+        """The complete request, every value of its type and in its range."""
+        given = {"prompt": prompt, **given} if prompt is not None else given
+        present = {name: value for name, value in given.items() if value is not None}
+        who = type(self).__name__
+        wanted, unknown = self.wishes(), present.keys() - self.fields().keys()
+        read = read_all(self.fields(), present, who, every_field() if unknown else None)
+        if len(lengths := [name for name in LENGTH if name in read]) > 1:
+            raise UsageError(f"the length is given twice: {' and '.join(lengths)}")
+        merged = {**self.usual, **wanted, **read}
+        single = {name for stream in STREAMS for name in guidance_options(stream)}
+        values = {name: value for name, value in merged.items() if name not in single}
+        for stream in STREAMS if self.accepts & GUIDED else ():
+            values[f"{stream}_guider_params"] = self._guidance_of(stream, read)
+        values["num_frames"] = self._length(read, merged)
+        if values.get("seed") == DRAWN:
+            values["seed"] = random.SystemRandom().randrange(2**31)
+        return self.request_type()(**values)
+
+    def _length(self, read: Mapping[str, Any], merged: Mapping[str, Any]) -> int | AutoDuration:
+        if (seconds := read.get("duration")) is not None:
+            return self.ledger.scale_factors.nearest_frames(round(seconds * merged.get("frame_rate", 24.0)))
+        length = read.get("auto_duration", merged["num_frames"])
+        if isinstance(length, AutoDuration) and "auto_duration" not in self.accepts:
+            raise ConfigError(f"num_frames is automatic, {type(self).__name__} needs a number")
+        return length
+
+    def wishes(self) -> dict[str, Any]:
+        """The request the model prefers, as far as it has an effect here."""
+        unused = SIZE - self.usual.keys()
+        return {
+            name: value
+            for name, value in self.ledger.default_request.items()
+            if name in self.accepts and name not in unused
+        }
 
     def guidance(self, stream: str) -> MultiModalGuiderParams:
-        """Guidance of a stream where a request names none: the usual one with what the model wants otherwise."""
-        wanted = self.ledger.default_request.get(f"{stream}_guider_params", {})
-        return replace(self.usual_guidance()[stream], **wanted)
+        """Guidance of a stream where a request says nothing: the usual one with what the model wants otherwise."""
+        return replace(self.usual_guidance()[stream], **_single(stream, self.wishes()))
 
     def usual_guidance(self) -> Mapping[str, MultiModalGuiderParams]:
         """Guidance of each stream that suits models of this version."""
         return default_guidance(self.ledger.defaults)
 
+    def _guidance_of(self, stream: str, read: Mapping[str, Any]) -> MultiModalGuiderParams:
+        """A stream's guidance: the whole where it is given, else the usual one, with the single values given."""
+        params = replace(read.get(f"{stream}_guider_params") or self.guidance(stream), **_single(stream, read))
+        blocks = tuple(params.stg_blocks or ())
+        layers = int(self.ledger.config.get("transformer", {}).get("num_layers", 1))
+        outside = [block for block in blocks if not 0 <= block < layers]
+        if outside and blocks != self.ledger.defaults.stg_blocks:
+            said = f"{stream} stg_blocks hold {outside[0]}, the model has blocks 0 to {layers - 1}"
+            raise ConfigError(f"{said}; nearest valid: {min(max(outside[0], 0), layers - 1)}")
+        return params
+
+    # What plans are made with -------------------------------------------------------------------------------------
+
+    def probe(self, path: str) -> VideoInfo:
+        """Size, length, rate and sound of a given clip."""
+        from ltx_pipelines.utils.media_io import probe_video
+
+        return probe_video(path)
+
     def shape(self, request: Request, frames: int | None = None, fps: float | None = None) -> VideoPixelShape:
         """The delivered shape of a request, fitted to what the VAE can hold."""
         count = self.predicted_frames(request) if frames is None else frames
-        wanted = request.shape(self.default_size, count, fps)
-        shape, _ = fitted(wanted, self.ledger.scale_factors, self.size_multiple, request.snap)
-        return shape
+        return fitted(request.shape(count, fps), self.ledger.scale_factors, self.size_multiple, request.snap)
 
     def source_shape(self, request: Request, path: str, extra_seconds: float = 0.0) -> VideoPixelShape:
         """The shape of a given clip, ``extra_seconds`` longer, fitted to what the VAE can hold.
 
         Sides are moved only where the request says ``snap``; frames beyond the last whole latent frame are dropped.
         """
-        info = probe_video(path)
+        info = self.probe(path)
         fps = float(info.fps)
         frames = self.ledger.scale_factors.snap_frames(info.frames + round(extra_seconds * fps))
-        size = (request.height or info.height, request.width or info.width)
-        wanted = VideoPixelShape(1, frames, *size, fps)
-        shape, _ = fitted(wanted, self.ledger.scale_factors, self.size_multiple, request.snap)
-        return shape
+        wanted = VideoPixelShape(1, frames, request.height or info.height, request.width or info.width, fps)
+        return fitted(wanted, self.ledger.scale_factors, self.size_multiple, request.snap)
 
     def predicted_frames(self, request: Request) -> int | None:
         """The number of frames the duration head gives a prompt; None when the request needs no prediction."""
@@ -175,9 +278,65 @@ class Pipeline(ABC):
 class TwoStagePipeline(Pipeline):
     """A task whose first stage works at half the delivered size."""
 
-    default_size = (1024, 1536)
+    uses = Pipeline.uses | {"spatial_upsampler", "keep_latents", "first_stage"}
+    usual: ClassVar[Mapping[str, Any]] = {**Pipeline.usual, "height": 1024, "width": 1536}
     size_multiple = 2
 
 
 def as_loras(given: Loras) -> tuple[Lora, ...]:
     return tuple(one if isinstance(one, Lora) else Lora(one) if isinstance(one, str) else Lora(*one) for one in given)
+
+
+def pipelines() -> dict[str, type[Pipeline]]:
+    """Every pipeline by the name of its command."""
+    import ltx_pipelines
+
+    found: list[type[Pipeline]] = [getattr(ltx_pipelines, name) for name in PIPELINES]
+    return {one.command(): one for one in found}
+
+
+def pipeline_named(name: str) -> type[Pipeline]:
+    """The pipeline of a command, of one of its other names, or of ``module:Class`` in the current folder."""
+    if ":" in name:
+        return _own_pipeline(*name.split(":", 1))
+    spelled = name.replace("_", "-")
+    every = {alias: kind for command, kind in pipelines().items() for alias in (command, *kind.aliases)}
+    if spelled not in every:
+        hint = nearest_hint(spelled, every) or f", expected one of {', '.join(pipelines())}"
+        raise UsageError(f"{name!r} is no pipeline{hint}")
+    return every[spelled]
+
+
+def _own_pipeline(module: str, name: str) -> type[Pipeline]:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        kind = getattr(import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{module}:{name} is no pipeline: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if not (isinstance(kind, type) and issubclass(kind, Pipeline)):
+        raise UsageError(f"{module}:{name} is no pipeline, expected a subclass of Pipeline in {module}")
+    return kind
+
+
+@cache
+def every_field() -> dict[str, Option]:
+    """The fields of every pipeline's request."""
+    return request_options() | {name: one for kind in pipelines().values() for name, one in kind.own_fields().items()}
+
+
+@cache
+def owners() -> dict[str, str]:
+    """The pipeline each field belongs to that not all requests have, by command."""
+    found: dict[str, str] = {}
+    for command, kind in pipelines().items():
+        for name in kind.own_fields():
+            found.setdefault(name, command)
+    return found
+
+
+def _single(stream: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The single values of a stream's guidance, by the names of `MultiModalGuiderParams`."""
+    names = guidance_options(stream)
+    return {name.removeprefix(f"{stream}_"): value for name, value in values.items() if name in names}

@@ -1,17 +1,27 @@
-"""What a user may ask for, under the names of the field. Every pipeline takes some of it and refuses the rest."""
+"""Everything that can be asked, once: the request of a clip, the networks that make it, and what is written of it.
+
+A pipeline takes some of `Request` (its ``accepts``) and refuses the rest. A pipeline with a field of its own declares
+it in a subclass of `Request` in its own file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_core.errors import ConfigError, nearest_hint
+from ltx_core.loader.metadata import DEFAULTS_FROM
+from ltx_core.precision import DtypeName
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape, nearest_multiple
-from ltx_pipelines.planning.plan import ImageCondition
+from ltx_pipelines.planning.plan import ImageCondition, Lora
+from ltx_pipelines.planning.schema import File, Option, option, options_of
 
-Sizes = tuple[int, int]
+Policy = Literal["auto", "resident", "sequential", "streamed"]
+STREAMS = {"video": "a2v", "audio": "v2a"}  # and what brings the other stream into it
 
 
 @dataclass(frozen=True)
@@ -29,102 +39,249 @@ class AutoDuration:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A clip to follow, and how closely (0 to 1)."""
+
+    path: str
+    strength: float = 1.0
+
+
+def by_version(field: str) -> str:
+    """The defaults of the model versions in words: the oldest, and each change since."""
+    found: list[tuple[str, Any]] = []
+    for version, defaults in reversed(DEFAULTS_FROM):
+        value = getattr(defaults, field)
+        if not found or found[-1][1] != value:
+            found.append((f", from {'.'.join(map(str, version))} on " if version else "", value))
+    return "".join(f"{since}{str(value).strip('(),')}" for since, value in found)
+
+
+clip = partial(option, group="Request")
+size = partial(option, group="Size and time")
+condition = partial(option, group="Conditions")
+sampling = partial(option, group="Sampling")
+network = partial(option, group="Model")
+memory = partial(option, group="Memory and speed")
+result = partial(option, group="Output")
+
+
+@dataclass(frozen=True)
 class Request:
-    """One clip. None means: the pipeline's or the model's default."""
+    """One clip. What is left out, or None, is the model's or the pipeline's default."""
 
-    prompt: str = ""
-    negative_prompt: str | None = None
-    seed: int = 10
-    height: int | None = None  # pixels
-    width: int | None = None  # pixels
-    num_frames: int | AutoDuration | None = None
-    frame_rate: float | None = None  # frames per second
-    num_inference_steps: int | None = None
-    sigmas: tuple[float, ...] | None = None  # of the first stage
-    video_guider_params: MultiModalGuiderParams | None = None
-    audio_guider_params: MultiModalGuiderParams | None = None
-    max_batch_size: int = 1  # guidance passes per transformer call
-    images: tuple[ImageCondition, ...] = ()
-    generated_keyframes: int | tuple[int, ...] = 0
-    video_conditioning: tuple[tuple[str, float], ...] = ()  # (reference clip, strength)
-    conditioning_attention_strength: float = 1.0
-    conditioning_attention_mask: str | None = None  # grey video, white = attend
-    skip_stage_2: bool = False
-    audio_path: str | None = None
-    audio_start_time: float = 0.0  # seconds
-    audio_max_duration: float | None = None  # seconds
-    video_path: str | None = None
-    start_time: float | None = None  # seconds
-    end_time: float | None = None  # seconds
-    regenerate_video: bool = True
-    regenerate_audio: bool = True
-    extend_seconds: float | None = None
-    direction: Literal["after", "before"] = "after"
-    reference_video_path: str | None = None  # clip with sound
-    reference_strength: float = 1.0
-    temporal_upsample_rounds: int = 0  # each doubles the frame rate
-    snap: bool = False  # move invalid sizes and frame counts to the nearest valid ones
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], accepts: Collection[str], who: str) -> Request:
-        """A request from keyword arguments.
-
-        Raises `ConfigError` for a name nobody knows, with the nearest known one, and for one ``who`` has no use for.
-        """
-        known = {field.name for field in fields(cls)}
-        for name, value in given.items():
-            if name not in known:
-                raise ConfigError(f"{who} has no argument {name}{nearest_hint(name, sorted(accepts))}")
-            if name not in accepts and value != getattr(cls, name):
-                raise ConfigError(f"{name} has no effect in {who}, expected it left out")
-        return cls(**{name: _frozen(value) for name, value in given.items()})
-
-    def shape(self, default_size: Sizes, frames: int | None = None, fps: float | None = None) -> VideoPixelShape:
-        """The delivered shape; ``default_size`` is height, width."""
-        return VideoPixelShape(
-            batch=1,
-            frames=frames or (self.num_frames if isinstance(self.num_frames, int) else 121),
-            height=default_size[0] if self.height is None else self.height,
-            width=default_size[1] if self.width is None else self.width,
-            fps=float(fps or self.frame_rate or 24.0),
-        )
-
-
-def fitted(
-    shape: VideoPixelShape, factors: SpatioTemporalScaleFactors, multiple: int, snap: bool
-) -> tuple[VideoPixelShape, tuple[str, ...]]:
-    """A shape the VAE can hold, and a line for each value that was moved; refuses instead unless ``snap``."""
-    if not snap:
-        factors.check(shape, multiple)
-        return shape, ()
-    near = shape._replace(
-        frames=factors.nearest_frames(shape.frames),
-        height=nearest_multiple(shape.height, factors.height * multiple),
-        width=nearest_multiple(shape.width, factors.width * multiple),
+    prompt: str = clip("", "What to make.", "--prompt", "-p")
+    negative_prompt: str | None = clip(None, "What guidance pushes away from.", shown="a list of defects")
+    seed: int = clip(10, "Seed of the noise; -1 draws one.", "--seed", "-s")
+    height: int | None = size(None, "Height of the clip.", "--height", "-H", unit="pixels", least=1)
+    width: int | None = size(None, "Width of the clip.", "--width", "-W", unit="pixels", least=1)
+    num_frames: int | AutoDuration | None = size(
+        None, "Length of the clip, 8k+1.", "--num-frames", "--frames", "-f", unit="frames", least=1, shown="121"
     )
-    factors.check(near, multiple)
-    names = {"frames": "frames", "height": "height", "width": "width"}
-    moved = [
-        f"{label} {getattr(shape, name)} -> {getattr(near, name)}"
-        for name, label in names.items()
-        if getattr(shape, name) != getattr(near, name)
-    ]
-    return near, tuple(moved)
+    duration: float | None = size(None, "Length of the clip, instead of its frames.", unit="seconds", positive=True)
+    auto_duration: AutoDuration | None = size(
+        None, "Let the model choose the length, within these limits.", unit="seconds"
+    )
+    frame_rate: float | None = size(
+        None, "Pictures a second.", "--frame-rate", "--fps", unit="frames/s", positive=True, shown="24"
+    )
+    snap: bool = size(
+        False, "Move sizes and lengths to the nearest valid ones; on a line on by default.", "--snap/--no-snap"
+    )
+    num_inference_steps: int | None = sampling(
+        None,
+        "Steps of the guided stage.",
+        "--num-inference-steps",
+        "--steps",
+        least=1,
+        most=1000,
+        shown=by_version("num_inference_steps"),
+    )
+    sigmas: tuple[float, ...] | None = sampling(
+        None, "Noise levels of the first stage, falling, instead of a schedule.", least=0, most=1, metavar="SIGMA..."
+    )
+    max_batch_size: int = sampling(1, "Guidance passes per transformer call.", least=1, most=4)
+    video_guider_params: MultiModalGuiderParams | None = sampling(
+        None, "The whole guidance of the picture, instead of the single values.", hidden=True
+    )
+    audio_guider_params: MultiModalGuiderParams | None = sampling(
+        None, "The whole guidance of the sound, instead of the single values.", hidden=True
+    )
+    images: tuple[ImageCondition, ...] = condition(
+        (), "Still at a frame (0 the first), 0 to 1 how strongly it holds; CRF 0 keeps its pixels.", "--image", "-i"
+    )
+    generated_keyframes: int | tuple[int, ...] = condition(
+        0,
+        "Evenly spaced keyframes the model makes itself, or their frames.",
+        "--num-generated-keyframes",
+        least=0,
+    )
+    video_path: File | None = condition(None, "Source clip.", "--video-path", "--video")
+
+    def shape(self, frames: int | None = None, fps: float | None = None) -> VideoPixelShape:
+        """The delivered shape."""
+        count = frames or self.num_frames
+        assert isinstance(count, int) and self.height is not None and self.width is not None
+        return VideoPixelShape(1, count, self.height, self.width, float(fps or self.frame_rate or 24.0))
 
 
-def _built(kind: type, values: Mapping[str, Any]) -> Any:
-    """A value type from its fields by name."""
-    known = [field.name for field in fields(kind)]
-    if unknown := [name for name in values if name not in known]:
-        hint = nearest_hint(unknown[0], known) or f", expected some of {', '.join(known)}"
-        raise ConfigError(f"{kind.__name__} has no field {unknown[0]}{hint}")
-    return kind(**values)
+@dataclass(frozen=True)
+class Networks:
+    """Which networks make a clip, where they run and how they are held in memory."""
+
+    model: str | None = network(
+        None,
+        "File, folder, hub id (owner/name) or 'tiny'.",
+        "--model",
+        "-m",
+        metavar="MODEL",
+        shown="$LTX_MODEL, else tiny",
+    )
+    checkpoint_path: File | None = network(
+        None, "Single-file model.", "--checkpoint-path", "--distilled-checkpoint-path"
+    )
+    gemma_root: File | None = network(None, "Gemma folder, where it is not beside the model.", metavar="FOLDER")
+    transformer: File | None = network(None, "Split model: transformer and connectors.", "--transformer-path")
+    text_encoder: File | None = network(None, "Split model: text encoder in one file.", "--text-encoder-path")
+    video_vae: File | None = network(None, "Video VAE, instead of the model's own.", "--video-vae-path")
+    audio_vae: File | None = network(None, "Audio VAE and vocoder, instead of the model's own.", "--audio-vae-path")
+    duration_head: File | None = network(None, "Duration head, where the model has none.", "--duration-head-path")
+    spatial_upsampler: File | None = network(
+        None, "Latent upscaler x2, where it is not beside the model.", "--spatial-upsampler-path"
+    )
+    temporal_upsampler: File | None = network(None, "Latent upsampler in time.", "--temporal-upsampler-path")
+    loras: tuple[Lora, ...] = network((), "Adapter for the transformer.", "--lora")
+    distilled_loras: tuple[Lora, ...] = network(
+        (), "Adapter of the second stage, where it is not beside the model.", "--distilled-lora"
+    )
+    policy: Policy | None = memory(None, "Which weights stay.", shown="auto")
+    offload: Literal["none", "cpu", "disk"] | None = memory(
+        None, "Other names for the policies resident, streamed, sequential."
+    )
+    quantization: str | None = memory(None, "Keep the transformer's weights in a smaller type.", metavar="NAME")
+    compile_blocks: bool = memory(False, "Fuse what a block computes; the first step waits for it.", "--compile")
+    device: str | None = memory(None, "cuda, cuda:1, mps, cpu.", metavar="DEVICE", shown="the best there is")
+    dtype: DtypeName | None = memory(
+        None, "What networks compute in; auto is what the device computes fast.", shown="auto"
+    )
 
 
-def _frozen(value: Any) -> Any:
-    """Lists become tuples; dictionaries become the value types they describe."""
-    if isinstance(value, Mapping):
-        return _built(ImageCondition if "path" in value else MultiModalGuiderParams, value)
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return tuple(_frozen(item) for item in value)
-    return value
+@dataclass(frozen=True)
+class Output:
+    """What is done with the prompt before, and with the clip afterwards, by a command."""
+
+    output: str | None = clip(
+        None,
+        "File to write: .mp4, .mov, .gif, .webp, .wav, or a folder for PNG files.",
+        "--output-path",
+        "--output",
+        "-o",
+        metavar="FILE",
+        shown="from prompt and seed",
+    )
+    enhance_prompt: bool = clip(False, "Let a language model write the prompt out first.")
+    prompt_enhancer: File | None = clip(
+        None,
+        "Gemma folder for that.",
+        "--prompt-enhancer-gemma-root",
+        metavar="FOLDER",
+        shown="the text encoder",
+    )
+    contact_sheet: str | None = result(None, "Also write frames over a spectrogram to this PNG.", metavar="FILE")
+    keep_latents: bool = result(False, "Keep the first stage beside the clip, for `ltx finish`.")
+    first_stage: bool = result(False, "Stop after the first stage, at half the size; `ltx finish` goes on from it.")
+    json: bool = result(False, "One JSON object per event on standard output.")
+    quiet: bool = result(False, "Print errors only.", "--quiet", "-q")
+
+
+# Guidance ----------------------------------------------------------------------------------------------------------
+
+# Field of the guidance -> what stands in its spelling, help, and what else an option says.
+GUIDANCE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "cfg_scale": ("{stream}-cfg-guidance-scale", "Towards the prompt; 1 is off.", {}),
+    "stg_scale": ("{stream}-stg-guidance-scale", "Away from perturbed self-attention; 0 is off.", {"shown": "1"}),
+    "stg_blocks": ("{stream}-stg-blocks", "Blocks perturbed for that.", {"shown": by_version("stg_blocks")}),
+    "rescale_scale": ("{stream}-rescale-scale", "Keep the spread of the plain prediction; 0 is off.", {"shown": "0.7"}),
+    "modality_scale": ("{cross}-guidance-scale", "Away from {stream} without its partner; 1 is off.", {"shown": "3"}),
+    "skip_step": ("{stream}-skip-step", "Steps that reuse the last guided result.", {"least": 0, "shown": "0"}),
+}
+SHOWN_CFG = {"video": "3", "audio": "7"}
+GROUPS = {"video": "Guidance of the picture", "audio": "Guidance of the sound"}
+ALIASES = {"video_cfg_scale": ("--cfg-scale", "--cfg", "--guidance-scale")}
+
+
+def guidance_options(stream: str) -> dict[str, Option]:
+    """The single values of a stream's guidance, as `MultiModalGuiderParams` has them, by name."""
+    kinds = {"stg_blocks": tuple[int, ...] | None, "skip_step": int | None}
+    found = {}
+    for field, (spelling, text, more) in GUIDANCE.items():
+        name, words = f"{stream}_{field}", {"stream": stream, "cross": STREAMS[stream]}
+        flags = ("--" + spelling.format(**words), *ALIASES.get(name, ()))
+        facts = {"shown": SHOWN_CFG[stream], "group": GROUPS[stream], **more}
+        found[name] = Option(name, kinds.get(field, float | None), None, text.format(**words), flags, **facts)
+    return found
+
+
+def request_options() -> dict[str, Option]:
+    """Every field of a request, the single values of guidance included."""
+    return options_of(Request) | {name: one for stream in STREAMS for name, one in guidance_options(stream).items()}
+
+
+# What a model asks for itself ---------------------------------------------------------------------------------------
+
+WISHES = (
+    *("height", "width", "num_frames", "frame_rate", "num_inference_steps", "max_batch_size", "sigmas"),
+    "negative_prompt",
+)
+
+
+def read_default_request(text: str, where: str) -> dict[str, Any]:
+    """The request a model prefers, a JSON object under ``default_request`` in the metadata of its checkpoint.
+
+    ::
+
+        {"height": 256, "width": 256, "num_frames": 49, "frame_rate": 25.0, "num_inference_steps": 16,
+         "video_guider_params": {"cfg_scale": 3.0, "stg_scale": 0.0}, "audio_guider_params": {"cfg_scale": 3.0}}
+
+    A value stands where a request leaves it out, each one of the guider parameters alone. Returns the values by the
+    names of `Request`. Raises `ConfigError` that names the file ``where`` it stands, and the field.
+    """
+    place = f"{where}: default_request"
+    try:
+        asked = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{place} is no JSON: {error}") from error
+    if not isinstance(asked, dict):
+        raise ConfigError(f"{place} is {type(asked).__name__}, expected an object")
+    wanted: dict[str, Any] = {}
+    for stream in STREAMS:
+        name = f"{stream}_guider_params"
+        params = asked.pop(name, {})
+        if not isinstance(params, dict):
+            raise ConfigError(f"{place}: {name} is {params!r}, expected an object")
+        own = {key.removeprefix(f"{stream}_"): one for key, one in guidance_options(stream).items()}
+        wanted |= {f"{stream}_{key}": one for key, one in _wishes(own, params, f"{place}, {name}").items()}
+    known = {name: one for name, one in options_of(Request).items() if name in WISHES}
+    return _wishes(known, asked, place) | wanted
+
+
+def _wishes(known: Mapping[str, Option], asked: Mapping[str, Any], place: str) -> dict[str, Any]:
+    for name in asked:
+        if name not in known:
+            hint = nearest_hint(name, known) or f"; expected one of {', '.join(known)}"
+            raise ConfigError(f"{place}: no field is called {name}{hint}")
+    return {name: known[name].read(value, f"{place}: ") for name, value in asked.items()}
+
+
+# Sizes -------------------------------------------------------------------------------------------------------------
+
+
+def fitted(shape: VideoPixelShape, factors: SpatioTemporalScaleFactors, multiple: int, snap: bool) -> VideoPixelShape:
+    """The nearest shape the VAE can hold; without ``snap`` any other is refused."""
+    if snap:
+        shape = shape._replace(
+            frames=factors.nearest_frames(shape.frames),
+            height=nearest_multiple(shape.height, factors.height * multiple),
+            width=nearest_multiple(shape.width, factors.width * multiple),
+        )
+    factors.check(shape, multiple)
+    return shape

@@ -1,15 +1,32 @@
-"""Make a span of a clip anew, its pictures, its sound or both; the rest stays."""
+"""Make a span of a clip anew: pictures, sound or both."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from ltx_core.errors import ConfigError
 from ltx_core.types import VideoPixelShape
-from ltx_pipelines.pipeline import COMMON, GUIDED, Loras, Pipeline
+from ltx_pipelines.pipeline import COMMON, GUIDED, SIZE, TIME, Pipeline
 from ltx_pipelines.planning.plan import Plan, RegionCondition, Source, StagePlan, StreamPlan
+from ltx_pipelines.planning.schema import UsageError
 from ltx_pipelines.planning.stages import distilled_stage, guided_stage
-from ltx_pipelines.request import Request
-from ltx_pipelines.utils.media_io import probe_video
-from ltx_pipelines.utils.model_ledger import ModelLedger
+from ltx_pipelines.request import Request, condition
+
+
+@dataclass(frozen=True)
+class RetakeRequest(Request):
+    """A request with the span that is made anew."""
+
+    start_time: float | None = condition(None, "Where new content starts.", "--start-time", "--start", unit="seconds")
+    end_time: float | None = condition(None, "Where new content ends.", "--end-time", "--end", unit="seconds")
+    regenerate_video: bool = condition(True, "Make new pictures, or leave them.", "--regenerate-video/--keep-video")
+    regenerate_audio: bool = condition(True, "Make new sound, or leave it.", "--regenerate-audio/--keep-audio")
+    distilled: bool | None = condition(
+        None,
+        "The distilled eight steps, or schedule and guidance of a full model.",
+        "--distilled-model/--full-model",
+        shown="by file name",
+    )
 
 
 class RetakePipeline(Pipeline):
@@ -18,21 +35,20 @@ class RetakePipeline(Pipeline):
     A stream that is not regenerated is frozen at its source. A clip without sound gets new sound throughout.
     """
 
-    accepts = (COMMON | GUIDED) - {"height", "width", "num_frames", "frame_rate"} | {
-        "video_path",
-        "start_time",
-        "end_time",
-        "regenerate_video",
-        "regenerate_audio",
-    }
+    accepts = (COMMON | GUIDED | {"video_path"}) - SIZE - TIME
+    variant = "distilled"
 
-    def __init__(
-        self, ledger: ModelLedger, loras: Loras = (), distilled_loras: Loras = (), distilled: bool = True
-    ) -> None:
-        super().__init__(ledger, loras, distilled_loras)
-        self.distilled = distilled
+    def request(self, prompt: str | None = None, **given: Any) -> RetakeRequest:
+        request = super().request(prompt, **given)
+        assert isinstance(request, RetakeRequest)
+        if request.distilled is None:
+            request = replace(request, distilled="distilled" in Path(self.ledger.files.checkpoint).name)
+        useless = [name for name in given if name in GUIDED and given[name] is not None]
+        if request.distilled and useless:
+            raise UsageError(f"{useless[0]} has no effect on a distilled model; leave it out or say --full-model")
+        return request
 
-    def make_plan(self, request: Request) -> Plan:
+    def make_plan(self, request: RetakeRequest) -> Plan:
         if request.video_path is None or request.start_time is None or request.end_time is None:
             raise ConfigError("video_path, start_time and end_time are all needed")
         if not 0 <= request.start_time < request.end_time:
@@ -42,7 +58,7 @@ class RetakePipeline(Pipeline):
         shape = self.source_shape(request, request.video_path)
         region = RegionCondition(request.start_time, request.end_time)
         anew = {"video": request.regenerate_video, "audio": request.regenerate_audio}
-        sounding = probe_video(request.video_path).has_audio
+        sounding = self.probe(request.video_path).has_audio
         stage = self._stage(request, shape)
         streams = {
             name: _stream(stream, region if anew[name] else None)
@@ -56,8 +72,8 @@ class RetakePipeline(Pipeline):
             sources=dict.fromkeys(streams, source),
         )
 
-    def _stage(self, request: Request, shape: VideoPixelShape) -> StagePlan:
-        if self.distilled:
+    def _stage(self, request: RetakeRequest, shape: VideoPixelShape) -> StagePlan:
+        if request.distilled:
             return distilled_stage(request, shape, (), self.loras)
         return guided_stage(request, self.ledger.defaults, shape, (), self.loras)
 

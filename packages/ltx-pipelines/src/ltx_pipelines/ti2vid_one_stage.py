@@ -1,4 +1,4 @@
-"""Text, and images, to video with sound in one pass at the delivered size."""
+"""Text and images to video with sound, in one guided pass at the delivered size."""
 
 from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
 from ltx_pipelines.planning.plan import Plan
@@ -9,8 +9,8 @@ from ltx_pipelines.request import Request
 class TI2VidOneStagePipeline(Pipeline):
     """One guided stage of a full model."""
 
-    accepts = COMMON | GUIDED | {"images", "generated_keyframes"}
-    auto_duration = True
+    accepts = COMMON | GUIDED | {"auto_duration", "images", "generated_keyframes"}
+    aliases = ("one-stage",)
 
     def make_plan(self, request: Request) -> Plan:
         shape = self.shape(request)

@@ -1,4 +1,4 @@
-"""Text, and images, to video with sound: a guided stage at half size, then three distilled steps at full size."""
+"""Text and images to video with sound: a guided stage at half size, then three distilled steps at full size."""
 
 from ltx_pipelines.pipeline import COMMON, GUIDED, TwoStagePipeline
 from ltx_pipelines.planning.plan import Plan
@@ -9,8 +9,9 @@ from ltx_pipelines.request import Request
 class TI2VidTwoStagesPipeline(TwoStagePipeline):
     """A full model, refined by its distilled adapter. The sound is that of the first stage."""
 
-    accepts = COMMON | GUIDED | {"images", "generated_keyframes"}
-    auto_duration = True
+    accepts = COMMON | GUIDED | {"auto_duration", "images", "generated_keyframes"}
+    uses = TwoStagePipeline.uses | {"distilled_loras"}
+    aliases = ("two-stages",)
 
     def make_plan(self, request: Request) -> Plan:
         shape = self.shape(request)

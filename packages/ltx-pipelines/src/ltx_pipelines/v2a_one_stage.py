@@ -1,7 +1,10 @@
 """Video to sound: a sound track for a silent clip, whose pictures are kept."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from ltx_core.errors import ConfigError
-from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
+from ltx_pipelines.pipeline import COMMON, GUIDANCE, GUIDED, TIME, Pipeline
 from ltx_pipelines.planning.plan import Plan, Source, StreamPlan
 from ltx_pipelines.planning.stages import guided_stage, with_stream
 from ltx_pipelines.request import Request
@@ -10,8 +13,9 @@ from ltx_pipelines.request import Request
 class V2AOneStagePipeline(Pipeline):
     """One guided stage whose video stream is frozen at the encoded clip. Size, length and rate are the clip's."""
 
-    accepts = (COMMON | GUIDED | {"video_path"}) - {"video_guider_params", "num_frames", "frame_rate"}
-    keeps_size = True
+    accepts = (COMMON | GUIDED | {"video_path"}) - GUIDANCE["video"] - TIME
+    usual: ClassVar[Mapping[str, Any]] = {"num_frames": 121}
+    aliases = ("v2a",)
 
     def make_plan(self, request: Request) -> Plan:
         if request.video_path is None:

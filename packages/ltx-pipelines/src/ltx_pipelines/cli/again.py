@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from ltx_pipelines.cli import options as o
-from ltx_pipelines.cli.line import PackingCommand, with_options
+from ltx_pipelines.cli.command import Command
+from ltx_pipelines.cli.fields import every_option
+from ltx_pipelines.planning.schema import File, Option, UsageError, read_all
 
 if TYPE_CHECKING:
     from ltx_pipelines.planning.plan import Plan
@@ -19,13 +18,13 @@ CHANGEABLE = (
     *("model", "checkpoint_path", "gemma_root"),
 )
 SHARED = ("output", "policy", "offload", "device", "contact_sheet", "json", "quiet")
-FILE = o.Opt((), "The clip, or a WAV or PNG made by ltx.", metavar="FILE")
-RERUN = """Make a clip again from the recipe inside it.
+FILE = Option("file", File, "", "The clip, or a WAV or PNG made by ltx.", group="Request")
+ABOUT_RERUN = """Make a clip again from the recipe inside it.
 
 Without changes the result is the same bit for bit on the same machine; what is different since is said first. With
 changes the request is planned anew.
 """
-FINISH = """Refine a first stage that was kept.
+ABOUT_FINISH = """Refine a first stage that was kept.
 
 Give the clip made with --keep-latents or --first-stage, or the .stage1.safetensors file beside it. The result equals
 that of an uninterrupted run.
@@ -39,12 +38,12 @@ def rerun(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.job import Job, execute
     from ltx_pipelines.cli.progress import Reporter, style_of
     from ltx_pipelines.cli.session import open_session
-    from ltx_pipelines.cli.tasks import BY_NAME
+    from ltx_pipelines.pipeline import pipeline_named
     from ltx_pipelines.planning.validation import validate_plan
     from ltx_pipelines.running.recipe import changes_since, plan_of
 
     reporter = Reporter(style_of(given))
-    file = Path(given["file"])
+    file = given_file(given)
     recipe = recipe_in(first_of(file))
     changes = {name: given[name] for name in CHANGEABLE if name in given}
     for line in changes_since(recipe):
@@ -53,9 +52,10 @@ def rerun(given: dict[str, Any]) -> None:
     if changes and not isinstance(request, dict):
         raise ConfigError(f"{file} was not made by a command, so nothing can be changed; rerun it as it is")
     if changes and isinstance(request, dict):
-        options = {name: value for name, value in request["options"].items() if not _replaced(name, changes)}
+        asked = read_all(every_option(), request["options"], "ltx rerun", where=f"{file}: ")
+        options = {name: value for name, value in asked.items() if not _replaced(name, changes)}
         merged = options | changes | {name: given[name] for name in ("policy", "offload", "device") if name in given}
-        session = open_session(merged, BY_NAME[request["command"]])
+        session = open_session(merged, pipeline_named(request["command"]))
         plan, ledger = planned(session, merged, reporter), session.ledger
         request = kept_request(merged, session, plan)
     else:
@@ -73,13 +73,20 @@ def finish(given: dict[str, Any]) -> None:
     from ltx_pipelines.planning.validation import validate_plan
 
     reporter = Reporter(style_of(given))
-    file = Path(given["file"])
+    file = given_file(given)
     plan, resume = load_stage(file if file.suffix == ".safetensors" else latents_path(file))
     ledger = ledger_for(plan, given)
     validate_plan(plan, ledger)
     stem = Path(file.name.removesuffix(".stage1.safetensors")).stem
     output = Path(given.get("output") or free_name(file.with_name(f"{stem}.mp4"), "finished"))
     execute(Job(plan, ledger, output, contact_sheet=sheet_of(given), resume=resume), reporter)
+
+
+def given_file(given: dict[str, Any]) -> Path:
+    """The file a line names."""
+    if "file" not in given:
+        raise UsageError("no file is given, expected a clip made by ltx")
+    return Path(given["file"])
 
 
 def first_of(file: Path) -> Path:
@@ -100,12 +107,10 @@ def recipe_in(file: Path) -> dict[str, Any]:
 
 def ledger_for(plan: Plan, given: dict[str, Any]) -> ModelLedger:
     """The networks a plan names, placed as the line says."""
-    from ltx_pipelines.cli.session import make_ledger
+    from ltx_pipelines.running.networks import make_ledger
 
-    settings = {"dtype": plan.dtype} | ({"quantization": plan.quantization} if plan.quantization else {})
-    return make_ledger(
-        plan.models, {**settings, **{k: given[k] for k in ("policy", "offload", "device") if k in given}}
-    )
+    placed: dict[str, Any] = {name: given[name] for name in ("policy", "offload", "device") if name in given}
+    return make_ledger(plan.models, placed | {"dtype": plan.dtype, "quantization": plan.quantization})
 
 
 def free_name(file: Path, label: str) -> Path:
@@ -125,9 +130,9 @@ def _replaced(name: str, changes: dict[str, Any]) -> bool:
     return any(rival in changes for rival in rivals.get(name, ()))
 
 
-rerun_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-rerun_app.command("rerun", cls=PackingCommand, help=RERUN)(
-    with_options(rerun, (*CHANGEABLE, *SHARED), argument=("file", FILE))
-)
-finish_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-finish_app.command("finish", cls=PackingCommand, help=FINISH)(with_options(finish, SHARED, argument=("file", FILE)))
+def options(*names: str) -> dict[str, Option]:
+    return {"file": FILE, **{name: every_option()[name] for name in names}}
+
+
+RERUN = Command("rerun", ABOUT_RERUN, options(*CHANGEABLE, *SHARED), rerun, "file", every_option)
+FINISH = Command("finish", ABOUT_FINISH, options(*SHARED), finish, "file", every_option)

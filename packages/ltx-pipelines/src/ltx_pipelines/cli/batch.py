@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from ltx_core.errors import ConfigError, LtxError, MediaError, nearest_hint
-from ltx_pipelines.cli import options as o
-from ltx_pipelines.cli.line import with_absolute_paths
-from ltx_pipelines.cli.tasks import BY_NAME
+from ltx_core.errors import ConfigError, LtxError, MediaError
+from ltx_pipelines.cli.command import Command, with_absolute_paths
+from ltx_pipelines.cli.fields import every_option, from_json
+from ltx_pipelines.pipeline import pipeline_named
+from ltx_pipelines.planning.schema import File, UsageError, option, options_of
 
 if TYPE_CHECKING:
     from ltx_pipelines.cli.progress import Reporter
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-HELP = """Make many clips from a file of requests.
+ABOUT = """Make many clips from a file of requests.
 
 Each line is a JSON object whose keys are options of `ltx generate` without dashes in front, such as
 {"prompt": "a cat", "image": ["cat.png", 0, 1], "seeds": "1-4", "output": "cat.mp4"}. "pipeline" names one instead of
 choosing it. Networks are loaded once. A clip whose file is already there with the same request is skipped, so an
 interrupted batch goes on where it stopped.
 """
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The options of `ltx batch`."""
+
+    file: File = option("", "JSON lines.")
+    output_dir: str = option(
+        "clips", "Folder of clips without a name of their own.", "--output-dir", "-o", metavar="FOLDER"
+    )
+    seeds: str = option("", "Each line once per seed: 1-8 or 1,5,9.")
+    model: str | None = option(None, "Model of lines that name none.", "--model", "-m", metavar="MODEL")
+    keep_going: bool = option(False, "Go on after a line that fails.", "--keep-going", "-k")
+    quiet: bool = option(False, "Print errors only.", "--quiet", "-q")
+    json: bool = option(False, "One JSON object per event on standard output.")
 
 
 @dataclass(frozen=True)
@@ -38,23 +52,15 @@ class Line:
     given: dict[str, Any]
 
 
-@app.command("batch", help=HELP)
-def batch(
-    file: Annotated[Path, typer.Argument(help="JSON lines.", show_default=False)],
-    folder: Annotated[
-        Path, typer.Option("--output-dir", "-o", help="Folder of clips without a name of their own.")
-    ] = Path("clips"),
-    seeds: str = typer.Option("", "--seeds", help="Each line once per seed: 1-8 or 1,5,9.", show_default=False),
-    model: str = typer.Option("", "--model", "-m", help="Model of lines that name none.", show_default=False),
-    keep_going: bool = typer.Option(False, "--keep-going", "-k", help="Go on after a line that fails."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object per event on standard output."),
-) -> None:
+def batch(given: dict[str, Any]) -> None:
     """Check every line first, then make what is missing."""
     from ltx_pipelines.cli.progress import Reporter, style_of
 
-    style = style_of({"json": as_json, "quiet": quiet})
-    lines = list(read_lines(file, folder, seeds, {"model": model} if model else {}))
+    asked = Batch(**given)
+    if not asked.file:
+        raise UsageError("no file is given, expected one of requests")
+    file, style = Path(asked.file), style_of(given)
+    lines = list(read_lines(file, Path(asked.output_dir), asked.seeds, {"model": asked.model} if asked.model else {}))
     ledgers: dict[str, ModelLedger] = {}
     failed = 0
     for index, line in enumerate(lines, 1):
@@ -62,12 +68,12 @@ def batch(
         reporter.note(f"[{index} of {len(lines)}] {line.given['output']}", clip=index, clips=len(lines))
         try:
             make_line(line, ledgers, reporter)
-        except (LtxError, typer.BadParameter) as error:
+        except LtxError as error:
             problem = f"{file}, line {line.number}: {error}"
-            if not keep_going:
+            if not asked.keep_going:
                 raise ConfigError(problem) from error
             failed += 1
-            typer.echo(f"ltx: {problem}", err=True)
+            print(f"ltx: {problem}", file=sys.stderr)
     if failed:
         raise ConfigError(f"{failed} of {len(lines)} clips could not be made")
 
@@ -78,7 +84,7 @@ def make_line(line: Line, ledgers: dict[str, ModelLedger], reporter: Reporter) -
     from ltx_pipelines.cli.job import Job, execute
     from ltx_pipelines.cli.session import open_session
 
-    session = open_session(line.given, BY_NAME[line.pipeline] if line.pipeline else None, share=ledgers)
+    session = open_session(line.given, pipeline_named(line.pipeline) if line.pipeline else None, share=ledgers)
     plan = planned(session, line.given, reporter)
     output = Path(line.given["output"])
     if is_made(output, plan.to_json()):
@@ -123,7 +129,7 @@ def read_lines(file: Path, folder: Path, seeds: str, defaults: dict[str, Any]) -
             if given["output"] in taken:
                 raise ConfigError(f"{file}, line {number}: output {given['output']} is made twice")
             taken.add(given["output"])
-            yield Line(number, pipeline, with_absolute_paths({"snap": True, **given}))
+            yield Line(number, pipeline, with_absolute_paths(every_option(), given))
 
 
 def output_name(given: dict[str, Any], folder: Path, number: int, seed: int | None) -> str:
@@ -148,29 +154,4 @@ def parse_seeds(text: str, where: str) -> list[int]:
     return seeds
 
 
-def from_json(entry: dict[str, Any], where: str) -> dict[str, Any]:
-    """Options as typer would give them, from the keys and values of a line."""
-    by_flag = {flag.lstrip("-").split("/")[0]: name for name, option in o.OPTIONS.items() for flag in option.flags}
-    given: dict[str, Any] = {}
-    for key, value in entry.items():
-        flag = key.replace("_", "-")
-        name = by_flag.get(flag, key if key in (*o.OPTIONS, "pipeline") else None)
-        if name is None:
-            raise ConfigError(f"{where}: {key} is no option{nearest_hint(flag, by_flag)}")
-        given[name] = value if name == "pipeline" else typed(o.OPTIONS[name], value, f"{where}: {key}")
-    if (pipeline := given.get("pipeline")) is not None and pipeline not in BY_NAME:
-        raise ConfigError(f"{where}: pipeline is {pipeline!r}{nearest_hint(pipeline, BY_NAME)}")
-    return given
-
-
-def typed(option: o.Opt, value: Any, where: str) -> Any:
-    """A JSON value as the option's own; several values of one option are joined, repeated ones stay a list."""
-    if option.repeatable:
-        many = value if isinstance(value, list) and all(isinstance(one, list) for one in value) else [value]
-        return [o.SEPARATOR.join(map(str, one if isinstance(one, list) else [one])) for one in many]
-    if option.packed:
-        return o.SEPARATOR.join(map(str, value if isinstance(value, list) else [value]))
-    wanted = (int, float) if option.type is float else option.type
-    if not isinstance(value, wanted) or isinstance(value, bool) != (option.type is bool):
-        raise ConfigError(f"{where} is {value!r}, expected {option.type.__name__}")
-    return value
+BATCH = Command("batch", ABOUT, options_of(Batch), batch, "file")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import typer
+from collections.abc import Callable
 
 from ltx_core.errors import LtxError
+from ltx_pipelines.planning.schema import UsageError
 
 STOPPED = 130
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
@@ -18,23 +16,23 @@ NEEDED = "accelerate av huggingface_hub numpy pydantic safetensors tensorboard t
 DISTRIBUTION_OF = {"PIL": "pillow", "yaml": "pyyaml"} | {name: name for name in NEEDED.split()}  # names on the index
 
 
-@contextmanager
-def one_line_errors(debug: bool = False) -> Iterator[None]:
-    """Turn what a command raises into its exit code and one line; with ``debug`` the traceback comes first."""
+def exit_code(command: Callable[[], None], debug: bool = False) -> int:
+    """Run a command; what it raises becomes its exit code and one line, with ``debug`` after the traceback."""
     try:
-        yield
+        command()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
         _say("stopped: nothing was left half-written")
-        raise typer.Exit(STOPPED) from None
+        return STOPPED
     except BrokenPipeError:
         raise  # the reader of our output went away; the caller's affair
     except Exception as error:
-        if isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "exit_code"):
-            raise  # typer's own: the end of a command, or a wrong line
         if debug:
             traceback.print_exc()
         _say(describe(error))
-        raise typer.Exit(1) from None
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
 
 
 def describe(error: BaseException) -> str:

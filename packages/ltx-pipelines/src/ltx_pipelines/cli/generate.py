@@ -7,23 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from ltx_pipelines.cli import options as o
-from ltx_pipelines.cli.line import PackingCommand, with_options
-from ltx_pipelines.cli.tasks import BY_NAME, ENHANCING, TASKS, Task
+from ltx_pipelines.cli.command import Command
+from ltx_pipelines.cli.fields import PIPELINE, every_option, options_for
+from ltx_pipelines.pipeline import Pipeline, pipeline_named
+from ltx_pipelines.planning.schema import plain
 
 if TYPE_CHECKING:
     from ltx_pipelines.cli.progress import Reporter
     from ltx_pipelines.cli.session import Session
     from ltx_pipelines.planning.plan import Plan
 
-EVERY_OPTION = tuple(dict.fromkeys(name for task in TASKS for name in task.options))
+ENHANCING = ("enhance_prompt", "prompt_enhancer")
 PLACES = ("output", "json", "quiet", "contact_sheet", "keep_latents", "first_stage", "policy", "offload", "device")
-NOT_KEPT = (*ENHANCING, *PLACES)
-PROMPT = o.Opt((), "What to make; --prompt says the same.")
 OTHER_MODELS = "for anything else name a larger model, such as --model Lightricks/LTX-2.3 (`ltx models` lists them)"
-GENERATE = """Make a clip; the pipeline follows from what is given.
+ABOUT = """Make a clip; the pipeline follows from what is given.
 
 A source clip with a span is retaken, with seconds to add extended, alone given sound. A reference clip means IC-LoRA,
 a sound audio-to-video, several pictures keyframe interpolation, a .wav as output text-to-audio. Otherwise text (and a
@@ -31,16 +28,17 @@ picture) become video with sound: distilled, in two stages, or in one, whichever
 """
 
 
-def make(given: dict[str, Any], task: Task | None = None) -> None:
+def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
     """Run one line from options to file."""
     from ltx_pipelines.cli.job import Job, execute
     from ltx_pipelines.cli.progress import Reporter, style_of
     from ltx_pipelines.cli.session import open_session
 
     reporter = Reporter(style_of(given))
-    session = open_session(given, task)
+    named = given.pop("pipeline", None)
+    session = open_session(given, pipeline_named(named) if named else kind)
     plan = planned(session, given, reporter)
-    output = Path(given.get("output") or free_output(plan.prompt, plan.seed, session.task.suffix))
+    output = Path(given.get("output") or free_output(plan.prompt, plan.seed, session.pipeline.suffix))
     sheet = given.get("contact_sheet")
     first_stage = bool(given.get("first_stage"))
     job = Job(
@@ -66,7 +64,8 @@ def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> P
         plan = plan.with_(prompt=enhanced(session, given, reporter))
     shape = plan.shape
     where = f"on {session.ledger.device} in {plan.dtype}"
-    reporter.note(f"{session.task.command} with {session.model} {where}, seed {plan.seed}", dtype=plan.dtype)
+    chosen = f"{session.pipeline.command()} with {session.model}"
+    reporter.note(f"{chosen} {where}, seed {plan.seed}", dtype=plan.dtype)
     if (world := session.ledger.prompt_world) is not None and not world.holds(plan.prompt):
         reporter.note(f"{world.says}; {OTHER_MODELS}")
     wanted = {name: session.request.get(name) for name in ("height", "width")} if plan.has_video else {}
@@ -99,24 +98,17 @@ def free_output(prompt: str, seed: int, suffix: str) -> str:
 
 def kept_request(given: Mapping[str, Any], session: Session, plan: Plan) -> dict[str, Any]:
     """What was asked, with all that was drawn or predicted filled in, for the recipe."""
-    options = {name: value for name, value in given.items() if name not in NOT_KEPT}
+    options = {name: plain(value) for name, value in given.items() if name not in (*ENHANCING, *PLACES)}
     options |= {"seed": plan.seed, "prompt": plan.prompt, "dtype": plan.dtype}
-    if "auto_duration" in options:
-        del options["auto_duration"]
+    if options.pop("auto_duration", None) is not None:
         options["num_frames"] = plan.stages[0].shown.frames
-    return {"command": session.task.command, "options": options}
+    return {"command": session.pipeline.command(), "options": options}
 
 
-def pipeline_app(command: str) -> typer.Typer:
+def pipeline_command(kind: type[Pipeline]) -> Command:
     """The sub-command of one pipeline."""
-    task = BY_NAME[command]
-    app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    body = with_options(lambda given: make(given, task), task.options)
-    app.command(command, cls=PackingCommand, help=task.summary)(body)
-    return app
+    text = f"{kind.summary()}\n\n{(kind.__doc__ or '').strip()}"
+    return Command(kind.command(), text, options_for(kind), lambda given: make(given, kind), "prompt", every_option)
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-app.command("generate", cls=PackingCommand, help=GENERATE)(
-    with_options(make, EVERY_OPTION, argument=("prompt", PROMPT))
-)
+GENERATE = Command("generate", ABOUT, {**every_option(), "pipeline": PIPELINE}, make, "prompt")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import random
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from ltx_pipelines.cli import options as o
-from ltx_pipelines.cli.line import PackingCommand, split_values, with_options
+from ltx_pipelines.cli.command import Command
+from ltx_pipelines.cli.fields import every_option
+from ltx_pipelines.pipeline import DRAWN
+from ltx_pipelines.planning.schema import File, UsageError, option, options_of
 
 if TYPE_CHECKING:
     from ltx_pipelines.cli.progress import Reporter
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ltx_pipelines.ltx_video.settings import LTXVConfig
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
-HELP = """Clips with the models of the LTX-Video 0.9 family.
+ABOUT = """Clips with the models of the LTX-Video 0.9 family.
 
 --pipeline-config is a YAML file, or the name of published settings such as 13b-0.9.8-distilled. Sizes and lengths may
 be any: the clip is made at the next size the model can hold and cut back.
@@ -28,13 +29,17 @@ SHARED = (
     *("checkpoint_path", "spatial_upsampler", "text_encoder", "images"),
     *("policy", "offload", "device", "json", "quiet"),
 )
-OWN = {
-    "config": o.Opt(("--pipeline-config",), "YAML file or published settings.", metavar="NAME"),
-    "input_media_path": o.Opt(("--input-media-path",), "Clip to start from.", metavar="FILE", panel="Conditions"),
-    "image_cond_noise_scale": o.Opt(
-        ("--image-cond-noise-scale",), "Fresh noise on held frames.", float, shown_default="0.15", panel="Conditions"
-    ),
-}
+
+
+@dataclass(frozen=True)
+class Own:
+    """The options that other commands do not have."""
+
+    config: str | None = option(None, "YAML file or published settings.", "--pipeline-config", metavar="NAME")
+    input_media_path: File | None = option(None, "Clip to start from.", group="Conditions")
+    image_cond_noise_scale: float | None = option(None, "Fresh noise on held frames.", shown="0.15", group="Conditions")
+
+
 REQUEST_FIELDS = (
     *("prompt", "seed", "negative_prompt", "height", "width", "num_frames", "frame_rate"),
     *("input_media_path", "image_cond_noise_scale"),
@@ -47,15 +52,15 @@ def make(given: dict[str, Any]) -> None:
     from ltx_core.errors import ConfigError
     from ltx_pipelines.cli.generate import free_output
     from ltx_pipelines.cli.progress import Reporter, style_of
-    from ltx_pipelines.cli.session import OFFLOAD, checked_device, one_of
     from ltx_pipelines.ltx_video.command import ledger_for
+    from ltx_pipelines.running.networks import OFFLOAD, checked_device
 
     reporter = Reporter(style_of(given))
     if not given.get("prompt", "").strip():
         raise ConfigError("prompt is empty, expected a description of the clip")
     config = config_of(given)
     request = request_of(given)
-    policy = OFFLOAD.get(one_of(given, "offload", OFFLOAD) or "", given.get("policy", "auto"))
+    policy = OFFLOAD.get(given.get("offload", ""), given.get("policy", "auto"))
     ledger = ledger_for(config, device=checked_device(given.get("device")), policy=policy)
     output = Path(given.get("output") or free_output(request.prompt, request.seed, ".mp4"))
     execute(request, config, ledger, output, reporter)
@@ -76,23 +81,19 @@ def config_of(given: dict[str, Any]) -> LTXVConfig:
 
 def request_of(given: dict[str, Any]) -> LTXVRequest:
     """The request a line makes."""
-    from ltx_pipelines.cli.session import drawn_seed
     from ltx_pipelines.ltx_video.command import LTXVRequest
 
     fields = {name: given[name] for name in REQUEST_FIELDS if name in given}
-    if "seed" in fields:
-        fields["seed"] = drawn_seed(fields["seed"])
-    if "input_media_path" in fields:
-        fields["input_media_path"] = str(Path(fields["input_media_path"]).absolute())
-    unpacked = [split_values(o.OPTIONS["images"], one, (str, int, float)) for one in given.get("images", ())]
-    if any(len(values) > 3 for values in unpacked):
-        raise typer.BadParameter("these models know no CRF, expected FILE [FRAME [STRENGTH]]", param_hint="--image")
-    full = [(*values, *((None, 0, 1.0)[len(values) :])) for values in unpacked]
+    if fields.get("seed") == DRAWN:
+        fields["seed"] = random.SystemRandom().randrange(2**31)
+    images = given.get("images", ())
+    if any(image.crf is not None for image in images):
+        raise UsageError("--image: these models know no CRF, expected FILE [FRAME [STRENGTH]]")
     return LTXVRequest(
         **fields,
-        conditioning_media_paths=tuple(path for path, _, _ in full),
-        conditioning_start_frames=tuple(frame for _, frame, _ in full),
-        conditioning_strengths=tuple(strength for _, _, strength in full),
+        conditioning_media_paths=tuple(image.path for image in images),
+        conditioning_start_frames=tuple(image.frame_idx for image in images),
+        conditioning_strengths=tuple(image.strength for image in images),
     )
 
 
@@ -116,5 +117,5 @@ def execute(request: LTXVRequest, config: LTXVConfig, ledger: ModelLedger, outpu
     summary(reporter, Result(written, what, speed, seconds, request.seed, ledger.device))
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-app.command("ltxv", cls=PackingCommand, help=HELP)(with_options(make, SHARED, extra=OWN))
+OPTIONS = {name: every_option()[name] for name in SHARED} | options_of(Own)
+LTXV = Command("ltxv", ABOUT, OPTIONS, make, "prompt", every_option)

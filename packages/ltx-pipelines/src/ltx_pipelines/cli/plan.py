@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from ltx_pipelines.cli import options as o
-from ltx_pipelines.cli.generate import EVERY_OPTION, PROMPT
-from ltx_pipelines.cli.line import PackingCommand, with_options
-from ltx_pipelines.cli.tasks import BY_NAME, ENHANCING
+from ltx_pipelines.cli.command import Command
+from ltx_pipelines.cli.fields import PIPELINE, every_option
+from ltx_pipelines.cli.generate import ENHANCING
+from ltx_pipelines.pipeline import pipeline_named
 
 if TYPE_CHECKING:
     from ltx_pipelines.planning.cost import Cost
     from ltx_pipelines.planning.plan import Plan, StagePlan
 
 LEFT_OUT = {"quiet", "keep_latents", "contact_sheet", "first_stage", *ENHANCING}
-HELP = """Show what would be done, and what it would cost.
+ABOUT = """Show what would be done, and what it would cost.
 
-Takes the options of `ltx generate`, and --pipeline to name the pipeline instead of choosing it.
+Takes the options of `ltx generate`.
 """
 
 
@@ -32,25 +30,16 @@ def show(given: dict[str, Any]) -> None:
 
     as_json = given.pop("json", False)
     named = given.pop("pipeline", None)
-    session = open_session(given, task_of(named) if named else None)
+    session = open_session(given, pipeline_named(named) if named else None)
     reporter = Reporter("quiet" if as_json else "lines")
     plan = planned(session, given, reporter)
     cost = cost_of(plan, session.ledger)
     if as_json:
-        typer.echo(json.dumps({"plan": json.loads(plan.to_json()), "cost": cost_json(cost)}, ensure_ascii=False))
+        print(json.dumps({"plan": json.loads(plan.to_json()), "cost": cost_json(cost)}, ensure_ascii=False))
     else:
         print_plan(plan, cost)
         if (slow := session.ledger.precision.warning) is not None:
             reporter.note(slow)
-
-
-def task_of(name: str) -> Any:
-    """The task a user names, by sub-command or short name."""
-    if (task := BY_NAME.get(name.replace("_", "-"))) is None:
-        raise typer.BadParameter(
-            f"{name!r} is no pipeline, expected one of {', '.join(BY_NAME)}", param_hint="--pipeline"
-        )
-    return task
 
 
 def cost_json(cost: Cost) -> dict[str, Any]:
@@ -120,13 +109,11 @@ def stage_row(stage: StagePlan) -> list[str]:
     return [size, *counts, stage.sampler.kind, ", ".join(streams), ", ".join(conditions), ", ".join(adapters)]
 
 
-PIPELINE = o.Opt(("--pipeline",), "Plan this pipeline.", metavar="NAME", panel="Request")
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-app.command("plan", cls=PackingCommand, help=HELP)(
-    with_options(
-        show,
-        [name for name in EVERY_OPTION if name not in LEFT_OUT],
-        argument=("prompt", PROMPT),
-        extra={"pipeline": PIPELINE},
-    )
+PLAN = Command(
+    "plan",
+    ABOUT,
+    {name: one for name, one in {**every_option(), "pipeline": PIPELINE}.items() if name not in LEFT_OUT},
+    show,
+    "prompt",
+    every_option,
 )

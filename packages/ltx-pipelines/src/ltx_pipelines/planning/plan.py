@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, TypeAdapter, ValidationError
+from functools import cache
+from typing import Any, Literal
 
 from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_core.errors import ConfigError
@@ -122,7 +121,6 @@ class CarriedKeyframes:
 Condition = (
     ImageCondition | ReferenceCondition | RegionCondition | AudioReferenceCondition | KeyframeSlots | CarriedKeyframes
 )
-TaggedCondition = Annotated[Condition, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ class StreamPlan:
     start: Literal["noise", "source", "previous"] = "noise"
     noise_scale: float = 1.0  # share of noise mixed into what the stream starts from
     frozen: bool = False  # only attended to, never changed
-    conditions: tuple[TaggedCondition, ...] = ()
+    conditions: tuple[Condition, ...] = ()
     guidance: MultiModalGuiderParams | None = None  # None: one plain pass
 
     def __post_init__(self) -> None:
@@ -250,20 +248,27 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as text that `from_json` reads back to an equal plan."""
-        return PLAN.dump_json(self).decode()
+        return str(_adapter().dump_json(self), "utf-8")
 
     def with_(self, **changes: Any) -> Plan:
         """A copy with fields replaced."""
         return replace(self, **changes)
 
 
-PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
+@cache
+def _adapter() -> Any:
+    """What turns plans into JSON and back."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Plan)
 
 
 def plan_from_json(text: str | bytes) -> Plan:
     """Read a plan. Raises `ConfigError` that names the first field that does not fit."""
+    from pydantic import ValidationError
+
     try:
-        plan = PLAN.validate_json(text)
+        plan: Plan = _adapter().validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "plan"

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-
-import torch
+from typing import TYPE_CHECKING, TypeVar
 
 from ltx_core.components.guiders import MultiModalGuiderParams
-from ltx_core.components.helpers import resolve_keyframe_positions
-from ltx_core.components.schedulers import LTX2Scheduler
 from ltx_core.components.sigmas import DISTILLED_SIGMAS, STAGE_2_SIGMAS
 from ltx_core.errors import ConfigError
-from ltx_core.loader.metadata import VersionDefaults
 from ltx_core.types import SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
 from ltx_pipelines.planning.plan import Condition, KeyframeSlots, Lora, SamplerPlan, StagePlan, StreamPlan
 from ltx_pipelines.request import Request
 
+if TYPE_CHECKING:
+    from ltx_core.loader.metadata import VersionDefaults
+
 ANCESTRAL_SEED_OFFSET = 10000
+Asked = TypeVar("Asked", bound=Request)
 
 
 def default_guidance(defaults: VersionDefaults) -> dict[str, MultiModalGuiderParams]:
@@ -37,11 +37,11 @@ def guidance(request: Request, defaults: VersionDefaults) -> dict[str, MultiModa
 
 def schedule(request: Request, steps: int) -> tuple[float, ...]:
     """The request's sigmas, else the model's schedule for ``steps`` (or the number the request asks for)."""
+    from ltx_core.components.schedulers import LTX2Scheduler
+
     if request.sigmas is not None:
         return checked_sigmas(request.sigmas)
     count = steps if request.num_inference_steps is None else request.num_inference_steps
-    if count < 1:
-        raise ConfigError(f"num_inference_steps is {count}, expected at least 1")
     return tuple(LTX2Scheduler().execute(steps=count).tolist())
 
 
@@ -123,13 +123,19 @@ def with_stream(stage: StagePlan, name: str, stream: StreamPlan) -> StagePlan:
 
 def keyframe_slots(request: Request, frames: int) -> tuple[KeyframeSlots, ...]:
     """The slots of generated keyframes a request asks for, if any."""
+    from ltx_core.components.helpers import resolve_keyframe_positions
+
     if not request.generated_keyframes:
         return ()
     return (KeyframeSlots(tuple(resolve_keyframe_positions(request.generated_keyframes, frames))),)
 
 
-def scheduled_for_size(request: Request, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors) -> Request:
+def scheduled_for_size(request: Asked, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors) -> Asked:
     """The request with the schedule of its steps shifted by the real number of tokens of ``shape``."""
+    import torch
+
+    from ltx_core.components.schedulers import LTX2Scheduler
+
     if request.sigmas is not None or request.num_inference_steps is None:
         return request
     latent = torch.empty(VideoLatentShape.from_pixel_shape(shape, scale_factors=factors), device="meta")

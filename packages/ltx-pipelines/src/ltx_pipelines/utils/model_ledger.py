@@ -35,9 +35,9 @@ from ltx_core.model.duration_head.model import DurationHead, predict_num_frames
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.precision import DtypeName, resolve
 from ltx_core.types import SpatioTemporalScaleFactors
-from ltx_pipelines.default_request import read_default_request
 from ltx_pipelines.planning.plan import Lora, ModelFiles
 from ltx_pipelines.planning.prompt_world import PromptWorld
+from ltx_pipelines.request import read_default_request
 
 if TYPE_CHECKING:
     from ltx_core.text_encoders.gemma.encoder import AVGemmaTextEncoderModel

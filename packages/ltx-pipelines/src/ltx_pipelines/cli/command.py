@@ -1,0 +1,175 @@
+"""A command from a table of options: what a line means, and the help that shows them.
+
+Values of an option end at the next option, so that one option can take several, some of them optional:
+``--image FILE [FRAME [STRENGTH]]``. Names are spelled with dashes or underscores.
+"""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ltx_core.errors import nearest_hint
+from ltx_pipelines.planning.schema import File, Option, UsageError
+
+HELP = ("--help", "-h")
+NAME_WIDTH = 34  # columns of option names in help; longer names have a line of their own
+KINDS: dict[Any, tuple[Callable[[str], Any], str]] = {int: (int, "an integer"), float: (float, "a number")}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command. ``run`` gets the values that were given, by name; ``alone`` names one that may stand without option.
+
+    ``others`` gives the options of other commands, which are refused as having no effect rather than as unknown.
+    """
+
+    name: str
+    help: str
+    options: Mapping[str, Option]
+    run: Callable[[dict[str, Any]], None]
+    alone: str = ""
+    others: Callable[[], Mapping[str, Option]] = field(default=dict)
+
+    def __call__(self, arguments: Sequence[str]) -> None:
+        """Run a line. Raises `UsageError` for a wrong one."""
+        if any(argument in HELP for argument in arguments):
+            print(self.help_text(), end="")
+            return
+        self.run(with_absolute_paths(self.options, self.parse(arguments)))
+
+    def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """The values that are given, each of its type and in its range."""
+        known = {flag: one for one in self.options.values() for flag in one.spellings}
+        given: dict[str, Any] = {}
+        alone, tokens = [], [dashed(token) for token in arguments]
+        while tokens:
+            token = tokens.pop(0)
+            if token == "--":
+                alone += tokens
+                break
+            if is_value(token):
+                alone.append(token)
+                continue
+            flag, value, rest = separated(token, known)
+            if flag not in known:
+                raise self._unknown(flag, known)
+            one = known[flag]
+            values = [] if value is None else [value]
+            while value is None and tokens and len(values) < one.count[1] and is_value(tokens[0]):
+                values.append(tokens.pop(0))
+            tokens = [*rest, *tokens]
+            read: Any = not one.turns_off(flag) if one.is_switch else one.read(from_tokens(one, values))
+            given[one.name] = given.get(one.name, ()) + read if one.repeatable else read
+        return self._with_alone(given, alone)
+
+    def _with_alone(self, given: dict[str, Any], alone: Sequence[str]) -> dict[str, Any]:
+        if len(alone) > bool(self.alone):
+            hint = "; put it in quotes" if self.alone == "prompt" else ""
+            raise UsageError(f"{alone[bool(self.alone)]!r} is no option of `ltx {self.name}`{hint}")
+        if alone and self.alone in given:
+            raise UsageError(f"the {self.alone} is given twice, as {alone[0]!r} and as an option")
+        if alone:
+            given[self.alone] = self.options[self.alone].read(alone[0])
+        return given
+
+    def _unknown(self, flag: str, known: Mapping[str, Option]) -> UsageError:
+        if any(flag in one.spellings for one in self.others().values()):
+            return UsageError(f"{flag} has no effect in `ltx {self.name}`, expected it left out")
+        hint = nearest_hint(flag, known) or f", see `ltx {self.name} --help`"
+        return UsageError(f"{flag} is no option of `ltx {self.name}`{hint}")
+
+    def help_text(self) -> str:
+        """Usage, what the command does, and every option under its group."""
+        width = max(min(shutil.get_terminal_size().columns, 110), 60)
+        shown = [one for one in self.options.values() if not one.hidden]
+        alone = f" [{self.alone.upper()}]" if self.alone else ""
+        text = textwrap.dedent(self.help).strip()
+        lines = [f"Usage: ltx {self.name} [OPTIONS]{alone}", ""]
+        for paragraph in text.split("\n\n"):
+            lines += [*textwrap.wrap(paragraph, width, break_long_words=False), ""]
+        for group in dict.fromkeys(one.group for one in shown):
+            lines += [group or "Options", *(row for one in shown if one.group == group for row in rows(one, width)), ""]
+        return "\n".join(lines)
+
+
+def rows(one: Option, width: int) -> list[str]:
+    """An option in help: its names and values, then what it does."""
+    flags = sorted(one.spellings, key=lambda flag: flag.startswith("--"))
+    name = f"  {', '.join(flags)} {one.value}".rstrip()
+    facts = f" [{one.facts}]" if one.facts else ""
+    text = textwrap.wrap(one.help + facts, width - NAME_WIDTH, break_long_words=False)
+    if len(name) > NAME_WIDTH - 2:
+        return [name, *(" " * NAME_WIDTH + row for row in text)]
+    return [name.ljust(NAME_WIDTH) + text[0], *(" " * NAME_WIDTH + row for row in text[1:])]
+
+
+def dashed(token: str) -> str:
+    """``--num_frames`` as ``--num-frames``; values are left alone."""
+    flag, equals, value = token.partition("=")
+    return flag.replace("_", "-") + equals + value if flag.startswith("--") else token
+
+
+def separated(token: str, known: Mapping[str, Option]) -> tuple[str, str | None, list[str]]:
+    """The option of a token, the value joined to it, and further short options: ``--seed=3``, ``-s3``, ``-qk``."""
+    if token.startswith("--"):
+        flag, equals, value = token.partition("=")
+        return flag, value if equals else None, []
+    flag, more = token[:2], token[2:]
+    if not more or flag not in known:
+        return token, None, []
+    return (flag, None, [f"-{more}"]) if known[flag].is_switch else (flag, more.removeprefix("="), [])
+
+
+def is_value(token: str) -> bool:
+    """Whether a token cannot be an option: it starts with no dash, or is a negative number or a dash alone."""
+    if not token.startswith("-") or token == "-":
+        return True
+    try:
+        float(token)
+    except ValueError:
+        return False
+    return True
+
+
+def from_tokens(one: Option, tokens: Sequence[str]) -> Any:
+    """The value that the tokens of an option mean."""
+    least, most = one.count
+    if not least <= len(tokens) <= most:
+        raise UsageError(f"{one.flag} has {len(tokens)} values, expected {one.value}")
+    kinds = [kind for _, kind, _ in one.parts]
+    values = [converted(one, kinds[min(index, len(kinds) - 1)], token) for index, token in enumerate(tokens)]
+    alone = not one.several or (len(values) == 1 and one.kinds[0] is one.element)
+    return values[0] if alone and not is_dataclass(one.element) else values
+
+
+def converted(one: Option, kind: Any, token: str) -> Any:
+    """One value of a line as its type."""
+    convert, words = next((found for key, found in KINDS.items() if kind == key or kind == key | None), (str, ""))
+    try:
+        return convert(token)
+    except ValueError:
+        raise UsageError(f"{one.flag}: {token!r} is not {words}, expected {one.value}") from None
+
+
+def with_absolute_paths(options: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with every path that is read absolute, so that a recipe can be followed from any folder."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(absolute(one) for one in value)
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, path=absolute(value.path))  # type: ignore[attr-defined]
+        return str(Path(value).expanduser().absolute())
+
+    made = dict(given)
+    for name, value in given.items():
+        if name in options and (options[name].element == File or options[name].parts[0][0] == "path"):
+            made[name] = absolute(value)
+    if "model" in made and Path(made["model"]).expanduser().exists():
+        made["model"] = absolute(made["model"])
+    return made

@@ -1,0 +1,54 @@
+"""Which options the commands offer, and what a request in JSON means. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from ltx_core.errors import ConfigError, nearest_hint
+from ltx_pipelines.pipeline import Pipeline, every_field, pipeline_named
+from ltx_pipelines.planning.schema import Option, UsageError, options_of
+from ltx_pipelines.request import Networks, Output
+
+SOMETIMES = {  # what only pipelines offer that say so in their ``uses``
+    *("spatial_upsampler", "distilled_loras", "temporal_upsampler"),
+    *("contact_sheet", "keep_latents", "first_stage"),
+}
+PIPELINE = Option("pipeline", str | None, None, "Take this pipeline.", group="Request", metavar="NAME")
+
+
+@cache
+def every_option() -> dict[str, Option]:
+    """The options of all pipelines together."""
+    return grouped({**every_field(), **options_of(Networks), **options_of(Output)})
+
+
+def options_for(kind: type[Pipeline]) -> dict[str, Option]:
+    """The options that have an effect in a pipeline."""
+    shared = {**options_of(Networks), **options_of(Output)}
+    return grouped(kind.fields() | {k: one for k, one in shared.items() if k not in SOMETIMES or k in kind.uses})
+
+
+def grouped(options: Mapping[str, Option]) -> dict[str, Option]:
+    """The options with those of one group together, the prompt and the file to write first."""
+    groups = list(dict.fromkeys(one.group for one in options.values()))
+    return dict(sorted(options.items(), key=lambda item: groups.index(item[1].group)))
+
+
+def from_json(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of an object whose keys are options without dashes in front, or names of fields."""
+    options = {**every_option(), "pipeline": PIPELINE}
+    spelled = {flag.lstrip("-"): (one, flag) for one in options.values() for flag in one.spellings if len(flag) > 2}
+    given: dict[str, Any] = {}
+    for key, value in entry.items():
+        one, flag = spelled.get(key.replace("_", "-"), (options.get(key), ""))
+        if one is None:
+            raise ConfigError(f"{where}: {key} is no option{nearest_hint(key.replace('_', '-'), spelled)}")
+        read = one.read(value, f"{where}: ")
+        given[one.name] = not read if one.turns_off(flag) else read
+    try:
+        pipeline_named(given.get("pipeline", "distilled"))
+    except UsageError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return given
