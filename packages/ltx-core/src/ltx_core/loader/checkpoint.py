@@ -135,8 +135,7 @@ class Checkpoint:
         """
         weights = self.weights(name, dtype, device, quantization)
         network = self.empty_network(weights)
-        check_loras(loras, network)
-        return fill(network, weights.state_dict(loras), COMPONENTS[name].spare)
+        return fill(network, weights.state_dict(weights.fit_loras(loras)), COMPONENTS[name].spare)
 
     def weights(
         self,
@@ -257,17 +256,6 @@ def replace_linears(network: nn.Module, weights: ComponentWeights) -> None:
         if not isinstance(linear, nn.Linear):
             raise CheckpointError(f"{path} is {type(linear).__name__}, {weights.policy.name} covers linears only")
         setattr(network.get_submodule(parent_path), leaf, weights.policy.module(linear, weights.infos(path)))
-
-
-def check_loras(loras: Sequence[Lora], network: nn.Module) -> None:
-    """Report what of each adapter changes nothing in a network; refuse an adapter that changes nothing at all."""
-    names = network.state_dict().keys()
-    for lora in loras:
-        unmatched = lora.unmatched(names)
-        if len(unmatched) - len(lora.unused) == len(lora.layers):
-            raise CheckpointError(f"{lora.path} fits no layer of {type(network).__name__}; first: {unmatched[0]}")
-        if unmatched:
-            logger.warning("%s: %d entries fit nothing: %s", lora.path, len(unmatched), ", ".join(unmatched[:10]))
 
 
 def _check_counts(config: Any, keys: Sequence[str], tensors: int) -> None:

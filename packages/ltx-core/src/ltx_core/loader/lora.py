@@ -1,65 +1,48 @@
-"""LoRA adapters: files of low-rank weight differences in every dialect, read into one form.
+"""LoRA adapters: files in every tool's dialect, read into one form and fitted to a model.
 
 Official names are ``diffusion_model.<module path>.lora_A.weight`` ``(r, in)`` and ``.lora_B.weight`` ``(out, r)``.
-Read too: ``lora_down`` / ``lora_up``, ``lora.down`` / ``lora.up``, PEFT's ``lora_A.default``, a missing ``.weight``,
-the prefixes ``model.diffusion_model.``, ``transformer.``, ``base_model.model.`` or none, diffusers module names, an
-``.alpha`` scalar beside the pair, and whole differences ``.diff`` (weight) and ``.diff_b`` (bias).
+The other spellings are listed in `adapter_names`, the kinds and their formulas in `adapter_layers`. Where alpha comes
+from: a tensor ``.alpha`` beside the pair, else the header ``lora_adapter_metadata`` (diffusers), else
+``adapter_config.json`` in the same folder (PEFT), else the rank, which is scale 1.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ltx_core.errors import CheckpointError
-from ltx_core.loader.diffusers_names import from_diffusers_name
+from ltx_core.loader.adapter_layers import LoraLayer, Pair, bias_change, weight_change
+from ltx_core.loader.adapter_names import (
+    TEXT_ENCODER,
+    bare_name,
+    flat_table,
+    foreign_kind,
+    is_adapter,
+    is_flat,
+    module_path,
+    parse_key,
+    unflattened,
+)
 from ltx_core.loader.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
-PART_OF_SUFFIX = {
-    "lora_A": "a",
-    "lora_down": "a",
-    "lora.down": "a",
-    "lora_B": "b",
-    "lora_up": "b",
-    "lora.up": "b",
-    "alpha": "alpha",
-    "diff": "diff",
-    "diff_b": "diff_b",
-}
-PAIR = r"lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up"
-NAME = re.compile(rf"(?P<module>.+)\.(?P<suffix>{PAIR})(\.default)?(\.weight)?")
-SCALAR_NAME = re.compile(r"(?P<module>.+)\.(?P<suffix>alpha|diff|diff_b)")
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class LoraLayer:
-    """What one adapter changes in one module: ``alpha / r * b @ a + diff`` in its weight, ``diff_b`` in its bias."""
-
-    a: Tensor | None = None  # (r, in)
-    b: Tensor | None = None  # (out, r)
-    alpha: float | None = None  # None counts as r
-    diff: Tensor | None = None  # shape of the weight
-    diff_b: Tensor | None = None  # shape of the bias
-
-    @property
-    def scale(self) -> float:
-        return 1.0 if self.alpha is None or self.a is None else self.alpha / self.a.shape[0]
-
-    @property
-    def weight_shape(self) -> tuple[int, ...] | None:
-        """Shape of the weight difference, None when there is none."""
-        if self.a is not None and self.b is not None:
-            return self.b.shape[0], self.a.shape[1]
-        return None if self.diff is None else tuple(self.diff.shape)
+REPORTED = 10  # names listed of what fits nothing
+Shapes = Mapping[str, tuple[int, ...]]  # parameter name -> shape
 
 
 @dataclass(frozen=True)
@@ -67,19 +50,26 @@ class Lora:
     """An adapter and the strength it is applied with."""
 
     path: Path
-    layers: Mapping[str, LoraLayer]  # by module path as in the transformer checkpoint without its prefix
+    layers: Mapping[str, LoraLayer]  # by module path; flattened names are resolved by `fit`
     metadata: Mapping[str, str]
     unused: tuple[str, ...]  # tensors of the file that are no part of any layer
     strength: float = 1.0
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], strength: float = 1.0, use_alpha: bool = True) -> Lora:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        strength: float = 1.0,
+        use_alpha: bool = True,
+        dora_norm: Literal["merged", "base"] | None = None,
+    ) -> Lora:
         """Read an adapter; its tensors stay in the file until they are used.
 
-        ``use_alpha`` False ignores ``.alpha`` scalars, as the official package does. Raises ``CheckpointError`` for a
-        file that holds no adapter.
+        ``use_alpha`` False ignores every alpha, as the official package does. ``dora_norm`` says which norm a
+        ``dora_scale`` was made for, where its naming would guess wrong. Raises ``CheckpointError`` for a file that
+        holds no adapter, or one of an unsupported kind.
         """
-        return read_lora(SafetensorsFile(path), strength, use_alpha)
+        return read_lora(SafetensorsFile(path), strength, use_alpha, dora_norm)
 
     def at(self, strength: float) -> Lora:
         """The same adapter with another strength."""
@@ -89,6 +79,32 @@ class Lora:
         """Everything in the file that changes none of ``weights``, a model's parameter names."""
         lost = [path for path in self.layers if f"{path}.weight" not in weights and f"{path}.bias" not in weights]
         return [*lost, *self.unused]
+
+    def fit(self, shapes: Shapes) -> Lora:
+        """The adapter with its flattened names resolved among a model's parameters ``shapes``.
+
+        Raises ``CheckpointError``, nothing being read, when no module fits, when one has another shape than its
+        weight or bias, or when two entries name one module. Modules the model lacks are kept; `unmatched` lists them.
+        """
+        modules = {name.rpartition(".")[0] for name in shapes}
+        table = flat_table(modules) if any(is_flat(path) for path in self.layers) else {}
+        layers: dict[str, LoraLayer] = {}
+        for written, layer in self.layers.items():
+            path = (unflattened(written, table) or written) if is_flat(written) else written
+            if path in layers:
+                raise CheckpointError(f"{self.path}: {path} is changed by two entries of the file")
+            _check_shapes(self.path, path, layer, shapes)
+            layers[path] = layer
+        if not layers.keys() & modules:
+            example = next(iter(layers), "none")
+            hint = ", it is an adapter of the text encoder" if TEXT_ENCODER.search(example) else ""
+            raise CheckpointError(f"{self.path} names no module of this model{hint}; first: {example}")
+        return replace(self, layers=layers)
+
+    def needs_weights(self, path: str) -> bool:
+        """Whether this adapter's change of a module depends on the weight itself."""
+        layer = self.layers.get(path)
+        return self.strength != 0 and layer is not None and layer.magnitude is not None
 
     @property
     def reference_downscale_factor(self) -> int:
@@ -117,29 +133,107 @@ class Lora:
         return int(text)
 
 
+def _check_shapes(file: Path, path: str, layer: LoraLayer, shapes: Shapes) -> None:
+    for leaf, change in (("weight", layer.weight_shape), ("bias", layer.bias_shape)):
+        known = shapes.get(f"{path}.{leaf}")
+        if change is None:
+            continue
+        if known is None and f"{path}.weight" in shapes:
+            raise CheckpointError(f"{file}: {path} has no {leaf}, the adapter changes one of {_size(change)}")
+        if known is not None and tuple(change) != tuple(known):
+            raise CheckpointError(
+                f"{file}: {path}: the {leaf} is {_size(known)}, the adapter makes {_size(change)}; "
+                f"it was made for another model"
+            )
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
 def is_lora(names: Iterable[str]) -> bool:
     """Whether a file with these tensors is an adapter."""
-    return any(NAME.fullmatch(name) or name.endswith((".diff", ".diff_b")) for name in names)
+    return is_adapter(names)
 
 
-def read_lora(file: SafetensorsFile, strength: float = 1.0, use_alpha: bool = True) -> Lora:
+def fit_loras(loras: Sequence[Lora], shapes: Shapes) -> tuple[Lora, ...]:
+    """Adapters fitted to a model's parameters; what of each changes nothing is reported in one line."""
+    fitted = tuple(lora.fit(shapes) for lora in loras)
+    for lora in fitted:
+        if unmatched := lora.unmatched(shapes.keys()):
+            share = len(unmatched) - len(lora.unused)
+            most = " (most of it: is it an adapter of another model?)" if share > len(lora.layers) / 2 else ""
+            names = ", ".join(unmatched[:REPORTED])
+            logger.warning("%s: %d entries fit nothing%s: %s", lora.path, len(unmatched), most, names)
+    return fitted
+
+
+class _PeftConfig(BaseModel):
+    """What matters of PEFT's ``LoraConfig``, ``LoKrConfig`` and ``LoHaConfig``."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    peft_type: str = "LORA"
+    r: int | None = None
+    lora_alpha: float | None = None
+    alpha: float | None = None
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+    use_rslora: bool = False
+    layer_replication: Any = None
+    fan_in_fan_out: bool = False
+    use_qalora: bool = False
+
+    def alpha_of(self, module: str) -> float | None:
+        """Alpha of a module in the saving model's names: the first pattern that matches it, else the general one."""
+        general = self.lora_alpha if self.lora_alpha is not None else self.alpha
+        return _matching(self.alpha_pattern, module, general)
+
+    def scale(self, module: str, rank: int) -> float:
+        alpha = self.alpha_of(module)
+        if alpha is None:
+            return 1.0
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def rank_of(self, module: str) -> int | None:
+        """Rank the file states for a module, for kinds whose tensors do not show it."""
+        return _matching(self.rank_pattern, module, self.r)
+
+
+def _matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """The value of the first pattern that covers the whole module name, or all of it after a dot."""
+    for pattern, value in patterns.items():
+        try:
+            found = re.fullmatch(rf"(.*\.)?({pattern})" if not pattern.startswith("^") else pattern, module)
+        except re.error as error:
+            raise CheckpointError(f"adapter header: pattern {pattern!r}: {error}") from error
+        if found:
+            return value
+    return default
+
+
+def read_lora(
+    file: SafetensorsFile,
+    strength: float = 1.0,
+    use_alpha: bool = True,
+    dora_norm: Literal["merged", "base"] | None = None,
+) -> Lora:
     """The adapter in an opened file."""
-    if not is_lora(file.tensors):
-        example = next(iter(file.tensors), "none")
-        raise CheckpointError(f"{file.path} is not a LoRA adapter: no lora_A/lora_B pair, first tensor {example}")
+    _refuse_foreign(file)
+    config = _peft_config(file) if use_alpha else None
     parts: dict[str, dict[str, str]] = {}
     unused: list[str] = []
     for name in file.tensors:
-        match = NAME.fullmatch(name) or SCALAR_NAME.fullmatch(name)
-        if match is None:
+        found = parse_key(name)
+        if found is None or (found.part == "alpha" and not use_alpha):
             unused.append(name)
-        elif use_alpha or match["suffix"] != "alpha":
-            parts.setdefault(module_path(match["module"]), {})[PART_OF_SUFFIX[match["suffix"]]] = name
-        else:
-            unused.append(name)
+        elif (known := parts.setdefault(found.module, {})).setdefault(found.part, name) != name:
+            raise CheckpointError(f"{file.path}: {known[found.part]} and {name} are the same part of one layer")
     layers: dict[str, LoraLayer] = {}
-    for path, names in parts.items():
-        layer = _read_layer(file, path, names)
+    for module, names in parts.items():
+        path = module_path(module)
+        if path in layers:
+            raise CheckpointError(f"{file.path}: {path} is changed by two entries of the file")
+        layer = _LayerReader(file, module, names, config, dora_norm).read()
         if layer is None:
             unused.extend(names.values())
         else:
@@ -147,56 +241,154 @@ def read_lora(file: SafetensorsFile, strength: float = 1.0, use_alpha: bool = Tr
     return Lora(file.path, layers, file.metadata, tuple(unused), strength)
 
 
-def module_path(name: str) -> str:
-    """A module's path in the transformer, whatever prefixes and diffusers names an adapter uses for it."""
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in PREFIXES:
-            if name.startswith(prefix):
-                name, stripped = name.removeprefix(prefix), True
-    return from_diffusers_name(name)
+def _refuse_foreign(file: SafetensorsFile) -> None:
+    for name in file.tensors:
+        if kind := foreign_kind(name):
+            raise CheckpointError(f"{file.path}: {kind} is not supported, found {name}")
+    if not is_lora(file.tensors):
+        example = next(iter(file.tensors), "none")
+        raise CheckpointError(f"{file.path} is not a LoRA adapter: no lora_A/lora_B pair, first tensor {example}")
+    if plain := [name for name in file.tensors if parse_key(name) is None and name.endswith((".weight", ".bias"))]:
+        raise CheckpointError(f"{file.path}: {plain[0]} is a whole tensor beside an adapter, which is not supported")
 
 
-def _read_layer(file: SafetensorsFile, path: str, names: Mapping[str, str]) -> LoraLayer | None:
-    """None when neither a pair nor a difference is complete."""
-    found = {part: file.read(name) for part, name in names.items()}
-    alpha, a, b = found.pop("alpha", None), found.get("a"), found.get("b")
-    if a is None or b is None or a.ndim != 2 or b.ndim != 2:
-        found.pop("a", None)
-        found.pop("b", None)
-        if not found:
+def _peft_config(file: SafetensorsFile) -> _PeftConfig | None:
+    """The training tool's settings: from the header, else from ``adapter_config.json`` in the file's folder."""
+    text: str | bytes | None = file.metadata.get("lora_adapter_metadata")
+    where = f"{file.path}: lora_adapter_metadata"
+    if text is None:
+        beside = file.path.parent / "adapter_config.json"
+        if not beside.is_file():
             return None
-    elif a.shape[0] != b.shape[1]:
-        raise CheckpointError(f"{file.path}: {path} has A {tuple(a.shape)} and B {tuple(b.shape)}, ranks must agree")
-    if alpha is not None and alpha.numel() != 1:
-        raise CheckpointError(f"{file.path}: {path}.alpha has shape {tuple(alpha.shape)}, expected a scalar")
-    return LoraLayer(alpha=None if alpha is None else alpha.float().item(), **found)
+        where, text = str(beside), beside.read_bytes()
+    try:
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise CheckpointError(f"{where}: is {type(fields).__name__}, expected an object")
+        config = _PeftConfig.model_validate({key.removeprefix("transformer."): value for key, value in fields.items()})
+    except (ValidationError, ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        detail = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" if detail else "is no JSON"
+        raise CheckpointError(f"{where}: {reason}") from error
+    for name in ("layer_replication", "fan_in_fan_out", "use_qalora"):
+        if getattr(config, name):
+            raise CheckpointError(f"{where}: {name} is set, which is not supported")
+    return config
 
 
-def weight_delta(loras: Iterable[Lora], path: str, device: torch.device | str, dtype: torch.dtype) -> Tensor | None:
-    """What all adapters together add to a module's weight, ``(out, in)``, summed in ``dtype``; None for nothing."""
-    delta: Tensor | None = None
-    for lora in loras:
-        layer = lora.layers.get(path)
-        if layer is None or lora.strength == 0:
-            continue
-        if layer.a is not None and layer.b is not None:
-            factor = lora.strength * layer.scale
-            a, b = layer.a.to(device).to(dtype), layer.b.to(device).to(dtype)  # (r, in), (out, r)
-            delta = (b * factor) @ a if delta is None else delta.addmm(b, a, alpha=factor)
-        if layer.diff is not None:
-            term = layer.diff.to(device).to(dtype) * lora.strength
-            delta = term if delta is None else delta + term
-    return delta
+@dataclass(frozen=True)
+class _LayerReader:
+    """One module's tensors on their way to a `LoraLayer`."""
+
+    file: SafetensorsFile
+    module: str  # as the file writes it
+    names: Mapping[str, str]  # part -> tensor
+    config: _PeftConfig | None
+    dora_norm: Literal["merged", "base"] | None
+
+    def read(self) -> LoraLayer | None:
+        """The layer; None when nothing of it is complete."""
+        found = {part: self.file.read(name) for part, name in self.names.items()}
+        alpha = self._alpha(found.pop("alpha", None))
+        fields: dict[str, Any] = {part: found[part] for part in ("diff", "diff_b") if part in found}
+        if "a" in found and "b" in found:
+            a, b = self._matrix(found["a"]), self._matrix(found["b"])
+            if a.shape[0] != b.shape[1]:
+                sizes = f"A {tuple(a.shape)} and B {tuple(b.shape)}"
+                raise CheckpointError(f"{self.file.path}: {self.module} has {sizes}, ranks must agree")
+            fields |= {"a": a, "b": b, "scale": self._scale(alpha, a.shape[0])}
+            if "bias" in found:
+                fields["bias"] = found["bias"]
+        elif any(part.startswith("lokr") for part in found):
+            fields |= self._lokr(found, alpha)
+        elif any(part.startswith("hada") for part in found):
+            fields |= self._loha(found, alpha)
+        if not fields:
+            return None
+        return LoraLayer(**fields, **self._dora(found))
+
+    def _matrix(self, tensor: Tensor) -> Tensor:
+        if tensor.ndim == 2:
+            return tensor
+        if tensor.ndim == 4 and tuple(tensor.shape[2:]) == (1, 1):
+            return tensor.flatten(1)
+        raise CheckpointError(f"{self.file.path}: {self.module} has a factor {list(tensor.shape)}, expected a matrix")
+
+    def _alpha(self, tensor: Tensor | None) -> float | None:
+        if tensor is None:
+            return None
+        if tensor.numel() != 1:
+            raise CheckpointError(
+                f"{self.file.path}: {self.module}.alpha has shape {tuple(tensor.shape)}, expected a scalar"
+            )
+        return tensor.float().item()
+
+    def _scale(self, alpha: float | None, rank: int) -> float:
+        if alpha is None:
+            return 1.0 if self.config is None else self.config.scale(bare_name(self.module), rank)
+        if not math.isfinite(alpha):
+            raise CheckpointError(f"{self.file.path}: {self.module}.alpha is {alpha}, expected a finite number")
+        return alpha / rank
+
+    def _factor(self, found: Mapping[str, Tensor], name: str) -> Pair | Tensor:
+        """A factor of LoKr: whole, or a product of two."""
+        if name in found:
+            return found[name]
+        return self._pair(found, name)
+
+    def _pair(self, found: Mapping[str, Tensor], name: str) -> Pair:
+        missing = [part for part in (f"{name}_a", f"{name}_b") if part not in found]
+        if missing:
+            raise CheckpointError(f"{self.file.path}: {self.module}.{missing[0]} is missing")
+        first, second = found[f"{name}_a"], found[f"{name}_b"]
+        if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[0]:
+            sizes = f"{list(first.shape)} and {list(second.shape)}"
+            raise CheckpointError(f"{self.file.path}: {self.module}.{name} is a product of {sizes}, ranks must agree")
+        return first, second
+
+    def _lokr(self, found: Mapping[str, Tensor], alpha: float | None) -> dict[str, Any]:
+        factors = self._factor(found, "lokr_w1"), self._factor(found, "lokr_w2")
+        ranks = {factor[1].shape[0] for factor in factors if isinstance(factor, tuple)}
+        if len(ranks) > 1:
+            raise CheckpointError(f"{self.file.path}: {self.module} has LoKr factors of ranks {sorted(ranks)}")
+        if ranks:
+            return {"kron": factors, "scale": self._scale(alpha, ranks.pop())}
+        rank = self.config.rank_of(bare_name(self.module)) if self.config and self.config.peft_type == "LOKR" else None
+        scale = self.config.scale(bare_name(self.module), rank) if self.config and rank else 1.0
+        return {"kron": factors, "scale": scale}  # both whole: a stored alpha means nothing and may be infinite
+
+    def _loha(self, found: Mapping[str, Tensor], alpha: float | None) -> dict[str, Any]:
+        first, second = self._pair(found, "hada_w1"), self._pair(found, "hada_w2")
+        return {"hadamard": (first, second), "scale": self._scale(alpha, first[1].shape[0])}
+
+    def _dora(self, found: Mapping[str, Tensor]) -> dict[str, Any]:
+        if (magnitude := found.get("magnitude")) is not None:
+            return {"magnitude": magnitude, "dora": "inside"}
+        if (scale := found.get("dora_scale")) is None:
+            return {}
+        exported = scale.ndim == 2 and scale.shape[1] == 1 and not is_flat(self.module)
+        return {"magnitude": scale, "dora": self.dora_norm or ("base" if exported else "merged")}
+
+
+def weight_delta(
+    loras: Iterable[Lora],
+    path: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    base: Callable[[], Tensor] | None = None,
+) -> Tensor | None:
+    """What all adapters together add to a module's weight, ``(out, in)``, summed in ``dtype``
+    (float32); None for nothing.
+
+    ``base`` gives the weight itself in float32; it is called where an adapter is a DoRA.
+    """
+    changing = [(lora.layers[path], lora.strength) for lora in loras if path in lora.layers]
+    weight = base() if base is not None and any(lora.needs_weights(path) for lora in loras) else None
+    return weight_change(changing, weight, device, dtype)
 
 
 def bias_delta(loras: Iterable[Lora], path: str, device: torch.device | str = "cpu") -> Tensor | None:
     """What all adapters together add to a module's bias, float32 ``(out,)``; None for nothing."""
-    delta = None
-    for lora in loras:
-        layer = lora.layers.get(path)
-        if layer is not None and layer.diff_b is not None and lora.strength != 0:
-            term = layer.diff_b.to(device).float() * lora.strength
-            delta = term if delta is None else delta + term
-    return delta
+    return bias_change([(lora.layers[path], lora.strength) for lora in loras if path in lora.layers], device)

@@ -43,6 +43,11 @@ class LayerLoad:
     bias_delta: Tensor | None = None
 
 
+def widen_plain(tensors: LayerTensors) -> Tensor:
+    """A layer's weight in float32, scales multiplied in."""
+    return _plain(tensors["weight"], tensors.get("weight_scale"), None, torch.float32)
+
+
 @dataclass(frozen=True)
 class QuantizationPolicy:
     """A format for linears of the transformer; ``covers`` sees a layer's path and what the file stores for it."""
@@ -52,6 +57,7 @@ class QuantizationPolicy:
     load: Callable[[LayerTensors, LayerLoad], LayerTensors]
     module: Callable[[nn.Linear, LayerInfos], nn.Module]
     file_shape: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape  # packed -> logical weight shape
+    widen: Callable[[LayerTensors], Tensor] = widen_plain  # what the file stores -> the weight in float32
     delta_dtype: torch.dtype = torch.bfloat16  # adapters are summed in this before they meet the weight
     scalar_scales: bool = True  # one scale per tensor, others are refused
     folds_scales: bool = False  # scales are multiplied into weights, so all must be known
@@ -183,13 +189,16 @@ def nvfp4_prequant(activation: nvfp4.ActivationScale) -> QuantizationPolicy:
             raise CheckpointError(f"{path} has no input_scale, static NVFP4 activations need one")
         return stored
 
+    def widen(tensors: LayerTensors) -> Tensor:
+        scale = tensors["weight_scale"].view(torch.uint8)
+        return nvfp4.dequantize_layer(tensors["weight"], scale, tensors["weight_scale_2"]).float()
+
     def load_layer(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
         result = {**tensors, "weight_scale": tensors["weight_scale"].view(torch.uint8)}
         if not static:
             result.pop("input_scale", None)
         if load.weight_delta is not None:
-            wide = nvfp4.dequantize_layer(tensors["weight"], result["weight_scale"], tensors["weight_scale_2"])
-            result |= nvfp4.quantize_layer(wide.to(torch.bfloat16).float() + load.weight_delta.float())
+            result |= nvfp4.quantize_layer(widen(tensors).to(torch.bfloat16).float() + load.weight_delta.float())
         if "bias" in tensors:
             result["bias"] = _plain(tensors["bias"], None, load.bias_delta, load.dtype)
         return result
@@ -204,6 +213,7 @@ def nvfp4_prequant(activation: nvfp4.ActivationScale) -> QuantizationPolicy:
         load_layer,
         module,
         file_shape=lambda shape: (shape[0], shape[1] * 2),
+        widen=widen,
         scalar_scales=False,
         prequantized=True,
     )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError, ConfigError
-from ltx_core.loader.checkpoint import Checkpoint, check_loras, fill
+from ltx_core.loader.checkpoint import Checkpoint, fill
 from ltx_core.loader.lora import Lora
 from ltx_core.loader.weights import ComponentWeights
 
@@ -208,10 +208,10 @@ def build_streaming(
     if slots < 1:
         raise ConfigError(f"slots is {slots}, expected at least 1")
     network = checkpoint.empty_network(weights)
-    check_loras(loras, network)
+    loras = weights.fit_loras(loras)
     layers = block_layers(weights)
     device = torch.device(device)
-    load = partial(_load_block, weights, layers, tuple(loras), device.type == "cuda")
+    load = partial(_load_block, weights, layers, loras, device.type == "cuda")
     blocks = network.get_submodule(BLOCKS)
     assert isinstance(blocks, nn.ModuleList)
     setattr(network, BLOCKS, nn.ModuleList())

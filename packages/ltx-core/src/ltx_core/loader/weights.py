@@ -13,8 +13,15 @@ from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.layouts import Source
-from ltx_core.loader.lora import Lora, bias_delta, weight_delta
-from ltx_core.loader.quantization import COMPANIONS, LayerLoad, QuantizationPolicy, check_scales, load_plain
+from ltx_core.loader.lora import Lora, bias_delta, fit_loras, weight_delta
+from ltx_core.loader.quantization import (
+    COMPANIONS,
+    LayerLoad,
+    QuantizationPolicy,
+    check_scales,
+    load_plain,
+    widen_plain,
+)
 from ltx_core.loader.safetensors_file import TensorInfo
 
 READERS = 4  # threads that read layers
@@ -73,6 +80,10 @@ class ComponentWeights:
         """What the files store for one module."""
         return {leaf: source.info for leaf, source in self.layers[path].items()}
 
+    def fit_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
+        """Adapters fitted to this component; ``CheckpointError`` for one that does not belong to it."""
+        return fit_loras(loras, {name: kind.shape for name, kind in self.kinds().items()}) if loras else ()
+
     def kinds(self) -> dict[str, Kind]:
         """What a plain network must hold: logical shapes by module name, without scales."""
         return {_join(path, leaf): kind for path in self.layers for leaf, kind in self._layer_kinds(path).items()}
@@ -88,14 +99,12 @@ class ComponentWeights:
     def load_layer(self, path: str, loras: Sequence[Lora] = ()) -> dict[str, Tensor]:
         """The tensors of one module by their last name part, on the device, adapters fused in."""
         policy = self.policy if path in self.quantized else None
-        delta = weight_delta(loras, path, self.device, policy.delta_dtype if policy else torch.float32)
-        load = LayerLoad(self.dtype, delta, bias_delta(loras, path, self.device))
-        for leaf, change in (("weight", load.weight_delta), ("bias", load.bias_delta)):
-            kind = self._layer_kinds(path).get(leaf)
-            if change is not None and kind is not None and tuple(change.shape) != kind.shape:
-                files = ", ".join(str(lora.path) for lora in loras)
-                raise CheckpointError(f"{files}: {_join(path, leaf)} is changed by {list(change.shape)}, but is {kind}")
         raw = {leaf: source.read().to(self.device) for leaf, source in self.layers[path].items()}
+
+        widen = policy.widen if policy else widen_plain
+        dtype = policy.delta_dtype if policy else torch.float32
+        delta = weight_delta(loras, path, self.device, dtype, lambda: widen(raw))
+        load = LayerLoad(self.dtype, delta, bias_delta(loras, path, self.device))
         return policy.load(raw, load) if policy else load_plain(raw, load)
 
     def state_dict(self, loras: Sequence[Lora] = ()) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.errors import ConfigError
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.layouts import Source
 from ltx_core.loader.lora import Lora as LoraWeights
@@ -367,12 +367,7 @@ class _AdaptedTransformer:
         wanted = tuple(lora for lora in loras if lora.strength != 0)
         if [(lora.path, lora.strength) for lora in wanted] == [(lora.path, lora.strength) for lora in self.loras]:
             return
-        for lora in wanted:
-            unmatched = lora.unmatched(self.network.state_dict().keys())
-            if not self.weights.changed_by([lora]):
-                raise CheckpointError(f"{lora.path} fits no layer of the transformer; first: {unmatched[0]}")
-            if unmatched:
-                logger.warning("%s: %d entries fit nothing: %s", lora.path, len(unmatched), ", ".join(unmatched[:10]))
+        wanted = self.weights.fit_loras(wanted)
         self._hold(self.weights.changed_by(wanted))
         self.weights.swap_loras(self.network, self.loras, wanted)
         self.loras = wanted
