@@ -1,6 +1,23 @@
 """Test settings shared by all packages."""
 
+import pytest
 import torch
 
 # Tests run one process per core; more threads per process only fight each other on small tensors.
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backend", choices=("torch", "mlx"), help="run tests of networks with this backend only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of tests that belong to a backend, leave those of the other out where one is named."""
+    wanted = config.getoption("--backend")
+    chosen, left = [], []
+    for item in items:
+        mark = item.get_closest_marker("backend")
+        (left if wanted and mark and mark.args[0] != wanted else chosen).append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = chosen

@@ -12,6 +12,7 @@ PACKAGES = Path(__file__).resolve().parents[1] / "packages"
 MAY_IMPORT = {
     "ltx_core": set(),
     "ltx_media": {"ltx_core"},
+    "ltx_mlx": {"ltx_core"},
     "ltx_pipelines": {"ltx_core", "ltx_media"},
     "ltx_trainer": {"ltx_core", "ltx_media"},
     "ltx_tiny": {"ltx_core", "ltx_media", "ltx_trainer", "ltx_pipelines"},

@@ -27,6 +27,7 @@ from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.checkpoint import fill
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.loader.weights import Kind, check_fit
+from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +197,18 @@ class T5EncoderOutput(NamedTuple):
     attention_mask: Tensor  # [B, T] int64
 
 
+def tokenize(tokenizer: Any, prompts: str | Sequence[str], max_tokens: int) -> TokenBatch:
+    """``max_tokens`` tokens per prompt, the last of them EOS; a longer prompt keeps its head, with a warning."""
+    texts = [text.strip() for text in ([prompts] if isinstance(prompts, str) else prompts)]
+    tokens = tokenizer(texts, padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt")
+    for text in texts:
+        whole = tokenizer(text).input_ids
+        if len(whole) > max_tokens:
+            cut = tokenizer.decode(whole[max_tokens - 1 : -1])
+            logger.warning("prompt is longer than %d tokens, ignored: %s", max_tokens, cut)
+    return TokenBatch(tokens.input_ids, tokens.attention_mask)
+
+
 class T5TextEncoder(nn.Module):
     """Prompts to embeddings: a SentencePiece tokenizer of ``transformers`` and the encoder."""
 
@@ -206,15 +219,7 @@ class T5TextEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, prompts: str | Sequence[str], dtype: torch.dtype | None = None) -> T5EncoderOutput:
         """``max_tokens`` tokens per prompt, the last of them EOS; a longer prompt keeps its head, with a warning."""
-        texts = [text.strip() for text in ([prompts] if isinstance(prompts, str) else prompts)]
-        tokens = self.tokenizer(
-            texts, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
-        )
-        for text in texts:
-            whole = self.tokenizer(text).input_ids
-            if len(whole) > self.max_tokens:
-                cut = self.tokenizer.decode(whole[self.max_tokens - 1 : -1])
-                logger.warning("prompt is longer than %d tokens, ignored: %s", self.max_tokens, cut)
+        tokens = tokenize(self.tokenizer, prompts, self.max_tokens)
         device = self.encoder.shared.weight.device
         mask = tokens.attention_mask.to(device)
         embeddings = self.encoder(tokens.input_ids.to(device), mask)
@@ -231,6 +236,12 @@ def load_t5(
 
     Raises ``CheckpointError`` that names what is missing.
     """
+    config, tokenizer, files = open_t5(folder)
+    return T5TextEncoder(tokenizer, load_t5_encoder(config, files, dtype, device), max_tokens)
+
+
+def open_t5(folder: str | os.PathLike[str]) -> tuple[T5Config, Any, list[Path]]:
+    """Config, tokenizer and weight files of a folder as ``load_t5`` takes it; ``CheckpointError`` as there."""
     from transformers import AutoTokenizer
 
     root = Path(folder)
@@ -242,8 +253,7 @@ def load_t5(
         tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer")
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise CheckpointError(f"T5 folder {root} cannot be read: {' '.join(str(error).split())}") from error
-    encoder = load_t5_encoder(config, sorted((root / "text_encoder").glob("*.safetensors")), dtype, device)
-    return T5TextEncoder(tokenizer, encoder, max_tokens)
+    return config, tokenizer, sorted((root / "text_encoder").glob("*.safetensors"))
 
 
 def load_t5_encoder(
@@ -253,9 +263,7 @@ def load_t5_encoder(
     device: torch.device | str = "cpu",
 ) -> T5Encoder:
     """The encoder with the weights of these safetensors files; ``CheckpointError`` where they do not fit exactly."""
-    if not files:
-        raise CheckpointError(f"T5 encoder has no safetensors file; download {PUBLISHED}")
-    sources = {name: file for file in map(SafetensorsFile, files) for name in file.tensors if name != TIED}
+    sources = t5_sources(files)
     with torch.device("meta"):
         encoder = T5Encoder(config)
     expected = {name: Kind(tuple(tensor.shape), True) for name, tensor in encoder.state_dict().items()}
@@ -263,6 +271,13 @@ def load_t5_encoder(
     check_fit(", ".join(map(str, files)), "T5 encoder", expected, given)
     fill(encoder, {name: file.read(name).to(device, dtype) for name, file in sources.items()})
     return encoder
+
+
+def t5_sources(files: Sequence[Path]) -> dict[str, SafetensorsFile]:
+    """The file of each tensor; ``CheckpointError`` where there is no file."""
+    if not files:
+        raise CheckpointError(f"T5 encoder has no safetensors file; download {PUBLISHED}")
+    return {name: file for file in map(SafetensorsFile, files) for name in file.tensors if name != TIED}
 
 
 def _infos(sources: Mapping[str, SafetensorsFile]) -> list[tuple[str, Any]]:

@@ -17,7 +17,6 @@ Tensors (after the component's prefix; parts of blocks are listed in `layers`):
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,7 +54,7 @@ class AudioEncoder(nn.Module):
         self.conv_out = AxisCausalConv2d(widths[-1], out_channels, 3, config.causality_axis)
 
     def forward(self, mel: Tensor) -> Tensor:
-        """``mel`` [B, 2, M, bins] -> the mean of the posterior, normalised: [B, C, L, F]."""
+        """``mel`` [B, 2, M, bins] -> the mean of the posterior, normalised: [B, C, L, F], in the weights' dtype."""
         return self.per_channel_statistics.normalize(self.features(mel)[:, : self.config.z_channels])
 
     def moments(self, mel: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +72,7 @@ class AudioEncoder(nn.Module):
         if mel.ndim != 4 or mel.shape[1] != self.config.in_channels:
             expected = f"[B, {self.config.in_channels}, frames, bins]"
             raise ConfigError(f"mel has shape {list(mel.shape)}, expected {expected}")
-        x = self.conv_in(mel)
+        x = self.conv_in(mel.to(self.conv_in.conv.weight))
         for level in self.down:
             x = level(x)
         x = self.mid(x)
@@ -100,6 +99,7 @@ class AudioDecoder(nn.Module):
         if latent.ndim != 4 or latent.shape[1] != self.config.z_channels:
             expected = f"[B, {self.config.z_channels}, frames, bins]"
             raise ConfigError(f"the audio latent has shape {list(latent.shape)}, expected {expected}")
+        latent = latent.to(self.conv_in.conv.weight)
         x = self.conv_in(self.per_channel_statistics.un_normalize(latent))
         x = self.mid(x)
         for level in reversed(self.up):
@@ -171,21 +171,18 @@ def run_blocks(x: Tensor, blocks: nn.ModuleList, attentions: nn.ModuleList) -> T
 def encode_audio(audio: Audio, encoder: AudioEncoder) -> Tensor:
     """Sound to normalised latents: [B, channels, N] (or [channels, N]) at any rate -> [B, C, L, F].
 
-    Channels become stereo and the rate the encoder's; the mel picture is computed in float32, then cast to the
-    encoder's dtype. Raises ``MediaError`` when the clip is shorter than half a window (513 samples at 16 kHz).
+    Channels become stereo and the rate the encoder's; the mel picture is computed in float32 where the sound lies.
+    Raises ``MediaError`` when the clip is shorter than half a window (513 samples at 16 kHz).
     """
     config = encoder.config.mel
-    weight = encoder.conv_in.conv.weight
     waveform = audio.waveform if audio.waveform.ndim == 3 else audio.waveform[None]
-    waveform = to_stereo(waveform.to(weight.device, torch.float32))
-    mel = log_mel(resample(waveform, audio.sampling_rate, config.sample_rate), config)
-    return encoder(mel.to(weight.dtype))
+    waveform = resample(to_stereo(waveform.float()), audio.sampling_rate, config.sample_rate)
+    return encoder(log_mel(waveform, config))
 
 
 def decode_audio(latent: Tensor, decoder: AudioDecoder, vocoder: Vocoder) -> Audio:
     """One normalised latent [1, C, L, F] to sound: float32 [2, samples] at the vocoder's rate."""
     if latent.shape[0] != 1:
         raise ConditioningError(f"the audio latent has a batch of {latent.shape[0]}, expected 1")
-    weight = decoder.conv_in.conv.weight
-    mel = decoder(latent.to(weight.device, weight.dtype))
+    mel = decoder(latent)
     return Audio(vocoder(mel.float())[0], vocoder.output_sampling_rate)

@@ -12,14 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
 from ltx_core.model.common.tiling import Interval, TileCountConfig, causal, split_by_size, trapezoidal_mask_1d
-from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder, VideoEncoder
 from ltx_core.types import SpatioTemporalScaleFactors
+
+if TYPE_CHECKING:
+    from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder, VideoEncoder
 
 AXES = ("frames", "height", "width")
 MIN_ENCODE_OVERLAP = (16, 64, 64)  # frames, pixels, pixels
@@ -255,7 +258,7 @@ def tiled_encode(encoder: VideoEncoder, video: Tensor, tiling: Tiling | None) ->
     The video may stay elsewhere: each tile is moved on its own. Surplus frames are cut first. A size config needs an
     overlap of 16 frames or 64 pixels on each axis it tiles, else ``ConfigError``.
     """
-    factors, weight = encoder.scale_factors, encoder.conv_in.conv.weight
+    factors = encoder.scale_factors
     video = video[:, :, : factors.snap_frames(video.shape[2])]
     check_video(video.shape[2], video.shape[3], video.shape[4], factors)
     if isinstance(tiling, TileSizeConfig):
@@ -266,13 +269,15 @@ def tiled_encode(encoder: VideoEncoder, video: Tensor, tiling: Tiling | None) ->
         video.shape[4] // factors.width,
     )
     plan = TilePlan.of(cells, tiling, factors)
-    frame_weights, height_weights, width_weights = plan.weights(False, weight.device)
-    shape = (video.shape[0], encoder.config.latent_channels, *cells)
-    latent = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+    frame_weights, height_weights, width_weights = plan.weights(False, torch.device("cpu"))
+    latent: Tensor | None = None
     for t, h, w in plan.tiles:
-        mask = _outer(frame_weights[t], height_weights[h], width_weights[w])
         tile = encoder(video[:, :, _slice(t, True), _slice(h, True), _slice(w, True)])
+        if latent is None:
+            latent = tile.new_zeros(video.shape[0], encoder.config.latent_channels, *cells)
+        mask = _outer(frame_weights[t], height_weights[h], width_weights[w]).to(tile.device)
         latent[:, :, _slice(t, False), _slice(h, False), _slice(w, False)] += tile * mask
+    assert latent is not None
     return latent
 
 

@@ -17,8 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltx_core.errors import CheckpointError
+from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.loader.weights import Source
+from ltx_core.text_encoders.gemma.config import EmbeddingsConfig
 
 MODEL_TYPES = ("gemma3", "gemma4_unified", "gemma4")
 PUBLISHED = "google/gemma-3-12b-it-qat-q4_0-unquantized"
@@ -84,6 +87,28 @@ class GemmaAssets:
             if not dtype.is_floating_point or dtype.itemsize == 1:
                 raise CheckpointError(f"{self.path}: {name} is {dtype}, expected 16 or 32 bit weights")
         return {name.removeprefix(prefix): sources[name].read(name) for name in names}
+
+
+def embeddings_parts(
+    assets: GemmaAssets, checkpoint: Checkpoint, *, audio: bool = True
+) -> tuple[EmbeddingsConfig, dict[str, Source]]:
+    """Config and tensors of feature extractor and connectors, from the checkpoint and, if packed, the encoder's file.
+
+    ``audio`` False leaves the audio stream out. Raises ``CheckpointError`` where there is no projection of states, and
+    ``ConfigError`` where audio is wanted and not described.
+    """
+    sources = checkpoint.sources("embeddings")
+    if assets.is_packed:
+        sources |= Checkpoint.open(assets.path).sources("embeddings")
+    if not any(name.startswith("feature_extractor.") for name in sources):
+        advice = "give the packed text-encoder file of its split pack instead of a Gemma folder"
+        raise CheckpointError(f"{checkpoint.where} holds no text_embedding_projection; {advice}")
+    config = EmbeddingsConfig.from_metadata(checkpoint.component_config("embeddings"), assets.config)
+    if audio and config.audio is None:
+        raise ConfigError(f"{checkpoint.where} describes no audio stream, expected one; load its video encoder alone")
+    if audio:
+        return config, sources
+    return config.video_only(), {name: source for name, source in sources.items() if "audio_" not in name}
 
 
 def _open_folder(folder: Path) -> GemmaAssets:

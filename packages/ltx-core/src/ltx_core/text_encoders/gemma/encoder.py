@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.errors import ConfigError
 from ltx_core.loader import Checkpoint
 from ltx_core.loader.checkpoint import fill
 from ltx_core.loader.metadata import check_gemma_source, parse_metadata
 from ltx_core.loader.weights import ComponentWeights, Kind, check_fit
-from ltx_core.text_encoders.gemma.assets import GemmaAssets
+from ltx_core.text_encoders.gemma.assets import GemmaAssets, embeddings_parts
 from ltx_core.text_encoders.gemma.backbone import GemmaBackbone, load_backbone
-from ltx_core.text_encoders.gemma.config import EmbeddingsConfig
 from ltx_core.text_encoders.gemma.embeddings import AVGemmaEncoderOutput, EmbeddingsProcessor, VideoGemmaEncoderOutput
 from ltx_core.text_encoders.gemma.feature_extractor import PromptFeatures
 from ltx_core.text_encoders.gemma.tokenizer import MAX_LENGTH, GemmaTokenizer
@@ -115,18 +114,7 @@ def load_embeddings_processor(
     audio: bool = True,
 ) -> EmbeddingsProcessor:
     """Feature extractor and connectors for this language model, from the checkpoint and, if packed, its own file."""
-    sources = checkpoint.sources("embeddings")
-    if assets.is_packed:
-        sources |= Checkpoint.open(assets.path).sources("embeddings")
-    if not any(name.startswith("feature_extractor.") for name in sources):
-        advice = "give the packed text-encoder file of its split pack instead of a Gemma folder"
-        raise CheckpointError(f"{checkpoint.where} holds no text_embedding_projection; {advice}")
-    config = EmbeddingsConfig.from_metadata(checkpoint.component_config("embeddings"), assets.config)
-    if audio and config.audio is None:
-        raise ConfigError(f"{checkpoint.where} describes no audio stream, expected one; load its video encoder alone")
-    if not audio:
-        config = config.video_only()
-        sources = {name: source for name, source in sources.items() if "audio_" not in name}
+    config, sources = embeddings_parts(assets, checkpoint, audio=audio)
     with torch.device("meta"):
         processor = EmbeddingsProcessor(config)
     weights = ComponentWeights("embeddings", sources, dtype, device)

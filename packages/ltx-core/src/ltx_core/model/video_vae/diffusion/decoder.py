@@ -13,8 +13,7 @@ Tensors: ``conv_in.*`` (C1, C), ``det_stages.{s}.{j}.*``, ``upsamples.{s}.*``, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,13 @@ from ltx_core.model.video_vae.diffusion.blocks import (
     slab_frames,
 )
 from ltx_core.model.video_vae.diffusion.config import MODULATIONS, DiffusionDecoderConfig
-from ltx_core.model.video_vae.diffusion.tiling import MemoryBudget, recommended_tiling, tile_plan
+from ltx_core.model.video_vae.diffusion.tiling import (
+    MemoryBudget,
+    extended,
+    padded,
+    recommended_tiling,
+    tile_plan,
+)
 from ltx_core.model.video_vae.layers import SINUSOID_DIM, sinusoidal_embedding
 from ltx_core.model.video_vae.ops import PerChannelStatistics, patchify, unpatchify
 from ltx_core.model.video_vae.tiling import (
@@ -219,42 +224,3 @@ class SharedModulation(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         return self.proj(functional.silu(embedding)).unflatten(1, (MODULATIONS, -1))
-
-
-@dataclass(frozen=True)
-class Crop:
-    """What of a decoded clip was asked for: its first frames, and a part of the picture."""
-
-    frames: int
-    height: slice
-    width: slice
-
-    def chunks(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Chunks ``[B, 3, f, H, W]`` of frames, cut; empty ones are left out."""
-        left = self.frames
-        for chunk in chunks:
-            chunk = chunk[:, :, :left, self.height, self.width]
-            left -= chunk.shape[2]
-            if chunk.shape[2]:
-                yield chunk
-
-
-def padded(latent: Tensor, config: DiffusionDecoderConfig) -> tuple[Tensor, Crop]:
-    """Copy the edges of a latent below ``config.min_latent`` outwards: after the last frame, around the picture."""
-    factors, slices = config.scale_factors, []
-    frames = (latent.shape[2] - 1) * factors.time + 1
-    for axis, (smallest, factor) in enumerate(zip(config.min_latent, factors, strict=True), 2):
-        size = latent.shape[axis]
-        missing = max(smallest - size, 0)
-        before = missing // 2 if axis > 2 else 0
-        latent = extended(latent, axis, before, missing - before)
-        slices.append(slice(before * factor, (before + size) * factor))
-    return latent, Crop(frames, slices[1], slices[2])
-
-
-def extended(x: Tensor, axis: int, before: int, after: int) -> Tensor:
-    """Copies of the first and of the last location of an axis around it."""
-    if not before and not after:
-        return x
-    size = x.shape[axis]
-    return x.index_select(axis, torch.arange(-before, size + after, device=x.device).clamp_(0, size - 1))

@@ -7,8 +7,11 @@ tile, so tiles must share what the blocks of stages 4 and 5 can carry across: ``
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from ltx_core.errors import ConfigError
 from ltx_core.model.common.tiling import Interval, TileCountConfig, split_by_count, split_by_size
@@ -162,3 +165,42 @@ def _cheapest(
                 key = (count * size, -size, count, (t, h, w))
                 best = key if best is None else min(best, key)
     return best[-1] if best else None
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What of a decoded clip was asked for: its first frames, and a part of the picture."""
+
+    frames: int
+    height: slice
+    width: slice
+
+    def chunks(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Chunks ``[B, 3, f, H, W]`` of frames, cut; empty ones are left out."""
+        left = self.frames
+        for chunk in chunks:
+            chunk = chunk[:, :, :left, self.height, self.width]
+            left -= chunk.shape[2]
+            if chunk.shape[2]:
+                yield chunk
+
+
+def padded(latent: Tensor, config: DiffusionDecoderConfig) -> tuple[Tensor, Crop]:
+    """Copy the edges of a latent below ``config.min_latent`` outwards: after the last frame, around the picture."""
+    factors, slices = config.scale_factors, []
+    frames = (latent.shape[2] - 1) * factors.time + 1
+    for axis, (smallest, factor) in enumerate(zip(config.min_latent, factors, strict=True), 2):
+        size = latent.shape[axis]
+        missing = max(smallest - size, 0)
+        before = missing // 2 if axis > 2 else 0
+        latent = extended(latent, axis, before, missing - before)
+        slices.append(slice(before * factor, (before + size) * factor))
+    return latent, Crop(frames, slices[1], slices[2])
+
+
+def extended(x: Tensor, axis: int, before: int, after: int) -> Tensor:
+    """Copies of the first and of the last location of an axis around it."""
+    if not before and not after:
+        return x
+    size = x.shape[axis]
+    return x.index_select(axis, torch.arange(-before, size + after, device=x.device).clamp_(0, size - 1))
