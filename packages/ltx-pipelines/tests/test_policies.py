@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.golden.case import TINY_CHECKPOINT
 
+from ltx_core import precision
 from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_core.loader.fp8 import RowwiseLinear
+from ltx_core.precision import WIDENED, DtypeName
 from ltx_pipelines.distilled import DistilledPipeline
-from ltx_pipelines.planning.plan import Lora
+from ltx_pipelines.planning.cost import cost_of
+from ltx_pipelines.planning.plan import Lora, plan_from_json
 from ltx_pipelines.running import engine
 from ltx_pipelines.running.decode_memory import decode_parts
 from ltx_pipelines.running.engine import Generation
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.utils import model_ledger
-from ltx_pipelines.utils.model_ledger import ModelLedger
+from ltx_pipelines.utils.model_ledger import ModelLedger, Policy
 
 SMALL: dict[str, Any] = {"prompt": "a bell rings", "height": 64, "width": 64, "num_frames": 9, "seed": 3}
 GUIDED = {
@@ -76,10 +78,54 @@ def test_the_transformer_loads_beside_the_text_encoder(monkeypatch: pytest.Monke
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+def tiny(dtype: DtypeName = "float32", **how: Any) -> ModelLedger:
+    """The bundled model, whose matrices are stored in bfloat16."""
+    return ModelLedger(find_model("tiny").files, dtype, "cpu", **how)
+
+
+@pytest.fixture(scope="module")
+def in_float32() -> tuple[Generation, list[torch.Tensor]]:
+    made = TI2VidOneStagePipeline(tiny(policy="resident"))(**GUIDED)
+    assert made.video is not None
+    return made, list(made.video)
+
+
+@pytest.mark.parametrize("policy", ["resident", "sequential", "streamed"])
+def test_widened_matrices_compute_what_float32_computes(
+    policy: Policy, in_float32: tuple[Generation, list[torch.Tensor]]
+) -> None:
+    """To the bit, from text to frames and sound, with matrices that stay in bfloat16."""
+    ledger = tiny(WIDENED, policy=policy)
+    made = TI2VidOneStagePipeline(ledger)(**GUIDED)
+    network = ledger.network("video_decoder")
+    stored = {name: p.dtype for name, p in network.named_parameters() if p.ndim > 1}
+    assert set(stored.values()) == {torch.bfloat16}
+    assert made.video is not None and made.audio is not None and in_float32[0].audio is not None
+    for a, b in zip(latents_of(made), latents_of(in_float32[0]), strict=True):
+        assert a.dtype is torch.float32 and torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(made.video, in_float32[1], strict=True))
+    assert torch.equal(made.audio.waveform, in_float32[0].audio.waveform)
+
+
+def test_auto_widens_where_float32_weights_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "fast", lambda kind: "float32")
+    largest = max(tiny(policy="resident").weight_bytes().values())
+    found = {}
+    for share in (1.2, 0.6, 0.3):
+        monkeypatch.setattr(model_ledger, "free_bytes", lambda device, share=share: int(share * largest))
+        one = tiny("auto")
+        found[share] = (one.precision.name, one.policy)
+    assert found == {1.2: ("float32", "sequential"), 0.6: (WIDENED, "sequential"), 0.3: (WIDENED, "streamed")}
+    plan = TI2VidOneStagePipeline(one).plan(**SMALL)
+    assert plan.dtype == WIDENED and plan_from_json(plan.to_json()) == plan
+    wide, narrow = (cost_of(plan, tiny(dtype, policy="resident")) for dtype in ("float32", WIDENED))
+    assert narrow.phases[0].weights["text_encoder"] < 0.6 * wide.phases[0].weights["text_encoder"]
+
+
 def test_auto_says_what_it_chose(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     files = find_model(str(TINY_CHECKPOINT)).files
-    total = sum(Path(path).stat().st_size for _, path in files.paths() if Path(path).is_file())
-    transformer = Path(files.checkpoint).stat().st_size
+    sizes = ledger(policy="resident").weight_bytes()
+    total, transformer = sum(sizes.values()), sizes["checkpoint"]
     choices = {2 * total: "resident", 1.2 * transformer: "sequential", 0.4 * transformer: "streamed"}
     for free, expected in choices.items():
         monkeypatch.setattr(model_ledger, "free_bytes", lambda device, free=free: int(free))

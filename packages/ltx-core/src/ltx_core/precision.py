@@ -7,6 +7,9 @@ CPU         bfloat16 where the processor has units for it and is not slower when
 other       float32
 ==========  ===========================================================================================
 
+``bfloat16-widened`` keeps weight matrices in bfloat16 and computes in float32: each is widened when it is read. In half
+the memory it gives what float32 gives, to the bit where the file holds bfloat16 and no adapter is fused.
+
 To try is to time one convolution and one matrix product of a few milliseconds, once per process. This module imports
 torch when it is first asked, so that request schemas can take the names from here.
 """
@@ -25,8 +28,9 @@ from ltx_core.errors import ConfigError, nearest_hint
 if TYPE_CHECKING:
     import torch
 
-DtypeName = Literal["auto", "bfloat16", "float32", "float16"]
+DtypeName = Literal["auto", "bfloat16", "float32", "float16", "bfloat16-widened"]
 DTYPE_NAMES: tuple[DtypeName, ...] = get_args(DtypeName)
+WIDENED: DtypeName = "bfloat16-widened"
 MIXED: dict[DtypeName, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}  # modes of autocast
 SLOWEST = 1.2  # times as long as float32 that a narrower precision may take
 CPU_UNITS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # flags of x86 and Arm in the kernel's list
@@ -36,7 +40,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Precision:
-    """What a device computes in: ``name`` is never ``auto``. ``slowdown`` is set where the choice was not ours."""
+    """What networks compute in: ``name`` is never ``auto``. ``slowdown`` is set where the choice was not ours."""
 
     name: DtypeName
     slowdown: float = 1.0  # times as long as float32 takes on the device
@@ -45,7 +49,14 @@ class Precision:
     def dtype(self) -> torch.dtype:
         import torch
 
-        return getattr(torch, self.name)
+        return torch.float32 if self.stored is not None else getattr(torch, self.name)
+
+    @property
+    def stored(self) -> torch.dtype | None:
+        """Of weight matrices, where it is another one than they are computed with."""
+        import torch
+
+        return torch.bfloat16 if self.name == WIDENED else None
 
     @property
     def mixed(self) -> str:
@@ -58,6 +69,11 @@ class Precision:
         if self.slowdown <= SLOWEST:
             return None
         return f"{self.name} is {self.slowdown:.2g} times slower than float32 here; --dtype auto takes the faster"
+
+
+def computed_and_stored(dtype: torch.dtype | Precision | None) -> tuple[torch.dtype | None, torch.dtype | None]:
+    """What a network computes in, and what its matrices are kept in where that is another; None keeps a file's."""
+    return (dtype.dtype, dtype.stored) if isinstance(dtype, Precision) else (dtype, None)
 
 
 def resolve(dtype: DtypeName | torch.dtype, device: torch.device | str) -> Precision:
@@ -75,7 +91,7 @@ def resolve(dtype: DtypeName | torch.dtype, device: torch.device | str) -> Preci
         )
     if name == "auto":
         return Precision(fast(device.type))
-    return Precision(name, slowdown(name, device.type) if device.type == "cpu" else 1.0)
+    return Precision(name, slowdown(name, device.type) if device.type == "cpu" and name != WIDENED else 1.0)
 
 
 def resolve_mixed(mode: str | None, device: torch.device | str) -> Precision:

@@ -15,6 +15,7 @@ from ltx_core.loader.gates import fold_gates
 from ltx_core.loader.layouts import Part, Source, as_paths, find_files, open_file, read_parts
 from ltx_core.loader.lora import Lora, is_lora
 from ltx_core.loader.metadata import Version, detect_version
+from ltx_core.precision import Precision, computed_and_stored
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +123,7 @@ class Checkpoint:
     def build(
         self,
         name: str,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | Precision | None = None,
         device: torch.device | str = "cpu",
         loras: Sequence[Lora] = (),
         quantization: str | QuantizationPolicy | None = None,
@@ -140,7 +141,7 @@ class Checkpoint:
     def weights(
         self,
         name: str,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | Precision | None = None,
         device: torch.device | str = "cpu",
         quantization: str | QuantizationPolicy | None = None,
     ) -> ComponentWeights:
@@ -148,23 +149,24 @@ class Checkpoint:
         from ltx_core.loader.quantization import policy_named
         from ltx_core.loader.weights import ComponentWeights
 
+        dtype, stored = computed_and_stored(dtype)
         sources = self.sources(name)
         if COMPONENTS[name].streams:
             sources = _only_of(self._construct(name), sources)
         if quantization is None:
-            return ComponentWeights(name, sources, dtype, device)
+            return ComponentWeights(name, sources, dtype, device, stored=stored)
         if not COMPONENTS[name].quantizable:
             raise CheckpointError(f"{name} cannot be quantised, only the transformer can")
         policy = policy_named(quantization) if isinstance(quantization, str) else quantization
         if policy.folds_scales:
             _check_scale_names(self.parts_of(name))
-        return ComponentWeights(name, sources, dtype, device, policy)
+        return ComponentWeights(name, sources, dtype, device, policy, stored)
 
     def empty_network(self, weights: ComponentWeights) -> nn.Module:
         """The network on the meta device, checked against the files, the policy's layers in place."""
         import torch
 
-        from ltx_core.loader.weights import Kind, check_fit
+        from ltx_core.loader.weights import Kind, check_fit, widen_when_read
 
         spec, network = COMPONENTS[weights.name], self._construct(weights.name)
         with torch.device("meta"):
@@ -178,6 +180,7 @@ class Checkpoint:
                     expected.pop(name, None), given.pop(name, None)
             check_fit(weights.where, weights.name, expected, given)
             replace_linears(network, weights)
+            widen_when_read(network, weights)
         return network
 
     def _construct(self, name: str) -> nn.Module:

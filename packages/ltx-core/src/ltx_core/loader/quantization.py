@@ -41,6 +41,7 @@ class LayerLoad:
     dtype: torch.dtype | None = None  # None keeps the file's dtypes
     weight_delta: Tensor | None = None  # (out, in), from adapters
     bias_delta: Tensor | None = None
+    weight_dtype: torch.dtype | None = None  # of the weight of a layer no policy covers, where not ``dtype``
 
 
 def widen_plain(tensors: LayerTensors) -> Tensor:
@@ -76,7 +77,8 @@ def load_plain(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
         if name in COMPANIONS and "weight" in tensors:
             continue
         delta = {"weight": load.weight_delta, "bias": load.bias_delta}.get(name)
-        result[name] = _plain(tensor, tensors.get(f"{name}_scale"), delta, load.dtype)
+        dtype = load.weight_dtype or load.dtype if name == "weight" else load.dtype
+        result[name] = _plain(tensor, tensors.get(f"{name}_scale"), delta, dtype)
     return result
 
 

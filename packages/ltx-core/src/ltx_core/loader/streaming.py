@@ -21,6 +21,7 @@ from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.checkpoint import Checkpoint, fill
 from ltx_core.loader.lora import Lora
 from ltx_core.loader.weights import ComponentWeights
+from ltx_core.precision import Precision
 
 ALIGNMENT = 16  # bytes
 READ_AHEAD = 2  # blocks
@@ -188,7 +189,7 @@ class StreamingModel:
 
 def build_streaming(
     checkpoint: Checkpoint,
-    dtype: torch.dtype,
+    dtype: torch.dtype | Precision,
     device: torch.device | str = "cpu",
     loras: Sequence[Lora] = (),
     quantization: str | None = None,

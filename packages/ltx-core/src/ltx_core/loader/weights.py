@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from functools import cache, cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ class ComponentWeights:
     dtype: torch.dtype | None = None  # None keeps the file's dtypes
     device: torch.device | str = "cpu"
     policy: QuantizationPolicy | None = None
+    stored: torch.dtype | None = None  # of matrices that are widened to ``dtype`` when they are read
 
     @cached_property
     def layers(self) -> dict[str, dict[str, Source]]:
@@ -70,6 +71,14 @@ class ComponentWeights:
             raise CheckpointError(f"{self.where}: no layer is stored as {self.policy.name} needs it")
         check_scales(self.where, infos, self.policy)
         return covered
+
+    @cached_property
+    def widened(self) -> frozenset[str]:
+        """Paths of the layers whose weight is kept narrow and widened when it is read."""
+        if self.stored is None:
+            return frozenset()
+        matrices = (path for path, layer in self.layers.items() if "weight" in layer)
+        return frozenset(path for path in matrices if len(self.layers[path]["weight"].info.shape) > 1) - self.quantized
 
     @property
     def where(self) -> str:
@@ -104,7 +113,8 @@ class ComponentWeights:
         widen = policy.widen if policy else widen_plain
         dtype = policy.delta_dtype if policy else torch.float32
         delta = weight_delta(loras, path, self.device, dtype, lambda: widen(raw))
-        load = LayerLoad(self.dtype, delta, bias_delta(loras, path, self.device))
+        kept = self.stored if path in self.widened else None
+        load = LayerLoad(self.dtype, delta, bias_delta(loras, path, self.device), kept)
         return policy.load(raw, load) if policy else load_plain(raw, load)
 
     def state_dict(self, loras: Sequence[Lora] = ()) -> dict[str, Tensor]:
@@ -140,6 +150,33 @@ def _without_ends(paths: frozenset[str]) -> frozenset[str]:
     blocks = {path: int(path.split(".")[1]) for path in paths}
     ends = {min(blocks.values(), default=0), max(blocks.values(), default=0)}
     return frozenset(path for path, block in blocks.items() if block not in ends)
+
+
+def widen_when_read(network: nn.Module, weights: ComponentWeights) -> None:
+    """Make weights that are kept narrow appear in ``weights.dtype`` wherever they are read."""
+    for path in weights.widened:
+        _widen(network.get_submodule(path), weights.dtype)
+
+
+def widen_loaded(network: nn.Module, dtype: torch.dtype | None) -> None:
+    """Let a network that is loaded compute in ``dtype``: matrices are widened when they are read, the rest now."""
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "weight" and parameter.ndim > 1:
+                _widen(module, dtype)
+            else:
+                parameter.data = parameter.to(dtype)
+
+
+def _widen(module: nn.Module, dtype: torch.dtype | None) -> None:
+    kind: Any = type(module)
+    module.__class__ = _widening(kind, dtype)
+
+
+@cache
+def _widening(kind: type[nn.Module], dtype: torch.dtype | None) -> Any:
+    """The class whose ``weight`` is its parameter of that name in ``dtype``."""
+    return type(kind.__name__, (kind,), {"weight": property(lambda module: module._parameters["weight"].to(dtype))})
 
 
 def _join(path: str, leaf: str) -> str:

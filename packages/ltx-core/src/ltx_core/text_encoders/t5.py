@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.checkpoint import fill
 from ltx_core.loader.safetensors_file import SafetensorsFile
-from ltx_core.loader.weights import Kind, check_fit
+from ltx_core.loader.weights import Kind, check_fit, widen_loaded
+from ltx_core.precision import Precision, computed_and_stored
 from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
 
 logger = logging.getLogger(__name__)
@@ -228,7 +229,7 @@ class T5TextEncoder(nn.Module):
 
 def load_t5(
     folder: str | os.PathLike[str],
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | Precision = torch.bfloat16,
     device: torch.device | str = "cpu",
     max_tokens: int = MAX_TOKENS,
 ) -> T5TextEncoder:
@@ -259,7 +260,7 @@ def open_t5(folder: str | os.PathLike[str]) -> tuple[T5Config, Any, list[Path]]:
 def load_t5_encoder(
     config: T5Config,
     files: Sequence[Path],
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | Precision = torch.bfloat16,
     device: torch.device | str = "cpu",
 ) -> T5Encoder:
     """The encoder with the weights of these safetensors files; ``CheckpointError`` where they do not fit exactly."""
@@ -269,7 +270,10 @@ def load_t5_encoder(
     expected = {name: Kind(tuple(tensor.shape), True) for name, tensor in encoder.state_dict().items()}
     given = {name: Kind(info.shape, info.dtype.is_floating_point) for name, info in _infos(sources)}
     check_fit(", ".join(map(str, files)), "T5 encoder", expected, given)
-    fill(encoder, {name: file.read(name).to(device, dtype) for name, file in sources.items()})
+    computed, stored = computed_and_stored(dtype)
+    fill(encoder, {name: file.read(name).to(device, stored or computed) for name, file in sources.items()})
+    if stored is not None:
+        widen_loaded(encoder, computed)
     return encoder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from ltx_core.precision import WIDENED, DtypeName
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.fields import PIPELINE, every_option
 from ltx_pipelines.cli.generate import ENHANCING
@@ -78,7 +79,7 @@ def print_plan(plan: Plan, cost: Cost) -> None:
         f"{plan.pipeline}: {size}{shape.frames} frames, {shape.duration:.2f} s at {shape.fps:g} fps", markup=False
     )
     console.print(f"model {plan.models.checkpoint}", markup=False, soft_wrap=True)
-    console.print(f"computed in {plan.dtype}")
+    console.print(computed_in(plan.dtype))
     console.print(f"seed {plan.seed}, prompt {plan.prompt!r}", markup=False, soft_wrap=True)
     stages = Table("stage", "size", "steps", "passes", "sampler", "streams", "conditions", "adapters", box=SIMPLE)
     for index, stage in enumerate(plan.stages, 1):
@@ -96,6 +97,12 @@ def print_plan(plan: Plan, cost: Cost) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def computed_in(dtype: DtypeName) -> str:
+    """The precision of a plan in words."""
+    widened = "computed in float32, weights kept in bfloat16 and widened layer by layer"
+    return widened if dtype == WIDENED else f"computed in {dtype}"
 
 
 def stage_row(stage: StagePlan) -> list[str]:

@@ -142,10 +142,15 @@ def component_bytes(ledger: ModelLedger, component: str) -> int:
     """What a network holds in memory, by the headers of its files; 0 for one the files lack."""
     if not ledger.holds(component):
         return 0
-    dtype = torch.float32 if component == "vocoder" else ledger.dtype
+    dtype = torch.float32 if component == "vocoder" else kept_dtype(ledger)
     weights = ledger.open(ledger.slot(SLOTS[component])).weights(component, dtype)
     kinds = [(torch.Size(shape).numel(), floating) for shape, floating in weights.kinds().values()]
     return sum(count * (dtype.itemsize if floating else 8) for count, floating in kinds)
+
+
+def kept_dtype(ledger: ModelLedger) -> torch.dtype:
+    """What weight matrices are kept in, all but a hundredth of a network."""
+    return ledger.precision.stored or ledger.dtype
 
 
 def transformer_weights(ledger: ModelLedger, stage: StagePlan) -> dict[str, int]:
@@ -155,7 +160,7 @@ def transformer_weights(ledger: ModelLedger, stage: StagePlan) -> dict[str, int]
     weights = ledger.checkpoint.weights(component, ledger.dtype, quantization=ledger.quantization)
     total = 0
     for path, layer in weights.layers.items():
-        size = ledger.dtype.itemsize
+        size = kept_dtype(ledger).itemsize
         for leaf, source in layer.items():
             stored = 1 if path in weights.quantized and leaf == "weight" else size
             total += torch.Size(source.info.shape).numel() * stored
@@ -167,12 +172,8 @@ def transformer_weights(ledger: ModelLedger, stage: StagePlan) -> dict[str, int]
 
 def text_weights(ledger: ModelLedger) -> dict[str, int]:
     """Bytes of the language model and what stands between it and the transformer."""
-    path = Path(ledger.files.text_encoder or "")
-    files = path.glob("*.safetensors") if path.is_dir() else [path] if path.is_file() else []
-    return {
-        "text_encoder": sum(file.stat().st_size for file in files),
-        "embeddings": component_bytes(ledger, "embeddings"),
-    }
+    language_model = ledger.weight_bytes().get("text_encoder", 0)
+    return {"text_encoder": language_model, "embeddings": component_bytes(ledger, "embeddings")}
 
 
 # Work -------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ def enhanced_prompt(
         raise CheckpointError("no language model to enhance the prompt with, expected --prompt-enhancer-gemma-root")
     if ledger.policy != "resident":
         ledger.release()
-    enhancer = load_enhancer(path, ledger.dtype, ledger.device, images=image is not None)
+    enhancer = load_enhancer(path, ledger.precision, ledger.device, images=image is not None)
     if image is None:
         return enhancer.enhance_t2v(prompt, seed=seed)
     return enhancer.enhance_i2v(prompt, decode_image(image), seed=seed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from ltx_core.errors import ConfigError
 from ltx_core.loader.checkpoint import Checkpoint
-from ltx_core.loader.layouts import Source
+from ltx_core.loader.layouts import Source, open_file
 from ltx_core.loader.lora import Lora as LoraWeights
 from ltx_core.loader.metadata import Version, VersionDefaults, version_defaults
 from ltx_core.loader.safetensors_file import save_tensors
@@ -33,7 +34,7 @@ from ltx_core.loader.weights import ComponentWeights
 from ltx_core.model.common.memory import free_bytes
 from ltx_core.model.duration_head.model import DurationHead, predict_num_frames
 from ltx_core.model.transformer.model import LTXModel
-from ltx_core.precision import DtypeName, resolve
+from ltx_core.precision import WIDENED, DtypeName, Precision, resolve
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_pipelines.planning.plan import Lora, ModelFiles
 from ltx_pipelines.planning.prompt_world import PromptWorld
@@ -101,8 +102,10 @@ class ModelLedger:
         self.files = files
         self.compile_blocks = compile_blocks
         self.device = torch.device(device or default_device())
-        self.precision = resolve(dtype, self.device)
         self.quantization = quantization
+        self.precision = resolve(dtype, self.device)
+        if dtype == "auto":
+            self.precision = self._fitting(self.precision, policy)
         self.embedding_cache = embedding_cache
         self._contexts: dict[str, Contexts] = {}
         self.policy = self._choose_policy() if policy == "auto" else policy
@@ -193,14 +196,14 @@ class ModelLedger:
     def network(self, component: str) -> nn.Module:
         """A component other than the transformer, loaded on first use."""
         path = self.slot(SLOTS[component])
-        dtype = torch.float32 if component == "vocoder" else self.dtype
+        dtype = torch.float32 if component == "vocoder" else self.precision
         return self._kept(component, component, lambda: self.open(path).build(component, dtype, self.device))
 
     def latent_upsampler(self, kind: Literal["spatial", "temporal"] = "spatial") -> nn.Module:
         path = getattr(self.files, f"{kind}_upsampler")
         if not path:
             raise ConfigError(f"{kind}_upsampler is not given, expected the file of a latent upsampler")
-        build = lambda: self.open(path).build("latent_upsampler", self.dtype, self.device)  # noqa: E731
+        build = lambda: self.open(path).build("latent_upsampler", self.precision, self.device)  # noqa: E731
         return self._kept(f"{kind}_upsampler", "latent_upsampler", build)
 
     def transformer(self, loras: Sequence[Lora] = (), streams: Sequence[str] = ("video", "audio")) -> nn.Module:
@@ -253,7 +256,9 @@ class ModelLedger:
             raise ConfigError("text_encoder is not given, expected a Gemma folder or a packed text-encoder file")
         gemma = self.files.text_encoder
         return self._kept(
-            "text_encoder", "text_encoder", lambda: load_text_encoder(gemma, self.checkpoint, self.dtype, self.device)
+            "text_encoder",
+            "text_encoder",
+            lambda: load_text_encoder(gemma, self.checkpoint, self.precision, self.device),
         )
 
     # What the networks say ----------------------------------------------------------------------------------------
@@ -323,22 +328,46 @@ class ModelLedger:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def _fitting(self, precision: Precision, policy: Policy) -> Precision:
+        """float32 where its weights fit, else matrices kept in bfloat16 and widened as they are read."""
+        sizes, free = self.weight_bytes(precision), free_bytes(self.device)
+        together = sum(sizes.values()) if policy == "resident" else max(sizes.values(), default=0)
+        if precision.dtype is not torch.float32 or 1.1 * together < free:
+            return precision
+        logger.info("%.1f GB of float32 weights, %.1f GB free: matrices stay in bfloat16", together / 1e9, free / 1e9)
+        return resolve(WIDENED, self.device)
+
     def _choose_policy(self) -> Policy:
         """Resident when all weights and half as much again fit, streamed when the transformer's file alone does not."""
-        sizes = [Path(path).stat().st_size for _, path in self.files.paths() if Path(path).is_file()]
-        transformer = Path(self.files.checkpoint)
-        largest = transformer.stat().st_size if transformer.is_file() else 0
-        needed, free = sum(sizes), free_bytes(self.device)
+        sizes, free = self.weight_bytes(), free_bytes(self.device)
+        needed = sum(sizes.values())
         chosen: Policy = "sequential"
         if 1.5 * needed < free:
             chosen = "resident"
-        elif 1.1 * largest > free:
+        elif 1.1 * sizes.get("checkpoint", 0) > free:
             chosen = "streamed"
         logger.info(
             "%.1f GB of weights, %.1f GB free on %s: %s, %s",
             *(needed / 1e9, free / 1e9, self.device, chosen, MEANING[chosen]),
         )
         return chosen
+
+    def weight_bytes(self, precision: Precision | None = None) -> dict[str, int]:
+        """Bytes that the weights of each slot take in memory; a quantised transformer at most what it takes on disk."""
+        found = precision or self.precision
+        itemsize, sizes = (found.stored or found.dtype).itemsize, {}
+        for slot, path in self.files.paths():
+            files = [file for file in weight_files(Path(path)) if file.is_file()]
+            infos = [info for file in files for info in open_file(file, None).tensors.values()]
+            sizes[slot] = sum(math.prod(i.shape) * (itemsize if i.dtype.is_floating_point else 1) for i in infos)
+            if slot == "checkpoint" and self.quantization is not None:
+                sizes[slot] = min(sizes[slot], sum(file.stat().st_size for file in files))
+        return sizes
+
+
+def weight_files(path: Path) -> list[Path]:
+    """A file, or the safetensors files of a folder."""
+    return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
 
 
 class _AdaptedTransformer:
@@ -348,7 +377,7 @@ class _AdaptedTransformer:
         held = ledger.checkpoint.config["transformer"]
         joint = len(streams) == 2 or "audio_num_attention_heads" not in held
         self.component = "transformer" if joint else f"{streams[0]}_transformer"
-        how = (self.component, ledger.dtype, ledger.device)
+        how = (self.component, ledger.precision, ledger.device)
         self.network = ledger.checkpoint.build(*how, quantization=ledger.quantization)
         if ledger.compile_blocks:
             cast(LTXModel, self.network).compile_blocks()
@@ -406,7 +435,7 @@ class _StreamedTransformer:
             return
         self.close()
         ledger, hold = self.ledger, self._hold()
-        how = (ledger.dtype, ledger.device, wanted, ledger.quantization, hold)
+        how = (ledger.precision, ledger.device, wanted, ledger.quantization, hold)
         self.model, self.loras = build_streaming(ledger.checkpoint, *how), wanted
         if ledger.compile_blocks:
             cast(LTXModel, self.model.network).compile_blocks()

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError
+from ltx_core.loader.weights import widen_loaded
+from ltx_core.precision import Precision, computed_and_stored
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
 
@@ -98,13 +100,14 @@ def _visible(packed: _Packed, window: int | None) -> Tensor:
 
 
 def load_backbone(
-    assets: GemmaAssets, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
+    assets: GemmaAssets, dtype: torch.dtype | Precision = torch.bfloat16, device: torch.device | str = "cpu"
 ) -> GemmaBackbone:
     """The language model alone, in evaluation mode and without gradients.
 
     Raises ``CheckpointError`` where the installed ``transformers`` does not carry the model type, or the weights do
     not fill it exactly.
     """
+    computed, stored = computed_and_stored(dtype)
     text_config = transformers_config(assets).get_text_config()
     model_class = _model_class(text_config)
     with quiet_transformers():
@@ -113,7 +116,7 @@ def load_backbone(
                 None,
                 config=text_config,
                 state_dict=assets.language_model_tensors(),
-                dtype=dtype,
+                dtype=stored or computed,
                 attn_implementation="sdpa",
                 output_loading_info=True,
             )
@@ -123,7 +126,17 @@ def load_backbone(
     misfits = [f"{kind} {sorted(map(str, info[kind]))[:10]}" for kind in LOADING_REPORT if info.get(kind)]
     if misfits:
         raise CheckpointError(f"{assets.path} does not fit {model_class.__name__}: {'; '.join(misfits)}")
+    if stored is not None:
+        widen_language_model(model, computed)
     return GemmaBackbone(model.to(device).eval().requires_grad_(False))
+
+
+def widen_language_model(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Let a model of ``transformers`` compute in ``dtype`` with its matrices as they are loaded."""
+    widen_loaded(model, dtype)
+    for module in model.modules():
+        if isinstance(scale := getattr(module, "scalar_embed_scale", None), float):
+            module.embed_scale = torch.tensor(scale, dtype=dtype)  # it had been rounded to what is stored
 
 
 LOADING_REPORT = ("missing_keys", "unexpected_keys", "mismatched_keys")

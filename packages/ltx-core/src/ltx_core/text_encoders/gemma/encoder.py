@@ -12,7 +12,8 @@ from ltx_core.errors import ConfigError
 from ltx_core.loader import Checkpoint
 from ltx_core.loader.checkpoint import fill
 from ltx_core.loader.metadata import check_gemma_source, parse_metadata
-from ltx_core.loader.weights import ComponentWeights, Kind, check_fit
+from ltx_core.loader.weights import ComponentWeights, Kind, check_fit, widen_when_read
+from ltx_core.precision import Precision, computed_and_stored
 from ltx_core.text_encoders.gemma.assets import GemmaAssets, embeddings_parts
 from ltx_core.text_encoders.gemma.backbone import GemmaBackbone, load_backbone
 from ltx_core.text_encoders.gemma.embeddings import AVGemmaEncoderOutput, EmbeddingsProcessor, VideoGemmaEncoderOutput
@@ -81,7 +82,7 @@ class VideoGemmaTextEncoderModel(GemmaTextEncoder):
 def load_text_encoder(
     gemma: str | os.PathLike[str],
     checkpoint: Checkpoint,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | Precision = torch.bfloat16,
     device: torch.device | str = "cpu",
     *,
     audio: bool = True,
@@ -108,7 +109,7 @@ def load_tokenizer(assets: GemmaAssets, max_length: int = MAX_LENGTH) -> GemmaTo
 def load_embeddings_processor(
     assets: GemmaAssets,
     checkpoint: Checkpoint,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Precision | None = None,
     device: torch.device | str = "cpu",
     *,
     audio: bool = True,
@@ -117,8 +118,10 @@ def load_embeddings_processor(
     config, sources = embeddings_parts(assets, checkpoint, audio=audio)
     with torch.device("meta"):
         processor = EmbeddingsProcessor(config)
-    weights = ComponentWeights("embeddings", sources, dtype, device)
+    dtype, stored = computed_and_stored(dtype)
+    weights = ComponentWeights("embeddings", sources, dtype, device, stored=stored)
     expected = {name: Kind(tuple(tensor.shape), True) for name, tensor in processor.state_dict().items()}
     check_fit(weights.where, "embeddings", expected, weights.kinds())
+    widen_when_read(processor, weights)
     fill(processor, weights.state_dict())
     return processor

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.precision import Precision, computed_and_stored
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
-from ltx_core.text_encoders.gemma.backbone import quiet_transformers
+from ltx_core.text_encoders.gemma.backbone import quiet_transformers, widen_language_model
 from ltx_core.text_encoders.gemma.system_prompts import SYSTEM_PROMPTS
 
 DEFAULT_SEED = 42
@@ -114,7 +115,7 @@ class PromptEnhancer:
 
 def load_enhancer(
     path: str | os.PathLike[str],
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | Precision = torch.bfloat16,
     device: torch.device | str = "cpu",
     *,
     images: bool = False,
@@ -126,6 +127,7 @@ def load_enhancer(
     """
     import transformers
 
+    computed, stored = computed_and_stored(dtype)
     assets = GemmaAssets.open(path)
     if assets.model_type not in DECODING or assets.is_packed:
         kinds = ", ".join(DECODING)
@@ -137,13 +139,15 @@ def load_enhancer(
                 processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
             else:
                 processor = transformers.AutoTokenizer.from_pretrained(folder)
-            model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+            model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=stored or computed)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
     # The checkpoint's own sampling settings are not used, its end tokens are.
     model.generation_config = transformers.GenerationConfig(
         eos_token_id=model.config.eos_token_id, pad_token_id=model.generation_config.pad_token_id
     )
+    if stored is not None:
+        widen_language_model(model, computed)
     model = model.to(device).eval().requires_grad_(False)
     return PromptEnhancer(model, processor, _chat_template(assets), assets.model_type, decoding)
 
