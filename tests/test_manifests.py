@@ -6,7 +6,9 @@ Networks are built on the meta device, so the 22 billion parameters cost no memo
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,38 @@ def cases() -> dict[str, list[Path]]:
     return found
 
 
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes_of_torch(component: str, config: Any) -> Shapes:
+    """Names and shapes of a network on the meta device."""
+    with torch.device("meta"):
+        network = COMPONENTS[component].construct(config)
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def shapes_of_mlx(component: str, config: Any) -> Shapes:
+    """What the network takes from a file; its arrays are lazy and are never made."""
+    from ltx_mlx.backend import NETWORKS
+    from ltx_mlx.weights import published_kinds
+
+    return {name: kind.shape for name, kind in published_kinds(NETWORKS[component](config)).items()}
+
+
+WITH_MLX = pytest.param(
+    shapes_of_mlx,
+    id="mlx",
+    marks=[
+        pytest.mark.backend("mlx"),
+        pytest.mark.skipif(importlib.util.find_spec("mlx") is None, reason="mlx is not installed: `pip install mlx`"),
+    ],
+)
+WITH_TORCH = pytest.param(shapes_of_torch, id="torch", marks=pytest.mark.backend("torch"))
+
+
+@pytest.mark.parametrize("shapes_of", [WITH_TORCH, WITH_MLX])
 @pytest.mark.parametrize("case", cases())
-def test_manifest_is_filled_exactly(case: str) -> None:
+def test_manifest_is_filled_exactly(case: str, shapes_of: Callable[[str, Any], Shapes]) -> None:
     files = [read(path) for path in cases()[case]]
     published = {name: shape for file in files for name, shape in file["tensors"].items()}
     shapes = {name: tuple(shape["shape"] if isinstance(shape, dict) else shape) for name, shape in published.items()}
@@ -60,14 +92,34 @@ def test_manifest_is_filled_exactly(case: str) -> None:
             if key is not None and not key.startswith(spec.elsewhere):
                 expected[key] = shape
                 used.add(name)
-        with torch.device("meta"):
-            network = spec.construct(spec.read_config(config))
-        built = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        built = shapes_of(component, spec.read_config(config))
         spare = set(spec.spare)
         assert {k: v for k, v in built.items() if k not in spare} == {
             k: v for k, v in expected.items() if k not in spare
         }
     assert used == set(shapes), f"no component claims {sorted(set(shapes) - used)[:5]}"
+
+
+@pytest.mark.backend("mlx")
+@pytest.mark.parametrize("model", ["gemma-3-12b-it", "ltx-2.5-22b"])
+def test_language_models_of_mlx_are_filled_exactly(model: str) -> None:
+    """Those of torch are transformers' own; vision and audio towers are not read."""
+    pytest.importorskip("mlx.core", reason="mlx is not installed: `pip install mlx`")
+    from ltx_mlx.gemma import GemmaBackbone, GemmaConfig
+    from ltx_mlx.weights import published_kinds
+
+    manifest = read(MANIFESTS / model / "text_encoder.json")
+    config = manifest["config"].get("gemma_config", manifest["config"])
+    (table,) = [name for name in manifest["tensors"] if name.endswith("model.embed_tokens.weight")]
+    prefix = table.removesuffix("embed_tokens.weight")
+    parts = tuple(prefix + part for part in ("embed_tokens", "layers.", "norm."))
+    published = {
+        name.removeprefix(prefix): tuple(shape["shape"] if isinstance(shape, dict) else shape)
+        for name, shape in manifest["tensors"].items()
+        if name.startswith(parts)
+    }
+    kinds = published_kinds(GemmaBackbone(GemmaConfig.from_metadata(config)))
+    assert {name: kind.shape for name, kind in kinds.items()} == published
 
 
 def merged(configs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ltx_mlx import embeddings as net
 from ltx_mlx.arrays import to_mlx, to_torch
 from ltx_mlx.duration_head import DurationHead
 from ltx_mlx.text_encoder import load_backbone, load_gemma, load_t5_encoder
-from ltx_mlx.weights import fill, read
+from ltx_mlx.weights import fill
 from tests.golden.case import Case
 from tests.golden.operations import Operation
 from tests.golden.operations.text_encoder import known, reorder, unpack
@@ -40,7 +40,9 @@ def extract_features(case: Case) -> Results:
     states, mask = case.inputs["hidden_states"], case.inputs["attention_mask"]
     gemma = {"hidden_size": states.shape[-1], "num_hidden_layers": len(states) - 1}
     checkpoint = Checkpoint.open(case.weights_path)
-    weights = {name.removeprefix("feature_extractor."): t for name, t in read(checkpoint.weights("embeddings"))}
+    weights = {
+        name.removeprefix("feature_extractor."): t for name, t in checkpoint.weights("embeddings").state_dict().items()
+    }
     config = FeatureExtractorConfig.from_metadata(checkpoint.config, gemma)
     if config.per_token and "audio_aggregate_embed.weight" not in weights:
         config = replace(config, audio_width=None)
@@ -61,7 +63,7 @@ def create_embeddings(case: Case) -> Results:
     config = EmbeddingsConfig.connectors_from_metadata(checkpoint.config)
     audio, mask = case.inputs.get("audio_features"), case.inputs["attention_mask"]
     processor = net.EmbeddingsProcessor(config if audio is not None else config.video_only())
-    fill(processor, read(checkpoint.weights("embeddings")))
+    fill(processor, checkpoint.weights("embeddings").state_dict().items())
     features = to_mlx(case.inputs["video_features"]), None if audio is None else to_mlx(audio)
     contexts = [None if part is None else to_torch(part) for part in processor(*features, mask)]
     results = {"out.video_context": contexts[0], "out.audio_context": contexts[1]}
@@ -71,7 +73,7 @@ def create_embeddings(case: Case) -> Results:
 def connect(case: Case) -> Results:
     checkpoint = Checkpoint.open(case.weights_path)
     config = EmbeddingsConfig(None, ConnectorConfig.from_metadata(checkpoint.config), None)
-    processor = fill(net.EmbeddingsProcessor(config), read(checkpoint.weights("embeddings")))
+    processor = fill(net.EmbeddingsProcessor(config), checkpoint.weights("embeddings").state_dict().items())
     features, mask = case.inputs["features"], case.inputs["attention_mask"]
     valid, x = reorder(features, mask)
     connected, valid_after = processor.video_connector(to_mlx(x), valid)
@@ -98,7 +100,7 @@ def prompt_to_contexts(case: Case) -> Results:
 def predict_seconds(case: Case) -> Results:
     checkpoint = Checkpoint.open(case.weights_path)
     head = DurationHead(DurationHeadConfig.from_metadata(checkpoint.config))
-    fill(head, read(checkpoint.weights("duration_head")))
+    fill(head, checkpoint.weights("duration_head").state_dict().items())
     return {"out.seconds": head(case.inputs.get("video_tokens"), case.inputs.get("audio_tokens"))}
 
 

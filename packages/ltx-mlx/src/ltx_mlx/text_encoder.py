@@ -20,7 +20,7 @@ from ltx_mlx.arrays import to_torch
 from ltx_mlx.embeddings import EmbeddingsProcessor
 from ltx_mlx.gemma import GemmaBackbone, GemmaConfig
 from ltx_mlx.t5 import T5Encoder
-from ltx_mlx.weights import fill, read
+from ltx_mlx.weights import Loader, fill
 
 if TYPE_CHECKING:
     from ltx_core.text_encoders.gemma.embeddings import AVGemmaEncoderOutput
@@ -74,8 +74,8 @@ def load_gemma(
     assets = GemmaAssets.open(gemma)
     check_gemma_source(parse_metadata(checkpoint.metadata), checkpoint.model_version, assets.config)
     config, sources = embeddings_parts(assets, checkpoint)
-    weights = ComponentWeights("embeddings", sources, dtype)
-    processor = fill(EmbeddingsProcessor(config), read(weights), where=weights.where)
+    processor = EmbeddingsProcessor(config)
+    Loader.of(processor, ComponentWeights("embeddings", sources, dtype)).fill(processor)
     tokenizer = GemmaTokenizer(assets.tokenizer_json, assets.side_car("tokenizer_config.json"), max_length)
     return GemmaTextEncoder(tokenizer, load_backbone(assets, dtype), processor)
 

@@ -48,9 +48,6 @@ SCALE_ROW = {"video": 0, "audio": 2}  # of the attention into a stream, in the j
 GATE_ROW = 4
 GATE_ADALN = {"video": "av_ca_a2v_gate_adaln_single", "audio": "av_ca_v2a_gate_adaln_single"}
 
-#: Linears of a block that are quantised; all else keeps its precision.
-QUANTIZED = (".to_q", ".to_k", ".to_v", ".to_out.0", "ff.net.0.proj", "ff.net.2")
-
 
 @dataclass(frozen=True)
 class Rope:

@@ -68,14 +68,15 @@ def space_to_depth(x: mx.array, stride: Stride) -> mx.array:
         if side % step:
             raise ConfigError(f"{name} is {side} at a space-to-depth step, expected a multiple of {step}")
     x = x.reshape(b, t // s1, s1, h // s2, s2, w // s3, s3, c)
-    return x.transpose(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, t // s1, h // s2, w // s3, -1)
+    return x.transpose(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, t // s1, h // s2, w // s3, c * s1 * s2 * s3)
 
 
 def depth_to_space(x: mx.array, stride: Stride) -> mx.array:
     """The inverse of ``space_to_depth``."""
     (s1, s2, s3), (b, t, h, w, c) = stride, x.shape
-    x = x.reshape(b, t, h, w, c // (s1 * s2 * s3), s1, s2, s3)
-    return x.transpose(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, t * s1, h * s2, w * s3, -1)
+    c //= s1 * s2 * s3
+    x = x.reshape(b, t, h, w, c, s1, s2, s3)
+    return x.transpose(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, t * s1, h * s2, w * s3, c)
 
 
 # Layers -----------------------------------------------------------------------------------------------------------
@@ -324,7 +325,8 @@ class SpaceToDepthDownsample(nn.Module):
             x = clip.pairs(self, x)
         h = space_to_depth(self.conv(x, clip), self.stride)
         groups = space_to_depth(x, self.stride)
-        return h + mx.mean(groups.reshape(*groups.shape[:4], self.out_channels, -1), axis=-1)
+        shared = groups.shape[-1] // self.out_channels
+        return h + mx.mean(groups.reshape(*groups.shape[:4], self.out_channels, shared), axis=-1)
 
 
 class DepthToSpaceUpsample(nn.Module):

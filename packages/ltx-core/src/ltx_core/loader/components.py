@@ -17,7 +17,7 @@ own ``per_channel_statistics.*``.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,12 @@ class ComponentSpec:
     def construct(self, config: Any) -> nn.Module:
         """The network, on whatever device is current."""
         return _load(self.network)(config)
+
+
+def transformer_component(config: Mapping[str, Any], streams: Sequence[str]) -> str:
+    """The component that serves ``streams``: for one of two, the part of the transformer that computes it alone."""
+    joint = len(streams) == 2 or "audio_num_attention_heads" not in config.get("transformer", {})
+    return "transformer" if joint else f"{streams[0]}_transformer"
 
 
 def _load(path: str) -> Any:

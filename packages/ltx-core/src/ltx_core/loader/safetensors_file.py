@@ -45,6 +45,7 @@ DTYPES: dict[str, tuple[str, int]] = {  # the format's name of a type: torch's n
     "I32": ("int32", 4),
     "I16": ("int16", 2),
     "I8": ("int8", 1),
+    "U32": ("uint32", 4),  # packed weights of MLX
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }

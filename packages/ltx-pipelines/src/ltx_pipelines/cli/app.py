@@ -43,6 +43,7 @@ OWN: dict[str, Lazy] = {
     "plan": Lazy("plan:PLAN", "Show what would be done, and what it would cost.", "Look"),
     "inspect": Lazy("inspect:app", "Show the recipe inside a clip, or what a weights file holds.", "Look"),
     "models": Lazy("models:app", "Known models, what is on disk, downloads.", "Look"),
+    "convert": Lazy("convert:app", "Write a model in another form, such as quantised for MLX.", "Look"),
     "doctor": Lazy("doctor:app", "What this machine can do.", "Look"),
     "ltxv": Lazy("ltxv:LTXV", "Clips with the models of the LTX-Video 0.9 family.", "Pipelines"),
 }
