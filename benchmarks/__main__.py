@@ -11,7 +11,20 @@ import torch
 
 from benchmarks.common import Options, clock_of
 
-CPU = ("transformer", "guidance", "text", "text_kv", "vae", "attention", "loop", "memory", "fp8", "load", "train_step")
+CPU = (
+    "transformer",
+    "guidance",
+    "text",
+    "text_kv",
+    "vae",
+    "attention",
+    "loop",
+    "memory",
+    "fp8",
+    "load",
+    "train_step",
+    "code_size",
+)
 NAMES = (*CPU, "gpu")
 
 
