@@ -29,7 +29,6 @@ PATH = (
     CORE / "sampling" / "loop.py",
     CORE / "sampling" / "denoisers.py",
     CORE / "model" / "transformer" / "model.py",
-    CORE / "model" / "transformer" / "passes.py",
     CORE / "model" / "transformer" / "block.py",
 )
 MOST_PATH_LINES, MOST_PATH_FILES = 1_000, 8

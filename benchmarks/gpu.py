@@ -35,8 +35,8 @@ from benchmarks.vae import published_config, random_decoder, small_config
 from ltx_core.loader import Checkpoint
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.model import X0Model
+from ltx_core.optimizations import without
 from ltx_core.sampling.denoisers import DenoiseCall
-from ltx_core.savings import without
 
 CLIPS = {"512x768x121": 16 * 16 * 24, "704x1280x121": 16 * 22 * 40}
 PHASES = {

@@ -13,12 +13,21 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Options, Table, Timing, alternate, max_difference
-from benchmarks.models import Size, cpu_sizes, guided_denoiser, modalities_of, model_of, published, states_of
+from benchmarks.models import (
+    Size,
+    cpu_sizes,
+    guided_denoiser,
+    modalities_of,
+    model_of,
+    published,
+    states_of,
+    thin_size,
+)
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel, X0Model
+from ltx_core.optimizations import without
 from ltx_core.sampling.denoisers import DenoiseCall
-from ltx_core.savings import without
 
 UNIT = "in units of one plain pass"
 CALL = DenoiseCall.at(torch.tensor([0.7, 0.0]), 0)
@@ -28,6 +37,11 @@ PUBLISHED_TOKENS = 16 * 16 * 24  # 512 x 768, 121 frames
 
 def run(options: Options) -> list[Table]:
     return [timed(options), counted(options)]
+
+
+def sizes(options: Options) -> list[Size]:
+    """The tiny model, one of six blocks, and one of the published depth."""
+    return cpu_sizes(options.quick)[:2] + ([] if options.quick else [thin_size()])
 
 
 def stg_blocks(num_blocks: int) -> list[int]:
@@ -43,7 +57,7 @@ def unshared(step: Callable[[], Any]) -> Any:
 def timed(options: Options) -> Table:
     columns = ("case", "pass s", "plain, passes", "improved, passes", "max abs diff", "plain MB", "improved MB")
     table = Table(f"Guided step (text, negative text, STG, modality) {UNIT}", columns)
-    for size in cpu_sizes(options.quick):
+    for size in sizes(options):
         model = model_of(size, options.device)
         given, states = modalities_of(model, size, options.device), states_of(model, size, options.device)
 
@@ -82,7 +96,7 @@ def counted(options: Options) -> Table:
     """The same by the operations of matrix products and attention, on tensors without data."""
     table = Table(f"Operations of the first guided step {UNIT}", ("case", "TFLOP of a pass", "plain", "improved"))
     large = [] if options.quick else [Size(f"{n}, 6144 tokens", published(n), PUBLISHED_TOKENS) for n in PUBLISHED]
-    for size in [*cpu_sizes(options.quick), *large]:
+    for size in [*sizes(options), *large]:
         with torch.device("meta"):
             model = LTXModel(TransformerConfig.from_metadata({"transformer": size.section})).requires_grad_(False)
         one = operations_of_pass(model, size)

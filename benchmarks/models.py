@@ -98,6 +98,11 @@ def cpu_sizes(quick: bool, version: dict[str, Any] | None = None) -> list[Size]:
     ]
 
 
+def thin_size() -> Size:
+    """As many blocks as the published models have, on streams so thin that a CPU runs them."""
+    return Size("128 wide, 48 blocks, 1536 tokens", section_of(48, 4, 32, LTX_23), 1536)
+
+
 def published(name: str) -> dict[str, Any]:
     """The config section of a published transformer: ``ltx-2-19b`` or ``ltx-2.3-22b``."""
     manifest = json.loads((MANIFESTS / name / "transformer.json").read_text(encoding="utf-8"))

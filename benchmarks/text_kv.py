@@ -9,8 +9,8 @@ import torch
 from benchmarks.common import COMPARISON, Options, Table, alternate, comparison, drain
 from benchmarks.models import LTX_19B, LTX_23, cpu_sizes, guided_denoiser, model_of, states_of
 from ltx_core.model.transformer.model import X0Model
+from ltx_core.optimizations import without
 from ltx_core.sampling.loop import denoise
-from ltx_core.savings import without
 
 
 def run(options: Options) -> list[Table]:

@@ -22,7 +22,7 @@ FLOOR = {
     "errors": 0,
     "precision": 0,
     "utils": 0,
-    "savings": 0,
+    "optimizations": 0,
     "model": 1,
     "components": 1,
     "guidance": 1,

@@ -285,7 +285,7 @@ def test_a_disabled_stream_stays_and_is_still_heard(model: LTXModel) -> None:
     frozen = replace(audio, enabled=False)
     video_velocity, audio_velocity = model(video, frozen)
     inputs = model.prepare({"video": video, "audio": frozen})
-    untouched = model.head("audio", model.embed("audio", frozen), inputs["audio"].embedded_timestep)
+    untouched = model.heads(model.embed({"audio": frozen}), inputs)["audio"]
     assert_same((audio_velocity,), (untouched,), atol=0)
     assert_differ(video_velocity, model(video, None)[0])
 
@@ -315,7 +315,7 @@ def test_the_keyframe_marker_moves_marked_tokens_whatever_the_mark() -> None:
     video, _ = both(model, 1)
     mask = torch.zeros(1, 12, 1)
     mask[:, :2] = 0.4
-    marked, plain = model.embed("video", replace(video, keyframes_mask=mask)), model.embed("video", video)
+    marked, plain = (model.embed({"video": m})["video"] for m in (replace(video, keyframes_mask=mask), video))
     torch.testing.assert_close(marked[:, :2] - plain[:, :2], model.keyframes_abs_pos_embedding.expand(1, 2, -1))
     assert torch.equal(marked[:, 2:], plain[:, 2:])
 
@@ -341,15 +341,6 @@ def test_checkpointing_changes_no_gradient(model: LTXModel) -> None:
         gradients.append(latent.grad)
     model.eval().enable_gradient_checkpointing(False)
     assert_same((gradients[1],), (gradients[0],), atol=0)
-
-
-def test_blocks_run_in_two_parts_are_blocks_run_at_once(model: LTXModel) -> None:
-    modalities = model.check(*both(model, 1))
-    inputs, keeps = model.prepare(modalities), model.block_keeps(modalities, None)
-    tokens = {name: model.embed(name, modality) for name, modality in modalities.items()}
-    prefix = model.run_blocks(tokens, inputs, keeps, 0, 2)
-    whole, resumed = model.run_blocks(tokens, inputs, keeps), model.run_blocks(prefix, inputs, keeps, 2)
-    assert_same(tuple(resumed.values()), tuple(whole.values()), atol=0)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])

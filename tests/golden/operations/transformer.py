@@ -20,7 +20,7 @@ from ltx_core.guidance.perturbations import (
 )
 from ltx_core.model.transformer.adaln import AdaLayerNormSingle, Modulation, timestep_embedding
 from ltx_core.model.transformer.attention import Attention, Bypass
-from ltx_core.model.transformer.block import CrossInputs, StreamInputs, TransformerBlock
+from ltx_core.model.transformer.block import CrossInputs, StreamInputs, TextInputs, TransformerBlock
 from ltx_core.model.transformer.config import StreamConfig, TransformerConfig
 from ltx_core.model.transformer.feed_forward import FeedForward, TextProjection
 from ltx_core.model.transformer.masks import context_bias, self_attention_bias
@@ -206,7 +206,7 @@ def keyframe_marker(case: Case) -> dict[str, Tensor]:
         context=x,
         keyframes_mask=case.inputs["keyframes_mask"],
     )
-    return {"out.y": model.embed("video", modality)}
+    return {"out.y": model.embed({"video": modality})["video"]}
 
 
 def x0(case: Case) -> dict[str, Tensor]:
@@ -243,7 +243,8 @@ def av_block(case: Case) -> dict[str, Tensor]:
     inputs = {name: block_inputs(case, name, config) for name in given}
     names = [name.removeprefix("mid.") for name in case.tensors if name.startswith("mid.")]
     with recorded({name: block.get_submodule(name) for name in names}) as outputs:
-        tokens = block({name: case.inputs[f"{name}_x"] for name in given}, inputs, block_keep(case))
+        texts = {name: TextInputs(case.inputs[f"{name}_context"]) for name in given}
+        tokens = block({name: case.inputs[f"{name}_x"] for name in given}, inputs, texts, block_keep(case))
     results = {f"out.{name}_x": value for name, value in tokens.items()}
     return present(case, results | {f"mid.{name}": value for name, value in outputs.items()})
 
@@ -264,7 +265,6 @@ def block_inputs(case: Case, name: str, config: TransformerConfig) -> StreamInpu
         runs=bool(case.args[f"{name}_enabled"]),
         modulation=Modulation.from_tokens(inputs["modulation"], config.modulation_rows),
         embedded_timestep=Modulation(inputs["x"].new_zeros(1, 2, 1)),
-        context=inputs["context"],
         rope=self_rope,
         prompt_modulation=None if prompt is None else Modulation.from_tokens(prompt, 2),
         context_bias=inputs.get("context_mask"),
@@ -339,16 +339,18 @@ def intermediates(
     perturbed: BatchedPerturbationConfig | None,
 ) -> dict[str, Tensor | None]:
     modalities = model.check(video, audio)
-    inputs, keeps = model.prepare(modalities), model.block_keeps(modalities, perturbed)
-    tokens = {name: model.embed(name, value) for name, value in modalities.items()}
+    inputs, texts, tokens = model.prepare(modalities), model.texts(modalities), model.embed(modalities)
+    latent = next(iter(modalities.values())).latent
+    perturbed = perturbed or BatchedPerturbationConfig.empty(latent.shape[0])
+    keeps = perturbed.block_keeps(model.num_blocks, latent.device, latent.dtype)
     results: dict[str, Tensor | None] = {f"mid.{name}_tokens": value for name, value in tokens.items()}
-    for index in range(model.num_blocks):
-        tokens = model.run_blocks(tokens, inputs, keeps, index, index + 1)
+    for index, block in enumerate(model.transformer_blocks):
+        tokens = block(tokens, inputs, texts, keeps[index])
         results |= {f"mid.{name}_block{index}": value for name, value in tokens.items()}
     for name, stream in inputs.items():
         modulations = {"modulation": stream.modulation, "prompt_modulation": stream.prompt_modulation}
         results |= {
-            f"mid.{name}_context": stream.context,
+            f"mid.{name}_context": texts[name].context,
             f"mid.{name}_context_bias": stream.context_bias,
             f"mid.{name}_self_attention_bias": stream.self_attention_bias,
             f"mid.{name}_rope_cos": stream.rope.cos,

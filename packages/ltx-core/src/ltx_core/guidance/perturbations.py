@@ -6,10 +6,10 @@ Guidance compares a prediction with one made by a weakened model. The weakening 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,11 @@ class PerturbationType(IntEnum):
     SKIP_VIDEO_BLOCK = 5  # the block's output is its input
 
 
+#: The type that skips each stream's self-attention.
+SKIP_SELF_ATTENTION: Mapping[str, PerturbationType] = {
+    "video": PerturbationType.SKIP_VIDEO_SELF_ATTN,
+    "audio": PerturbationType.SKIP_AUDIO_SELF_ATTN,
+}
 #: LTX-Video's skip strategies by their long and short names. ``residual`` perturbs nothing.
 SKIP_STRATEGIES: Mapping[str, PerturbationType | None] = {
     "attention_values": PerturbationType.SKIP_VIDEO_SELF_ATTN,
@@ -71,45 +76,14 @@ class PerturbationConfig:
         return any(perturbation.holds(kind, block) for perturbation in self.perturbations or ())
 
 
-class Part(IntEnum):
-    """What a block does, in this order."""
-
-    SELF_ATTENTION = 0
-    TEXT_ATTENTION = 1
-    CROSS_ATTENTION = 2  # between the streams, and the feed-forward after it
-
-
-#: A whole block.
-PARTS = tuple(Part)
-#: The first part that a perturbation changes, where it is not the self-attention.
-LATER_PART: Mapping[PerturbationType, Part] = {
-    PerturbationType.SKIP_A2V_CROSS_ATTN: Part.CROSS_ATTENTION,
-    PerturbationType.SKIP_V2A_CROSS_ATTN: Part.CROSS_ATTENTION,
-}
-
-
-class Point(NamedTuple):
-    """A place on the way through the blocks: before a part of a block."""
-
-    block: int
-    part: Part = Part.SELF_ATTENTION
-
-
 @dataclass(frozen=True)
-class Stretch:
-    """A way through blocks that computes the same rows, one for all samples that have not differed so far."""
+class Segment:
+    """Consecutive blocks that compute the same rows, one for all samples that have not differed so far."""
 
-    first: Point
-    last: Point  # exclusive
+    first: int
+    last: int  # exclusive
     samples: tuple[int, ...]  # a sample that each row stands for
     row_of: tuple[int, ...]  # per sample, its row
-
-    def pieces(self) -> Iterator[tuple[int, tuple[Part, ...]]]:
-        """The blocks, and which of their parts belong to the stretch."""
-        for block in range(self.first.block, self.last.block + 1):
-            parts = tuple(part for part in Part if self.first <= Point(block, part) < self.last)
-            if parts:
-                yield block, parts
 
 
 class BatchedPerturbationConfig:
@@ -117,7 +91,7 @@ class BatchedPerturbationConfig:
 
     ``same_as`` says per sample which sample has equal inputs, as guidance passes with one text have, and
     ``same_but_text_as`` which has inputs that differ in their text at most, as all guidance passes have; a transformer
-    computes samples once for as long as inputs read so far and perturbations agree.
+    computes samples of equal inputs once for as long as their perturbations agree.
 
     ``num_blocks``, ``device`` and ``dtype`` only set the defaults of ``mask`` and ``masks``; a transformer asks for
     ``block_keeps`` with its own. Indices beyond the last block hold nowhere.
@@ -139,7 +113,7 @@ class BatchedPerturbationConfig:
         self.device = device
         self.dtype = dtype
         self._block_keeps: dict[tuple[int, torch.device, torch.dtype], tuple[BlockKeep, ...]] = {}
-        self._stretches: dict[int, tuple[Stretch, ...]] = {}
+        self._segments: dict[int, tuple[Segment, ...]] = {}
         self._selected: dict[tuple[int, ...], BatchedPerturbationConfig] = {}
 
     @classmethod
@@ -197,31 +171,31 @@ class BatchedPerturbationConfig:
             )
         return self._selected[samples]
 
-    def stretches(self, num_blocks: int) -> tuple[Stretch, ...]:
-        """The way through a model's blocks, cut where more has to be computed apart."""
-        if num_blocks not in self._stretches:
-            self._stretches[num_blocks] = tuple(self._cut(num_blocks))
-        return self._stretches[num_blocks]
+    def alike(self, samples: Sequence[int]) -> tuple[int, ...]:
+        """For each of ``samples``, the one that stands for all with equal inputs."""
+        return tuple(self.same_as[sample] for sample in samples)
 
-    def _cut(self, num_blocks: int) -> Iterator[Stretch]:
-        rows, first = _numbered(self.same_but_text_as), Point(0)
-        for point in (Point(block, part) for block in range(num_blocks) for part in Part):
-            apart = _numbered(list(zip(rows, self._read_at(point), strict=True)))
+    def alike_but_text(self, samples: Sequence[int]) -> tuple[int, ...]:
+        """The same for inputs without texts; a single one where it stands for all of ``samples``."""
+        found = tuple(self.same_but_text_as[sample] for sample in samples)
+        return found[:1] if len(set(found)) == 1 else found
+
+    def segments(self, num_blocks: int) -> tuple[Segment, ...]:
+        """A model's blocks, cut where more samples have to be computed apart."""
+        if num_blocks not in self._segments:
+            self._segments[num_blocks] = tuple(self._cut(num_blocks))
+        return self._segments[num_blocks]
+
+    def _cut(self, num_blocks: int) -> Iterator[Segment]:
+        rows, first = _numbered(self.same_as), 0
+        for block in range(num_blocks):
+            differing = [tuple(config.holds(kind, block) for kind in PerturbationType) for config in self.configs]
+            apart = _numbered(list(zip(rows, differing, strict=True)))
             if apart != rows:
-                if point > first:
-                    yield _stretch(first, point, rows)
-                rows, first = apart, point
-        yield _stretch(first, Point(num_blocks), rows)
-
-    def _read_at(self, point: Point) -> list[Hashable]:
-        """Per sample, the text and perturbations that count at a point. A block that some sample skips is not cut."""
-        parts = PARTS if self.any_in_batch(PerturbationType.SKIP_VIDEO_BLOCK, point.block) else (point.part,)
-        texts = self.same_as if Part.TEXT_ATTENTION in parts else (None,) * len(self)
-        kinds = [kind for kind in PerturbationType if LATER_PART.get(kind, Part.SELF_ATTENTION) in parts]
-        return [
-            (text, *(config.holds(kind, point.block) for kind in kinds))
-            for text, config in zip(texts, self.configs, strict=True)
-        ]
+                if block > first:
+                    yield _segment(first, block, rows)
+                rows, first = apart, block
+        yield _segment(first, num_blocks, rows)
 
     def kept(self, kind: PerturbationType, block: int) -> tuple[bool, ...]:
         """Per sample, whether the operation is kept."""
@@ -280,5 +254,5 @@ def _firsts(labels: Sequence[Any]) -> list[int]:
     return [labels.index(label) for label in labels]
 
 
-def _stretch(first: Point, last: Point, rows: tuple[int, ...]) -> Stretch:
-    return Stretch(first, last, tuple(rows.index(row) for row in range(max(rows) + 1)), rows)
+def _segment(first: int, last: int, rows: tuple[int, ...]) -> Segment:
+    return Segment(first, last, tuple(rows.index(row) for row in range(max(rows) + 1)), rows)

@@ -16,23 +16,19 @@ from torch import Tensor
 from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderFactory
 from ltx_core.errors import ConfigError
 from ltx_core.guidance.perturbations import (
+    SKIP_SELF_ATTENTION,
     BatchedPerturbationConfig,
     Perturbation,
     PerturbationConfig,
     PerturbationType,
 )
 from ltx_core.model.transformer.masks import StrengthGroups
-from ltx_core.model.transformer.modality import Modality, TimestepGroups
-from ltx_core.model.transformer.text_memory import TextMemory
+from ltx_core.model.transformer.modality import Modality, TextMemory, TimestepGroups
 from ltx_core.sampling.modality import States, modality_from_latent_state, sigma_for
 
 #: ``(video=Modality | None, audio=Modality | None, perturbations=...) -> (video x0 | None, audio x0 | None)``.
 Transformer = Callable[..., tuple[Tensor | None, Tensor | None]]
 
-SKIP_SELF_ATTENTION = {
-    "video": PerturbationType.SKIP_VIDEO_SELF_ATTN,
-    "audio": PerturbationType.SKIP_AUDIO_SELF_ATTN,
-}
 ISOLATED = PerturbationConfig(
     (Perturbation(PerturbationType.SKIP_A2V_CROSS_ATTN), Perturbation(PerturbationType.SKIP_V2A_CROSS_ATTN))
 )

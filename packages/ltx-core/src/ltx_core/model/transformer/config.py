@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ltx_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ltx_core.model.transformer.rope import RotaryEmbedding
 
 LTX2_CLASS = "AVTransformer3DModel"
 LTX_VIDEO_CLASS = "Transformer3DModel"
@@ -141,23 +138,6 @@ class TransformerConfig:
     def has_static_text(self) -> bool:
         """Whether text keys and values are the same at every step of a sampling loop."""
         return not self.use_prompt_adaln_single
-
-    def self_rope(self, name: str) -> RotaryEmbedding:
-        """Rotary embedding of a stream's self-attention."""
-        stream = self.streams[name]
-        return self._rope(stream.width, stream.heads, stream.max_pos)
-
-    def cross_rope(self, name: str) -> RotaryEmbedding:
-        """Rotary embedding of a stream in the cross-modal attentions: time only, as wide as the audio stream."""
-        video, audio = self.streams["video"], self.streams["audio"]
-        return self._rope(audio.width, self.streams[name].heads, (max(video.max_pos[0], audio.max_pos[0]),))
-
-    def _rope(self, width: int, heads: int, max_pos: tuple[int, ...]) -> RotaryEmbedding:
-        from ltx_core.model.transformer.rope import RotaryEmbedding
-
-        return RotaryEmbedding(
-            width, heads, max_pos, self.positional_embedding_theta, self.rope_type, self.double_precision_rope
-        )
 
 
 def _described(section: Mapping[str, Any]) -> Sequence[str]:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ltx_core.model.transformer.rows import take_rows
-
 MAX_GROUPS = 16  # more calls of an attention kernel cost more than a dense bias
 
 
@@ -120,3 +118,12 @@ class StrengthGroups:
             bias = None if full else self_attention_bias(self.mask[:, start : start + 1, first:last], dtype)
             groups.append(QueryGroup(slice(start, end), slice(first, last), bias))
         return tuple(groups)
+
+
+def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """``x[rows]``: a view where the rows follow each other or are all one tensor."""
+    if x.stride(0) == 0:
+        return x[:1].expand(len(rows), *x.shape[1:])
+    if tuple(rows) == tuple(range(rows[0], rows[0] + len(rows))):
+        return x if len(rows) == x.shape[0] else x[rows[0] : rows[0] + len(rows)]
+    return torch.cat([x[row : row + 1] for row in rows])

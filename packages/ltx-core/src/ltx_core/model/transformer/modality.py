@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltx_core.errors import ConfigError
-from ltx_core.model.transformer.masks import AttentionBias, StrengthGroups, self_attention_bias
-from ltx_core.model.transformer.rows import take_rows
-from ltx_core.model.transformer.text_memory import TextMemory
-from ltx_core.savings import savings
+from ltx_core.model.transformer.masks import AttentionBias, StrengthGroups, self_attention_bias, take_rows
+from ltx_core.optimizations import optimizations
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class TimestepGroups:
     def of(cls, timesteps: Tensor) -> TimestepGroups:
         """Group ``timesteps`` by value."""
         per_token = timesteps.reshape(timesteps.shape[0], -1)  # [B, 1 or T]
-        if per_token.shape[1] > 1 and not savings().distinct_modulation:
+        if per_token.shape[1] > 1 and not optimizations().distinct_modulation:
             every = torch.arange(per_token.numel(), device=timesteps.device)
             return cls(timesteps, per_token.flatten(), every.view_as(per_token))
         if per_token.shape[1] == 1 or bool((per_token == per_token[:, :1]).all()):
@@ -54,6 +52,29 @@ class TimestepGroups:
         if self.index is None:
             return TimestepGroups(timesteps, take_rows(self.values, samples), None)
         return TimestepGroups(timesteps, self.values, take_rows(self.index, samples))
+
+
+@dataclass(frozen=True)
+class TextMemory:
+    """Projections of the texts of a batch, per module; samples with equal labels have equal texts.
+
+    It serves one set of weights: whoever changes them starts a new one.
+    """
+
+    labels: tuple[int, ...]  # of each sample
+    kept: dict[tuple[nn.Module, str, int], tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def select(self, samples: tuple[int, ...]) -> TextMemory:
+        """The same memory for some of the samples."""
+        return TextMemory(tuple(self.labels[sample] for sample in samples), self.kept)
+
+    def recall(self, owner: nn.Module, name: str, make: Callable[[int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What ``make(sample)`` gives for each sample ``[1, ...]``, joined; made once per owner, name and label."""
+        for sample, label in enumerate(self.labels):
+            if (owner, name, label) not in self.kept:
+                self.kept[owner, name, label] = make(sample)
+        found = [self.kept[owner, name, label] for label in self.labels]
+        return found[0] if len(found) == 1 else tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +148,7 @@ class Modality:
     def attention_bias(self) -> AttentionBias | None:
         """Of the self-attention: by groups where they are known, else dense."""
         groups = self.strength_groups
-        if groups is None or groups.mask is not self.attention_mask or not savings().grouped_masks:
+        if groups is None or groups.mask is not self.attention_mask or not optimizations().grouped_masks:
             return self_attention_bias(self.attention_mask, self.latent.dtype)
         return groups.bias(self.latent.dtype)
 

@@ -12,13 +12,25 @@ Tensors outside ``transformer_blocks.<i>`` (audio names start with ``audio_``; `
     adaln_single.<adaln>, 6 or 9 rows        prompt_adaln_single.<adaln>, 2 rows
     keyframes_abs_pos_embedding [1, w]       (video only)
     av_ca_{video,audio}_scale_shift_adaln_single.<adaln>, 4 rows   av_ca_{a2v,v2a}_gate_adaln_single.<adaln>, 1 row
+
+Samples of equal inputs, as guidance passes with one text are, go through the blocks as one row until a perturbation
+tells them apart::
+
+    sample 0  text, unperturbed          0 --- 1 --- ... --- 27 --- 28 --- ... --- 47
+    sample 1  negative text              0 --- 1 --- ... --- 27 --- 28 --- ... --- 47
+    sample 2  as 0, modalities apart     0 --- 1 --- ... --- 27 --- 28 --- ... --- 47
+    sample 3  as 0, perturbed at 28                             \\--- 28 --- ... --- 47
+
+Blocks are the outer loop and groups of rows the inner one: streamed weights are copied once for all rows, and text is
+projected once for all that read it. Rows computed one by one are bit-equal to samples computed alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +38,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ltx_core.errors import ConfigError
-from ltx_core.guidance.perturbations import PARTS, BatchedPerturbationConfig, BlockKeep, Part
+from ltx_core.guidance.perturbations import BatchedPerturbationConfig, BlockKeep
 from ltx_core.model.transformer.adaln import AdaLayerNormSingle, Modulation, scale_and_shift
 from ltx_core.model.transformer.attention import AUTO, Attention, find_backend
 from ltx_core.model.transformer.block import (
-    PREFIX,
     CrossInputs,
     StreamInputs,
+    TextInputs,
     Tokens,
     TransformerBlock,
     modulation_table,
@@ -40,13 +52,31 @@ from ltx_core.model.transformer.block import (
 from ltx_core.model.transformer.config import STREAMS, StreamConfig, TransformerConfig
 from ltx_core.model.transformer.feed_forward import TextProjection
 from ltx_core.model.transformer.masks import context_bias
-from ltx_core.model.transformer.modality import Modality, TimestepGroups
-from ltx_core.model.transformer.passes import Passes
-from ltx_core.model.transformer.rope import token_points
-from ltx_core.savings import savings
+from ltx_core.model.transformer.modality import Modality, TextMemory, TimestepGroups
+from ltx_core.model.transformer.rope import cross_rope, self_rope, token_points
+from ltx_core.optimizations import optimizations
 from ltx_core.utils import to_denoised
 
-GATE_ADALN = {"video": "av_ca_a2v_gate_adaln_single", "audio": "av_ca_v2a_gate_adaln_single"}
+
+class OuterLayers(NamedTuple):
+    """What stands before and after the blocks for one stream."""
+
+    patchify_proj: nn.Linear
+    adaln_single: AdaLayerNormSingle
+    prompt_adaln_single: AdaLayerNormSingle | None
+    caption_projection: TextProjection | None
+    scale_shift_table: Tensor  # [2, w]
+    proj_out: nn.Linear
+
+
+@dataclass
+class Group:
+    """Rows that go through the blocks together."""
+
+    tokens: Tokens
+    inputs: Mapping[str, StreamInputs]
+    texts: Mapping[str, TextInputs]
+    keeps: Sequence[BlockKeep]
 
 
 class LTXModel(nn.Module):
@@ -73,14 +103,26 @@ class LTXModel(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        for name, stream in config.streams.items():
-            self._add_stream(name, stream)
-        if config.video and config.use_keyframes_abs_pos_embedding:
-            self.keyframes_abs_pos_embedding = nn.Parameter(torch.zeros(1, config.video.width))
-        if len(config.streams) == 2:
-            for name, stream in config.streams.items():
-                setattr(self, f"av_ca_{name}_scale_shift_adaln_single", AdaLayerNormSingle(stream.width, 4))
-                setattr(self, GATE_ADALN[name], AdaLayerNormSingle(stream.width, 1))
+        video, audio = config.video, config.audio
+        if video:
+            self.patchify_proj = nn.Linear(video.in_channels, video.width)
+            self.adaln_single = AdaLayerNormSingle(video.width, config.modulation_rows)
+            self.scale_shift_table = modulation_table(2, video.width)
+            self.proj_out = nn.Linear(video.width, video.out_channels)
+            self.caption_projection, self.prompt_adaln_single = self._text_layers(video)
+            if config.use_keyframes_abs_pos_embedding:
+                self.keyframes_abs_pos_embedding = nn.Parameter(torch.zeros(1, video.width))
+        if audio:
+            self.audio_patchify_proj = nn.Linear(audio.in_channels, audio.width)
+            self.audio_adaln_single = AdaLayerNormSingle(audio.width, config.modulation_rows)
+            self.audio_scale_shift_table = modulation_table(2, audio.width)
+            self.audio_proj_out = nn.Linear(audio.width, audio.out_channels)
+            self.audio_caption_projection, self.audio_prompt_adaln_single = self._text_layers(audio)
+        if video and audio:
+            self.av_ca_video_scale_shift_adaln_single = AdaLayerNormSingle(video.width, 4)
+            self.av_ca_a2v_gate_adaln_single = AdaLayerNormSingle(video.width, 1)
+            self.av_ca_audio_scale_shift_adaln_single = AdaLayerNormSingle(audio.width, 4)
+            self.av_ca_v2a_gate_adaln_single = AdaLayerNormSingle(audio.width, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(config) for _ in range(config.num_layers)])
 
     def forward(
@@ -98,17 +140,150 @@ class LTXModel(nn.Module):
         Raises ``ConfigError`` for a stream the model lacks, for no stream at all, and for shapes that do not fit.
         """
         modalities = self.check(video, audio)
-        batch_size = next(iter(modalities.values())).batch_size
+        latent = next(iter(modalities.values())).latent
+        size, on = latent.shape[0], (self.num_blocks, latent.device, latent.dtype)
+        perturbations = _checked(perturbations, size)
         if max_batch_size is not None and max_batch_size < 1:
             raise ConfigError(f"max_batch_size is {max_batch_size}, expected at least 1")
-        if perturbations is None:
-            perturbations = BatchedPerturbationConfig.empty(batch_size)
-        elif len(perturbations) != batch_size:
-            raise ConfigError(f"perturbations are for {len(perturbations)} samples, expected {batch_size}")
-        elif not savings().shared_prefix:
-            perturbations = BatchedPerturbationConfig(perturbations.configs)
-        velocities = Passes(self, modalities, perturbations, max_batch_size).velocities()
+        modalities = self._with_text_memory(modalities, perturbations)
+        prepare = cache(lambda samples: self.prepare(select(modalities, samples)))
+        texts = cache(lambda samples: self.texts(select(modalities, samples)))
+        groups: list[Group] = []
+        rows: list[Tokens] = []
+        row_of: tuple[int, ...] = ()
+        for segment in perturbations.segments(self.num_blocks):
+            # 1. One row for all samples that have not differed so far, embedded or from the segment before.
+            groups = [
+                Group(
+                    join([rows[row_of[sample]] for sample in samples])
+                    if rows
+                    else self.embed(select(modalities, samples)),
+                    prepare(perturbations.alike_but_text(samples)),
+                    texts(perturbations.alike(samples)),
+                    perturbations.select(samples).block_keeps(*on),
+                )
+                for samples in batched(segment.samples, max_batch_size or size)
+            ]
+            # 2. The blocks.
+            for index in range(segment.first, segment.last):
+                for group in groups:
+                    group.tokens = self.run_block(index, group)
+                self._forget_texts(modalities)
+            rows, row_of = [row for group in groups for row in split(group.tokens)], segment.row_of
+        # 3. The output heads, and each sample's velocity from its row.
+        rows = [row for group in groups for row in split(self.heads(group.tokens, group.inputs))]
+        velocities = join([rows[row] for row in row_of])
         return velocities.get("video"), velocities.get("audio")
+
+    def embed(self, modalities: Mapping[str, Modality]) -> Tokens:
+        """The tokens the first block receives, ``[B, T, width]``."""
+        tokens = {name: self.layers(name).patchify_proj(modality.latent) for name, modality in modalities.items()}
+        if "video" in tokens and self.config.use_keyframes_abs_pos_embedding:
+            x, mask = tokens["video"], modalities["video"].keyframes_mask
+            if mask is not None:
+                tokens["video"] = x + (mask > 0) * self.keyframes_abs_pos_embedding.to(x.dtype)
+        return tokens
+
+    def prepare(self, modalities: Mapping[str, Modality]) -> dict[str, StreamInputs]:
+        """What the blocks need besides tokens and texts: noise levels, positions, attention strengths."""
+        config = self.config
+        inputs = {}
+        for name, modality in modalities.items():
+            own, dtype, levels = self.layers(name), modality.latent.dtype, modality.grouped_timesteps()
+            rows, embedded = own.adaln_single(levels.values * config.timestep_scale_multiplier, dtype)
+            prompt = None
+            if own.prompt_adaln_single is not None:
+                prompt_rows, _ = own.prompt_adaln_single(modality.noise_level * config.timestep_scale_multiplier, dtype)
+                prompt = Modulation(prompt_rows)
+            points = token_points(modality.positions, config.use_middle_indices_grid)
+            inputs[name] = StreamInputs(
+                runs=modality.enabled,
+                modulation=Modulation(rows, levels.index),
+                embedded_timestep=Modulation(embedded[:, None].expand(-1, 2, -1), levels.index),
+                rope=self_rope(config, name).table(points, dtype),
+                prompt_modulation=prompt,
+                context_bias=context_bias(modality.context_mask, dtype, config.context_mask_penalty),
+                self_attention_bias=modality.attention_bias(),
+                cross=self._cross_inputs(name, modalities, levels) if len(modalities) == 2 else None,
+            )
+        return inputs
+
+    def _cross_inputs(self, name: str, modalities: Mapping[str, Modality], levels: TimestepGroups) -> CrossInputs:
+        """Scale and shift go by the stream's own timesteps, the gate by the other stream's sigma."""
+        modality, config = modalities[name], self.config
+        if name == "video":
+            other, scale_shift, gate = (
+                "audio",
+                self.av_ca_video_scale_shift_adaln_single,
+                self.av_ca_a2v_gate_adaln_single,
+            )
+        else:
+            other, scale_shift, gate = (
+                "video",
+                self.av_ca_audio_scale_shift_adaln_single,
+                self.av_ca_v2a_gate_adaln_single,
+            )
+        dtype, multiplier = modality.latent.dtype, config.timestep_scale_multiplier
+        gate_multiplier = config.av_ca_timestep_scale_multiplier / multiplier
+        scale_shift_rows, _ = scale_shift(levels.values * multiplier, dtype)
+        gate_rows, _ = gate(modalities[other].noise_level * multiplier * gate_multiplier, dtype)
+        return CrossInputs(
+            rope=cross_rope(config, name).table(token_points(modality.positions[:, :1], use_middle=True), dtype),
+            scale_shift=Modulation(scale_shift_rows, levels.index),
+            gate=Modulation(gate_rows),
+        )
+
+    def texts(self, modalities: Mapping[str, Modality]) -> dict[str, TextInputs]:
+        """The texts as the blocks read them."""
+        return {name: TextInputs(self._context(name, each), each.text_memory) for name, each in modalities.items()}
+
+    def _context(self, name: str, modality: Modality) -> Tensor:
+        """Text features as wide as the stream ``[B, S, width]``, from memory where it has them."""
+        context, memory, project = modality.context, modality.text_memory, self.layers(name).caption_projection
+        if project is None:
+            return context
+        if memory is None:
+            return project(context)
+        return memory.recall(self, name, lambda sample: (project(context[sample : sample + 1]),))[0]
+
+    def run_block(self, index: int, group: Group) -> Tokens:
+        """The tokens of a group after one block."""
+        block = self.transformer_blocks[index]
+        arguments = (group.tokens, group.inputs, group.texts, group.keeps[index])
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
+
+    def heads(self, tokens: Tokens, inputs: Mapping[str, StreamInputs]) -> Tokens:
+        """Velocities ``[B, T, C]`` of the last block's tokens."""
+        return {name: self.head(name, x, inputs[name].embedded_timestep) for name, x in tokens.items()}
+
+    def head(self, name: str, x: Tensor, embedded_timestep: Modulation) -> Tensor:
+        """Velocity ``[B, T, C]`` of one stream's tokens ``[B, T, width]``."""
+        own = self.layers(name)
+        shift, scale = (embedded_timestep.row(number, own.scale_shift_table) for number in (0, 1))
+        y = F.layer_norm(x, (x.shape[-1],), eps=self.config.out_norm_eps)
+        return own.proj_out(scale_and_shift(y, scale, shift))
+
+    def layers(self, name: str) -> OuterLayers:
+        """What stands before and after the blocks for the stream ``"video"`` or ``"audio"``."""
+        if name == "video":
+            return OuterLayers(
+                self.patchify_proj,
+                self.adaln_single,
+                self.prompt_adaln_single,
+                self.caption_projection,
+                self.scale_shift_table,
+                self.proj_out,
+            )
+        return OuterLayers(
+            self.audio_patchify_proj,
+            self.audio_adaln_single,
+            self.audio_prompt_adaln_single,
+            self.audio_caption_projection,
+            self.audio_scale_shift_table,
+            self.audio_proj_out,
+        )
 
     @property
     def num_blocks(self) -> int:
@@ -148,143 +323,35 @@ class LTXModel(nn.Module):
             raise ConfigError(f"batch sizes are {sizes}, expected equal ones")
         return given
 
-    def embed(self, name: str, modality: Modality) -> Tensor:
-        """The tokens the first block receives, ``[B, T, width]``."""
-        x = self._part(name, "patchify_proj")(modality.latent)
-        if name == "video" and self.config.use_keyframes_abs_pos_embedding and modality.keyframes_mask is not None:
-            x = x + (modality.keyframes_mask > 0) * self.keyframes_abs_pos_embedding.to(x.dtype)
-        return x
+    def _with_text_memory(
+        self, modalities: Mapping[str, Modality], perturbations: BatchedPerturbationConfig
+    ) -> dict[str, Modality]:
+        """With a memory of each text: the caller's where text is the same at every step, else one for this forward."""
 
-    def prepare(self, modalities: dict[str, Modality]) -> dict[str, StreamInputs]:
-        """Everything the blocks need beside the tokens."""
-        return self.with_text(self.prepare_without_text(modalities), modalities)
+        def memory(given: TextMemory | None) -> TextMemory | None:
+            if not optimizations().kept_text or torch.is_grad_enabled():
+                return None
+            if self.config.has_static_text and given is not None:
+                return given
+            labels = perturbations.same_as
+            return TextMemory(labels) if len(set(labels)) < len(labels) else None
 
-    def prepare_without_text(self, modalities: dict[str, Modality]) -> dict[str, StreamInputs]:
-        """What ``prepare`` gives that does not depend on text: noise levels, positions, attention strengths."""
-        return {name: self._stream_inputs(name, modalities) for name in modalities}
-
-    def with_text(self, inputs: dict[str, StreamInputs], modalities: dict[str, Modality]) -> dict[str, StreamInputs]:
-        """``inputs`` with the texts of ``modalities``."""
-        penalty = self.config.context_mask_penalty
         return {
-            name: replace(
-                inputs[name],
-                context=self._context(name, modality),
-                context_bias=context_bias(modality.context_mask, modality.latent.dtype, penalty),
-                text_memory=modality.text_memory,
-            )
-            for name, modality in modalities.items()
+            name: replace(modality, text_memory=memory(modality.text_memory)) for name, modality in modalities.items()
         }
 
-    def run_blocks(
-        self,
-        tokens: Tokens,
-        inputs: dict[str, StreamInputs],
-        keeps: Sequence[BlockKeep],
-        first: int = 0,
-        last: int | None = None,
-    ) -> Tokens:
-        """Run blocks ``first`` to ``last`` (exclusive, None: all that follow)."""
-        for index in range(first, self.num_blocks if last is None else last):
-            tokens = self.run_block(index, tokens, inputs, keeps[index])
-        return tokens
+    def _forget_texts(self, modalities: Mapping[str, Modality]) -> None:
+        """Text that serves this forward alone is not needed after its block."""
+        for modality in modalities.values():
+            if modality.text_memory is not None and not self.config.has_static_text:
+                modality.text_memory.kept.clear()
 
-    def run_block(
-        self,
-        index: int,
-        tokens: Tokens,
-        inputs: dict[str, StreamInputs],
-        keep: BlockKeep,
-        parts: Sequence[Part] = PARTS,
-    ) -> Tokens:
-        """Run one block, or some consecutive parts of it."""
-        block = self.transformer_blocks[index]
-        if self.gradient_checkpointing and self.training:
-            return checkpoint(block, tokens, inputs, keep, parts, use_reentrant=False)
-        return block(tokens, inputs, keep, parts)
-
-    def block_keeps(
-        self, modalities: dict[str, Modality], perturbations: BatchedPerturbationConfig | None
-    ) -> Sequence[BlockKeep]:
-        """What each block keeps for each sample; everything without perturbations."""
-        if perturbations is None:
-            return [{}] * self.num_blocks
-        latent = next(iter(modalities.values())).latent
-        if len(perturbations) != latent.shape[0]:
-            raise ConfigError(f"perturbations are for {len(perturbations)} samples, expected {latent.shape[0]}")
-        return perturbations.block_keeps(self.num_blocks, latent.device, latent.dtype)
-
-    def project_context(self, name: str, context: Tensor) -> Tensor:
-        """Text features as the blocks read them, ``[B, S, width]``."""
-        return context if self.config.caption_channels is None else self._part(name, "caption_projection")(context)
-
-    def head(self, name: str, x: Tensor, embedded_timestep: Modulation) -> Tensor:
-        """Velocity ``[B, T, C]`` of the last block's tokens."""
-        table = self._part(name, "scale_shift_table")
-        shift, scale = (embedded_timestep.row(number, table) for number in (0, 1))
-        y = F.layer_norm(x, (x.shape[-1],), eps=self.config.out_norm_eps)
-        return self._part(name, "proj_out")(scale_and_shift(y, scale, shift))
-
-    def _stream_inputs(self, name: str, modalities: dict[str, Modality]) -> StreamInputs:
-        modality, config = modalities[name], self.config
-        dtype, multiplier = modality.latent.dtype, config.timestep_scale_multiplier
-        levels = modality.grouped_timesteps()
-        rows, embedded = self._part(name, "adaln_single")(levels.values * multiplier, dtype)
-        prompt = None
-        if config.use_prompt_adaln_single:
-            prompt_rows, _ = self._part(name, "prompt_adaln_single")(modality.noise_level * multiplier, dtype)
-            prompt = Modulation(prompt_rows)
-        points = token_points(modality.positions, config.use_middle_indices_grid)
-        return StreamInputs(
-            runs=modality.enabled,
-            modulation=Modulation(rows, levels.index),
-            embedded_timestep=Modulation(embedded[:, None].expand(-1, 2, -1), levels.index),
-            rope=config.self_rope(name).table(points, dtype),
-            prompt_modulation=prompt,
-            self_attention_bias=modality.attention_bias(),
-            cross=self._cross_inputs(name, modalities, levels) if len(modalities) == 2 else None,
+    def _text_layers(self, stream: StreamConfig) -> tuple[TextProjection | None, AdaLayerNormSingle | None]:
+        config = self.config
+        return (
+            None if config.caption_channels is None else TextProjection(config.caption_channels, stream.width),
+            AdaLayerNormSingle(stream.width, 2) if config.use_prompt_adaln_single else None,
         )
-
-    def _context(self, name: str, modality: Modality) -> Tensor:
-        """The projected text of every sample, from memory where it has it."""
-        context, memory = modality.context, modality.text_memory
-        if memory is None or self.config.caption_channels is None:
-            return self.project_context(name, context)
-        return memory.recall(self, name, lambda row: (self.project_context(name, context[row : row + 1]),))[0]
-
-    def _cross_inputs(self, name: str, modalities: dict[str, Modality], levels: TimestepGroups) -> CrossInputs:
-        """Scale and shift go by the stream's own timesteps, the gate by the other stream's sigma."""
-        modality, config = modalities[name], self.config
-        other = next(value for key, value in modalities.items() if key != name)
-        dtype, multiplier = modality.latent.dtype, config.timestep_scale_multiplier
-        gate_multiplier = config.av_ca_timestep_scale_multiplier / multiplier
-        scale_shift_adaln = getattr(self, f"av_ca_{name}_scale_shift_adaln_single")
-        gate_adaln = getattr(self, GATE_ADALN[name])
-        scale_shift, _ = scale_shift_adaln(levels.values * multiplier, dtype)
-        gate, _ = gate_adaln(other.noise_level * multiplier * gate_multiplier, dtype)
-        return CrossInputs(
-            rope=config.cross_rope(name).table(token_points(modality.positions[:, :1], use_middle=True), dtype),
-            scale_shift=Modulation(scale_shift, levels.index),
-            gate=Modulation(gate),
-        )
-
-    def _part(self, name: str, part: str) -> Any:
-        return getattr(self, PREFIX[name] + part)
-
-    def _add_stream(self, name: str, stream: StreamConfig) -> None:
-        config, width = self.config, stream.width
-        parts: dict[str, nn.Module | nn.Parameter] = {
-            "patchify_proj": nn.Linear(stream.in_channels, width),
-            "adaln_single": AdaLayerNormSingle(width, config.modulation_rows),
-            "scale_shift_table": modulation_table(2, width),
-            "proj_out": nn.Linear(width, stream.out_channels),
-        }
-        if config.caption_channels is not None:
-            parts["caption_projection"] = TextProjection(config.caption_channels, width)
-        if config.use_prompt_adaln_single:
-            parts["prompt_adaln_single"] = AdaLayerNormSingle(width, 2)
-        for part, value in parts.items():
-            setattr(self, PREFIX[name] + part, value)
 
 
 class X0Model(nn.Module):
@@ -318,3 +385,35 @@ class X0Model(nn.Module):
     @property
     def num_blocks(self) -> int:
         return self.velocity_model.num_blocks
+
+
+def _checked(perturbations: BatchedPerturbationConfig | None, size: int) -> BatchedPerturbationConfig:
+    """Perturbations of as many samples; all samples are their own where passes do not share."""
+    if perturbations is None:
+        return BatchedPerturbationConfig.empty(size)
+    if len(perturbations) != size:
+        raise ConfigError(f"perturbations are for {len(perturbations)} samples, expected {size}")
+    return perturbations if optimizations().shared_prefix else BatchedPerturbationConfig(perturbations.configs)
+
+
+def select(modalities: Mapping[str, Modality], samples: tuple[int, ...]) -> dict[str, Modality]:
+    """Some samples of every stream."""
+    return {name: modality.select(samples) for name, modality in modalities.items()}
+
+
+def batched(samples: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
+    """Up to ``size`` samples at a time."""
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]
+
+
+def split(tokens: Tokens) -> Iterator[Tokens]:
+    """The rows of a batch one by one, as views."""
+    size = next(iter(tokens.values())).shape[0]
+    for row in range(size):
+        yield {name: x if size == 1 else x[row : row + 1] for name, x in tokens.items()}
+
+
+def join(rows: Sequence[Tokens]) -> Tokens:
+    """Rows as one batch."""
+    return rows[0] if len(rows) == 1 else {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
+from ltx_core.model.transformer.config import TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,23 @@ class RotaryEmbedding:
         if self.rope_type == "split":
             cos, sin = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (cos, sin))
         return RotaryTable(cos, sin)
+
+
+def self_rope(config: TransformerConfig, name: str) -> RotaryEmbedding:
+    """Rotary embedding of a stream's self-attention."""
+    stream = config.streams[name]
+    return _rope(config, stream.width, stream.heads, stream.max_pos)
+
+
+def cross_rope(config: TransformerConfig, name: str) -> RotaryEmbedding:
+    """Rotary embedding of a stream in the cross-modal attentions: time only, as wide as the audio stream."""
+    video, audio = config.streams["video"], config.streams["audio"]
+    return _rope(config, audio.width, config.streams[name].heads, (max(video.max_pos[0], audio.max_pos[0]),))
+
+
+def _rope(config: TransformerConfig, width: int, heads: int, max_pos: tuple[int, ...]) -> RotaryEmbedding:
+    theta, double = config.positional_embedding_theta, config.double_precision_rope
+    return RotaryEmbedding(width, heads, max_pos, theta, config.rope_type, double)
 
 
 def token_points(positions: Tensor, use_middle: bool) -> Tensor:

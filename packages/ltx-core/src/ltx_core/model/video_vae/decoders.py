@@ -11,7 +11,7 @@ from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.diffusion.decoder import DiffusionVideoDecoder
 from ltx_core.model.video_vae.tiling import Tiling, tiled_decode
 from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
-from ltx_core.savings import savings
+from ltx_core.optimizations import optimizations
 
 AnyVideoDecoder = VideoDecoder | DiffusionVideoDecoder
 
@@ -36,6 +36,6 @@ def decode_chunks(
         return decoder.decode_tiled(latent, tiling, conditioning)
     if tiling is not None:
         return tiled_decode(decoder, latent, tiling, conditioning)
-    if decoder.can_stream and savings().streamed_decode:
+    if decoder.can_stream and optimizations().streamed_decode:
         return decoder.decode_streaming(latent, conditioning)
     return iter([decoder(latent, conditioning)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ltx_core.savings import NAMES, without
+from ltx_core.optimizations import NAMES, without
 from tests.golden.case import Case, find_cases, golden_root
 from tests.golden.operations import find_operation
 from tests.golden.waiting import WAITING

@@ -1,10 +1,11 @@
-"""Savings change no result: every one on, each one off, and all off agree."""
+"""Optimizations change no result: every one on, each one off, and all off agree."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,22 @@ from torch.utils._pytree import tree_leaves
 
 from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderParams
 from ltx_core.errors import ConfigError
-from ltx_core.guidance.perturbations import PARTS, BatchedPerturbationConfig, Part, Perturbation, PerturbationConfig
+from ltx_core.guidance.perturbations import BatchedPerturbationConfig, Perturbation, PerturbationConfig
 from ltx_core.guidance.perturbations import PerturbationType as Skip
 from ltx_core.loader import Checkpoint
 from ltx_core.loader.safetensors_file import save_checkpoint
 from ltx_core.loader.streaming import build_streaming
-from ltx_core.model.transformer.block import TransformerBlock
+from ltx_core.model.transformer.block import StreamLayers
 from ltx_core.model.transformer.config import AUDIO_VIDEO_CONSTANTS, LTX2_CONSTANTS, TransformerConfig
 from ltx_core.model.transformer.masks import MAX_GROUPS, StrengthGroups, self_attention_bias
-from ltx_core.model.transformer.modality import Modality
+from ltx_core.model.transformer.modality import Modality, TextMemory
 from ltx_core.model.transformer.model import LTXModel, X0Model
-from ltx_core.model.transformer.text_memory import TextMemory
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.tiling import MAX_WASTE, TileCountConfig, balanced_tiling, stream_tiles, tiled_decode
 from ltx_core.model.video_vae.video_vae import VideoDecoder
+from ltx_core.optimizations import NAMES, Optimizations, optimizations, parse, without
 from ltx_core.sampling.denoisers import GuidedDenoiser
 from ltx_core.sampling.loop import denoise
-from ltx_core.savings import NAMES, Savings, parse, savings, without
 from ltx_core.types import LatentState
 
 SECTION: dict[str, Any] = {
@@ -122,14 +122,13 @@ def assert_close(got: list[Tensor], want: list[Tensor], atol: float = 2e-5) -> N
 
 
 @contextmanager
-def counted_blocks(model: LTXModel) -> Iterator[list[list[int]]]:
-    """Rows that went through the parts of each block, summed over its calls."""
-    rows = [[0] * len(Part) for _ in range(model.num_blocks)]
+def counted_blocks(model: LTXModel) -> Iterator[list[int]]:
+    """Rows that went through each block, summed over its calls."""
+    rows = [0] * model.num_blocks
 
     def count(index: int) -> Any:
         def hook(_block: Any, args: Any) -> None:
-            for part in args[3]:
-                rows[index][part] += next(iter(args[0].values())).shape[0]
+            rows[index] += next(iter(args[0].values())).shape[0]
 
         return hook
 
@@ -160,63 +159,35 @@ def test_shared_passes_are_bit_equal_one_by_one(model: LTXModel) -> None:
 
 
 @pytest.mark.parametrize("max_batch_size", [1, 2, None])
-def test_parts_before_passes_differ_are_shared(model: LTXModel, max_batch_size: int | None) -> None:
+def test_blocks_before_passes_differ_are_shared(model: LTXModel, max_batch_size: int | None) -> None:
     """Passes: text, negative text, self-attention skipped in block 2, modalities apart from block 0 on."""
     one_step = torch.tensor([1.0, 0.0])
     with counted_blocks(model) as rows:
         list(denoise(X0Model(model, max_batch_size), guided(model), states(model), one_step))
-    assert rows == [[1, 2, 3], [3, 3, 3], [4, 4, 4], [4, 4, 4]]
+    assert rows == [3, 3, 4, 4]
     with without("shared_prefix"), counted_blocks(model) as rows:
         list(denoise(X0Model(model, max_batch_size), guided(model), states(model), one_step))
-    assert rows == [[4, 4, 4]] * 4
-
-
-@pytest.mark.parametrize("max_batch_size", [1, None])
-def test_negative_text_alone_shares_the_first_self_attention(model: LTXModel, max_batch_size: int | None) -> None:
-    settings = {"stg_scale": 0.0, "modality_scale": 1.0}
-    with counted_blocks(model) as rows:
-        shared = run(model, states(model), max_batch_size, **settings)
-    steps = 3
-    assert rows == [[steps, 2 * steps, 2 * steps], *[[2 * steps] * 3] * 3]
-    with without("shared_prefix"):
-        assert_close(shared, run(model, states(model), max_batch_size, **settings))
+    assert rows == [4] * 4
 
 
 def way(config: BatchedPerturbationConfig) -> list[tuple[Any, ...]]:
-    """Where each stretch of four blocks begins, which samples it computes, and the row of every sample."""
-    found = config.stretches(4)
-    assert found[-1].last == (4, Part.SELF_ATTENTION)
+    """Where each segment of four blocks begins, which samples it computes, and the row of every sample."""
+    found = config.segments(4)
+    assert found[-1].last == 4
     assert all(left.last == right.first for left, right in pairwise(found))
     return [(each.first, each.samples, each.row_of) for each in found]
 
 
-def test_stretches_follow_texts_and_perturbations() -> None:
-    own, text, cross = Part
+def test_segments_follow_texts_and_perturbations() -> None:
     config = BatchedPerturbationConfig([PLAIN, PLAIN, STG, ISOLATED], same_as=[0, 1, 0, 0], same_but_text_as=[0] * 4)
-    assert way(config) == [
-        ((0, own), (0,), (0, 0, 0, 0)),
-        ((0, text), (0, 1), (0, 1, 0, 0)),
-        ((0, cross), (0, 1, 3), (0, 1, 0, 2)),
-        ((2, own), (0, 1, 2, 3), (0, 1, 2, 3)),
-    ]
-    pieces = [list(stretch.pieces()) for stretch in config.stretches(4)]
-    assert pieces == [[(0, (own,))], [(0, (text,))], [(0, (cross,)), (1, PARTS)], [(2, PARTS), (3, PARTS)]]
-    texts_apart = BatchedPerturbationConfig([PLAIN, PLAIN, STG, ISOLATED], same_as=[0, 1, 0, 0])
-    assert way(texts_apart)[0] == ((0, own), (0, 1), (0, 1, 0, 0))
-    assert way(BatchedPerturbationConfig([PLAIN, PLAIN], same_as=[0, 0])) == [((0, own), (0,), (0, 0))]
-    assert way(BatchedPerturbationConfig([PLAIN, STG])) == [((0, own), (0, 1), (0, 1))]
+    assert way(config) == [(0, (0, 1, 3), (0, 1, 0, 2)), (2, (0, 1, 2, 3), (0, 1, 2, 3))]
+    assert way(BatchedPerturbationConfig([PLAIN, PLAIN], same_as=[0, 0])) == [(0, (0,), (0, 0))]
+    assert way(BatchedPerturbationConfig([PLAIN, STG])) == [(0, (0, 1), (0, 1))]
+    late = PerturbationConfig([Perturbation(Skip.SKIP_VIDEO_BLOCK, (3,))])
+    cut_twice = BatchedPerturbationConfig([PLAIN, STG, late], same_as=[0, 0, 0])
+    assert way(cut_twice) == [(0, (0,), (0, 0, 0)), (2, (0, 1), (0, 1, 0)), (3, (0, 1, 2), (0, 1, 2))]
     part = config.batch_slice(1, 4)
     assert (part.same_as, part.same_but_text_as) == ((0, 1, 1), (0, 0, 0))
-
-
-def test_a_block_that_some_sample_skips_is_not_cut() -> None:
-    own, _, cross = Part
-    skip = PerturbationConfig([Perturbation(Skip.SKIP_VIDEO_BLOCK, (0,))])
-    late = PerturbationConfig([Perturbation(Skip.SKIP_VIDEO_BLOCK, (3,))])
-    first = BatchedPerturbationConfig([PLAIN, PLAIN, skip], same_as=[0, 1, 0], same_but_text_as=[0] * 3)
-    assert way(first) == [((0, own), (0, 1, 2), (0, 1, 2))]
-    last = BatchedPerturbationConfig([PLAIN, ISOLATED, late], same_as=[0, 0, 0])
-    assert [start for start, *_ in way(last)] == [(0, own), (0, cross), (3, own)]
 
 
 @pytest.mark.parametrize("kind", list(Skip))
@@ -260,13 +231,13 @@ def test_samples_said_to_be_the_same_get_the_same_result(model: LTXModel) -> Non
 
 def test_text_is_projected_once(model: LTXModel, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = TransformerBlock.project_context
+    original = StreamLayers.project_text
 
-    def counting(self: TransformerBlock, name: str, context: Tensor, modulation: Any) -> Any:
-        calls.append(name)
-        return original(self, name, context, modulation)
+    def counting(self: StreamLayers, context: Tensor, modulation: Any) -> Any:
+        calls.append(context)
+        return original(self, context, modulation)
 
-    monkeypatch.setattr(TransformerBlock, "project_context", counting)
+    monkeypatch.setattr(StreamLayers, "project_text", counting)
     run(model, states(model))
     texts, streams, steps = 2, 2, 3
     once = texts * streams * model.num_blocks
@@ -274,7 +245,7 @@ def test_text_is_projected_once(model: LTXModel, monkeypatch: pytest.MonkeyPatch
     calls.clear()
     with without("kept_text"):
         run(model, states(model))
-    assert len(calls) == steps * streams * (2 + 3 + 4 + 4)
+    assert len(calls) == steps * streams * (3 + 3 + 4 + 4)
 
 
 @torch.no_grad()
@@ -415,8 +386,11 @@ def test_one_compilation_serves_all_blocks_and_sizes() -> None:
 
 
 @pytest.mark.parametrize("section", [V19B, V23], ids=["19b", "2.3"])
-def test_streamed_blocks_are_bit_equal_under_a_cap(section: dict[str, Any], tmp_path: Path) -> None:
-    """With 40 % of the weights in memory: what is not in blocks, one slot, one block on its way."""
+def test_streamed_blocks_hold_their_weights_under_a_cap(section: dict[str, Any], tmp_path: Path) -> None:
+    """With 40 % of the weights in memory: what is not in blocks, one slot, one block on its way.
+
+    Weights are equal to the bit; results to rounding, since a CPU's matrix products go by where a matrix lies.
+    """
     section = section | {"num_layers": 12}
     whole = random_model(section)
     tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in whole.state_dict().items()}
@@ -428,9 +402,18 @@ def test_streamed_blocks_are_bit_equal_under_a_cap(section: dict[str, Any], tmp_
     rest = sum(size for name, size in sizes.items() if not name.startswith(LTXModel.BLOCK_LIST))
     (slot,) = streamed.streamer._slots
     assert rest + 2 * slot.buffer.nbytes < 0.4 * sum(sizes.values())
+    checked = []
+
+    def check(index: int, block: torch.nn.Module, _args: Any, _output: Any) -> None:
+        want = whole.transformer_blocks[index].state_dict()
+        checked.append(all(torch.equal(tensor, want[name]) for name, tensor in block.state_dict().items()))
+
+    for index, block in enumerate(network.transformer_blocks):
+        block.register_forward_hook(partial(check, index))
     got, want = run(network, states(network)), run(whole, states(whole))
     streamed.close()
-    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert len(checked) >= 3 * 12 and all(checked)
+    assert_close(got, want, atol=1e-4)
 
 
 SIZES = [(512, 768), (704, 1216), (1024, 1536), (1088, 1920)]
@@ -480,13 +463,13 @@ def test_tiles_streamed_in_time_are_the_tiled_decode() -> None:
 
 
 def test_switches() -> None:
-    assert parse("") == Savings() and not any(vars(parse("all")).values())
-    assert parse("kept_text, shared_prefix") == Savings(shared_prefix=False, kept_text=False)
+    assert parse("") == Optimizations() and not any(vars(parse("all")).values())
+    assert parse("kept_text, shared_prefix") == Optimizations(shared_prefix=False, kept_text=False)
     with pytest.raises(ConfigError, match="shared_prefix"):
         parse("nothing")
-    before = savings()
+    before = optimizations()
     with without("kept_text"):
-        assert not savings().kept_text
+        assert not optimizations().kept_text
         with without():
-            assert not any(vars(savings()).values())
-    assert savings() == before
+            assert not any(vars(optimizations()).values())
+    assert optimizations() == before
