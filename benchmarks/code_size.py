@@ -25,7 +25,7 @@ MOST_LINES_OF_FUNCTION, MOST_PARAMETERS = 60, 8
 
 #: What a reader follows from a plan to one step of the network.
 PATH = (
-    PIPELINES / "engine.py",
+    PIPELINES / "running" / "engine.py",
     CORE / "sampling" / "loop.py",
     CORE / "sampling" / "denoisers.py",
     CORE / "model" / "transformer" / "model.py",

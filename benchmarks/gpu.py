@@ -78,7 +78,7 @@ def run(options: Options) -> list[Table]:
             "TFLOP/s",
             "% of matmul peak",
             "guided step s",
-            "without savings s",
+            "without optimizations s",
             "weights GB",
             "peak GB",
         ),
