@@ -24,7 +24,7 @@ from ltx_core.model.transformer.block import CrossInputs, StreamInputs, TextInpu
 from ltx_core.model.transformer.config import StreamConfig, TransformerConfig
 from ltx_core.model.transformer.feed_forward import FeedForward, TextProjection
 from ltx_core.model.transformer.masks import context_bias, self_attention_bias
-from ltx_core.model.transformer.modality import Modality
+from ltx_core.model.transformer.modality import Modality, check_modalities
 from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.model.transformer.rope import RotaryEmbedding, RotaryTable, token_points
 from ltx_core.utils import to_denoised
@@ -338,7 +338,7 @@ def intermediates(
     audio: Modality | None,
     perturbed: BatchedPerturbationConfig | None,
 ) -> dict[str, Tensor | None]:
-    modalities = model.check(video, audio)
+    modalities = check_modalities(model.config, video, audio)
     inputs, texts, tokens = model.prepare(modalities), model.texts(modalities), model.embed(modalities)
     latent = next(iter(modalities.values())).latent
     perturbed = perturbed or BatchedPerturbationConfig.empty(latent.shape[0])

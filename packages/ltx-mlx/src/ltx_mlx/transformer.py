@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
-from ltx_core.guidance.perturbations import PARTS, BatchedPerturbationConfig, Part, PerturbationType, Stretch
+from ltx_core.guidance.perturbations import SKIP_SELF_ATTENTION, BatchedPerturbationConfig, PerturbationType, Segment
 from ltx_core.model.transformer.config import STREAMS, StreamConfig, TransformerConfig
 from ltx_core.model.transformer.masks import AttentionBias, context_bias
-from ltx_core.model.transformer.modality import Modality, TimestepGroups
-from ltx_core.model.transformer.rope import RotaryEmbedding, token_points
-from ltx_core.savings import savings
+from ltx_core.model.transformer.modality import Modality, TimestepGroups, check_modalities, check_perturbations
+from ltx_core.model.transformer.rope import RotaryEmbedding, cross_rope, self_rope, token_points
+from ltx_core.optimizations import optimizations
 from ltx_mlx.arrays import DTYPES, TORCH_DTYPES, to_mlx, to_torch
 from ltx_mlx.layers import SINUSOID_WIDTH, RMSNorm, attention, gelu, rms_norm, silu, sinusoid
 
@@ -42,7 +42,6 @@ Mask = mx.array | tuple[tuple[slice, slice, mx.array | None], ...] | None
 BLOCKS_PER_EVALUATION = 4  # Metal ends command buffers that run for seconds, and a graph holds what it computes with
 PREFIX = {"video": "", "audio": "audio_"}
 OTHER = {"video": "audio", "audio": "video"}
-SKIP_SELF = {"video": PerturbationType.SKIP_VIDEO_SELF_ATTN, "audio": PerturbationType.SKIP_AUDIO_SELF_ATTN}
 SKIP_CROSS = {"video": PerturbationType.SKIP_A2V_CROSS_ATTN, "audio": PerturbationType.SKIP_V2A_CROSS_ATTN}
 SCALE_ROW = {"video": 0, "audio": 2}  # of the attention into a stream, in the joining tables; the shift follows it
 GATE_ROW = 4
@@ -262,29 +261,25 @@ class TransformerBlock(nn.Module):
         inputs: Mapping[str, StreamInputs],
         keeps: Keeps,
         texts: Mapping[str, TextCache],
-        parts: Sequence[Part] = PARTS,
     ) -> Tokens:
-        """The next tokens of every stream, after some consecutive parts or all. A stream that does not run stays."""
+        """The next tokens of every stream. A stream that does not run stays."""
         before, tokens = tokens, dict(tokens)
         running = [name for name in tokens if inputs[name].runs]
         for name in running:
-            if Part.SELF_ATTENTION in parts:
-                tokens[name] = self.self_attention(name, tokens[name], inputs[name], keeps)
-            if Part.TEXT_ATTENTION in parts:
-                tokens[name] = self.text_attention(name, tokens[name], inputs[name], texts[name])
-        if Part.CROSS_ATTENTION in parts:
-            if len(tokens) == 2 and running:
-                tokens = self.cross_attention(tokens, inputs, keeps)
-            for name in running:
-                tokens[name] = self.feed_forward(name, tokens[name], inputs[name])
-        if "video" in running and parts == PARTS:
+            tokens[name] = self.self_attention(name, tokens[name], inputs[name], keeps)
+            tokens[name] = self.text_attention(name, tokens[name], inputs[name], texts[name])
+        if len(tokens) == 2 and running:
+            tokens = self.cross_attention(tokens, inputs, keeps)
+        for name in running:
+            tokens[name] = self.feed_forward(name, tokens[name], inputs[name])
+        if "video" in running:
             kept = keeps.get(PerturbationType.SKIP_VIDEO_BLOCK, True)
             tokens["video"] = keep_or_replace(tokens["video"], before["video"], kept)
         return tokens
 
     def self_attention(self, name: str, x: mx.array, inputs: StreamInputs, keeps: Keeps) -> mx.array:
         shift, scale, gate = self._rows(name, inputs, first=0)
-        keep = keeps.get(SKIP_SELF[name], True)
+        keep = keeps.get(SKIP_SELF_ATTENTION[name], True)
         from_input = keeps.get(PerturbationType.PASS_VIDEO_SELF_ATTN_INPUT, True) if name == "video" else True
         y = scale_and_shift(rms_norm(x, self.config.norm_eps), scale, shift)
         return x + gate * self.part(name, "attn1")(y, None, inputs.rope, inputs.self_mask, keep, from_input)
@@ -413,16 +408,13 @@ class LTXModel(nn.Module):
         max_batch_size: int | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Velocities ``[B, T, C]`` of video and audio; see ``ltx_core.networks.Transformer``."""
-        modalities = {name: self._cast(modality) for name, modality in self.check(video, audio).items()}
+        modalities = {
+            name: self._cast(modality) for name, modality in check_modalities(self.config, video, audio).items()
+        }
         size = next(iter(modalities.values())).batch_size
         if max_batch_size is not None and max_batch_size < 1:
             raise ConfigError(f"max_batch_size is {max_batch_size}, expected at least 1")
-        if perturbations is None:
-            perturbations = BatchedPerturbationConfig.empty(size)
-        elif len(perturbations) != size:
-            raise ConfigError(f"perturbations are for {len(perturbations)} samples, expected {size}")
-        elif not savings().shared_prefix:
-            perturbations = BatchedPerturbationConfig(perturbations.configs)
+        perturbations = check_perturbations(perturbations, size)
         velocities = Passes(self, modalities, perturbations, max_batch_size or size).velocities()
         video_velocity, audio_velocity = (
             None if given is None else to_torch(velocities[name], given.latent)
@@ -442,22 +434,6 @@ class LTXModel(nn.Module):
     def num_blocks(self) -> int:
         return len(self.transformer_blocks)
 
-    def check(self, video: Modality | None, audio: Modality | None) -> dict[str, Modality]:
-        """The streams that are given, video first."""
-        given = {name: modality for name, modality in zip(STREAMS, (video, audio), strict=True) if modality is not None}
-        if not given:
-            raise ConfigError("neither video nor audio is given, expected at least one stream")
-        for name, modality in given.items():
-            if name not in self.config.streams:
-                raise ConfigError(f"{name} is given to a model without it, expected {', '.join(self.config.streams)}")
-            stream = self.config.streams[name]
-            width = stream.width if self.config.caption_channels is None else self.config.caption_channels
-            modality.check(name, stream.in_channels, width, len(stream.max_pos))
-        if len({modality.batch_size for modality in given.values()}) > 1:
-            sizes = ", ".join(f"{name} {modality.batch_size}" for name, modality in given.items())
-            raise ConfigError(f"batch sizes are {sizes}, expected equal ones")
-        return given
-
     def embed(self, name: str, modality: Modality) -> mx.array:
         """The tokens the first block receives, ``[B, T, width]``."""
         x = self.part(name, "patchify_proj")(to_mlx(modality.latent))
@@ -470,7 +446,7 @@ class LTXModel(nn.Module):
         inputs = {}
         for name, modality in modalities.items():
             mask = context_bias(modality.context_mask, modality.latent.dtype, self.config.context_mask_penalty)
-            memory = modality.text_memory if self.config.has_static_text and savings().kept_text else None
+            memory = modality.text_memory if self.config.has_static_text and optimizations().kept_text else None
             inputs[name] = replace(
                 self._stream_inputs(name, modalities),
                 context=self._context(name, modality),
@@ -505,7 +481,7 @@ class LTXModel(nn.Module):
             runs=modality.enabled,
             modulation=Modulation(rows, index),
             embedded=Modulation(mx.repeat(embedded[:, None], 2, axis=1), index),
-            rope=self._rope(name, config.self_rope(name), points, modality.latent.dtype),
+            rope=self._rope(name, self_rope(config, name), points, modality.latent.dtype),
             prompt=prompt,
             self_mask=_mask(modality.attention_bias()),
             cross=self._cross_inputs(name, modalities, levels, index) if len(modalities) == 2 else None,
@@ -521,7 +497,7 @@ class LTXModel(nn.Module):
         gate_multiplier = config.av_ca_timestep_scale_multiplier / multiplier
         gate, _ = self[GATE_ADALN[name]](to_mlx(other.noise_level * multiplier * gate_multiplier), dtype)
         points = token_points(modality.positions[:, :1], use_middle=True)
-        rope = self._rope(f"{name} cross", config.cross_rope(name), points, modality.latent.dtype)
+        rope = self._rope(f"{name} cross", cross_rope(config, name), points, modality.latent.dtype)
         return CrossInputs(rope, Modulation(scale_shift, index), Modulation(gate))
 
     def _rope(self, use: str, embedding: RotaryEmbedding, points: Tensor, dtype: torch.dtype) -> Rope:
@@ -566,7 +542,7 @@ class Group:
 class Passes:
     """One forward of a model over a batch of guidance passes, what several passes have in common only once.
 
-    As in ``ltx_core.model.transformer.passes``: a row stands for all samples that have not differed so far.
+    As in ``ltx_core.model.transformer.model``: a row stands for all samples that have not differed so far.
     """
 
     def __init__(
@@ -585,18 +561,18 @@ class Passes:
         rows: list[Tokens] = []
         row_of: tuple[int, ...] = ()
         groups: list[Group] = []
-        for stretch in self.perturbations.stretches(self.model.num_blocks):
+        for segment in self.perturbations.segments(self.model.num_blocks):
             groups = []
-            for samples in batched(stretch.samples, self.max_batch_size):
+            for samples in batched(segment.samples, self.max_batch_size):
                 tokens = joined([rows[row_of[s]] for s in samples]) if rows else self._embedded(samples)
                 groups.append(Group(tokens, self._prepared(samples), self._keeps(samples)))
-            self._run(groups, stretch)
-            rows, row_of = [row for group in groups for row in split(group.tokens)], stretch.row_of
+            self._run(groups, segment)
+            rows, row_of = [row for group in groups for row in split(group.tokens)], segment.row_of
         heads = [row for group in groups for row in split(self._headed(group))]
         return joined([heads[row] for row in row_of])
 
-    def _run(self, groups: list[Group], stretch: Stretch) -> None:
-        for count, (index, parts) in enumerate(stretch.pieces(), 1):
+    def _run(self, groups: list[Group], segment: Segment) -> None:
+        for count, index in enumerate(range(segment.first, segment.last), 1):
             block = self.model.transformer_blocks[index]
             own: dict[str, dict[Any, Any]] = {name: {} for name in self.modalities}
             for group in groups:
@@ -604,7 +580,7 @@ class Passes:
                     name: TextCache((index, name), own[name] if each.text_memory is None else each.text_memory)
                     for name, each in group.inputs.items()
                 }
-                group.tokens = block(group.tokens, group.inputs, group.keeps[index], texts, parts)
+                group.tokens = block(group.tokens, group.inputs, group.keeps[index], texts)
             if count % BLOCKS_PER_EVALUATION == 0:
                 mx.eval([group.tokens for group in groups])
         mx.eval([group.tokens for group in groups])

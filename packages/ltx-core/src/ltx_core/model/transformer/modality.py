@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import ConfigError
+from ltx_core.guidance.perturbations import BatchedPerturbationConfig
+from ltx_core.model.transformer.config import STREAMS, TransformerConfig
 from ltx_core.model.transformer.masks import AttentionBias, StrengthGroups, self_attention_bias, take_rows
 from ltx_core.optimizations import optimizations
 
@@ -165,6 +167,31 @@ class Modality:
             raise ConfigError(_shape_error(name, "positions", self.positions, f"[{batch}, {axes}, {tokens}, 2]"))
         if self.context.ndim != 3 or self.context.shape[2] != context_width:
             raise ConfigError(_shape_error(name, "context", self.context, f"[{batch}, S, {context_width}]"))
+
+
+def check_modalities(config: TransformerConfig, video: Modality | None, audio: Modality | None) -> dict[str, Modality]:
+    """The streams that are given to a model, video first; ``ConfigError`` for what it cannot hold."""
+    given = {name: modality for name, modality in zip(STREAMS, (video, audio), strict=True) if modality is not None}
+    if not given:
+        raise ConfigError("neither video nor audio is given, expected at least one stream")
+    for name, modality in given.items():
+        if name not in config.streams:
+            raise ConfigError(f"{name} is given to a model without it, expected {', '.join(config.streams)}")
+        stream = config.streams[name]
+        modality.check(name, stream.in_channels, config.caption_channels or stream.width, len(stream.max_pos))
+    if len({modality.batch_size for modality in given.values()}) > 1:
+        sizes = ", ".join(f"{name} {modality.batch_size}" for name, modality in given.items())
+        raise ConfigError(f"batch sizes are {sizes}, expected equal ones")
+    return given
+
+
+def check_perturbations(given: BatchedPerturbationConfig | None, size: int) -> BatchedPerturbationConfig:
+    """Perturbations of as many samples; each sample stands alone where passes do not share."""
+    if given is None:
+        return BatchedPerturbationConfig.empty(size)
+    if len(given) != size:
+        raise ConfigError(f"perturbations are for {len(given)} samples, expected {size}")
+    return given if optimizations().shared_prefix else BatchedPerturbationConfig(given.configs)
 
 
 def _shape_error(stream: str, field: str, value: Tensor, expected: str) -> str:

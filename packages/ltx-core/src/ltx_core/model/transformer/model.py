@@ -49,10 +49,16 @@ from ltx_core.model.transformer.block import (
     TransformerBlock,
     modulation_table,
 )
-from ltx_core.model.transformer.config import STREAMS, StreamConfig, TransformerConfig
+from ltx_core.model.transformer.config import StreamConfig, TransformerConfig
 from ltx_core.model.transformer.feed_forward import TextProjection
 from ltx_core.model.transformer.masks import context_bias
-from ltx_core.model.transformer.modality import Modality, TextMemory, TimestepGroups
+from ltx_core.model.transformer.modality import (
+    Modality,
+    TextMemory,
+    TimestepGroups,
+    check_modalities,
+    check_perturbations,
+)
 from ltx_core.model.transformer.rope import cross_rope, self_rope, token_points
 from ltx_core.optimizations import optimizations
 from ltx_core.utils import to_denoised
@@ -139,10 +145,10 @@ class LTXModel(nn.Module):
 
         Raises ``ConfigError`` for a stream the model lacks, for no stream at all, and for shapes that do not fit.
         """
-        modalities = self.check(video, audio)
+        modalities = check_modalities(self.config, video, audio)
         latent = next(iter(modalities.values())).latent
         size, on = latent.shape[0], (self.num_blocks, latent.device, latent.dtype)
-        perturbations = _checked(perturbations, size)
+        perturbations = check_perturbations(perturbations, size)
         if max_batch_size is not None and max_batch_size < 1:
             raise ConfigError(f"max_batch_size is {max_batch_size}, expected at least 1")
         modalities = self._with_text_memory(modalities, perturbations)
@@ -307,22 +313,6 @@ class LTXModel(nn.Module):
         for block in self.transformer_blocks:
             block.compute = torch.compile(TransformerBlock.compute.__get__(block), **options)  # type: ignore[assignment]
 
-    def check(self, video: Modality | None, audio: Modality | None) -> dict[str, Modality]:
-        """The streams that are given, video first."""
-        given = {name: modality for name, modality in zip(STREAMS, (video, audio), strict=True) if modality is not None}
-        if not given:
-            raise ConfigError("neither video nor audio is given, expected at least one stream")
-        for name, modality in given.items():
-            if name not in self.config.streams:
-                raise ConfigError(f"{name} is given to a model without it, expected {', '.join(self.config.streams)}")
-            stream = self.config.streams[name]
-            width = stream.width if self.config.caption_channels is None else self.config.caption_channels
-            modality.check(name, stream.in_channels, width, len(stream.max_pos))
-        if len({modality.batch_size for modality in given.values()}) > 1:
-            sizes = ", ".join(f"{name} {modality.batch_size}" for name, modality in given.items())
-            raise ConfigError(f"batch sizes are {sizes}, expected equal ones")
-        return given
-
     def _with_text_memory(
         self, modalities: Mapping[str, Modality], perturbations: BatchedPerturbationConfig
     ) -> dict[str, Modality]:
@@ -385,15 +375,6 @@ class X0Model(nn.Module):
     @property
     def num_blocks(self) -> int:
         return self.velocity_model.num_blocks
-
-
-def _checked(perturbations: BatchedPerturbationConfig | None, size: int) -> BatchedPerturbationConfig:
-    """Perturbations of as many samples; all samples are their own where passes do not share."""
-    if perturbations is None:
-        return BatchedPerturbationConfig.empty(size)
-    if len(perturbations) != size:
-        raise ConfigError(f"perturbations are for {len(perturbations)} samples, expected {size}")
-    return perturbations if optimizations().shared_prefix else BatchedPerturbationConfig(perturbations.configs)
 
 
 def select(modalities: Mapping[str, Modality], samples: tuple[int, ...]) -> dict[str, Modality]:
