@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "ltx_mlx": {"ltx_core"},
     "ltx_pipelines": {"ltx_core", "ltx_media"},
     "ltx_trainer": {"ltx_core", "ltx_media"},
+    "ltx_studio": {"ltx_core", "ltx_media", "ltx_pipelines"},
     "ltx_tiny": {"ltx_core", "ltx_media", "ltx_trainer", "ltx_pipelines"},
 }
 FLOOR = {

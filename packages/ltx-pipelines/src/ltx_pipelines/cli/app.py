@@ -17,6 +17,7 @@ GROUP = "ltx.commands"  # entry points of other packages: name = "module:callabl
 FOREIGN = {  # what packages of this workspace add; others are listed by name
     "train": "Fine-tune or train a model.",
     "dataset": "Prepare, check and look at training data.",
+    "serve": "A page and an HTTP API that make clips.",
     "tiny": "The bundled model: its world, its training, its exam.",
 }
 ABOUT = """Video with sound from text, pictures, sound and clips.

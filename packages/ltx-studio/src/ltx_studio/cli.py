@@ -1,0 +1,95 @@
+"""`ltx serve`: the page and the API."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltx_core.errors import ConfigError
+from ltx_pipelines.cli.command import Command
+from ltx_pipelines.planning.schema import option, options_of
+from ltx_studio.guard import LOOPBACK
+
+ABOUT = """Open a page that makes clips, and an HTTP API in the shapes of OpenAI's videos.
+
+Without options it serves the bundled model on this machine alone. Any other address than loopback needs a key.
+"""
+
+
+@dataclass(frozen=True)
+class Serve:
+    """The options of `ltx serve`."""
+
+    model: str = option("tiny", "Model of requests that name none.", "--model", "-m", metavar="MODEL")
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: int = option(7860, "Port to listen on; 0 takes a free one.", least=0, most=65535)
+    api_key: str = option("", "Key that clients send; also $LTX_API_KEY.", shown="none on loopback")
+    data: str = option("", "Folder of the queue and its clips.", metavar="FOLDER", shown="the user's data folder")
+    workers: str = option("auto", "Devices, one worker each: auto, cpu, cuda:0,cuda:1.", metavar="DEVICES")
+    quota: float = option(20.0, "Clips are kept up to this size, favourites always.", unit="GB", positive=True)
+    no_browser: bool = option(False, "Do not open the page.")
+
+
+def default_folder() -> Path:
+    """Where clips are kept: the user's data folder."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "ltx-studio"
+
+
+def settings_of(asked: Serve) -> Any:
+    """The settings of a server. Raises `ConfigError` for an open address without a key."""
+    from ltx_studio.guard import Limits
+    from ltx_studio.server import Settings
+
+    key = asked.api_key or os.environ.get("LTX_API_KEY") or None
+    local = asked.host in LOOPBACK
+    if not local and key is None:
+        proposal = secrets.token_urlsafe(24)
+        raise ConfigError(f"--host is {asked.host}, which others can reach: expected --api-key, for example {proposal}")
+    devices = (None,) if asked.workers == "auto" else tuple(asked.workers.split(","))
+    return Settings(
+        data=Path(asked.data) if asked.data else default_folder(),
+        model=asked.model,
+        key=key,
+        hosts=LOOPBACK if local else (),
+        devices=devices,
+        limits=Limits(quota_bytes=int(asked.quota * 10**9)),
+    )
+
+
+def serve(given: dict[str, Any]) -> None:
+    """Listen until interrupted."""
+    import socket
+    import webbrowser
+
+    import uvicorn
+
+    from ltx_studio.server import create_app
+
+    asked = Serve(**given)
+    app = create_app(settings_of(asked))
+    listening = socket.socket(socket.AF_INET6 if ":" in asked.host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((asked.host, asked.port))
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {asked.host}:{asked.port}: {error.strerror}; try --port 0") from error
+    address = f"http://{asked.host}:{listening.getsockname()[1]}"
+    sys.stdout.write(f"serving {asked.model} at {address} (Ctrl-C stops it)\n")
+    sys.stdout.flush()
+    if not asked.no_browser and os.isatty(0):
+        webbrowser.open(address)
+    config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=30, h11_max_incomplete_event_size=65536)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+SERVE = Command("serve", ABOUT, options_of(Serve), serve)
+
+
+def app(line: Sequence[str]) -> None:
+    """The sub-command, as the `ltx` command calls it."""
+    SERVE(line)

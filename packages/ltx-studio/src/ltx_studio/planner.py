@@ -1,0 +1,153 @@
+"""Plans requests in a process of its own, so that the server needs no torch and a hard plan cannot hurt it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from ltx_core.errors import ConfigError, LtxError
+from ltx_studio.api import Plan
+from ltx_studio.files import Files
+
+PATIENCE = 60.0  # seconds for one plan
+
+
+class Planner:
+    """Asks the planning process, one request at a time; it is started when it is first needed, or needed again."""
+
+    def __init__(self, files: Files, model: str) -> None:
+        self.files, self.model = files, model
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+
+    def check(self, request: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` for a request that could not be run."""
+        self.plan(request)
+
+    def plan(self, request: Mapping[str, Any]) -> Plan:
+        """What a request would do. Raises `ConfigError` with the words the command would say."""
+        from ltx_pipelines.cli.fields import from_json
+
+        resolved = {"model": self.model, **self.files.resolve(request)}
+        from_json(resolved, "request")
+        refuse_paths(request)
+        answer = self._ask(resolved)
+        if "error" in answer:
+            raise ConfigError(self._without_folder(answer["error"]))
+        return Plan(**answer)
+
+    def _without_folder(self, text: str) -> str:
+        return text.replace(f"{self.files.folder}/", "")
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                command = [sys.executable, "-m", "ltx_studio.planner"]
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            process = self._process
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.flush()
+                ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+                line = process.stdout.readline() if ready else ""
+            except OSError:
+                line = ""
+            if not line:
+                self.stop()
+                raise ConfigError("the request could not be planned in time; ask for less")
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+FILES = ("model", "checkpoint_path", "device", "output", "contact_sheet")
+
+
+def refuse_paths(request: Mapping[str, Any]) -> None:
+    """No path from a client is opened: what names a file must be an upload. Raises `ConfigError`."""
+    from ltx_pipelines.cli.fields import every_option
+
+    options = every_option()
+    for name, value in request.items():
+        one = options.get(name)
+        if name == "model" or one is None:
+            continue
+        if name in FILES or one.group == "Output":
+            raise ConfigError(f"{name} is the server's to choose, expected it left out")
+        for text in names_of_files(one, value):
+            if not text.startswith("upload_"):
+                raise ConfigError(f"{name} is {text[:80]!r}, expected the name of an upload")
+
+
+def names_of_files(one: Any, value: Any) -> list[str]:
+    """The file names in the value of an option: single ones, and the first value of pictures, references, adapters."""
+    named = [name for name, _, _ in one.parts]
+    if "path" in named:
+        entries = value if isinstance(value, list) else [value]
+        firsts = [entry[0] if isinstance(entry, list) and entry else entry for entry in entries]
+        return [str(first.get("path") if isinstance(first, dict) else first) for first in firsts]
+    if one.metavar in ("FILE", "FOLDER") or one.value in ("FILE", "FOLDER"):
+        return [str(value)]
+    return []
+
+
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan of a request in plain values."""
+    from ltx_pipelines.cli.fields import from_json
+    from ltx_pipelines.cli.plan import print_plan
+    from ltx_pipelines.cli.session import open_session
+    from ltx_pipelines.pipeline import pipeline_named
+    from ltx_pipelines.planning.cost import cost_of
+
+    given = from_json(request, "request")
+    named = given.pop("pipeline", None)
+    session = open_session(given, pipeline_named(named) if named else None)
+    plan = session.pipeline.plan(**session.request)
+    cost = cost_of(plan, session.ledger)
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        print_plan(plan, cost)
+    shape = plan.shape
+    return {
+        "pipeline": plan.pipeline,
+        "size": f"{shape.width}x{shape.height}",
+        "frames": shape.frames,
+        "fps": shape.fps,
+        "seconds": round(shape.duration, 3),
+        "steps": sum(stage.steps for stage in plan.stages),
+        "peak_bytes": cost.peak,
+        "text": text.getvalue(),
+    }
+
+
+def main() -> None:
+    """A line of JSON in, a line of JSON out, until the input ends."""
+    out = sys.stdout
+    sys.stdout = sys.stderr  # nothing but answers on standard output
+    for line in sys.stdin:
+        try:
+            found = answer(json.loads(line))
+        except LtxError as error:
+            found = {"error": str(error)}
+        except Exception as error:  # any other failure is the request's too; the process goes on
+            found = {"error": f"internal error: {type(error).__name__}: {str(error)[:300]}"}
+        out.write(json.dumps(found) + "\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()
