@@ -170,6 +170,22 @@ def test_opposite_directions_fail():
         assert swapped.tie is not None and swapped.tie < -0.9
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_true_outlines_overlap_and_lumps_do_not(shape):
+    video, audio = render(scene(shape=shape, motion="falls", size="large"))
+    true = examine(video, audio, {})
+    assert true.outline > 0.93 and true.jitter < 0.01
+    rng = np.random.default_rng(3)
+    lumps = []
+    for frame in video:  # torn by up to 14 pixels, differently in every frame
+        field = Image.fromarray(rng.uniform(-14, 14, (2, 8, 8)).astype(np.float32).reshape(16, 8)).resize((256, 512), 3)
+        down, across = np.asarray(field).reshape(2, 256, 256).round().astype(int)
+        rows, columns = np.mgrid[:256, :256]
+        lumps.append(frame[(rows + down).clip(0, 255), (columns + across).clip(0, 255)])
+    torn = examine(np.stack(lumps), audio, {})
+    assert torn.outline < 0.9 and torn.jitter > 3 * true.jitter
+
+
 def test_late_sound_is_measured():
     video, audio = render(scene())
     late = np.pad(audio, ((0, 0), (1600, 0)))[:, : audio.shape[1]]

@@ -15,11 +15,22 @@ from ltx_core.loader.safetensors_file import SafetensorsFile, save_tensors
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.text_encoders.gemma.backbone import load_backbone
 from ltx_core.text_encoders.gemma.encoder import load_tokenizer
+from ltx_core.text_encoders.gemma.enhance import load_enhancer
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
 from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, train
 from ltx_trainer.pretrain.audio_vae import AudioVaeTask
 from ltx_trainer.pretrain.data import Curriculum, Examples, Stage
-from ltx_trainer.pretrain.gemma import TOKENIZER_CONFIG, GemmaTask, train_tokenizer, unpack
+from ltx_trainer.pretrain.gemma import (
+    IMAGE,
+    IMAGE_TOKENS,
+    SPECIAL_TOKENS,
+    TOKENIZER_CONFIG,
+    TURN,
+    TURN_END,
+    GemmaTask,
+    train_tokenizer,
+    unpack,
+)
 from ltx_trainer.pretrain.pictures import draw_curves, frames_sheet, spectrogram_sheet
 from ltx_trainer.pretrain.task import Spread, holding
 from ltx_trainer.pretrain.transformer import pick
@@ -243,6 +254,29 @@ def test_a_decoder_trained_further_leaves_the_meaning_of_latents_alone(tmp_path:
     assert before.tensors.keys() == after.tensors.keys()
     differing = {name for name in before.tensors if not torch.equal(before.read(name), after.read(name))}
     assert differing and all(name.startswith("vae.decoder.") for name in differing)
+
+
+def test_an_unpacked_language_model_is_a_whole_gemma_that_can_chat(tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+    task = gemma_task()
+    (packed,) = task.export(tmp_path / "exports", 1, dict(task.module.named_parameters()))
+    unpack(packed, tmp_path / "gemma", torch.float32)
+    found = AutoModelForImageTextToText.from_pretrained(tmp_path / "gemma", output_loading_info=True)[1]
+    assert not found["missing_keys"] and not found["unexpected_keys"] and not found["mismatched_keys"]
+    words = "a small red ball"
+    own = GemmaTokenizer(task.tokenizer_json, TOKENIZER_CONFIG)(words, 16)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "gemma")(words)["input_ids"]
+    assert theirs == own.input_ids[own.attention_mask.bool()].tolist()
+    enhancer = load_enhancer(tmp_path / "gemma", torch.float32, images=True)
+    plain = enhancer.prepare(words, "ignored")
+    assert [SPECIAL_TOKENS[i] for i in plain["input_ids"][0].tolist() if 4 <= i < len(SPECIAL_TOKENS)] == [
+        TURN,
+        TURN_END,
+        TURN,
+    ]
+    shown = enhancer.prepare(words, "ignored", torch.zeros(40, 40, 3, dtype=torch.uint8))
+    assert int((shown["input_ids"] == SPECIAL_TOKENS.index(IMAGE["image_token"])).sum()) == IMAGE_TOKENS
 
 
 def test_a_packed_language_model_unpacks_to_a_folder_that_loads(tmp_path: Path) -> None:

@@ -41,6 +41,32 @@ def model_folder() -> Path:
     return WEIGHTS
 
 
+def reuse(name: str, config: Mapping[str, Any], folder: Path) -> Path:
+    """Write a component of the packaged weights as a stage's export, and return the file.
+
+    ``name`` is ``audio_vae`` or ``vocoder``. Of a vocoder whose blocks have more convolutions in ``config`` than in the
+    package, those that are new are 0, which adds nothing. Raises `CheckpointError` for another component.
+    """
+    import torch
+
+    from ltx_core.loader.safetensors_file import SafetensorsFile, save_checkpoint
+    from ltx_core.model.audio_vae.config import VocoderConfig
+    from ltx_core.model.audio_vae.vocoder import Vocoder
+    from ltx_trainer.pretrain.task import MODEL_VERSION
+
+    if name not in ("audio_vae", "vocoder"):
+        raise CheckpointError(f"stage is {name!r}, expected audio_vae or vocoder, which know no pictures")
+    file, prefix = SafetensorsFile(model_folder() / CHECKPOINT), f"{name}."
+    tensors = {key: file.read(key) for key in file.tensors if key.startswith(prefix)}
+    if name == "vocoder":
+        wanted = Vocoder(VocoderConfig.from_metadata(config)).state_dict()
+        tensors |= {prefix + k: torch.zeros_like(v) for k, v in wanted.items() if prefix + k not in tensors}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}_step_00000.safetensors"
+    save_checkpoint(path, tensors, {"config": {name: config[name]}, "model_version": MODEL_VERSION})
+    return path
+
+
 def write_bundle(folder: Path, config: Mapping[str, Any], files: Mapping[str, Path]) -> list[Path]:
     """Put the stages' files together and return what was written.
 

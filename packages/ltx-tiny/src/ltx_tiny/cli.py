@@ -16,6 +16,10 @@ def train(
         "tiny-run"
     ),
     only: Annotated[list[str] | None, typer.Option("--only", help="Stages to run; may be given several times.")] = None,
+    reuse: Annotated[
+        list[str] | None,
+        typer.Option("--reuse", help="Stages whose result is taken from the packaged weights: audio_vae, vocoder."),
+    ] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="A few steps of every stage, to try the recipe.")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
 ) -> None:
@@ -30,7 +34,7 @@ def train(
         raise ConfigError(f"--device is {device!r}, expected auto, cpu or cuda")
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     overlay = "smoke" if smoke else "gpu" if chosen == "cuda" else None
-    if not run(Recipe(read_recipe(overlay), out, chosen), only or ()):
+    if not run(Recipe(read_recipe(overlay), out, chosen), only or (), reuse or ()):
         raise typer.Exit(130)
 
 

@@ -11,23 +11,25 @@ from torch import Tensor
 
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
 from ltx_tiny.world.captions import caption
-from ltx_tiny.world.motion import camera, track
-from ltx_tiny.world.picture import Window, draw
+from ltx_tiny.world.code import scene_code
+from ltx_tiny.world.picture import draw
 from ltx_tiny.world.scene import SECONDS, Scene, sample_scene
 from ltx_tiny.world.sound import play
 from ltx_trainer.pretrain.data import Stage
+from ltx_trainer.pretrain.gemma import TURN, TURN_END
 from ltx_trainer.validation_config import DEFAULT_NEGATIVE_PROMPT
 
 FPS = 25.0
-FULL_SIDE, HALF_SIDE = 256, 128  # pixels of a finished clip, and of the first stage of generation
+CHAT_SHARE = 0.5  # of what the language model reads
 FRAMES = 49
-FULL_SIZE_SHARE = 0.5  # of crops, that come out of full-size pictures; the rest come out of half-size ones
-NEAR_BODY_SHARE = 0.75  # of crops, that lie where the body is
 
 
 @dataclass(frozen=True)
 class VideoExamples:
-    """Pieces of clips for the video VAE: ``video`` uint8 ``[3, frames, side, side]``."""
+    """Short stretches of clips for the video VAE: ``video`` uint8 ``[3, frames, side, side]`` and its ``code``.
+
+    Pictures are whole: what a code says of a body cannot be seen in a part of it.
+    """
 
     seed: int
     part: str = "train"
@@ -36,10 +38,8 @@ class VideoExamples:
         rng = np.random.default_rng((self.seed, position, slot))
         scene = sample_scene(rng, self.part)
         start = float(rng.uniform(0.0, SECONDS - stage.frames / FPS))
-        rendered = FULL_SIDE if rng.random() < FULL_SIZE_SHARE else max(HALF_SIDE, stage.side)
-        top, left = crop_corner(scene, start, rendered, stage.side, rng)
-        window = Window(top, left, stage.side, stage.side)
-        return {"video": as_tensor(draw(scene, stage.frames, rendered, rendered, FPS, start, window))}
+        view = (scene, stage.frames, stage.side, stage.side, FPS, start)
+        return {"video": as_tensor(draw(*view)), "code": torch.from_numpy(scene_code(*view))}
 
 
 @dataclass(frozen=True)
@@ -55,22 +55,6 @@ class SoundExamples:
         wave = play(sample_scene(rng, self.part), FRAMES / FPS)
         first = int(rng.integers(0, max(wave.shape[1] - self.samples, 0) + 1))
         return {"waveform": torch.from_numpy(wave[:, first : first + self.samples].copy())}
-
-
-def crop_corner(scene: Scene, start: float, rendered: int, side: int, rng: np.random.Generator) -> tuple[int, int]:
-    """(top, left) of a square crop, mostly about where the body is at ``start`` seconds."""
-    room = rendered - side
-    if room <= 0:
-        return 0, 0
-    if rng.random() > NEAR_BODY_SHARE:
-        return int(rng.integers(room + 1)), int(rng.integers(room + 1))
-    t = np.array([start])
-    path, view = track(scene, scene.body, t), camera(scene, t)
-    x, y = (path.x[0] - view.x[0]) * view.zoom[0], path.y[0] * view.zoom[0]
-    jitter = rng.uniform(-0.2, 0.2, 2)
-    top = (y + jitter[0] + 0.5) * rendered - side / 2
-    left = (x + jitter[1] + 0.5) * rendered - side / 2
-    return int(np.clip(top, 0, room)), int(np.clip(left, 0, room))
 
 
 def as_tensor(video: NDArray[np.uint8]) -> Tensor:
@@ -102,7 +86,10 @@ def spoken(scene: Scene, rng: np.random.Generator, dropout: float, leave_out: fl
 
 @dataclass(frozen=True)
 class CaptionExamples:
-    """Captions as token rows for the language model: ``input_ids`` ``[tokens]``, padded on the right with 0."""
+    """Captions as token rows for the language model: ``input_ids`` ``[tokens]``, padded on the right with 0.
+
+    Half of them are chats in which a caption that says little is answered by one of the same scene that says all.
+    """
 
     seed: int
     tokenizer: GemmaTokenizer
@@ -110,7 +97,11 @@ class CaptionExamples:
 
     def __call__(self, position: int, slot: int, stage: Stage) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, position, slot))
-        text = spoken(sample_scene(rng, self.part), rng, dropout=0.02, leave_out=0.5)
+        scene = sample_scene(rng, self.part)
+        text = spoken(scene, rng, dropout=0.02, leave_out=0.5)
+        if rng.random() < CHAT_SHARE:
+            asked, answer = caption(scene, rng, rng.uniform(0.3, 2.0)).text, caption(scene, rng, 0.0).text
+            text = f"{TURN}{asked}{TURN_END}{TURN}{answer}{TURN_END}"
         ids = self.tokenizer.tokenizer.encode(text).ids[: stage.tokens]
         return {"input_ids": torch.tensor([*ids, *[0] * (stage.tokens - len(ids))])}
 

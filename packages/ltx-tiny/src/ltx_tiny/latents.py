@@ -1,9 +1,8 @@
-"""Whole clips of the world as latents, computed once and kept in shards: what the transformer learns from.
+"""What the transformer learns from: scenes as the code that is their video latent, and the latents of their sounds.
 
-A shard is a safetensors file with ``video_128`` ``[n, 128, 7, 4, 4]`` and ``audio`` ``[n, 8, 50, 16]`` in bfloat16,
-normalised, in some shards also ``video_256`` ``[n, 128, 7, 8, 8]``, which takes four times as long to make, and the
-scenes as JSON in its metadata. Shard k is a function of the seed, k and the two VAEs; shards that are there are not
-made again.
+The video latent of a scene is computed from the scene, at any size, whenever it is asked for. Sounds are encoded once
+and kept in shards: a safetensors file with ``audio`` ``[n, 8, 50, 16]`` in bfloat16, normalised, and the scenes as JSON
+in its metadata. Shard k is a function of the seed, k and the audio VAE; shards that are there are not made again.
 """
 
 from __future__ import annotations
@@ -23,53 +22,36 @@ from torch.utils.data import DataLoader, Dataset
 from ltx_core.errors import ConfigError
 from ltx_core.loader.safetensors_file import SafetensorsFile, save_tensors
 from ltx_core.model.audio_vae.audio_vae import encode_audio
-from ltx_core.precision import resolve
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
-from ltx_core.types import Audio, AudioLatentShape, SpatioTemporalScaleFactors
-from ltx_tiny.examples import FPS, FRAMES, as_tensor, spoken
-from ltx_tiny.world.picture import draw
+from ltx_core.types import Audio, AudioLatentShape
+from ltx_tiny.examples import FPS, FRAMES, spoken
+from ltx_tiny.world.code import CHANNELS, scene_code
 from ltx_tiny.world.scene import Scene, sample_scene
 from ltx_tiny.world.sound import SAMPLE_RATE, play
-from ltx_trainer.pretrain.data import Stage, leave_stopping_to_the_parent, stack
+from ltx_trainer.pretrain.data import Stage, leave_stopping_to_the_parent
 
 SIDES = (128, 256)
+LATENT_CHANNELS = 128
 PART_SEEDS = {"train": 0, "held_out": 1}
-FRAMES_PER_LATENT = SpatioTemporalScaleFactors.default().time
 
 
-@dataclass(frozen=True)
-class Encoders:
-    """The networks that make latents, on one device."""
-
-    video: nn.Module
-    audio: nn.Module
-
-    @torch.no_grad()
-    def encode(self, clip: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All latents of one rendered clip, without a batch axis."""
-        device = next(self.video.parameters()).device
-        latents, dtype = {}, resolve("auto", device).dtype
-        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            for name in (name for name in clip if name.startswith("video_")):
-                latents[name] = self.video(clip[name].to(device).float()[None] / 127.5 - 1)[0]
-        sound = Audio(clip["waveform"].to(device), SAMPLE_RATE)
-        latents["audio"] = encode_audio(sound, self.audio)[0]  # type: ignore[arg-type]
-        return {name: latent.to("cpu", torch.bfloat16) for name, latent in latents.items()}
+def video_latent(scene: Scene, frames: int, side: int) -> Tensor:
+    """The latent of a square clip of a scene, float32 ``[128, f, h, w]``: its code, and nothing in the rest."""
+    code = torch.from_numpy(scene_code(scene, frames, side, side, FPS))
+    return torch.cat([code, code.new_zeros(LATENT_CHANNELS - len(CHANNELS), *code.shape[1:])])
 
 
-class RenderedScenes(Dataset[dict[str, Tensor]]):
-    """Scenes as ``video_<side>`` uint8 ``[3, F, side, side]`` and ``waveform`` ``[2, S]``, for worker processes."""
+class Sounds(Dataset[Tensor]):
+    """The waveforms ``[2, S]`` of scenes, for worker processes."""
 
-    def __init__(self, scenes: Sequence[tuple[Scene, Sequence[int]]], frames: int) -> None:
+    def __init__(self, scenes: Sequence[Scene], frames: int) -> None:
         self.scenes, self.frames = scenes, frames
 
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        scene, sides = self.scenes[number]
-        videos = {f"video_{side}": as_tensor(draw(scene, self.frames, side, side, FPS)) for side in sides}
-        return {**videos, "waveform": torch.from_numpy(play(scene, self.frames / FPS))}
+    def __getitem__(self, number: int) -> Tensor:
+        return torch.from_numpy(play(self.scenes[number], self.frames / FPS))
 
 
 def scene_of(seed: int, part: str, number: int) -> Scene:
@@ -96,33 +78,22 @@ class LatentClips:
         return cls(paths)
 
     @cached_property
-    def clips(self) -> list[tuple[Mapping[str, Tensor], int, Scene]]:
-        """(tensors of the shard, row, scene) of every clip."""
-        found: list[tuple[Mapping[str, Tensor], int, Scene]] = []
+    def clips(self) -> list[tuple[Tensor, Scene]]:
+        """The sound latent and the scene of every clip."""
+        found: list[tuple[Tensor, Scene]] = []
         for path in self.paths:
             file = SafetensorsFile(path)
-            tensors = {name: file.read(name) for name in file.tensors}
             scenes = [Scene.from_json(values) for values in json.loads(file.metadata["scenes"])]
-            found += [(tensors, row, scene) for row, scene in enumerate(scenes)]
+            found += zip(file.read("audio"), scenes, strict=True)
         return found
-
-    @cached_property
-    def large(self) -> list[int]:
-        """The clips that are there at the large side too."""
-        return [index for index, (tensors, _, _) in enumerate(self.clips) if f"video_{max(SIDES)}" in tensors]
-
-    def draw(self, rng: np.random.Generator, side: int) -> tuple[dict[str, Tensor], Scene]:
-        """A clip by chance, of those with that side."""
-        found = self.large[int(rng.integers(len(self.large)))] if side == max(SIDES) else rng.integers(len(self.clips))
-        tensors, row, scene = self.clips[int(found)]
-        return {name: tensor[row] for name, tensor in tensors.items()}, scene
 
 
 @dataclass(frozen=True)
 class LatentExamples:
     """Latents with a caption in new words each time: ``video``, ``audio``, ``fps``, ``input_ids``, ``attention_mask``.
 
-    Also the empty prompt as ``empty_ids`` and ``empty_mask``. A stage of few frames has the beginnings of clips.
+    Also the empty prompt as ``empty_ids`` and ``empty_mask``. A stage of few frames has the beginnings of clips; one
+    that says ``tokens`` has its prompts padded to so many.
     """
 
     seed: int
@@ -133,12 +104,12 @@ class LatentExamples:
 
     def __call__(self, position: int, slot: int, stage: Stage) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, position, slot))
-        latents, scene = self.clips.draw(rng, stage.side)
-        batch = self.tokenizer([spoken(scene, rng, self.caption_dropout, self.leave_out), ""])
-        video, audio = beginning(latents[f"video_{stage.side}"], latents["audio"], stage.frames)
+        audio, scene = self.clips.clips[int(rng.integers(len(self.clips.clips)))]
+        texts = [spoken(scene, rng, self.caption_dropout, self.leave_out), ""]
+        batch = self.tokenizer(texts, stage.tokens or None)
         return {
-            "video": video,
-            "audio": audio,
+            "video": video_latent(scene, stage.frames, stage.side),
+            "audio": beginning(audio, stage.frames),
             "fps": torch.tensor(FPS),
             "input_ids": batch.input_ids[0],
             "attention_mask": batch.attention_mask[0],
@@ -147,14 +118,13 @@ class LatentExamples:
         }
 
 
-def beginning(video: Tensor, audio: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """Latents ``[C, F, H, W]`` and ``[C, L, M]`` of the first so many pixel frames; both VAEs look back only.
+def beginning(audio: Tensor, frames: int) -> Tensor:
+    """Sound latents ``[C, L, M]`` of the first so many pixel frames; the VAE looks back only.
 
     As much sound as is generated with so many frames, which is a latent less than the audio VAE makes of a whole clip:
     a transformer that always met the last one leans on it.
     """
-    sound = AudioLatentShape.from_duration(1, frames / FPS).frames
-    return video[:, : 1 + (frames - 1) // FRAMES_PER_LATENT], audio[:, :sound]
+    return audio[:, : AudioLatentShape.from_duration(1, frames / FPS).frames]
 
 
 @dataclass(frozen=True)
@@ -162,48 +132,46 @@ class LatentPairs:
     """The same clip small and large, for the upsampler."""
 
     seed: int
-    clips: LatentClips
+    part: str = "train"
 
     def __call__(self, position: int, slot: int, stage: Stage) -> dict[str, Tensor]:
-        rng = np.random.default_rng((self.seed, position, slot))
-        latents, _ = self.clips.draw(rng, max(SIDES))
-        return {"small": latents["video_128"], "large": latents["video_256"]}
+        scene = sample_scene(np.random.default_rng((self.seed, position, slot)), self.part)
+        small, large = (video_latent(scene, stage.frames, side) for side in SIDES)
+        return {"small": small, "large": large}
 
 
 @dataclass(frozen=True)
 class LatentsPlan:
-    """What the latents stage makes: clips per part and per shard, frames per clip, and its helpers.
-
-    Every ``large_every``-th shard has the large side too.
-    """
+    """What the latents stage makes: clips per part and per shard, frames per clip, and its helpers."""
 
     seed: int
     counts: Mapping[str, int]
     shard_size: int
     frames: int = FRAMES
-    large_every: int = 1
     workers: int = 0
 
-    def shards(self, folder: Path) -> list[tuple[Path, list[tuple[Scene, Sequence[int]]]]]:
-        """Every shard that is not there yet, with its scenes and their sides."""
-        missing: list[tuple[Path, list[tuple[Scene, Sequence[int]]]]] = []
+    def shards(self, folder: Path) -> list[tuple[Path, list[Scene]]]:
+        """Every shard that is not there yet, with its scenes."""
+        missing: list[tuple[Path, list[Scene]]] = []
         for part, count in self.counts.items():
             for first in range(0, count, self.shard_size):
                 path = shard_path(folder, part, first // self.shard_size)
                 numbers = range(first, min(first + self.shard_size, count))
-                sides: Sequence[int] = SIDES if (first // self.shard_size) % self.large_every == 0 else SIDES[:1]
                 if not path.exists():
-                    missing.append((path, [(scene_of(self.seed, part, number), sides) for number in numbers]))
+                    missing.append((path, [scene_of(self.seed, part, number) for number in numbers]))
         return missing
 
 
-def make_latents(folder: Path, plan: LatentsPlan, encoders: Encoders) -> Iterator[Path]:
+@torch.no_grad()
+def make_latents(folder: Path, plan: LatentsPlan, encoder: nn.Module) -> Iterator[Path]:
     """Make all shards that are not there yet, giving each when it is written."""
     shards = plan.shards(folder)
-    scenes = [scene for _, held in shards for scene in held]
-    rendered = RenderedScenes(scenes, plan.frames)
-    clips = iter(DataLoader(rendered, None, num_workers=plan.workers, worker_init_fn=leave_stopping_to_the_parent))
+    sounds = Sounds([scene for _, held in shards for scene in held], plan.frames)
+    waves = iter(DataLoader(sounds, None, num_workers=plan.workers, worker_init_fn=leave_stopping_to_the_parent))
+    device = next(encoder.parameters()).device
     for path, held in shards:
-        stacked = stack([encoders.encode(clip) for clip in islice(clips, len(held))])
-        save_tensors(path, stacked, {"scenes": json.dumps([scene.to_json() for scene, _ in held])})
+        audio = Audio(torch.stack(list(islice(waves, len(held)))).to(device), SAMPLE_RATE)
+        latents = encode_audio(audio, encoder)  # type: ignore[arg-type]
+        scenes = json.dumps([scene.to_json() for scene in held])
+        save_tensors(path, {"audio": latents.to("cpu", torch.bfloat16)}, {"scenes": scenes})
         yield path

@@ -57,9 +57,13 @@ class Recipe:
             **given,
         )
 
+    def exports(self, name: str) -> Path:
+        """The folder that a stage exports to."""
+        return self.out / name / CHECKPOINT_FOLDER
+
     def exported(self, name: str) -> Path:
         """The newest file a stage has exported. Raises `ConfigError` when there is none yet."""
-        folder = self.out / name / CHECKPOINT_FOLDER
+        folder = self.exports(name)
         files = newest(folder.glob(f"{name}_step_*.safetensors"))
         if not files:
             raise ConfigError(f"{folder} holds no file of stage {name}, expected that stage to be run first")

@@ -15,7 +15,6 @@ from torch import Tensor
 from ltx_core.components.schedulers import LTX2Scheduler
 from ltx_core.components.sigmas import DISTILLED_SIGMAS
 from ltx_core.loader import Checkpoint
-from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.text_encoders.gemma.backbone import load_backbone
 from ltx_core.text_encoders.gemma.encoder import load_tokenizer
@@ -29,16 +28,16 @@ from ltx_tiny.examples import (
     held_out_clips,
     held_out_sound,
 )
-from ltx_tiny.latents import Encoders, LatentClips, LatentExamples, LatentPairs, LatentsPlan, make_latents
+from ltx_tiny.latents import LATENT_CHANNELS, LatentClips, LatentExamples, LatentPairs, LatentsPlan, make_latents
 from ltx_tiny.recipe import Recipe
 from ltx_tiny.sample import Decoders, SampleJudge, SampleSettings
+from ltx_tiny.world.code import CHANNELS
 from ltx_trainer.loop import Task
 from ltx_trainer.lora import LoraSettings
 from ltx_trainer.pretrain.audio_vae import AudioVaeTask
 from ltx_trainer.pretrain.data import Examples, Stage, stack
 from ltx_trainer.pretrain.distill import DistillSettings, DistillTask, block_linears
 from ltx_trainer.pretrain.gemma import TOKENIZER_CONFIG, GemmaTask, train_tokenizer
-from ltx_trainer.pretrain.task import STATISTICS
 from ltx_trainer.pretrain.transformer import Mode, TextModel, TransformerTask, TransformerTrainer, start_distinct
 from ltx_trainer.pretrain.upsampler import UpsamplerTask
 from ltx_trainer.pretrain.video_vae import VideoDecoderTask, VideoVaeTask
@@ -55,12 +54,13 @@ CAPTIONS_TO_START = 512  # whose words set the text projections
 
 def video_vae(recipe: Recipe) -> Task:
     examples = recipe.examples("video_vae", VideoExamples(recipe.seed))
-    return VideoVaeTask(recipe.config, examples, held_out_videos(recipe))
+    return VideoVaeTask(recipe.config, examples, held_out_videos(recipe), code_channels=len(CHANNELS))
 
 
 def video_decoder(recipe: Recipe) -> Task:
     examples = recipe.examples("video_decoder", VideoExamples(recipe.seed))
-    return VideoDecoderTask(recipe.config, recipe.exported("video_vae"), examples, held_out_videos(recipe))
+    trained = recipe.exported("video_vae")
+    return VideoDecoderTask(recipe.config, trained, examples, held_out_videos(recipe), code_channels=len(CHANNELS))
 
 
 def audio_vae(recipe: Recipe) -> Task:
@@ -89,27 +89,19 @@ def gemma(recipe: Recipe) -> Task:
 
 def latents(recipe: Recipe) -> None:
     stage = recipe.stage("latents")
-    checkpoint = Checkpoint.open([recipe.exported("video_vae"), recipe.exported("audio_vae")])
-    device = recipe.device
-    video: Any = checkpoint.build("video_encoder", torch.float32, device)
-    audio: Any = checkpoint.build("audio_encoder", torch.float32, device)
-    if recipe.values["compile"]:
-        video.compile(dynamic=False)
-    shard_size, frames, large_every = (int(stage[name]) for name in ("shard_size", "frames", "large_every"))
-    workers = int(recipe.values["workers"])
-    plan = LatentsPlan(recipe.seed, stage["counts"], shard_size, frames, large_every, workers)
-    for path in make_latents(recipe.out / "latents", plan, Encoders(video, audio)):
+    encoder: Any = Checkpoint.open(recipe.exported("audio_vae")).build("audio_encoder", torch.float32, recipe.device)
+    plan = LatentsPlan(
+        recipe.seed, stage["counts"], int(stage["shard_size"]), int(stage["frames"]), int(recipe.values["workers"])
+    )
+    for path in make_latents(recipe.out / "latents", plan, encoder):
         typer.echo(f"latents {path.name}")
 
 
 def upsampler(recipe: Recipe) -> Task:
-    file = SafetensorsFile(recipe.exported("video_vae"))
-    names = ("mean-of-means", "std-of-means")
-    mean, std = (file.read(f"vae.{STATISTICS}{name}").float() for name in names)
-    pairs = LatentPairs(recipe.seed, LatentClips.open(recipe.out / "latents", "train"))
-    checked = LatentPairs(recipe.seed + 1, LatentClips.open(recipe.out / "latents", "held_out"))
-    held_out = held_out_batch(recipe, checked, Stage(1, 1))
-    return UpsamplerTask(recipe.values["upscaler"], (mean, std), recipe.examples("upsampler", pairs), held_out)
+    nothing, one = torch.zeros(LATENT_CHANNELS), torch.ones(LATENT_CHANNELS)  # the statistics of a taught VAE
+    examples = recipe.examples("upsampler", LatentPairs(recipe.seed))
+    held_out = held_out_batch(recipe, LatentPairs(recipe.seed, "held_out"), examples.curriculum.at(0))
+    return UpsamplerTask(recipe.values["upscaler"], (nothing, one), examples, held_out, len(CHANNELS))
 
 
 def transformer(recipe: Recipe) -> Task:
@@ -193,7 +185,8 @@ def make_trainer(recipe: Recipe, trained: Path | None = None) -> TransformerTrai
         for mode in recipe.stage("transformer")["modes"]
     ]
     torch.manual_seed(recipe.seed)
-    trainer = TransformerTrainer(recipe.config, text, modes, float(recipe.stage("transformer")["isolated_share"]))
+    isolated_share = float(recipe.stage("transformer")["isolated_share"])
+    trainer = TransformerTrainer(recipe.config, text, modes, isolated_share, len(CHANNELS))
     if recipe.device == "cpu":
         trainer.transformer.set_attention_backend("math")
     if trained is not None:

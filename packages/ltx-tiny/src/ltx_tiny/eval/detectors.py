@@ -27,6 +27,8 @@ class Result:
     found: Mapping[str, str | None]
     lags_ms: tuple[float, ...]
     tie: float | None  # correlation of what should move together in sight and sound; None if nothing should
+    outline: float = 0.0  # median overlap of the body with the best-fitting true shape
+    jitter: float = 0.0  # mean change of that overlap from frame to frame
 
     @property
     def correct(self) -> dict[str, bool]:
@@ -48,6 +50,8 @@ class Result:
             "correct": self.correct,
             "lags_ms": lags,
             "tie": tie,
+            "outline": round(self.outline, 4),
+            "jitter": round(self.jitter, 4),
         }
 
 
@@ -72,7 +76,9 @@ def examine(
     found = {name: getattr(sight, name) for name in ("colour", "shape", "size", "motion", "background", "camera")}
     found |= {"sound": hearing.sound, "pitch": hearing.pitch}
     lags = find_lags(sight.events, hearing.onsets, len(video) / fps)
-    return Result(dict(stated), found, lags, find_tie(sight, hearing))
+    outline = float(np.median(sight.outline)) if len(sight.outline) else 0.0
+    jitter = float(np.abs(np.diff(sight.outline)).mean()) if len(sight.outline) > 1 else 0.0
+    return Result(dict(stated), found, lags, find_tie(sight, hearing), outline, jitter)
 
 
 def find_lags(events: Array, onsets: Array, seconds: float) -> tuple[float, ...]:

@@ -85,6 +85,8 @@ class Trip:
     """How much of one clip survives being encoded and decoded."""
 
     psnr_db: float
+    outline: float  # median overlap of the body with the best-fitting true shape, afterwards
+    jitter: float  # mean change of that overlap from frame to frame
     log_mel_error: float
     shifts_ms: tuple[float, ...]  # of its onsets, where the sound comes in pulses
     heard_ms: tuple[float, ...]  # of the same onsets before the trip, against the instants they were made at
@@ -92,6 +94,7 @@ class Trip:
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers; None for what cannot be said in numbers."""
         numbers = {"psnr_db": self.psnr_db, "log_mel_error": self.log_mel_error}
+        numbers |= {"outline": self.outline, "jitter": self.jitter}
         lists = {"shifts_ms": self.shifts_ms, "heard_ms": self.heard_ms}
         return {name: finite(value) for name, value in numbers.items()} | {
             name: [finite(value) for value in values] for name, values in lists.items()
@@ -115,4 +118,6 @@ def reconstruct(
             shifts = onset_shifts(audio, after)
             seconds = audio.shape[1] / RATE
             heard = find_lags(events(scene.body, 0.0, seconds), listen(audio).onsets, seconds)
-        yield Trip(psnr(video, through_video(video)), log_mel_error(audio, after), shifts, heard)
+        seen = through_video(video)
+        steadiness = examine(seen, audio, {})
+        yield Trip(psnr(video, seen), steadiness.outline, steadiness.jitter, log_mel_error(audio, after), shifts, heard)

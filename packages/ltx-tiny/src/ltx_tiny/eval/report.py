@@ -48,8 +48,13 @@ class Spread:
 
     @classmethod
     def of_ties(cls, ties: Sequence[float]) -> Spread:
-        """Correlations, with the 5th percentile as the tail."""
+        """Correlations or overlaps, with the 5th percentile as the tail."""
         return cls._of(np.array(ties, dtype=np.float64), 5)
+
+    @classmethod
+    def of_jitters(cls, jitters: Sequence[float]) -> Spread:
+        """What had better be small, with the 95th percentile as the tail."""
+        return cls._of(np.array(jitters, dtype=np.float64), 95)
 
     @classmethod
     def _of(cls, values: NDArray[np.float64], tail: float) -> Spread:
@@ -100,6 +105,8 @@ class Summary:
     shares: Mapping[str, Share]  # of each attribute, where it was stated; and "all stated"
     lag_ms: Spread
     tie: Spread  # correlations, where sound should move with sight
+    outline: Spread  # overlaps of outlines with true ones
+    jitter: Spread  # their changes from frame to frame
 
 
 def wilson(right: int, total: int, z: float = CONFIDENCE_Z) -> tuple[float, float]:
@@ -122,7 +129,9 @@ def summarise(results: Sequence[Result]) -> Summary:
     shares["all stated"] = Share(sum(result.passed for result in results), len(results))
     lags = [lag for result in results for lag in result.lags_ms]
     ties = [result.tie for result in results if result.tie is not None]
-    return Summary(len(results), shares, Spread.of_lags(lags), Spread.of_ties(ties))
+    outlines = Spread.of_ties([result.outline for result in results])
+    jitters = Spread.of_jitters([result.jitter for result in results])
+    return Summary(len(results), shares, Spread.of_lags(lags), Spread.of_ties(ties), outlines, jitters)
 
 
 def table(summaries: Mapping[str, Summary]) -> str:
@@ -132,6 +141,8 @@ def table(summaries: Mapping[str, Summary]) -> str:
     rows += [[name, *(_share(summary.shares.get(name)) for summary in summaries.values())] for name in names]
     rows.append(["lag, ms", *(_spread(summary.lag_ms, "95%", 0) for summary in summaries.values())])
     rows.append(["sound follows sight", *(_spread(summary.tie, "5%", 2) for summary in summaries.values())])
+    rows.append(["outline, overlap", *(_spread(summary.outline, "5%", 3) for summary in summaries.values())])
+    rows.append(["outline, jitter", *(_spread(summary.jitter, "95%", 4) for summary in summaries.values())])
     return _lines(rows)
 
 
@@ -175,7 +186,8 @@ def to_json(summary: Summary) -> dict[str, Any]:
         }
         for name, share in summary.shares.items()
     }
-    return {"count": summary.count, "shares": shares, "lag_ms": _numbers(summary.lag_ms), "tie": _numbers(summary.tie)}
+    spreads = {"lag_ms": summary.lag_ms, "tie": summary.tie, "outline": summary.outline, "jitter": summary.jitter}
+    return {"count": summary.count, "shares": shares} | {name: _numbers(spread) for name, spread in spreads.items()}
 
 
 def finite(value: float) -> float | None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
 ON_SHEET = 16  # clips
+OVERLAP = ("lowest", "5%")
 FIRST_FRAMES_OF = 4  # one question in so many is also asked with its first frame given
 Item = TypeVar("Item")
 Track = Callable[[Iterable[Item], str, int], Iterator[Item]]  # items, what they are, how many
@@ -104,6 +105,8 @@ class Record:
         shifts = Spread.of_lags([lag for trip in self.trips for lag in trip.shifts_ms])
         rows = [
             Row("video VAE, PSNR in dB", "exact", Average.of([trip.psnr_db for trip in self.trips])),
+            Row("video VAE, outline, overlap", "-", Spread.of_ties([trip.outline for trip in self.trips]), 3, OVERLAP),
+            Row("video VAE, outline, jitter", "-", Spread.of_jitters([trip.jitter for trip in self.trips]), 4),
             Row(
                 "audio VAE and vocoder, log-mel error",
                 "0",

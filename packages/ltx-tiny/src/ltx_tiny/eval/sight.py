@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx_tiny.eval.outline import outline_fits
 from ltx_tiny.eval.path import Path, find_events, find_motion
 from ltx_tiny.eval.stage import UNKNOWN, Array, Pixels, camera_move, find_background, find_camera, reduced, remains
 from ltx_tiny.world.picture import MARK, distance, grid
@@ -23,6 +24,7 @@ CROP = 48  # samples across a body's crop
 REACH = 1.5  # half the width of the crop, in radii of the disc of the same area
 MAX_COLOUR_ERROR = 50.0
 MAX_SHAPE_ERROR = 0.27
+WHOLE = 0.9  # presence from which an outline is looked at
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class Sight:
     shape: str = UNKNOWN
     size: str = UNKNOWN
     motion: str = UNKNOWN
+    outline: Array = field(
+        default_factory=lambda: np.zeros(0)
+    )  # overlap with the best-fitting true shape, of every other frame
     events: Array = field(default_factory=lambda: np.zeros(0))  # seconds: impacts, turns or appearances
 
 
@@ -67,20 +72,22 @@ def look(video: NDArray[np.uint8], fps: float) -> Sight:
     crops = _crops(np.concatenate([pixels, rest[..., None]], axis=-1)[blob.seen], blob)
     colour, cover = crops[..., :3], np.clip(crops[..., 3] / blob.contrast, 0.0, 1.0)
     shape = find_shape(_firm(cover))
-    outline = shape if shape != UNKNOWN else "ball"
-    radius = blob.radius / zoom / np.sqrt(_features(outline)[1] / np.pi)
+    taken = shape if shape != UNKNOWN else "ball"
+    radius = blob.radius / zoom / np.sqrt(_features(taken)[1] / np.pi)
     path = Path(
         x=_where(blob.seen, blob.x / zoom + pan),
         y=_where(blob.seen, blob.y / zoom),
         radius=_where(blob.seen, radius),
-        angle=_where(blob.seen, _turning(colour, _firm(cover), outline), scatter=True),
+        angle=_where(blob.seen, _turning(colour, _firm(cover), taken), scatter=True),
         screen_x=_where(blob.seen, blob.x),
         presence=blob.presence,
         fps=fps,
     )
     motion = find_motion(path)
     size = find_size(path, motion)
-    return Sight(path, background, move, find_colour(colour, cover), shape, size, motion, find_events(path, motion))
+    outline = find_outline(_firm(cover)[blob.presence[blob.seen] > WHOLE][::2])
+    painted = find_colour(colour, cover)
+    return Sight(path, background, move, painted, shape, size, motion, outline, find_events(path, motion))
 
 
 def _locate(rest: Pixels) -> _Blob:
@@ -136,6 +143,18 @@ def find_shape(cover: Pixels) -> str:
     errors = {shape: float(np.linalg.norm(seen - _features(shape)[0])) for shape in SHAPES}
     best = min(errors, key=errors.__getitem__)
     return best if errors[best] < MAX_SHAPE_ERROR else UNKNOWN
+
+
+def find_outline(cover: Pixels) -> Array:
+    """How well covers ``[N, CROP, CROP]`` overlap with the one true shape that fits them best: ``[N]``."""
+    if not len(cover):
+        return np.zeros(0)
+    few = cover[:: max(len(cover) // 3, 1)]
+
+    def fits(covers: Pixels, shape: str) -> Array:
+        return outline_fits(covers if shape == "ring" else _filled(covers), _crop_axis(), shape)
+
+    return fits(cover, max(SHAPES, key=lambda shape: float(np.median(fits(few, shape)))))
 
 
 def find_colour(colour: Pixels, cover: Pixels) -> str:

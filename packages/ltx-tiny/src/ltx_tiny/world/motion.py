@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx_tiny.world.edition import EDITION
 from ltx_tiny.world.scene import RADIUS, Body, Scene
 
 Array = NDArray[np.floating[Any]]
 
-GROUND_Y = 0.34  # where things stand
+GROUND_Y = EDITION.ground_y  # where things stand
 HORIZON_Y = 0.15  # where the wall meets the floor
-GRAVITY = 9.0  # stage units per second squared
-SLIDE = 0.25  # from the middle to either end
-CLIMB = 0.34  # how far things rise or fall
 BLINK_ON = 0.55  # share of the period a blinking body can be seen
 FADE = 0.08  # seconds a blinking body takes to appear or go
 PAN = 0.1  # camera, from the middle to either end
@@ -65,13 +63,13 @@ def track(scene: Scene, body: Body, t: Array) -> Track:
     cycles = t / body.period + body.phase
     if body.motion == "bounces":
         u = cycles % 1.0
-        height = GRAVITY / 2 * body.period**2 * u * (1.0 - u)
+        height = EDITION.gravity / 2 * body.period**2 * u * (1.0 - u)
     elif body.motion in ("slides left", "slides right"):
-        x = body.x + SLIDE * (2.0 * p - 1.0) * (1 if body.motion == "slides right" else -1)
+        x = body.x + EDITION.slide * (2.0 * p - 1.0) * (1 if body.motion == "slides right" else -1)
     elif body.motion == "rises":
-        height = 0.02 + CLIMB * p
+        height = 0.02 + EDITION.climb * p
     elif body.motion == "falls":
-        height = 0.02 + CLIMB * (1.0 - p)
+        height = 0.02 + EDITION.climb * (1.0 - p)
     elif body.motion == "spins":
         height = height + 0.1 + body.y
         angle = 2.0 * np.pi * cycles

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx_tiny.world.edition import EDITION
 from ltx_tiny.world.motion import GROUND_Y, HORIZON_Y, camera, track
 from ltx_tiny.world.scene import COLOURS, Body, Scene
 
@@ -31,7 +32,7 @@ VANISHING_Y = -0.45  # where the floor boards would meet
 CORNERS = {  # corners, tip, notch, rounding in radii; turned by so many radians
     "box": (4, 1.0, 0.7071, 0.15, np.pi / 4),
     "triangle": (3, 1.06, 0.53, 0.15, 0.0),
-    "star": (5, 1.08, 0.5, 0.1, 0.0),
+    "star": (5, *EDITION.star, 0.0),
 }
 RING = (0.75, 0.25)  # middle of the band and half its width
 BEVEL = {"ball": 1.0, "ring": RING[1], "box": 0.34, "triangle": 0.34, "star": 0.3}
@@ -129,12 +130,15 @@ def distance(shape: str, x: Float, y: Float) -> Float:
     return np.hypot(u - along * du, v - along * dv) * side - rounding
 
 
-def shade(body: Body, x: Float, y: Float, angle: float, pixel: float) -> tuple[Float, Float]:
-    """Colour ``[h, w, 3]`` and coverage ``[h, w]`` of a body of radius 1 at offsets ``x [w]``, ``y [h]`` on screen."""
+def shade(body: Body, x: Float, y: Float, angle: float, pixel: float, ramp: float) -> tuple[Float, Float]:
+    """Colour ``[h, w, 3]`` and coverage ``[h, w]`` of a body of radius 1 at offsets ``x [w]``, ``y [h]`` on screen.
+
+    ``pixel`` is the distance of two offsets and ``ramp`` that from nothing to full cover at the outline.
+    """
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     own_x, own_y = x * cos + y[:, None] * sin, y[:, None] * cos - x * sin
     outline = distance(body.shape, own_x, own_y)
-    cover = np.clip(0.5 - outline / pixel, 0.0, 1.0)
+    cover = np.clip(0.5 - outline / ramp, 0.0, 1.0)
     slope_y, slope_x = np.gradient(outline, pixel)
     bevel = BEVEL[body.shape]
     lean = np.clip(1.0 + outline / bevel, 0.0, 1.0)
@@ -143,7 +147,7 @@ def shade(body: Body, x: Float, y: Float, angle: float, pixel: float) -> tuple[F
     gleam = lean * (slope_x * HALF[0] + slope_y * HALF[1]) + facing * HALF[2]
     base = np.array(COLOURS[body.colour], dtype=np.float32)
     away, dot = MARK.get(body.shape, MARK["other"])
-    mark = np.clip(0.5 - (np.hypot(own_x, own_y + away) - dot) / pixel, 0.0, 1.0)[..., None]
+    mark = np.clip(0.5 - (np.hypot(own_x, own_y + away) - dot) / ramp, 0.0, 1.0)[..., None]
     paint = base + (np.array([255, 250, 240], dtype=np.float32) - base) * mark
     paint = paint * (0.62 + 0.5 * np.maximum(lit, 0.0))[..., None]
     paint += (255.0 - np.minimum(paint, 255.0)) * (0.35 * np.maximum(gleam, 0.0) ** 30)[..., None]
@@ -206,7 +210,7 @@ def _body(frame: Frame, place: Place, body: Body, angle: float) -> None:
         pixels, x, y = patch
         pixel = 1.0 / (min(frame.height, frame.width) * place.radius)
         scale = np.float32(place.radius)
-        colour, cover = shade(body, x / scale, y / scale, angle, pixel)
+        colour, cover = shade(body, x / scale, y / scale, angle, pixel, max(pixel, EDITION.softness / place.radius))
         under = pixels.astype(np.float32)
         pixels[:] = (under + (colour - under) * (cover * place.alpha)[..., None] + 0.5).astype(np.uint8)
 

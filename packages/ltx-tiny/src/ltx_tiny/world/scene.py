@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ltx_core.errors import ConfigError
+from ltx_tiny.world.edition import EDITION
 
 SHAPES = ("ball", "box", "triangle", "star", "ring")
 SIZES = ("small", "large")
@@ -51,9 +52,9 @@ CLASHES = {  # colours that would be hard to see
     "night": ("blue", "purple"),
     "sunset": ("orange", "pink"),
 }
-RADIUS = {"small": 0.112, "large": 0.19}  # 28 and 48 pixels on a stage of 256
+RADIUS = EDITION.radius
 PITCHED = ("bounces", "blinks")  # motions whose sound is low, middle or high; a held tone is too
-PERIOD = {"bounces": (0.46, 0.57), "spins": (0.75, 1.05), "blinks": (0.6, 0.8)}  # shortest and longest
+PERIOD = EDITION.period
 SOUNDS = {  # what each motion sounds like; a body that stays still holds a tone or is silent
     "bounces": "knock",
     "slides left": "hum to the left",
@@ -177,7 +178,8 @@ def _sample(rng: np.random.Generator, seconds: float) -> Scene:
         pitch = None
     moves = cameras_for(motion, size)[1:]
     camera = str(rng.choice(moves)) if moves and rng.random() < 0.4 else "still"
-    room = 0.03 if motion.startswith("slides") else 0.34 - RADIUS["large" if motion in ("grows", "shrinks") else size]
+    radius = RADIUS["large" if motion in ("grows", "shrinks") else size]
+    room = 0.03 if motion.startswith("slides") else EDITION.reach - radius
     room = max(room - (0.1 if camera.startswith("pans") else 0.0), 0.02)
     body = Body(
         shape=str(rng.choice(SHAPES)),

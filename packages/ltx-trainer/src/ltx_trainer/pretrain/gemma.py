@@ -21,17 +21,74 @@ from ltx_trainer.draws import Draws
 from ltx_trainer.pretrain.data import Examples
 from ltx_trainer.pretrain.task import PretrainTask, holding, prefixed
 
-SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")  # ids 0 to 3, as in Gemma
+TURN, TURN_END = "<start_of_turn>", "<end_of_turn>"
+IMAGE = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", TURN, TURN_END, *IMAGE.values())  # the first four as in Gemma
+END_IDS = [1, SPECIAL_TOKENS.index(TURN_END)]
 TOKENIZER_CONFIG = {
-    "tokenizer_class": "GemmaTokenizer",
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "processor_class": "Gemma3Processor",
     "add_bos_token": True,
     "add_eos_token": False,
     "pad_token": "<pad>",
     "eos_token": "<eos>",
     "bos_token": "<bos>",
     "unk_token": "<unk>",
+    "extra_special_tokens": IMAGE,
     "clean_up_tokenization_spaces": False,
-    "model_max_length": 64,
+    "padding_side": "left",
+    "model_max_length": 128,
+}
+# What a user wrote, then what a caption of it might be. The rest of a chat is left out: it is written for large models.
+CHAT_TEMPLATE = f"""\
+{{%- for message in messages if message['role'] == 'user' -%}}
+{TURN}
+{{%- if message['content'] is string -%}}
+{{{{ message['content'].split('rompt: ')[-1] }}}}
+{{%- else -%}}
+{{%- for part in message['content'] -%}}
+{{%- if part['type'] == 'image' -%}}{IMAGE["boi_token"]}
+{{%- else -%}}{{{{ part['text'].split('rompt: ')[-1] }}}}{{%- endif -%}}
+{{%- endfor -%}}
+{{%- endif -%}}
+{TURN_END}
+{{%- endfor -%}}
+{{%- if add_generation_prompt -%}}{TURN}{{%- endif -%}}
+"""
+IMAGE_SIDE, PATCH, IMAGE_TOKENS = 32, 8, 4  # pixels, pixels, tokens
+VISION = {  # the least tower that a Gemma can have; it is not trained
+    "model_type": "siglip_vision_model",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": IMAGE_SIDE,
+    "patch_size": PATCH,
+    "vision_use_head": False,
+}
+IMAGE_PROCESSOR = {
+    "image_processor_type": "Gemma3ImageProcessor",
+    "processor_class": "Gemma3Processor",
+    "do_resize": True,
+    "size": {"height": IMAGE_SIDE, "width": IMAGE_SIDE},
+    "resample": 2,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "image_seq_length": IMAGE_TOKENS,
+}
+SIDE_CARS: dict[str, Any] = {
+    "tokenizer_config.json": TOKENIZER_CONFIG,
+    "processor_config.json": {"processor_class": "Gemma3Processor", "image_seq_length": IMAGE_TOKENS},
+    "preprocessor_config.json": IMAGE_PROCESSOR,
+    "generation_config.json": {
+        "bos_token_id": 2,
+        "eos_token_id": [1, SPECIAL_TOKENS.index(TURN_END)],
+        "pad_token_id": 0,
+    },
+    "chat_template.jinja": CHAT_TEMPLATE,
 }
 LANGUAGE_MODEL = "language_model."
 
@@ -97,12 +154,7 @@ class GemmaTask(PretrainTask):
         """One packed file."""
         path = folder / f"{self.name}_step_{step:05d}.safetensors"
         folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "architectures": ["Gemma3ForConditionalGeneration"],
-            "model_type": "gemma3",
-            "text_config": {"model_type": "gemma3_text", **self.text_config},
-        }
-        metadata = {"gemma_config": config, "tokenizer_config.json": TOKENIZER_CONFIG}
+        metadata = {"gemma_config": full_config(self.text_config), **SIDE_CARS}
         with holding(self.module, weights):
             save_checkpoint(path, self.tensors(), metadata)
         return [path]
@@ -110,7 +162,36 @@ class GemmaTask(PretrainTask):
     def tensors(self) -> dict[str, Tensor]:
         body = prefixed(f"{LANGUAGE_MODEL}model.", self.module.language_model.model.state_dict())
         text = torch.frombuffer(bytearray(self.tokenizer_json.encode()), dtype=torch.uint8)
-        return {**body, "tokenizer_json": text}
+        return {**body, **vision_tensors(self.text_config), "tokenizer_json": text}
+
+
+def full_config(text_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` of a Gemma 3 with a language model and a vision tower."""
+    special = {name.replace("_token", "_token_index"): SPECIAL_TOKENS.index(token) for name, token in IMAGE.items()}
+    return {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "text_config": {"model_type": "gemma3_text", **text_config},
+        "vision_config": VISION,
+        "mm_tokens_per_image": IMAGE_TOKENS,
+        "eos_token_id": END_IDS,
+        **special,
+    }
+
+
+def vision_tensors(text_config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A vision tower that learned nothing, under the published names: a Gemma 3 cannot be opened without one."""
+    from transformers import Gemma3Config
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
+    from transformers.models.siglip import SiglipVisionModel
+
+    config = Gemma3Config(**{k: v for k, v in full_config(text_config).items() if k != "model_type"})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tower, projector = SiglipVisionModel(config.vision_config), Gemma3MultiModalProjector(config)
+        torch.nn.init.normal_(projector.mm_input_projection_weight, std=0.02)
+    tensors = prefixed("vision_tower.", tower.state_dict()) | prefixed("multi_modal_projector.", projector.state_dict())
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def unpack(packed: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> list[Path]:
@@ -124,7 +205,8 @@ def unpack(packed: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> l
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
-    tensors = {name: tensor.to(dtype) for name, tensor in assets.language_model_tensors().items()}
+    (file,) = assets.weights
+    tensors = {name: file.read(name).to(dtype) for name in file.tensors if name != "tokenizer_json"}
     weights = folder / "model.safetensors"
-    save_checkpoint(weights, prefixed(f"{LANGUAGE_MODEL}model.", tensors), {"format": "pt"})
+    save_checkpoint(weights, tensors, {"format": "pt"})
     return [*(folder / name for name in texts), weights]

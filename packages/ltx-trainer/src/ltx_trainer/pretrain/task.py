@@ -91,6 +91,19 @@ def centre_output(conv: nn.Module, like: Tensor) -> None:
     conv.get_parameter("bias").mul_(like.std()).add_(like.mean())
 
 
+@torch.no_grad()
+def read_first(layer: nn.Module, channels: int) -> None:
+    """Let a fresh layer look at its first input channels alone; it stays so while the others are 0 in training."""
+    layer.get_parameter("weight")[:, channels:] = 0.0
+
+
+@torch.no_grad()
+def say_first(layer: nn.Module, channels: int) -> None:
+    """Let a fresh layer give 0 in all but its first output channels; it stays so while no loss asks for more."""
+    layer.get_parameter("weight")[channels:] = 0.0
+    layer.get_parameter("bias")[channels:] = 0.0
+
+
 @contextmanager
 def holding(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Let ``module`` hold other ``weights`` (by parameter name) for a while."""

@@ -14,7 +14,7 @@ from ltx_core.model.upsampler.config import LatentUpsamplerConfig
 from ltx_core.model.upsampler.model import LatentUpsampler, upsample_latent
 from ltx_trainer.draws import Draws
 from ltx_trainer.pretrain.data import Examples
-from ltx_trainer.pretrain.task import MODEL_VERSION, PretrainTask, holding
+from ltx_trainer.pretrain.task import MODEL_VERSION, PretrainTask, holding, read_first, say_first
 
 
 class UpsamplerTrainer(nn.Module):
@@ -23,9 +23,14 @@ class UpsamplerTrainer(nn.Module):
     mean: Tensor  # [C], statistics of the video VAE
     std: Tensor
 
-    def __init__(self, config: LatentUpsamplerConfig, statistics: tuple[Tensor, Tensor]) -> None:
+    def __init__(
+        self, config: LatentUpsamplerConfig, statistics: tuple[Tensor, Tensor], code_channels: int = 0
+    ) -> None:
         super().__init__()
         self.upsampler = LatentUpsampler(config)
+        if code_channels:
+            read_first(self.upsampler.initial_conv, code_channels)
+            say_first(self.upsampler.final_conv, code_channels)
         for name, value in zip(("mean", "std"), statistics, strict=True):
             self.register_buffer(name, value, persistent=False)
 
@@ -48,8 +53,10 @@ class UpsamplerTask(PretrainTask):
         statistics: tuple[Tensor, Tensor],
         examples: Examples,
         held_out: Mapping[str, Tensor] | None = None,
+        code_channels: int = 0,
     ) -> None:
-        super().__init__(UpsamplerTrainer(LatentUpsamplerConfig.from_metadata(config), statistics), examples)
+        module = UpsamplerTrainer(LatentUpsamplerConfig.from_metadata(config), statistics, code_channels)
+        super().__init__(module, examples)
         self.given_config, self.held_out = dict(config), held_out
 
     def validate(self, step: int, folder: Path) -> Mapping[str, float]:

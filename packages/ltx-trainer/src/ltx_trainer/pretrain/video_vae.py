@@ -1,8 +1,14 @@
-"""The video VAE from nothing: reconstruct clips through a latent that is held near a normal distribution.
+"""The video VAE from nothing: clips to a latent that is taught, and back.
 
-The loss is absolute plus squared error, with pixels that stand out from their row weighed up so that small things are
-not taken for noise, plus a light Kullback-Leibler term. When it is exported the per-channel statistics are measured,
-so that a latent leaves the encoder with mean 0 and spread 1 in every channel.
+A data set may give a ``code`` with every clip: what the first channels of its latent ought to be. The encoder learns to
+say it and the decoder to draw from it, sometimes from the code itself and sometimes from what the encoder said, always
+with a little noise, since a transformer will not hit it exactly. Channels that no code asks for stay at nothing: the
+encoder gives 0 there and the decoder does not look. Without a code all channels are free and held near a normal
+distribution.
+
+The picture's loss is absolute plus squared error plus the error of its slopes, with pixels that stand out from their
+row weighed up so that small things are not taken for noise. Without a code the per-channel statistics are measured on
+export, so that a latent leaves the encoder with mean 0 and spread 1 in every channel; a code is taken as it is.
 """
 
 from __future__ import annotations
@@ -22,40 +28,73 @@ from ltx_core.model.video_vae.video_vae import LatentDistribution, VideoDecoder,
 from ltx_trainer.draws import Draws
 from ltx_trainer.pretrain.data import Examples
 from ltx_trainer.pretrain.pictures import frames_sheet
-from ltx_trainer.pretrain.task import STATISTICS, PretrainTask, Spread, prefixed
+from ltx_trainer.pretrain.task import STATISTICS, PretrainTask, Spread, prefixed, read_first, say_first
 
+TAUGHT_LOG_VARIANCE = -6.0  # what an encoder says of a taught latent
 STANDS_OUT = 0.15  # distance from the row's mean, of a range of 2
 
 
 @dataclass(frozen=True)
 class VideoVaeLoss:
-    """Weights of the loss's terms."""
+    """Weights of the loss's terms, and how the decoder's input is made where there is a code."""
 
     squared: float = 2.0
     detail: float = 4.0  # extra weight of pixels that stand out
+    slope: float = 1.0
     kl: float = 1e-3
+    code: float = 1.0
+    code_share: float = 0.5  # of examples that are decoded from the code itself
+    noise: float = 0.1  # largest spread of what is added to a taught latent
 
 
 class VideoVae(nn.Module):
-    """Both halves. Training works on raw latents: the statistics stay at mean 0 and spread 1 until export."""
+    """Both halves. Training works on raw latents: the statistics stay at mean 0 and spread 1 until export.
 
-    def __init__(self, config: VideoVaeConfig, loss: VideoVaeLoss) -> None:
+    ``code_channels`` of the latent are taught; 0 teaches none.
+    """
+
+    def __init__(self, config: VideoVaeConfig, loss: VideoVaeLoss, code_channels: int = 0) -> None:
         super().__init__()
         self.encoder, self.decoder, self.loss = VideoEncoder(config), VideoDecoder(config), loss
+        self.code_channels = code_channels
         use_channels_last(self)
+        if code_channels:
+            say_first(self.encoder.conv_out.conv, code_channels)
+            read_first(self.decoder.conv_in.conv, code_channels)
+            with torch.no_grad():
+                self.encoder.conv_out.conv.get_parameter("bias")[config.latent_channels :] = TAUGHT_LOG_VARIANCE
 
     def forward(self, batch: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
-        """``batch["video"]`` uint8 ``[B, 3, F, H, W]`` to losses."""
+        """``batch["video"]`` uint8 ``[B, 3, F, H, W]``, with its ``code`` ``[B, c, f, h, w]`` if taught, to losses."""
         video = self.pixels(batch["video"])
         latent = self.encoder.moments(video)
         noise = draws.randn(latent.mean.shape)
-        error = self.decoder(latent.sample(noise)).float() - video
+        if self.code_channels:
+            z, kept = self.taught(latent.mean.float(), batch["code"], noise, draws)
+            terms = {"code": (self.loss.code, kept)}
+        else:
+            z = latent.sample(noise)
+            terms = {"kl": (self.loss.kl, kl_to_normal(latent))}
+        made = self.decoder(z).float()
         weight = 1 + self.loss.detail * stands_out(video)
         weight = weight / weight.mean()
-        absolute, squared = (weight * error.abs()).mean(), (weight * error.square()).mean()
-        kl = kl_to_normal(latent)
-        total = absolute + self.loss.squared * squared + self.loss.kl * kl
-        return {"loss": total, "absolute": absolute, "squared": squared, "kl": kl}
+        error = made - video
+        terms["absolute"] = (1.0, (weight * error.abs()).mean())
+        terms["squared"] = (self.loss.squared, (weight * error.square()).mean())
+        terms["slope"] = (self.loss.slope, slope_error(error, weight))
+        total = torch.stack([factor * term for factor, term in terms.values()]).sum()
+        return {"loss": total, **{name: term for name, (_, term) in terms.items()}}
+
+    def taught(self, said: Tensor, code: Tensor, noise: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """What to decode, of what the encoder ``said`` and of the code, and the error of what was said."""
+        count = self.code_channels
+        code = code.to(said)
+        own = (draws.rand((len(code),)) < self.loss.code_share).view(-1, 1, 1, 1, 1).to(said.device)
+        level = self.loss.noise * draws.rand((len(code),)).view(-1, 1, 1, 1, 1).to(said)
+        z = torch.where(own, code, said[:, :count]) + level * noise[:, :count].to(said)
+        silent = z.new_zeros(len(z), said.shape[1] - count, *z.shape[2:])
+        difference = said[:, :count] - code
+        return torch.cat([z, silent], dim=1), difference.square().mean() + difference.abs().mean()
 
     def pixels(self, video: Tensor) -> Tensor:
         """uint8 to [-1, 1] on the weights' device, channels-last."""
@@ -81,8 +120,9 @@ class VideoVaeTask(PretrainTask):
         held_out: Sequence[Tensor] = (),
         loss: VideoVaeLoss | None = None,
         statistics_batches: int = 16,
+        code_channels: int = 0,
     ) -> None:
-        module = VideoVae(VideoVaeConfig.from_metadata(config), loss or VideoVaeLoss())
+        module = VideoVae(VideoVaeConfig.from_metadata(config), loss or VideoVaeLoss(), code_channels)
         super().__init__(module, examples)
         self.given_config, self.held_out, self.statistics_batches = dict(config), tuple(held_out), statistics_batches
 
@@ -107,7 +147,10 @@ class VideoVaeTask(PretrainTask):
         return {"vae": self.given_config["vae"]}
 
     def statistics(self) -> dict[str, Tensor]:
-        """Mean and spread ``[C]`` of every raw latent channel over training clips of the last stage."""
+        """Mean and spread ``[C]`` of every raw latent channel over training clips of the last stage; of a code 0, 1."""
+        if self.module.code_channels:
+            channels = self.module.encoder.config.latent_channels
+            return {"mean-of-means": torch.zeros(channels), "std-of-means": torch.ones(channels)}
         first, spread = self.examples.curriculum.steps, Spread()
         for position in range(first, first + self.statistics_batches):
             video = self.module.pixels(self.examples.batch(position)["video"])
@@ -130,8 +173,9 @@ class VideoDecoderTask(VideoVaeTask):
         examples: Examples,
         held_out: Sequence[Tensor] = (),
         loss: VideoVaeLoss | None = None,
+        code_channels: int = 0,
     ) -> None:
-        super().__init__(config, examples, held_out, loss)
+        super().__init__(config, examples, held_out, loss, code_channels=code_channels)
         file, prefix = SafetensorsFile(trained), f"vae.{STATISTICS}"
         self.kept = {name.removeprefix(prefix): file.read(name) for name in file.tensors if name.startswith(prefix)}
         raw = self.module.state_dict()  # at mean 0 and spread 1
@@ -148,6 +192,12 @@ class VideoDecoderTask(VideoVaeTask):
 def stands_out(video: Tensor) -> Tensor:
     """1 where a pixel differs from its row's mean, else 0: ``[B, 1, F, H, W]``."""
     return ((video - video.mean(dim=-1, keepdim=True)).abs().amax(dim=1, keepdim=True) > STANDS_OUT).float()
+
+
+def slope_error(error: Tensor, weight: Tensor) -> Tensor:
+    """Mean absolute difference of neighbours along rows and columns of an error ``[B, 3, F, H, W]``: of its edges."""
+    along = [(weight.narrow(axis, 1, error.shape[axis] - 1) * error.diff(dim=axis).abs()).mean() for axis in (3, 4)]
+    return along[0] + along[1]
 
 
 def kl_to_normal(latent: LatentDistribution) -> Tensor:

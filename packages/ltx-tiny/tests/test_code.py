@@ -1,0 +1,76 @@
+"""The code of a scene: what every cell of a taught latent says."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ltx_tiny.world.code import CELL, CHANNELS, PAIRS, SHAPE_POINTS, scene_code, simplex
+from ltx_tiny.world.motion import track
+from ltx_tiny.world.picture import Window
+from ltx_tiny.world.scene import SHAPES, Body, Scene, sample_scene
+
+BODY = Body("star", "red", "large", "stays still", None, x=0.1, y=0.0, period=1.0, phase=0.0, tilt=0.0)
+SCENE = Scene((BODY,), "mint", "still")
+
+
+def layers(scene, **given):
+    code = scene_code(scene, given.pop("frames", 17), 256, 256, 25.0, **given)
+    return dict(zip(CHANNELS, code, strict=True))
+
+
+def test_a_code_lies_on_the_grid_of_a_latent():
+    code = scene_code(SCENE, 17, 128, 256, 25.0)
+    assert code.shape == (len(CHANNELS), 3, 4, 8) and code.dtype == np.float32
+    assert len(CHANNELS) <= 128
+
+
+def test_cells_near_a_body_say_where_and_what_it_is():
+    said, path = layers(SCENE), track(SCENE, BODY, np.zeros(1))
+    f, row, column = np.unravel_index(said["near"].argmax(), said["near"].shape)
+    assert said["near"][f, row, column] == 1.0
+    x = (path.x[0] * 256 + 128 - CELL * (column + 0.5)) / CELL
+    y = (path.y[0] * 256 + 128 - CELL * (row + 0.5)) / CELL
+    assert said["x"][f, row, column] == pytest.approx(x / 2, abs=1e-5)
+    assert said["y 0"][f, row, column] == pytest.approx(y / 2, abs=1e-5)
+    point = np.array([said[f"shape {i}"][f, row, column] for i in range(4)])
+    assert np.linalg.norm(SHAPE_POINTS - point, axis=1).argmin() == SHAPES.index("star")
+
+
+def test_what_is_still_leaves_the_changes_at_nothing():
+    changes = [name for name in CHANNELS if "change" in name or (name[-1] in "123" and name[0] in "yt")]
+    said = layers(SCENE)
+    assert len(changes) == 12 and all(np.abs(said[name]).max() < 1e-6 for name in changes)
+    bounce = layers(replace(SCENE, bodies=(replace(BODY, motion="bounces", period=0.7, pitch="low"),)))
+    assert np.abs(bounce["y 1"]).max() > 0.05
+
+
+def test_the_first_latent_frame_stands_for_one_picture():
+    bounce = replace(SCENE, bodies=(replace(BODY, motion="bounces", period=0.7, pitch="low"),))
+    said = layers(bounce)
+    assert np.abs(said["y 1"][0]).max() < 1e-6
+    assert np.allclose(layers(bounce, frames=9)["y 0"], said["y 0"][:2])  # and no frame depends on later ones
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_window_is_cut_from_the_whole(seed):
+    scene = sample_scene(np.random.default_rng(seed))
+    part = scene_code(scene, 9, 256, 256, 25.0, 0.2, Window(64, 32, 96, 128))
+    assert np.allclose(part, scene_code(scene, 9, 256, 256, 25.0, 0.2)[:, :, 2:5, 1:5])
+
+
+def test_a_body_that_is_gone_is_not_told_of():
+    blinking = replace(SCENE, bodies=(replace(BODY, motion="blinks", period=2.0, pitch="low", phase=0.7),))
+    said = layers(blinking, frames=9)
+    assert not said["near"].any() and not said["x"].any() and said["background 0"].any()
+
+
+def test_points_of_a_simplex_are_equally_far_apart():
+    points = simplex(5)
+    apart = np.linalg.norm(points[:, None] - points, axis=-1)[~np.eye(5, dtype=bool)]
+    assert np.ptp(apart) < 1e-9 and np.allclose(points.std(axis=0), 1) and np.allclose(points.mean(axis=0), 0)
+
+
+def test_the_transform_of_pairs_is_that_of_a_line():
+    assert np.allclose(PAIRS @ np.ones(4), [1, 0, 0, 0])
+    assert np.linalg.matrix_rank(PAIRS) == 4
