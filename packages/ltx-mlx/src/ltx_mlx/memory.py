@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import mlx.core as mx
@@ -30,6 +30,15 @@ def free_bytes() -> int:
     if limit is not None:
         return limit - mx.get_active_memory()
     return memory.free_bytes(torch.device("cpu")) + mx.get_cache_memory()
+
+
+def peak_bytes_of(run: Callable[[], object]) -> int:
+    """Bytes that ``run`` holds at once at most, beside what is held before it."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    run()
+    return mx.get_peak_memory() - before
 
 
 def set_limits() -> None:

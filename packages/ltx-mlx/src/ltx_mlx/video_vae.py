@@ -25,9 +25,11 @@ from torch import Tensor
 
 from ltx_core.errors import ConfigError
 from ltx_core.model.video_vae.config import BlockConfig, Family, NormLayer, PaddingMode, VideoVaeConfig
+from ltx_core.model.video_vae.tiling import balanced_tiling, stream_tiles
 from ltx_mlx.arrays import channels_first, channels_last, to_mlx, to_torch
 from ltx_mlx.clip import KERNEL, Clip, Stage, stream
 from ltx_mlx.layers import SINUSOID_WIDTH, Conv, group_norm, silu, sinusoid
+from ltx_mlx.memory import free_bytes, peak_bytes_of
 
 if TYPE_CHECKING:
     from ltx_core.model.video_vae.video_vae import DecodeConditioning
@@ -40,6 +42,10 @@ NORM_GROUPS = 32
 DEFAULT_CHUNK = 2  # latent frames that a streamed decode moves at once
 MAX_GROWTH = 4  # frames that a stage of a streamed decode is given at once, over latent frames
 HEAD_GROWTH = 2  # the same for the frames that leave it
+STREAMING_FRAMES = 6  # latent frames after which a streamed decode no longer grows
+SAFE_CELL_BYTES = 64 * 2**20  # a streamed decode takes less per latent cell of the picture
+MEASURED_CELLS = 8  # sides of the picture a decoder is measured on
+USABLE_SHARE = 0.8  # of free memory
 UNUSED_STATISTICS = ("channel", "mean-of-stds", "mean-of-stds_over_std-of-means")  # in LTX-Video files
 
 
@@ -519,13 +525,34 @@ class VideoDecoder(nn.Module):
             yield channels_first(frames, latent)
 
     def decode_frames(self, latent: Tensor, conditioning: DecodeConditioning | None = None) -> Iterator[Tensor]:
-        """Chunks ``[f, H, W, 3]`` in [0, 1] of item 0: streamed in time, whole where a norm spans the frames."""
-        if self.can_stream:
-            for frames in self._streamed(latent[:1], conditioning, DEFAULT_CHUNK):
-                yield to_torch(mx.clip((frames[0] + 1) / 2, 0, 1), latent)
+        """Chunks ``[f, H, W, 3]`` in [0, 1] of item 0, streamed in time.
+
+        A picture too large for free memory is cut into balanced tiles that are streamed side by side. Where a norm
+        spans the frames the clip is one chunk.
+        """
+        latent = latent[:1]
+        if not self.can_stream:
+            yield ((self(latent, conditioning)[0] + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0)
+        elif (parts := self.decode_parts(latent, free_bytes())) > 1:
+            tiles = balanced_tiling(latent.shape[3], latent.shape[4], parts)
+            for chunk in stream_tiles(self, latent, tiles, conditioning):  # type: ignore[arg-type]  # called alike
+                yield ((chunk[0] + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0)
         else:
-            video = self(latent[:1], conditioning)[0]
-            yield (video.movedim(0, -1) + 1).div_(2).clamp_(0, 1)
+            for frames in self._streamed(latent, conditioning, DEFAULT_CHUNK):
+                yield to_torch(mx.clip((frames[0] + 1) / 2, 0, 1), latent)
+
+    def decode_parts(self, latent: Tensor, free: int) -> int:
+        """Into how many parts a picture must be cut for its streamed decode to fit ``free`` bytes; 1: none.
+
+        Where that is in doubt a small picture is decoded: memory grows with the area and not with time.
+        """
+        cells = latent.shape[3] * latent.shape[4]
+        if cells * SAFE_CELL_BYTES < free:
+            return 1
+        sides = (min(STREAMING_FRAMES, latent.shape[2]), MEASURED_CELLS, MEASURED_CELLS)
+        probe = torch.zeros(1, self.config.latent_channels, *sides)
+        per_cell = peak_bytes_of(lambda: list(self.decode_streaming(probe))) / MEASURED_CELLS**2
+        return math.ceil(cells * per_cell / (USABLE_SHARE * free))
 
     @property
     def can_stream(self) -> bool:
