@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ltx_pipelines.planning.cost import LiveBytes
+from ltx_core.model.common.meter import LiveBytes
 
 Arm = Callable[[], Any]
 

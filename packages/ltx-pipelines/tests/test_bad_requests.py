@@ -38,7 +38,10 @@ REFUSED = {
     f"{IMAGE} {{folder}}/still.png 0 1 99": ("image crf is 99", "0 to 51"),
     f"distilled -p x {SIZE} --num-generated-keyframes 2": ("generated_keyframes", "LTX-2.5"),
     f"distilled -p x {SIZE} --lora {{folder}}/none.safetensors": ("none.safetensors", "does not exist"),
-    f"distilled -p x {SIZE} --lora {{folder}}/foreign.safetensors": ("foreign.safetensors", "fits no layer"),
+    f"distilled -p x {SIZE} --lora {{folder}}/foreign.safetensors": (
+        "foreign.safetensors",
+        "names no module of this model",
+    ),
     "distilled -p x -H 64 -W 64 --auto-duration 5 2": ("5.0 to 2.0", "min <= max"),
     "distilled -p x -H 64 -W 64 --auto-duration 1 5": ("duration head", "number of frames"),
     f"distilled -p x {SIZE} -m {{folder}}/none": ("none", "neither a file"),

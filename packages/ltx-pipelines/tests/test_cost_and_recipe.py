@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ltx_core.model.transformer.config import TransformerConfig
-from ltx_pipelines.planning.cost import cost_of, measured_forward, tokens_of
+from ltx_pipelines.planning.cost import cost_of, measure_forward, tokens_of
 from ltx_pipelines.planning.plan import ImageCondition
 from ltx_pipelines.running import recipe
 from ltx_pipelines.running.recipe import changes_since, fingerprint, make_recipe, plan_of
@@ -36,7 +36,7 @@ def test_a_pass_costs_what_was_counted(tokens: int, model: str, petaflops: float
     content = json.loads((MANIFESTS / model / "transformer.json").read_text())
     config = TransformerConfig.from_metadata(content["config"])
     shape = {"video": tokens, "audio": 126}
-    one, two = (measured_forward(replace(config, num_layers=n), shape, 1, torch.bfloat16) for n in (1, 2))
+    one, two = (measure_forward(replace(config, num_layers=n), shape, 1, torch.bfloat16) for n in (1, 2))
     whole = one.flops + 47 * (two.flops - one.flops)
     assert whole == pytest.approx(petaflops * 1e15, rel=0.03)
 
@@ -46,7 +46,7 @@ def test_operations_of_a_block_follow_the_formula(video: int, audio: int) -> Non
     content = json.loads((MANIFESTS / "ltx-2.3-22b" / "transformer.json").read_text())
     config = TransformerConfig.from_metadata(content["config"])
     tokens = {"video": video, "audio": audio}
-    one, two = (measured_forward(replace(config, num_layers=n), tokens, 1, torch.bfloat16) for n in (1, 2))
+    one, two = (measure_forward(replace(config, num_layers=n), tokens, 1, torch.bfloat16) for n in (1, 2))
     assert two.flops - one.flops == pytest.approx(formula(video, audio), rel=0.02)
     assert 5 * video * 4096 * 2 < two.activations < 40 * video * 4096 * 2
 
@@ -55,7 +55,7 @@ def test_fewer_text_tokens_cost_what_they_take_less() -> None:
     content = json.loads((MANIFESTS / "ltx-2.3-22b" / "transformer.json").read_text())
     config = replace(TransformerConfig.from_metadata(content["config"]), num_layers=1)
     tokens = {"video": 1536, "audio": 126}
-    one, more = (measured_forward(config, tokens, 1, torch.bfloat16, text).flops for text in (64, 1024))
+    one, more = (measure_forward(config, tokens, 1, torch.bfloat16, text).flops for text in (64, 1024))
     assert more - one == pytest.approx(formula(1536, 126) - formula(1536, 126, text=64), rel=0.02)
 
 

@@ -30,7 +30,7 @@ from ltx_pipelines.planning.plan import (
 )
 from ltx_pipelines.running.engine import Event, Generation, generate
 from ltx_pipelines.running.model_files import find_model
-from ltx_pipelines.running.stage_inputs import enlarged
+from ltx_pipelines.running.stage_inputs import enlarge
 from ltx_pipelines.utils.media_io import write_png
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -132,9 +132,9 @@ def test_second_stage_starts_from_the_enlarged_video_and_keyframes(one_round: Fo
         torch.randn(states.latent.shape, generator=generator)
     state = one_round.begins[1]
     noise = torch.randn(state.latent.shape, generator=generator)
-    start = torch.cat([tokens_of(enlarged(first[name], ledger)) for name in ("video", "keyframes")], dim=1)
+    start = torch.cat([tokens_of(enlarge(first[name], ledger)) for name in ("video", "keyframes")], dim=1)
     assert torch.allclose(state.latent, torch.lerp(start, noise, 0.909375), atol=1e-5)
-    assert torch.allclose(one_round.generation.upsampled, enlarged(first["video"], ledger))
+    assert torch.allclose(one_round.generation.upsampled, enlarge(first["video"], ledger))
     assert state.keyframes_mask is not None and bool(state.keyframes_mask[:, slots_of(state)].all())
 
 
@@ -144,7 +144,7 @@ def test_a_round_shows_the_keyframes_and_makes_new_ones_between(one_round: Follo
     assert isinstance(carried, CarriedKeyframes) and carried.pixel_frame_indices == (48, 96)
     assert isinstance(slots, KeyframeSlots) and slots.pixel_frame_indices == (24, 72)
     assert [(w.first, w.last, w.dropped) for w in stage.windows] == [(0, 48, 0), (0, 96, 7)]
-    longer = enlarged(one_round.generation.stages[1]["video"], ledger, "temporal")
+    longer = enlarge(one_round.generation.stages[1]["video"], ledger, "temporal")
     keyframes = one_round.generation.stages[1]["keyframes"]
     window = one_round.begins[3]
     own = 13 * TOKENS
@@ -158,7 +158,7 @@ def test_a_round_shows_the_keyframes_and_makes_new_ones_between(one_round: Follo
 
 
 def test_new_keyframes_start_from_the_nearest_latent_frame(one_round: Followed, ledger: ModelLedger) -> None:
-    longer = enlarged(one_round.generation.stages[1]["video"], ledger, "temporal")
+    longer = enlarge(one_round.generation.stages[1]["video"], ledger, "temporal")
     generator = torch.Generator().manual_seed(SMALL["seed"])
     for video, audio in zip(one_round.begins[:3], one_round.sounds[:3], strict=True):
         noise = torch.randn(video.latent.shape, generator=generator)

@@ -135,7 +135,7 @@ def test_weights_are_read_once_and_the_video_encoder_never() -> None:
     statistics = 4 * 2 * 128 * 2  # per-channel mean and deviation, which decoder and upsampler share
     assert once <= read <= once + again + statistics
     encoder = set(ledger.checkpoint.sources("video_encoder")) - set(ledger.checkpoint.sources("video_decoder"))
-    assert encoder and "video_encoder" not in ledger._networks
+    assert encoder and "video_encoder" not in ledger.resident()
 
 
 def test_switching_adapters_gives_the_base_back_bit_for_bit(ledger: ModelLedger) -> None:
@@ -166,8 +166,8 @@ def test_prompts_seen_before_come_from_the_cache_on_disk(tmp_path: Path) -> None
         ModelLedger(files, dtype=torch.float32, device="cpu", policy="resident", embedding_cache=tmp_path)
         for _ in range(2)
     )
-    want = first.contexts(["a bell", "a drum"])
-    got = second.contexts(["a drum"])
+    want = first.texts.contexts(["a bell", "a drum"])
+    got = second.texts.contexts(["a drum"])
     assert torch.equal(got[0].video, want[1].video) and torch.equal(got[0].audio, want[1].audio)
     assert second.bytes_read == 0 and "text_encoder" not in second._networks
 
@@ -263,7 +263,7 @@ def test_a_lora_of_another_family_is_refused(ledger: ModelLedger, tmp_path: Path
     path = tmp_path / "other.safetensors"
     pair = {"unet.down.0.lora_A.weight": torch.zeros(2, 4), "unet.down.0.lora_B.weight": torch.zeros(4, 2)}
     save_file(pair, path)
-    with pytest.raises(CheckpointError, match="fits no layer"):
+    with pytest.raises(CheckpointError, match="names no module of this model"):
         DistilledPipeline(ledger, [str(path)]).plan(**SMALL)
 
 
@@ -277,7 +277,7 @@ def test_known_contexts_stand_for_the_text_encoder(ledger: ModelLedger) -> None:
     silent = ModelLedger(replace(ledger.files, text_encoder=None), torch.float32, "cpu", "resident")
     with pytest.raises(ConfigError, match="text_encoder"):
         DistilledPipeline(silent).plan(**SMALL)
-    silent.remember(str(SMALL["prompt"]), ledger.contexts([str(SMALL["prompt"])])[0])
+    silent.texts.remember(str(SMALL["prompt"]), ledger.texts.contexts([str(SMALL["prompt"])])[0])
     results = [DistilledPipeline(each)(**SMALL, output_type="latent") for each in (silent, ledger)]
     assert equal(*results)
 

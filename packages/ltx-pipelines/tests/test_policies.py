@@ -11,18 +11,20 @@ from tests.golden.case import TINY_CHECKPOINT
 
 from ltx_core import precision
 from ltx_core.components.guiders import MultiModalGuiderParams
+from ltx_core.loader.backend import ResidentTransformer
 from ltx_core.loader.fp8 import RowwiseLinear
+from ltx_core.model.video_vae import frames
+from ltx_core.model.video_vae.frames import decode_parts
 from ltx_core.precision import WIDENED, DtypeName
 from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.planning.cost import cost_of
 from ltx_pipelines.planning.plan import Lora, plan_from_json
-from ltx_pipelines.running import engine
-from ltx_pipelines.running.decode_memory import decode_parts
-from ltx_pipelines.running.engine import Generation
+from ltx_pipelines.running import placement
+from ltx_pipelines.running.engine import Generation, decode_frames
 from ltx_pipelines.running.model_files import find_model
+from ltx_pipelines.running.placement import Policy
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
-from ltx_pipelines.utils import model_ledger
-from ltx_pipelines.utils.model_ledger import ModelLedger, Policy
+from ltx_pipelines.utils.model_ledger import ModelLedger
 
 SMALL: dict[str, Any] = {"prompt": "a bell rings", "height": 64, "width": 64, "num_frames": 9, "seed": 3}
 GUIDED = {
@@ -49,11 +51,10 @@ def test_streamed_blocks_are_bit_equal_under_a_cap_on_weights() -> None:
     whole, streamed = (ledger(policy=policy) for policy in ("resident", "streamed"))
     kept, passed = (latents_of(DistilledPipeline(one)(**SMALL, output_type="latent")) for one in (whole, streamed))
     assert all(torch.equal(a, b) for a, b in zip(kept, passed, strict=True))
-    assert streamed._transformer is not None and streamed._transformer.model is not None  # type: ignore[union-attr]
-    slots = streamed._transformer.model.streamer._slots  # type: ignore[union-attr]
-    assert len(slots) == 2
+    held: Any = streamed._transformer
+    assert len(held.model.streamer._slots) == 2
     streamed.release()
-    assert streamed._transformer is None
+    assert streamed.resident() == () and held.model is None
 
 
 def test_streamed_guidance_is_bit_equal() -> None:
@@ -63,13 +64,13 @@ def test_streamed_guidance_is_bit_equal() -> None:
 def test_the_transformer_loads_beside_the_text_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """And is loaded once."""
     built = []
-    original = model_ledger._AdaptedTransformer.__init__
+    original = ResidentTransformer.__init__
 
     def counting(self: Any, *args: Any) -> None:
         built.append(args)
         original(self, *args)
 
-    monkeypatch.setattr(model_ledger._AdaptedTransformer, "__init__", counting)
+    monkeypatch.setattr(ResidentTransformer, "__init__", counting)
     one = ledger(policy="resident")
     first = latents_of(TI2VidOneStagePipeline(one)(**GUIDED, output_type="latent"))
     assert len(built) == 1 and one._coming is None
@@ -97,7 +98,7 @@ def test_widened_matrices_compute_what_float32_computes(
     """To the bit, from text to frames and sound, with matrices that stay in bfloat16."""
     ledger = tiny(WIDENED, policy=policy)
     made = TI2VidOneStagePipeline(ledger)(**GUIDED)
-    network = ledger.network("video_decoder")
+    network = ledger.network("video_decoder").network
     stored = {name: p.dtype for name, p in network.named_parameters() if p.ndim > 1}
     assert set(stored.values()) == {torch.bfloat16}
     assert made.video is not None and made.audio is not None and in_float32[0].audio is not None
@@ -112,7 +113,7 @@ def test_auto_widens_where_float32_weights_do_not_fit(monkeypatch: pytest.Monkey
     largest = max(tiny(policy="resident").weight_bytes().values())
     found = {}
     for share in (1.2, 0.6, 0.3):
-        monkeypatch.setattr(model_ledger, "free_bytes", lambda device, share=share: int(share * largest))
+        monkeypatch.setattr(placement, "free_bytes", lambda device, share=share: int(share * largest))
         one = tiny("auto")
         found[share] = (one.precision.name, one.policy)
     assert found == {1.2: ("float32", "sequential"), 0.6: (WIDENED, "sequential"), 0.3: (WIDENED, "streamed")}
@@ -128,7 +129,7 @@ def test_auto_says_what_it_chose(monkeypatch: pytest.MonkeyPatch, caplog: pytest
     total, transformer = sum(sizes.values()), sizes["checkpoint"]
     choices = {2 * total: "resident", 1.2 * transformer: "sequential", 0.4 * transformer: "streamed"}
     for free, expected in choices.items():
-        monkeypatch.setattr(model_ledger, "free_bytes", lambda device, free=free: int(free))
+        monkeypatch.setattr(placement, "free_bytes", lambda device, free=free: int(free))
         caplog.clear()
         with caplog.at_level(logging.INFO, "ltx_pipelines"):
             assert ModelLedger(files, torch.float32, "cpu").policy == expected
@@ -155,14 +156,14 @@ def test_scaled_rows_take_adapters() -> None:
 
 def test_a_picture_is_cut_only_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     one = ledger(policy="resident")
-    decoder: Any = one.network("video_decoder")
+    decoder: Any = one.network("video_decoder").network
     latent = torch.randn(1, one.latent_channels, 3, 4, 6, generator=torch.Generator().manual_seed(1))
     assert decode_parts(decoder, latent, 2**40) == 1
     fits = decode_parts(decoder, latent, 2**33 - 1)
     short = decode_parts(decoder, latent, 2**20)
     assert 1 <= fits < short
-    monkeypatch.setattr(engine, "free_bytes", lambda device: 2**20)
-    tiled = list(engine.video_frames(latent, one, torch.Generator()))
+    monkeypatch.setattr(frames, "free_bytes", lambda device: 2**20)
+    tiled = list(decode_frames(latent, one, torch.Generator()))
     monkeypatch.undo()
-    whole = list(engine.video_frames(latent, one, torch.Generator()))
+    whole = list(decode_frames(latent, one, torch.Generator()))
     assert [chunk.shape for chunk in tiled] == [chunk.shape for chunk in whole]

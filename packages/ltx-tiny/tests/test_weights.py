@@ -39,7 +39,7 @@ def checkpoint(folder: Path) -> Checkpoint:
 
 def test_a_plan_counts_the_tokens_that_prompts_are_padded_to(folder: Path) -> None:
     ledger = ModelLedger(find_model("tiny").files, device="cpu")
-    assert ledger.text_tokens == 64 == ledger.contexts(["a ball"])[0].video.shape[1]
+    assert ledger.text_tokens == 64 == ledger.texts.contexts(["a ball"])[0].video.shape[1]
 
 
 def weight_files(folder: Path) -> Iterator[SafetensorsFile]:

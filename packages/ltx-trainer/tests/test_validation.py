@@ -46,6 +46,10 @@ def prepared(*conditions):
     return PreparedSample(SHAPE, 3, *contexts, conditions)
 
 
+def conditioned(sampler, sample):
+    return {name: start.condition("cpu", torch.float32) for name, start in sampler.starts(sample).items()}
+
+
 def held(state):
     return (state.denoise_mask[0, :, 0] == 0).nonzero().flatten().tolist()
 
@@ -57,13 +61,13 @@ class TestStates:
             EncodedCondition(SampleSuffix(type="suffix", video="a.mp4"), video),
             EncodedCondition(SampleSuffix(type="suffix", audio="a.wav"), audio),
         )
-        states = sampler.conditioned(prepared(*ends))
+        states = conditioned(sampler, prepared(*ends))
         assert held(states["video"]) == list(range(12, 18))
         assert held(states["audio"]) == [13, 14, 15, 16]
         tail = states["audio"].clean_latent[0, 13:].unflatten(1, (8, 2))
         assert torch.equal(tail, audio[0].transpose(0, 1))
         crop = SampleSpatialCrop(type="spatial_crop", video="a.mp4", spatial_region=(0, 31, 40, 96))
-        states = sampler.conditioned(prepared(EncodedCondition(crop, torch.randn(1, CHANNELS, 3, 2, 3))))
+        states = conditioned(sampler, prepared(EncodedCondition(crop, torch.randn(1, CHANNELS, 3, 2, 3))))
         assert held(states["video"]) == [0, 1, 2, 6, 7, 8, 12, 13, 14]
 
     def test_references_come_last_whatever_their_place_in_the_list(self, sampler):
@@ -71,7 +75,7 @@ class TestStates:
         prefix = SamplePrefix(type="prefix", video="a.mp4")
         latent = torch.randn(1, CHANNELS, 3, 2, 3)
         sample = prepared(EncodedCondition(reference, latent), EncodedCondition(prefix, latent[:, :, :1]))
-        state = sampler.conditioned(sample)["video"]
+        state = conditioned(sampler, sample)["video"]
         assert held(state) == [*range(6), *range(18, 36)]
         assert state.keyframes_mask[0, :, 0].nonzero().flatten().tolist() == list(range(6))
 
@@ -88,12 +92,12 @@ class TestStates:
         config = sampler.config.model_copy(update={"audio_cfg_scale": 1.0, "video_stg_scale": 0.0})
         sampler = replace(sampler, config=config)
         sample = prepared()
-        states = sampler.noised(sampler.conditioned(sample), 0)
-        video, audio = (sampler._guider(name, sample, states) for name in ("video", "audio"))
+        starts = sampler.starts(sample)
+        video, audio = sampler.guiders(sample, starts).values()
         assert video.do_unconditional_generation() and not video.do_perturbed_generation()
         assert audio.do_perturbed_generation() and audio.negative_context is None
-        alone = {"video": states["video"]}
-        assert not sampler._guider("video", sample, alone).do_isolated_modality_generation()
+        alone = {"video": starts["video"]}
+        assert not sampler.guiders(sample, alone)["video"].do_isolated_modality_generation()
 
 
 @pytest.fixture

@@ -22,11 +22,11 @@ from ltx_pipelines.ic_lora import ICLoraPipeline
 from ltx_pipelines.keyframe_interpolation import KeyframeInterpolationPipeline
 from ltx_pipelines.pipeline import GUIDED, Pipeline
 from ltx_pipelines.planning.plan import ImageCondition, Lora, StagePlan
+from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.retake import RetakePipeline
-from ltx_pipelines.running.engine import Event, Generation, generate, latent_tools, sampler_of
+from ltx_pipelines.running.engine import Event, Generation, generate, sampler_of, tools_of
 from ltx_pipelines.running.model_files import find_model
-from ltx_pipelines.running.stage_inputs import runs
 from ltx_pipelines.t2a_one_stage import T2AOneStagePipeline
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
@@ -178,7 +178,7 @@ def give_contexts(case: Case, ledger: ModelLedger) -> None:
         texts, keys = recorded_contexts(case.directory / "contexts.safetensors"), named
     for key, prompt in zip(keys, (case.args["prompt"], case.args.get("negative_prompt")), strict=False):
         if f"{key}.video" in texts and prompt is not None:
-            ledger.remember(prompt, Contexts(texts[f"{key}.video"], texts[f"{key}.audio"]))
+            ledger.texts.remember(prompt, Contexts(texts[f"{key}.video"], texts[f"{key}.audio"]))
 
 
 @cache
@@ -239,7 +239,7 @@ def stepped(event: Event) -> dict[str, Tensor]:
 def finished(case: Case, event: Event, plan: StagePlan, ledger: ModelLedger) -> dict[str, Tensor]:
     """The latents of a stage, without what its conditions appended."""
     stage, results = f"stage{event.stage + 1}", sigmas(case, f"in.stage{event.stage + 1}.sigmas", plan)
-    for name, tools in latent_tools(plan, ledger).items():
+    for name, tools in tools_of(plan, ledger).items():
         state = tools.clear_conditioning(event.states[name])
         results[f"out.{stage}.{name}_latent"] = tools.unpatchify(state).latent
         if state.generated_keyframes is not None:
@@ -289,7 +289,7 @@ def encode(case: Case) -> dict[str, Tensor]:
     """Prompts to contexts, one by one."""
     ledger = ledger_for(checkpoint_folder(case), torch.float32)
     for key, prompt in case.args.items():
-        (contexts,) = ledger.contexts([prompt])
+        (contexts,) = ledger.texts.contexts([prompt])
         for name, got in (("video", contexts.video), ("audio", contexts.audio)):
             assert_close(got, case.tensors[f"in.{key}.{name}"], case.rtol, case.atol, f"{case.name}: {key}.{name}")
     return {}

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ltx_core.loader.checkpoint import Checkpoint
-from ltx_core.types import SpatioTemporalScaleFactors
+from ltx_core.sampling.loop import SamplingStep
+from ltx_core.sampling.stage import Noiser, begin_streams
+from ltx_core.types import LatentState, SpatioTemporalScaleFactors
 from ltx_trainer.validation_config import ValidationConfig, ValidationSample
 from ltx_trainer.validation_sampler import (
     EncodedCondition,
@@ -47,21 +49,29 @@ def make_sample(case: Case) -> dict[str, Tensor]:
             for i, condition in enumerate(wanted.conditions)
         ),
     )
-    states = sampler.conditioned(sample)
-    results = {
-        f"out.conditioned.{name}.{field}": getattr(state, field)
-        for name, state in states.items()
-        for field in FIELDS
-        if getattr(state, field) is not None and f"out.conditioned.{name}.{field}" in case.tensors
-    }
-    results["mid.sigmas"] = sampler.sigmas()
-    noised = {name: replace(s, latent=inputs.get(f"noised.{name}", s.latent)) for name, s in states.items()}
-    last = noised
-    for step in sampler.steps(sample, noised):
-        last = dict(step.states)
-    results |= {f"out.state.{name}": state.latent for name, state in last.items()}
-    results |= {f"out.latent.{name}": latent for name, latent in sampler.finished(sample, last).items()}
+    results: dict[str, Tensor] = {"mid.sigmas": sampler.sigmas()}
+    for name, start in sampler.starts(sample).items():
+        (state,) = begin_streams({name: replace(start, noise_scale=None)}, None, "cpu", torch.float32).values()
+        values = {field: getattr(state, field) for field in FIELDS}
+        results |= {f"out.conditioned.{name}.{field}": value for field, value in values.items() if value is not None}
+    last: dict[str, Tensor] = {}
+
+    def watch(step: SamplingStep) -> None:
+        last.update({f"out.state.{name}": state.latent for name, state in step.states.items()})
+
+    made = sampler.latents(sample, watch, recorded_noiser(case))
+    results |= last | {f"out.latent.{name}": latent for name, latent in made.items()}
     return {name: value for name, value in results.items() if name in case.tensors}
+
+
+def recorded_noiser(case: Case) -> Noiser:
+    """Gives each noised stream its recorded tokens: those of video have three axes of positions, those of audio one."""
+
+    def noised(latent_state: LatentState, noise_scale: float = 1.0) -> LatentState:
+        name = "video" if latent_state.positions.shape[1] == 3 else "audio"
+        return replace(latent_state, latent=case.inputs.get(f"noised.{name}", latent_state.latent))
+
+    return noised
 
 
 OPERATIONS = {("validation_runner", "build states, denoise with guidance, strip conditioning"): make_sample}

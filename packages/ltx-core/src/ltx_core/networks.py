@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
+from ltx_core.precision import Precision
 
 if TYPE_CHECKING:
     from ltx_core.guidance.perturbations import BatchedPerturbationConfig
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from ltx_core.model.audio_vae.config import AudioVaeConfig
     from ltx_core.model.transformer.modality import Modality
     from ltx_core.model.video_vae.video_vae import DecodeConditioning
-    from ltx_core.text_encoders.gemma.embeddings import AVGemmaEncoderOutput
 
 
 class Transformer(Protocol):
@@ -106,11 +106,25 @@ class Vocoder(Protocol):
     def __call__(self, mel: Tensor) -> Tensor: ...
 
 
+class EncodedTexts(Protocol):
+    """What the transformer reads of prompts, a row for each; ``audio_context`` too where the model has sound."""
+
+    @property
+    def video_context(self) -> Tensor:
+        """``[B, S, c]``."""
+        ...
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """``[B, S]`` integers, 1 = to be attended to."""
+        ...
+
+
 class TextEncoder(Protocol):
     """Prompts to what the transformer reads."""
 
-    def __call__(self, prompts: Sequence[str], dtype: torch.dtype | None = None) -> AVGemmaEncoderOutput:
-        """Contexts ``[len(prompts), S, c]`` of both streams, in ``dtype`` if given."""
+    def __call__(self, prompts: Sequence[str], dtype: torch.dtype | None = None) -> EncodedTexts:
+        """Contexts of all prompts, in ``dtype`` if given."""
         ...
 
 
@@ -133,11 +147,16 @@ class DurationHead(Protocol):
 class BuildSettings:
     """How networks are built."""
 
-    dtype: torch.dtype
+    precision: Precision
     device: torch.device
     quantization: str | None = None  # of the transformer
     compile_blocks: bool = False  # of the transformer
     streamed: bool = False  # only a few blocks of the transformer are in device memory at once
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What networks compute in."""
+        return self.precision.dtype
 
 
 class AdaptedTransformer(Protocol):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_type_hints
 from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
+from ltx_core.model.duration_head.model import predict_num_frames
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines import PIPELINES
 from ltx_pipelines.planning.plan import Condition, Lora, Plan, StagePlan
@@ -248,7 +249,12 @@ class Pipeline(ABC):
         if not isinstance(request.num_frames, AutoDuration):
             return None
         duration, fps = request.num_frames, request.frame_rate or 24.0
-        return self.ledger.predict_frames(request.prompt, fps, duration.min_seconds, duration.max_seconds)
+        if not self.ledger.holds("duration_head"):
+            raise ConfigError("num_frames is automatic, but the model has no duration head; give a number of frames")
+        (contexts,), head = self.ledger.texts.contexts([request.prompt]), self.ledger.network("duration_head")
+        return predict_num_frames(
+            head, contexts.video, contexts.audio, fps, (duration.min_seconds, duration.max_seconds)
+        )
 
     def finished(self, request: Request, stages: Sequence[StagePlan], **fields: Any) -> Plan:
         """The plan of these stages, with what all plans share."""
@@ -261,6 +267,7 @@ class Pipeline(ABC):
             negative_prompt=self.negative_prompt(request, stages),
             dtype=self.ledger.precision.name,
             quantization=self.ledger.quantization,
+            backend=self.ledger.backend,
             **fields,
         )
 

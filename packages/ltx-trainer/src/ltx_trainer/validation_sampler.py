@@ -6,7 +6,7 @@ A `PreparedSample` holds everything that does not change during a run: text cont
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,10 +15,9 @@ from torch import Tensor
 
 from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderParams
 from ltx_core.components.noisers import GaussianNoiser
-from ltx_core.components.patchifiers import AudioPatchifier, VideoLatentPatchifier
 from ltx_core.components.schedulers import LTX2Scheduler
 from ltx_core.conditioning.item import ConditioningItem
-from ltx_core.conditioning.tools import AudioLatentTools, LatentTools, VideoLatentTools
+from ltx_core.conditioning.tools import AudioLatentTools, LatentTools, VideoLatentTools, latent_tools
 from ltx_core.conditioning.types.latent_cond import VideoConditionByLatentIndex
 from ltx_core.conditioning.types.mask_cond import VideoConditionByMask
 from ltx_core.conditioning.types.reference_cond import (
@@ -29,12 +28,15 @@ from ltx_core.errors import ConditioningError, ConfigError
 from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.sampling.denoisers import GuidedDenoiser
 from ltx_core.sampling.loop import SamplingStep, denoise
+from ltx_core.sampling.modality import States
+from ltx_core.sampling.stage import Noiser, StreamStart, begin_streams, finish_streams
 from ltx_core.types import (
     AUDIO_LATENT_CHANNELS,
+    AUDIO_MEL_BINS,
+    VIDEO_LATENT_CHANNELS,
     AudioLatentShape,
     LatentState,
     SpatioTemporalScaleFactors,
-    VideoLatentShape,
     VideoPixelShape,
 )
 from ltx_trainer.validation_config import (
@@ -50,8 +52,6 @@ from ltx_trainer.validation_config import (
     ValidationConfig,
     ValidationSample,
 )
-
-States = dict[str, LatentState]
 
 
 @dataclass(frozen=True)
@@ -113,69 +113,56 @@ class ValidationSampler:
     scale_factors: SpatioTemporalScaleFactors
     dtype: torch.dtype = torch.bfloat16
 
-    def latents(self, sample: PreparedSample, watch: Callable[[SamplingStep], None] | None = None) -> dict[str, Tensor]:
-        """The finished latents, ``[1, C, F, H, W]`` and ``[1, C, T, M]``; ``watch`` is told of every step."""
-        states = self.noised(self.conditioned(sample), sample.seed)
-        for step in self.steps(sample, states):
-            states = dict(step.states)
+    def latents(
+        self,
+        sample: PreparedSample,
+        watch: Callable[[SamplingStep], None] | None = None,
+        noiser: Noiser | None = None,
+    ) -> dict[str, Tensor]:
+        """The finished latents, ``[1, C, F, H, W]`` and ``[1, C, T, M]``; ``watch`` is told of every step.
+
+        ``noiser`` adds the noise of the sample's seed unless given: one generator, video first.
+        """
+        noiser = noiser or GaussianNoiser(torch.Generator(self.device).manual_seed(sample.seed))
+        starts = self.starts(sample)
+        states: States = begin_streams(starts, noiser, self.device, self.dtype)
+        contexts = {name: sample.contexts[name].to(self.device, self.dtype) for name in states}
+        denoiser = GuidedDenoiser(contexts, self.guiders(sample, starts))
+        for step in denoise(X0Model(self.transformer), denoiser, states, self.sigmas()):
+            states = step.states
             if watch is not None:
                 watch(step)
-        return self.finished(sample, states)
+        final = finish_streams({name: start.tools for name, start in starts.items()}, states)
+        return {name: state.latent for name, state in final.items()}
 
     def tools(self, sample: PreparedSample) -> dict[str, LatentTools[Any]]:
         """Latent tools of the streams a sample has."""
-        streams = dict.fromkeys(self._streams(sample))
-        config = self.transformer.config
-        tools: dict[str, LatentTools[Any]] = {}
-        if "video" in streams:
-            assert config.video is not None
-            shape = VideoLatentShape.from_pixel_shape(sample.shape, config.video.in_channels, self.scale_factors)
-            patchifier = VideoLatentPatchifier()
-            tools["video"] = VideoLatentTools(patchifier, shape, sample.shape.fps, self.scale_factors)
-        if "audio" in streams:
-            assert config.audio is not None
-            bins = config.audio.in_channels // AUDIO_LATENT_CHANNELS
-            audio_shape = AudioLatentShape.from_video_pixel_shape(sample.shape, mel_bins=bins)
-            tools["audio"] = AudioLatentTools(AudioPatchifier(), audio_shape)
-        return tools
+        video, audio = self.transformer.config.video, self.transformer.config.audio
+        channels = video.in_channels if video else VIDEO_LATENT_CHANNELS
+        bins = audio.in_channels // AUDIO_LATENT_CHANNELS if audio else AUDIO_MEL_BINS
+        return latent_tools(sample.shape, self._streams(sample), self.scale_factors, channels, bins)
 
-    def conditioned(self, sample: PreparedSample) -> States:
-        """Clean content and masks of every stream; video tokens of the first latent frame are marked."""
-        states: States = {}
+    def starts(self, sample: PreparedSample) -> dict[str, StreamStart]:
+        """What every stream begins with; one that is given whole is frozen and gets no noise."""
+        starts = {}
         for name, tools in self.tools(sample).items():
             own = [e for e in sample.conditions if e.condition.targets() == name]
             whole = next((e for e in own if isinstance(e.condition, SampleVideoToAudio | SampleAudioToVideo)), None)
             if whole is not None:
-                states[name] = self._frozen(tools, whole.latent)
+                latent = fitted(whole.latent, tools.target_shape.frames).to(self.device, self.dtype)
+                starts[name] = StreamStart(tools, latent, noise_scale=None, frozen=True)
                 continue
-            state = tools.create_initial_state(self.device, self.dtype)
-            for encoded in sorted(own, key=lambda e: isinstance(e.condition, SampleReference)):  # references last
-                state = conditioning_item(encoded, tools).apply_to(state, tools)
-            states[name] = state
-        return states
+            own.sort(key=lambda e: isinstance(e.condition, SampleReference))  # references last
+            starts[name] = StreamStart(tools, items=[conditioning_item(encoded, tools) for encoded in own])
+        return starts
 
-    def noised(self, states: Mapping[str, LatentState], seed: int) -> States:
-        """Noise on everything that is not held: video first, then audio, of one generator."""
-        noiser = GaussianNoiser(torch.Generator(self.device).manual_seed(seed))
-        return {name: state if state.frozen else noiser(state) for name, state in states.items()}
-
-    def steps(self, sample: PreparedSample, states: Mapping[str, LatentState]) -> Iterator[SamplingStep]:
-        """The denoising loop over noised states."""
-        names = tuple(states)
-        guiders = {name: self._guider(name, sample, states) for name in names}
-        contexts = {name: sample.contexts[name].to(self.device, self.dtype) for name in names}
-        return denoise(X0Model(self.transformer), GuidedDenoiser(contexts, guiders), states, self.sigmas())
+    def guiders(self, sample: PreparedSample, starts: Mapping[str, StreamStart]) -> dict[str, MultiModalGuider]:
+        """Guidance of every stream: none when it is frozen, none towards a stream that is not there."""
+        return {name: self._guider(name, sample, len(starts)) for name, start in starts.items() if not start.frozen}
 
     def sigmas(self) -> Tensor:
         """The schedule of generation: the shift of 4096 tokens, whatever the size."""
         return LTX2Scheduler().execute(steps=self.config.inference_steps)
-
-    def finished(self, sample: PreparedSample, states: Mapping[str, LatentState]) -> dict[str, Tensor]:
-        """Latents without appended tokens."""
-        tools = self.tools(sample)
-        return {
-            name: tools[name].unpatchify(tools[name].clear_conditioning(state)).latent for name, state in states.items()
-        }
 
     @property
     def device(self) -> torch.device:
@@ -191,16 +178,8 @@ class ValidationSampler:
         }
         return [name for name in self.transformer.config.streams if wanted[name] or name in given]
 
-    def _frozen(self, tools: LatentTools[Any], latent: Tensor) -> LatentState:
-        latent = fitted(latent, tools.target_shape.frames).to(self.device, self.dtype)
-        state = tools.create_initial_state(self.device, self.dtype, latent)
-        return replace(state, denoise_mask=torch.zeros_like(state.denoise_mask), frozen=True)
-
-    def _guider(self, name: str, sample: PreparedSample, states: Mapping[str, LatentState]) -> MultiModalGuider:
-        """Guidance of one stream: none when it is frozen, none towards a stream that is not there."""
+    def _guider(self, name: str, sample: PreparedSample, streams: int) -> MultiModalGuider:
         config = self.config
-        if states[name].frozen:
-            return MultiModalGuider()
         cfg, stg, modality = (
             getattr(config, f"{name}_{kind}") for kind in ("cfg_scale", "stg_scale", "modality_guidance_scale")
         )
@@ -209,7 +188,7 @@ class ValidationSampler:
             stg_scale=stg,
             stg_blocks=config.stg_blocks,
             rescale_scale=config.guidance_rescale,
-            modality_scale=modality if len(states) > 1 else 1.0,
+            modality_scale=modality if streams > 1 else 1.0,
         )
         negative = None if cfg == 1 else sample.negative_contexts[name].to(self.device, self.dtype)
         return MultiModalGuider(params, negative)

@@ -5,8 +5,9 @@ target shape -> create_initial_state -> conditioning items, noise, sampling -> c
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,9 +15,17 @@ from torch import Tensor
 from ltx_core.components.patchifiers import AudioPatchifier, VideoLatentPatchifier, get_pixel_coords, to_seconds
 from ltx_core.components.protocols import Patchifier
 from ltx_core.errors import ConditioningError
-from ltx_core.types import AudioLatentShape, LatentState, SpatioTemporalScaleFactors, VideoLatentShape
+from ltx_core.types import (
+    AUDIO_MEL_BINS,
+    VIDEO_LATENT_CHANNELS,
+    AudioLatentShape,
+    LatentState,
+    SpatioTemporalScaleFactors,
+    VideoLatentShape,
+    VideoPixelShape,
+)
 
-__all__ = ["AudioLatentTools", "LatentState", "LatentTools", "VideoLatentTools"]
+__all__ = ["AudioLatentTools", "LatentState", "LatentTools", "VideoLatentTools", "latent_tools"]
 
 Shape = TypeVar("Shape", VideoLatentShape, AudioLatentShape)
 
@@ -163,3 +172,21 @@ class AudioLatentTools(LatentTools[AudioLatentShape]):
     """Tools for an audio latent."""
 
     patchifier: AudioPatchifier
+
+
+def latent_tools(
+    shape: VideoPixelShape,
+    streams: Collection[str],
+    scale_factors: SpatioTemporalScaleFactors,
+    channels: int = VIDEO_LATENT_CHANNELS,
+    mel_bins: int = AUDIO_MEL_BINS,
+) -> dict[str, LatentTools[Any]]:
+    """The tools of a clip's streams ("video", "audio"), video first; ``channels`` are those of a video latent."""
+    tools: dict[str, LatentTools[Any]] = {}
+    if "video" in streams:
+        video = VideoLatentShape.from_pixel_shape(shape, channels, scale_factors)
+        tools["video"] = VideoLatentTools(VideoLatentPatchifier(), video, shape.fps, scale_factors)
+    if "audio" in streams:
+        audio = AudioLatentShape.from_video_pixel_shape(shape, mel_bins=mel_bins)
+        tools["audio"] = AudioLatentTools(AudioPatchifier(), audio)
+    return tools

@@ -1,5 +1,6 @@
 """Sampling: from noisy states to denoised ones, in one loop that pipelines and validation share.
 
+stage.py        the ends of a stage: conditions and noise before the loop, latents after it
 loop.py         the loop, an iterator over steps
 samplers.py     how one step is made: Euler, Heun, gradient estimating, ancestral, CFG++, res_2s
 denoisers.py    one x0 prediction per stream, with guidance

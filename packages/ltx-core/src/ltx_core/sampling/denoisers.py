@@ -50,16 +50,34 @@ class DenoisedLatentResult:
 Results = Mapping[str, DenoisedLatentResult]
 
 
+@dataclass
+class RunMemory:
+    """What one run along a schedule keeps from step to step."""
+
+    mask_groups: dict[str, TimestepGroups] = field(default_factory=dict)  # of each stream's denoise mask
+    strength_groups: dict[str, StrengthGroups] = field(default_factory=dict)  # of its attention mask
+    texts: dict[str, RunTexts] = field(default_factory=dict)  # by stream
+    perturbations: dict[Any, BatchedPerturbationConfig] = field(default_factory=dict)  # by set of passes
+    last: Results = field(default_factory=dict)  # of the call before
+
+    @classmethod
+    def of(cls, states: States) -> RunMemory:
+        """The memory of a run that begins with ``states``, whose masks stay as they are."""
+        masks = {name: state.attention_mask for name, state in states.items()}
+        return cls(
+            {name: TimestepGroups.of(state.denoise_mask) for name, state in states.items()},
+            {name: StrengthGroups.of(mask) for name, mask in masks.items() if mask is not None},
+        )
+
+
 @dataclass(frozen=True)
 class DenoiseCall:
-    """What a denoiser is told beside the states."""
+    """Where on its schedule a run is."""
 
     sigma: Tensor  # 0-d on the CPU; the noise level of the states
     step_index: int  # chooses skipped steps, and guidance by ``schedule[step_index]``
     schedule: Tensor  # [steps + 1] on the CPU
-    last: Results = field(default_factory=dict)  # of the call before
-    mask_groups: Mapping[str, TimestepGroups] = field(default_factory=dict)
-    strength_groups: Mapping[str, StrengthGroups] = field(default_factory=dict)
+    memory: RunMemory = field(default_factory=RunMemory)
 
     @classmethod
     def at(cls, sigmas: Tensor, step_index: int) -> DenoiseCall:
@@ -74,6 +92,21 @@ class Denoiser(Protocol):
     def __call__(self, transformer: Transformer, states: States, call: DenoiseCall) -> Results: ...
 
 
+class Predictor:
+    """Calls a denoiser along a schedule and remembers what it said last."""
+
+    def __init__(self, transformer: Transformer, denoiser: Denoiser, states: States, schedule: Tensor) -> None:
+        self.transformer, self.denoiser, self.schedule = transformer, denoiser, schedule
+        self.memory = RunMemory.of(states)
+
+    def __call__(self, states: States, step_index: int, sigma: Tensor | None = None) -> Results:
+        """x0 of every stream at ``schedule[step_index]``, or at another ``sigma`` with that step's guidance."""
+        sigma = self.schedule[step_index] if sigma is None else sigma
+        call = DenoiseCall(sigma, step_index, self.schedule, self.memory)
+        self.memory.last = self.denoiser(self.transformer, states, call)
+        return self.memory.last
+
+
 @dataclass(frozen=True)
 class GuidancePass:
     """One pass of the transformer; ``name`` is the field of ``DenoisedLatentResult`` its result goes to."""
@@ -85,7 +118,7 @@ class GuidancePass:
 
 @dataclass(frozen=True)
 class GuidedDenoiser:
-    """Predicts with the guidance of each stream; a stream without a guider is not guided. One serves one run.
+    """Predicts with the guidance of each stream; a stream without a guider is not guided.
 
     ``contexts`` and ``guiders`` are per stream. ``force_uncond_pass`` asks for ``uncond`` even at CFG scale 1, as
     CFG++ sampling needs it. Raises ``ConfigError`` when CFG is on for a stream without a negative context.
@@ -95,14 +128,12 @@ class GuidedDenoiser:
     guiders: Mapping[str, MultiModalGuider | MultiModalGuiderFactory] = field(default_factory=dict)
     force_uncond_pass: bool = False
     keep_text: bool = True  # keep what the transformer made of the texts, where it stays the same at every step
-    _perturbations: dict[Any, BatchedPerturbationConfig] = field(default_factory=dict, init=False, repr=False)
-    _texts: dict[str, RunTexts] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, transformer: Transformer, states: States, call: DenoiseCall) -> Results:
-        level = float(call.schedule[call.step_index])
+        level, memory = float(call.schedule[call.step_index]), call.memory
         guiders = {name: self.guiders.get(name, UNGUIDED).build_from_sigma(level) for name in states}
-        skipping = {name for name in states if name in call.last and guiders[name].should_skip_step(call.step_index)}
-        results = {name: DenoisedLatentResult(call.last[name].denoised) for name in skipping}
+        skipping = {name for name in states if name in memory.last and guiders[name].should_skip_step(call.step_index)}
+        results = {name: DenoisedLatentResult(memory.last[name].denoised) for name in skipping}
         if len(skipping) == len(states):
             return results
         modalities = {
@@ -111,13 +142,13 @@ class GuidedDenoiser:
                 self.contexts[name],
                 sigma_for(state, call.sigma),
                 enabled=name not in skipping,
-                mask_groups=call.mask_groups.get(name),
-                strength_groups=call.strength_groups.get(name),
+                mask_groups=memory.mask_groups.get(name),
+                strength_groups=memory.strength_groups.get(name),
             )
             for name, state in states.items()
         }
         active = {name: guider for name, guider in guiders.items() if name not in skipping}
-        predictions = self._run(transformer, modalities, self.passes(active, tuple(states)))
+        predictions = self._run(transformer, modalities, self.passes(active, tuple(states)), memory)
         for name, guider in active.items():
             made = {pass_name: prediction[name] for pass_name, prediction in predictions.items()}
             guided = guider.calculate(made["cond"], made.get("uncond"), made.get("ptb"), made.get("mod"))
@@ -138,15 +169,23 @@ class GuidedDenoiser:
         return passes
 
     def _run(
-        self, transformer: Transformer, modalities: Mapping[str, Modality], passes: Sequence[GuidancePass]
+        self,
+        transformer: Transformer,
+        modalities: Mapping[str, Modality],
+        passes: Sequence[GuidancePass],
+        memory: RunMemory,
     ) -> dict[str, dict[str, Tensor]]:
         """x0 by pass and stream."""
-        batched = {name: self._batch_passes(name, modality, passes) for name, modality in modalities.items()}
+        batched = {
+            name: self._batch_passes(modality, [each.contexts[name] for each in passes], texts)
+            for name, modality in modalities.items()
+            for texts in [memory.texts.setdefault(name, RunTexts())]
+        }
         size = next(iter(modalities.values())).batch_size
         x0 = transformer(
             video=batched.get("video"),
             audio=batched.get("audio"),
-            perturbations=self._batch_perturbations(passes, tuple(modalities), size),
+            perturbations=batch_perturbations(passes, tuple(modalities), size, memory.perturbations),
         )
         chunks: dict[str, dict[str, Tensor]] = {each.name: {} for each in passes}
         for name, prediction in zip(("video", "audio"), x0, strict=True):
@@ -155,10 +194,9 @@ class GuidedDenoiser:
                     chunks[each.name][name] = chunk
         return chunks
 
-    def _batch_passes(self, name: str, modality: Modality, passes: Sequence[GuidancePass]) -> Modality:
+    def _batch_passes(self, modality: Modality, contexts: Sequence[Tensor], texts: RunTexts) -> Modality:
         """One stream repeated for every pass, with each pass's text."""
-        count, texts = len(passes), self._texts.setdefault(name, RunTexts())
-        context, memory = texts.of([each.contexts[name] for each in passes])
+        count, (context, memory) = len(contexts), texts.of(contexts)
         text: dict[str, Any] = {"context": context, "text_memory": memory if self.keep_text else None}
         if count == 1:
             return replace(modality, **text)
@@ -178,26 +216,28 @@ class GuidedDenoiser:
             parts |= {"attention_mask": repeated.mask, "strength_groups": repeated}
         return replace(modality, **(parts | text))
 
-    def _batch_perturbations(
-        self, passes: Sequence[GuidancePass], streams: tuple[str, ...], size: int
-    ) -> BatchedPerturbationConfig | None:
-        """One entry per sample; made once per set of passes, for its masks then stay on the device.
 
-        Passes with the same texts have the same inputs, all others differ in text alone.
-        """
-        if len(passes) == 1:
-            return None
-        configs = tuple(each.perturbations for each in passes)
-        texts = [tuple(id(each.contexts[name]) for name in streams) for each in passes]
-        first = tuple(texts.index(text) for text in texts)
-        if (key := (configs, first, size)) not in self._perturbations:
-            batch = [config for config in configs for _ in range(size)]
-            same_as = [number * size + sample for number in first for sample in range(size)]
-            same_but_text_as = list(range(size)) * len(passes)
-            self._perturbations[key] = BatchedPerturbationConfig(
-                batch, same_as=same_as, same_but_text_as=same_but_text_as
-            )
-        return self._perturbations[key]
+def batch_perturbations(
+    passes: Sequence[GuidancePass],
+    streams: tuple[str, ...],
+    size: int,
+    made: dict[Any, BatchedPerturbationConfig],
+) -> BatchedPerturbationConfig | None:
+    """One entry per sample; ``made`` keeps them by set of passes, for their masks then stay on the device.
+
+    Passes with the same texts have the same inputs, all others differ in text alone.
+    """
+    if len(passes) == 1:
+        return None
+    configs = tuple(each.perturbations for each in passes)
+    texts = [tuple(id(each.contexts[name]) for name in streams) for each in passes]
+    first = tuple(texts.index(text) for text in texts)
+    if (key := (configs, first, size)) not in made:
+        batch = [config for config in configs for _ in range(size)]
+        same_as = [number * size + sample for number in first for sample in range(size)]
+        same_but_text_as = list(range(size)) * len(passes)
+        made[key] = BatchedPerturbationConfig(batch, same_as=same_as, same_but_text_as=same_but_text_as)
+    return made[key]
 
 
 @dataclass

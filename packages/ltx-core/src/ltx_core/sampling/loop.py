@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
-from ltx_core.model.transformer.masks import StrengthGroups
-from ltx_core.model.transformer.modality import TimestepGroups
-from ltx_core.sampling.denoisers import DenoiseCall, Denoiser, Results, Transformer
+from ltx_core.sampling.denoisers import Denoiser, Predictor, Results, Transformer
 from ltx_core.sampling.modality import States
 from ltx_core.sampling.samplers import EulerSampler, Sampler
 
@@ -31,27 +29,6 @@ class SamplingStep:
     sigma: float  # the noise level reached
     states: States
     results: Results  # the x0 predictions last made, before held tokens are put back
-
-
-class Predictor:
-    """Calls the denoiser along a schedule and remembers what it said last."""
-
-    def __init__(self, transformer: Transformer, denoiser: Denoiser, states: States, schedule: Tensor) -> None:
-        self.transformer, self.denoiser, self.schedule = transformer, denoiser, schedule
-        self.mask_groups = {name: TimestepGroups.of(state.denoise_mask) for name, state in states.items()}
-        self.strength_groups = {
-            name: StrengthGroups.of(state.attention_mask)
-            for name, state in states.items()
-            if state.attention_mask is not None
-        }
-        self.last: Results = {}
-
-    def __call__(self, states: States, step_index: int, sigma: Tensor | None = None) -> Results:
-        """x0 of every stream at ``schedule[step_index]``, or at another ``sigma`` with that step's guidance."""
-        sigma = self.schedule[step_index] if sigma is None else sigma
-        call = DenoiseCall(sigma, step_index, self.schedule, self.last, self.mask_groups, self.strength_groups)
-        self.last = self.denoiser(self.transformer, states, call)
-        return self.last
 
 
 @torch.no_grad()
@@ -76,7 +53,7 @@ def denoise(
     total = len(schedule) - 1
     for index in range(total):
         states = sampler.step(predict, states, index, memory)
-        yield SamplingStep(index, total, float(schedule[index + 1]), states, predict.last)
+        yield SamplingStep(index, total, float(schedule[index + 1]), states, predict.memory.last)
 
 
 def _checked(sigmas: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ltx_core.components.diffusion_steps import Res2sDiffusionStep
 from ltx_core.components.noisers import NoiseSource, normalized_noise
+from ltx_core.sampling.denoisers import Predictor
 from ltx_core.sampling.modality import States, post_process_latent
-from ltx_core.sampling.samplers import Memory, Predict, advance, held, seeded
+from ltx_core.sampling.samplers import Memory, advance, held, seeded
 from ltx_core.types import LatentState
 from ltx_core.utils import widest_dtype
 
@@ -58,7 +59,7 @@ class Res2sSampler:
         substep = self.noise_seed + SUBSTEP_SEED_OFFSET if self.noise_seed_substep is None else self.noise_seed_substep
         return Memory(generators={"step": seeded(states, self.noise_seed), "substep": seeded(states, substep)})
 
-    def step(self, predict: Predict, states: States, index: int, memory: Memory) -> States:
+    def step(self, predict: Predictor, states: States, index: int, memory: Memory) -> States:
         results = predict(states, index)
         start, end = float(predict.schedule[index]), float(predict.schedule[index + 1])
         if end == 0:

@@ -21,7 +21,7 @@ from ltx_core.components.diffusion_steps import (
 )
 from ltx_core.components.noisers import NoiseSource, plain_noise
 from ltx_core.errors import ConfigError
-from ltx_core.sampling.denoisers import DenoisedLatentResult, Results
+from ltx_core.sampling.denoisers import DenoisedLatentResult, Predictor
 from ltx_core.sampling.modality import States, post_process_latent
 from ltx_core.types import LatentState
 from ltx_core.utils import to_denoised, to_velocity
@@ -38,14 +38,6 @@ class Memory:
     velocities: dict[str, Tensor] = field(default_factory=dict)  # by stream
 
 
-class Predict(Protocol):
-    """x0 of every stream at ``schedule[step_index]``, or at ``sigma``."""
-
-    schedule: Tensor
-
-    def __call__(self, states: States, step_index: int, sigma: Tensor | None = None) -> Results: ...
-
-
 class Sampler(Protocol):
     """How a step is made; see the module's text."""
 
@@ -53,7 +45,7 @@ class Sampler(Protocol):
 
     def begin(self, states: States) -> Memory: ...
 
-    def step(self, predict: Predict, states: States, index: int, memory: Memory) -> States: ...
+    def step(self, predict: Predictor, states: States, index: int, memory: Memory) -> States: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ class DeterministicSampler:
 class EulerSampler(DeterministicSampler):
     """One prediction and one Euler step."""
 
-    def step(self, predict: Predict, states: States, index: int, memory: Memory) -> States:
+    def step(self, predict: Predictor, states: States, index: int, memory: Memory) -> States:
         results = predict(states, index)
         return advance(
             states,
@@ -83,7 +75,7 @@ class EulerSampler(DeterministicSampler):
 class HeunSampler(DeterministicSampler):
     """Two predictions a step, one where sigma ends at 0."""
 
-    def step(self, predict: Predict, states: States, index: int, memory: Memory) -> States:
+    def step(self, predict: Predictor, states: States, index: int, memory: Memory) -> States:
         schedule = predict.schedule
         first = predict(states, index)
         x0 = {name: held(state, first[name]) for name, state in states.items()}
@@ -105,14 +97,20 @@ class GradientEstimatingSampler(DeterministicSampler):
 
     gamma: float = 2.0
 
-    def step(self, predict: Predict, states: States, index: int, memory: Memory) -> States:
+    def step(self, predict: Predictor, states: States, index: int, memory: Memory) -> States:
         results = predict(states, index)
         if predict.schedule[index + 1] == 0:
             return advance(states, lambda name, state: held(state, results[name]))
         return advance(states, lambda name, state: self._step(name, state, results[name], predict, index, memory))
 
     def _step(
-        self, name: str, state: LatentState, result: DenoisedLatentResult, predict: Predict, index: int, memory: Memory
+        self,
+        name: str,
+        state: LatentState,
+        result: DenoisedLatentResult,
+        predict: Predictor,
+        index: int,
+        memory: Memory,
     ) -> Tensor:
         sigma, x0 = predict.schedule[index], held(state, result)
         velocity = to_velocity(state.latent, sigma, x0)
@@ -141,7 +139,7 @@ class StochasticSampler:
     def begin(self, states: States) -> Memory:
         return Memory(generators={"step": seeded(states, self.noise_seed)})
 
-    def step(self, predict: Predict, states: States, index: int, memory: Memory) -> States:
+    def step(self, predict: Predictor, states: States, index: int, memory: Memory) -> States:
         results = predict(states, index)
         x0 = {name: held(state, results[name], torch.float32) for name, state in states.items()}
 

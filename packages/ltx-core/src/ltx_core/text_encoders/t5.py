@@ -194,7 +194,7 @@ def relative_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> T
 class T5EncoderOutput(NamedTuple):
     """One row per prompt, padded on the right."""
 
-    embeddings: Tensor  # [B, T, d_model]; rows of padding are not zeroed
+    video_context: Tensor  # [B, T, d_model]; rows of padding are not zeroed
     attention_mask: Tensor  # [B, T] int64
 
 

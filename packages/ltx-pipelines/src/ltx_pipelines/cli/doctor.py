@@ -55,7 +55,7 @@ def devices() -> dict[str, str]:
 
     from ltx_core.model.common.memory import free_bytes
     from ltx_pipelines.cli.progress import human_bytes
-    from ltx_pipelines.utils.model_ledger import default_device
+    from ltx_pipelines.running.placement import default_device
 
     found = {}
     cpu = torch.device("cpu")
@@ -106,7 +106,7 @@ def _why_no_cuda() -> str:
 def precision() -> dict[str, str]:
     """What networks compute in on each device, and why."""
     from ltx_core.precision import fast, slowdown
-    from ltx_pipelines.utils.model_ledger import default_device
+    from ltx_pipelines.running.placement import default_device
 
     found = {}
     for kind in dict.fromkeys(("cpu", default_device())):
@@ -125,7 +125,7 @@ def attention() -> dict[str, str]:
     from torch.nn.functional import scaled_dot_product_attention
 
     from ltx_core.precision import resolve
-    from ltx_pipelines.utils.model_ledger import default_device
+    from ltx_pipelines.running.placement import default_device
 
     device = default_device()
     probe = torch.zeros(1, 2, 16, 64, device=device, dtype=resolve("auto", device).dtype)

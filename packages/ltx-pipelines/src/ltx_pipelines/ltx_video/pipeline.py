@@ -19,7 +19,6 @@ from ltx_core.errors import ConfigError
 from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
 from ltx_core.model.upsampler.ltxv import adain_latent, first_pass_size, tone_map_latent
 from ltx_core.model.upsampler.model import upsample_latent
-from ltx_core.model.video_vae.frames import decode_video
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
 from ltx_core.types import VideoLatentShape, VideoPixelShape
 from ltx_pipelines.ltx_video.noise import GeneratorNoise, Noise
@@ -116,7 +115,7 @@ class LTXVideoPipeline:
         """The frames of a latent as chunks ``[f, H, W, 3]`` in [0, 1]."""
         decoder: Any = self.ledger.network("video_decoder")
         config = self.config
-        if decoder.config.timestep_conditioning:
+        if self.ledger.source("video_decoder").network_config("video_decoder").timestep_conditioning:
             share = config.decode_timestep if config.decode_noise_scale is None else config.decode_noise_scale
             if share > 0:
                 latent = (1 - share) * latent + share * noise.draw("decoder", tuple(latent.shape), latent)
@@ -126,7 +125,7 @@ class LTXVideoPipeline:
             noise_scale=0.0,  # mixed above, before the tone mapping
             noise=lambda shape: noise.draw("decoder", shape, latent),
         )
-        yield from decode_video(decoder, latent, conditioning=conditioning)
+        yield from decoder.decode_frames(latent, conditioning)
 
     def __call__(self, inputs: LTXVInputs, noise: Noise | int, encode: Encode | None = None) -> Tensor:
         """The whole clip ``[F, H, W, 3]`` in [0, 1]; ``noise`` may be a seed."""

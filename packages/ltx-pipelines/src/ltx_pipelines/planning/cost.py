@@ -1,8 +1,7 @@
 """What a plan will cost, before any weight is read: peak memory and floating-point operations of each phase.
 
-Networks are run on the meta device, where tensors have shapes but no values: operations are counted exactly, and the
-bytes alive at once are what a real run allocates, up to workspaces of kernels and rounding by the allocator. Blocks of
-a transformer are alike, so two stand for all. Weight bytes come from the headers of the files.
+Networks are run on the meta device (`ltx_core.model.common.meter`); blocks of a transformer are alike, so two stand for
+all. Weight bytes come from the headers of the files.
 
 The relative cost is a plan's operations over those of a known clip: 512 x 768, 121 frames, one pass of LTX-2.3 for each
 of eight distilled steps, which is 1.6e15 operations.
@@ -10,29 +9,24 @@ of eight distilled steps, which is 1.6e15 operations.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
+from ltx_core.loader.components import transformer_component
 from ltx_core.model.common.memory import free_bytes
+from ltx_core.model.common.meter import Work, measure
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.model.video_vae.diffusion.tiling import whole_decode_work
+from ltx_core.model.video_vae.frames import STREAMING_FRAMES, decode_parts
 from ltx_core.model.video_vae.video_vae import VideoDecoder
 from ltx_core.text_encoders.gemma.tokenizer import MAX_LENGTH
 from ltx_core.types import AudioLatentShape, VideoLatentShape
 from ltx_pipelines.planning.plan import (
-    MODALITIES,
     AudioReferenceCondition,
     CarriedKeyframes,
     ImageCondition,
@@ -41,22 +35,14 @@ from ltx_pipelines.planning.plan import (
     ReferenceCondition,
     StagePlan,
 )
-from ltx_pipelines.running.stage_inputs import growth, runs
+from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.utils.media_io import read_audio
-from ltx_pipelines.utils.model_ledger import SLOTS, ModelLedger
+from ltx_pipelines.utils.model_ledger import ModelLedger
 
 UNIT = 8 * 0.2e15  # operations of the clip that relative cost 1 stands for
 EVALUATIONS = {"heun": 2, "res_2s": 2}  # transformer evaluations per step; others need one
+NO_WORK = Work()
 STREAMED_BLOCKS = 2  # blocks on the device at once when weights are streamed
-STREAMING_FRAMES = 6  # latent frames after which a streamed decode no longer grows
-
-
-@dataclass(frozen=True)
-class Work:
-    """Operations and the bytes of tensors alive at once, weights not counted."""
-
-    flops: float = 0.0
-    activations: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +51,7 @@ class Phase:
 
     name: str
     weights: Mapping[str, int]
-    work: Work = Work()
+    work: Work = NO_WORK
 
     @property
     def peak(self) -> int:
@@ -101,7 +87,7 @@ class Cost:
 def cost_of(plan: Plan, ledger: ModelLedger) -> Cost:
     """The cost of a plan on the networks of a ledger. Reads headers only."""
     phases = [Phase("text", text_weights(ledger))]
-    if encoders := encoder_names(plan):
+    if encoders := plan.encoders():
         phases.append(Phase("conditions", {name: component_bytes(ledger, name) for name in encoders}))
     for index, stage in enumerate(plan.stages, 1):
         phases += upsampling(plan, index - 1)
@@ -119,20 +105,9 @@ def cost_of(plan: Plan, ledger: ModelLedger) -> Cost:
 
 def upsampling(plan: Plan, index: int) -> list[Phase]:
     """The latent upsampler before stage ``index`` (from 0), in space or in time."""
-    larger, rate = growth(plan, index)
+    larger, rate = plan.growth(index)
     path = plan.models.spatial_upsampler if larger else plan.models.temporal_upsampler if rate > 1 else None
     return [Phase("upsample", {"latent_upsampler": Path(path).stat().st_size})] if path else []
-
-
-def encoder_names(plan: Plan) -> list[str]:
-    """Encoders a plan needs."""
-    wanted = {name for stage in plan.stages for name, stream in stage.streams.items() if stream.start == "source"}
-    for _, condition in plan.conditions():
-        if isinstance(condition, ImageCondition | ReferenceCondition) and condition.path is not None:
-            wanted.add("video")
-        elif isinstance(condition, AudioReferenceCondition) and condition.path is not None:
-            wanted.add("audio")
-    return [f"{name}_encoder" for name in MODALITIES if name in wanted]
 
 
 # Weights ----------------------------------------------------------------------------------------------------------
@@ -143,7 +118,7 @@ def component_bytes(ledger: ModelLedger, component: str) -> int:
     if not ledger.holds(component):
         return 0
     dtype = torch.float32 if component == "vocoder" else kept_dtype(ledger)
-    weights = ledger.open(ledger.slot(SLOTS[component])).weights(component, dtype)
+    weights = ledger.source(component).weights(component, dtype)
     kinds = [(torch.Size(shape).numel(), floating) for shape, floating in weights.kinds().values()]
     return sum(count * (dtype.itemsize if floating else 8) for count, floating in kinds)
 
@@ -155,8 +130,7 @@ def kept_dtype(ledger: ModelLedger) -> torch.dtype:
 
 def transformer_weights(ledger: ModelLedger, stage: StagePlan) -> dict[str, int]:
     """Bytes of the transformer: of the stage's streams, quantised as the ledger says, streamed as it says."""
-    joint = len(stage.streams) == 2 or "audio_num_attention_heads" not in ledger.config.get("transformer", {})
-    component = "transformer" if joint else f"{next(iter(stage.streams))}_transformer"
+    component = transformer_component(ledger.config, tuple(stage.streams))
     weights = ledger.checkpoint.weights(component, ledger.dtype, quantization=ledger.quantization)
     total = 0
     for path, layer in weights.layers.items():
@@ -186,7 +160,7 @@ def stage_work(stage: StagePlan, ledger: ModelLedger) -> Work:
     passes = stage.passes()
     batch = min(passes, stage.max_batch_size)
     text = ledger.text_tokens
-    one, two = (measured_forward(replace(config, num_layers=n), tokens, 1, ledger.dtype, text) for n in (1, 2))
+    one, two = (measure_forward(replace(config, num_layers=n), tokens, 1, ledger.dtype, text) for n in (1, 2))
     per_pass = one.flops + (config.num_layers - 1) * (two.flops - one.flops)
     guidance = [stream.guidance for stream in stage.streams.values() if stream.guidance is not None]
     skipped = min((params.skip_step for params in guidance), default=0)
@@ -228,7 +202,7 @@ def duration_of(path: str) -> float:
     return 0.0 if sound is None else sound.duration
 
 
-def measured_forward(
+def measure_forward(
     config: TransformerConfig, tokens: Mapping[str, int], batch: int, dtype: torch.dtype, text_tokens: int = MAX_LENGTH
 ) -> Work:
     """One pass of a transformer, without its weights."""
@@ -236,7 +210,7 @@ def measured_forward(
         network = LTXModel(config).to(dtype)
         shapes = {name: (tokens[name], text_tokens, batch) for name in config.streams}
         streams = {name: _empty_modality(config, name, *shape, dtype) for name, shape in shapes.items()}
-    return measured(network, lambda: network(streams.get("video"), streams.get("audio"), None))
+    return measure(network, lambda: network(streams.get("video"), streams.get("audio"), None))
 
 
 def _empty_modality(
@@ -257,7 +231,7 @@ def _empty_modality(
 
 def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:
     """The video decoder: operations of the whole clip, memory of the pieces it is decoded in."""
-    checkpoint = ledger.open(ledger.slot("video_vae"))
+    checkpoint = ledger.source("video_decoder")
     latent = VideoLatentShape.from_pixel_shape(plan.shape, ledger.latent_channels, ledger.scale_factors)
     config = checkpoint.network_config("video_decoder")
     if config.diffusion_decoder is not None:
@@ -266,60 +240,9 @@ def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:
     with torch.device("meta"):
         decoder = VideoDecoder(config).to(ledger.dtype)
         whole = torch.empty(latent, dtype=ledger.dtype)
-    work = measured(decoder, lambda: decoder(whole))
+    work = measure(decoder, lambda: decoder(whole))
     if not decoder.can_stream:
         return work
-    from ltx_pipelines.running.decode_memory import decode_parts  # which measures decoders with this module
-
     start = whole[:, :, : min(STREAMING_FRAMES, latent.frames)]
-    streamed = measured(decoder, lambda: list(decoder.decode_streaming(start))).activations
+    streamed = measure(decoder, lambda: list(decoder.decode_streaming(start))).activations
     return Work(work.flops, streamed // decode_parts(decoder, whole, free_bytes(ledger.device)))
-
-
-def measured(network: torch.nn.Module, call: Callable[[], Any]) -> Work:
-    """Operations and live bytes of a call on the meta device."""
-    held = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
-    flops, live, attention = FlopCounterMode(display=False), LiveBytes(held), CountedAttention()
-    with torch.no_grad(), torch.device("meta"), attention, flops, live:
-        call()
-    return Work(flops.get_total_flops() + attention.flops, live.peak)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Follows the storages that operations make until they are freed; ``peak`` is the most bytes at once."""
-
-    def __init__(self, held: set[int]) -> None:
-        super().__init__()
-        self.held = set(held)  # storages that were there before, and those alive now
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.held:
-                self._follow(tensor.untyped_storage())
-        return result
-
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        self.held.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self.held.discard(key)
-        self.now -= size
-
-
-class CountedAttention(TorchFunctionMode):
-    """Attention that is counted but holds no matrix of scores, as its fused kernels do not."""
-
-    flops = 0.0
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.nn.functional.scaled_dot_product_attention:
-            query, key = args[0], args[1]
-            self.flops += 4.0 * query.numel() * key.shape[-2]
-            return torch.empty_like(query)
-        return function(*args, **(kwargs or {}))

@@ -18,6 +18,7 @@ from ltx_core.precision import DtypeName
 from ltx_core.types import VideoPixelShape
 
 PLAN_VERSION = 1
+BackendName = Literal["torch", "mlx"]
 MODALITIES = ("video", "audio")
 
 
@@ -193,6 +194,17 @@ class StagePlan:
         return len(self.sigmas) - 1
 
     @property
+    def keyframe_conditions(self) -> list[KeyframeSlots | CarriedKeyframes]:
+        """The conditions that make keyframes or show those of the stage before."""
+        conditions = self.streams["video"].conditions if "video" in self.streams else ()
+        return [condition for condition in conditions if isinstance(condition, KeyframeSlots | CarriedKeyframes)]
+
+    @property
+    def keyframe_frames(self) -> list[int]:
+        """The pixel frames of the keyframes a stage carries on: those it makes and those it is shown."""
+        return sorted({frame for condition in self.keyframe_conditions for frame in condition.pixel_frame_indices})
+
+    @property
     def guided(self) -> bool:
         return any(stream.guidance is not None for stream in self.streams.values())
 
@@ -221,6 +233,7 @@ class Plan:
     audio: Literal["last", "first", "source", "none"] = "last"
     dtype: DtypeName = "auto"  # what networks compute in; plans that pipelines make never say auto
     quantization: str | None = None
+    backend: BackendName = "torch"  # what builds and runs the networks
     version: int = PLAN_VERSION
 
     @property
@@ -245,6 +258,24 @@ class Plan:
             for stream in stage.streams.values():
                 for condition in stream.conditions:
                     yield stage, condition
+
+    def growth(self, index: int) -> tuple[bool, int]:
+        """Whether a stage's picture is larger than that of the stage before, and how many times its frames."""
+        if index == 0 or "video" not in self.stages[index].streams:
+            return False, 1
+        before, now = self.stages[index - 1].shape, self.stages[index].shape
+        larger = (before.height, before.width) != (now.height, now.width)
+        return larger, (now.frames - 1) // max(before.frames - 1, 1) if now.frames != before.frames else 1
+
+    def encoders(self) -> list[str]:
+        """The encoders it needs: of streams that start from a source, and of conditions that come from files."""
+        wanted = {name for stage in self.stages for name, stream in stage.streams.items() if stream.start == "source"}
+        for _, condition in self.conditions():
+            if isinstance(condition, ImageCondition | ReferenceCondition) and condition.path is not None:
+                wanted.add("video")
+            elif isinstance(condition, AudioReferenceCondition) and condition.path is not None:
+                wanted.add("audio")
+        return [f"{name}_encoder" for name in MODALITIES if name in wanted]
 
     def to_json(self) -> str:
         """The plan as text that `from_json` reads back to an equal plan."""

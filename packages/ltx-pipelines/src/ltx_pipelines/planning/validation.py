@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ltx_core.errors import CheckpointError, ConditioningError, ConfigError, MediaError
+from ltx_core.errors import ConditioningError, ConfigError, MediaError
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
@@ -47,11 +47,11 @@ def check_files(plan: Plan, ledger: ModelLedger) -> None:
     for slot, path in plan.models.paths():
         if not Path(path).exists():
             raise ConfigError(f"{slot} is {path}, which does not exist")
+    kinds = ledger.checkpoint.weights("transformer").kinds()
     for lora in {lora for stage in plan.stages for lora in stage.loras}:
         if not Path(lora.path).is_file():
             raise ConfigError(f"lora is {lora.path}, which does not exist")
-        if not ledger.checkpoint.weights("transformer").changed_by([ledger.lora(lora).at(1.0)]):
-            raise CheckpointError(f"{lora.path} fits no layer of this transformer: it is for another model")
+        ledger.lora(lora).fit({name: kind.shape for name, kind in kinds.items()})
 
 
 def check_sizes(plan: Plan, ledger: ModelLedger) -> None:
@@ -66,22 +66,16 @@ def check_sizes(plan: Plan, ledger: ModelLedger) -> None:
 
 def check_components(plan: Plan, ledger: ModelLedger) -> None:
     """Every network the plan uses is in the files."""
-    texts_known = ledger.knows([text for text in (plan.prompt, plan.negative_prompt) if text is not None])
-    wanted = {"transformer"} if texts_known else {"transformer", "embeddings"}
+    texts_known = ledger.texts.know([text for text in (plan.prompt, plan.negative_prompt) if text is not None])
+    wanted = {"transformer"} if texts_known or ledger.is_ltx_video else {"transformer", "embeddings"}
     for name in plan.decoded:
         wanted |= set(NEEDS[name])
-    encoded = {name for stage in plan.stages for name, stream in stage.streams.items() if stream.start == "source"}
-    wanted |= {f"{name}_encoder" for name in encoded}
-    for _, condition in plan.conditions():
-        if isinstance(condition, ImageCondition | ReferenceCondition) and condition.path is not None:
-            wanted.add("video_encoder")
-        elif isinstance(condition, AudioReferenceCondition) and condition.path is not None:
-            wanted.add("audio_encoder")
+    wanted |= set(plan.encoders())
     for component in sorted(wanted):
         if not ledger.holds(component):
             raise ConfigError(f"the model has no {component}, which {plan.pipeline} needs: {ledger.files.checkpoint}")
-    if plan.models.text_encoder is None and not texts_known:
-        raise ConfigError("text_encoder is not given, expected a Gemma folder (--gemma-root)")
+    if not texts_known:
+        ledger.text_encoder_path()
     sizes = {(stage.shape.height, stage.shape.width) for stage in plan.stages if "video" in stage.streams}
     if len(sizes) > 1:
         if plan.models.spatial_upsampler is None:

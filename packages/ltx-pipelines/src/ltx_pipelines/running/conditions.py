@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -25,8 +24,8 @@ from ltx_core.conditioning.mask_utils import downsample_mask_video_to_latent
 from ltx_core.conditioning.types.reference_cond import before_the_start
 from ltx_core.errors import MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
-from ltx_core.model.audio_vae.audio_vae import AudioEncoder, encode_audio
-from ltx_core.model.video_vae.video_vae import VideoEncoder
+from ltx_core.model.audio_vae.audio_vae import encode_audio
+from ltx_core.networks import VideoEncoder
 from ltx_core.types import AudioLatentShape, VideoLatentShape, VideoPixelShape
 from ltx_media.video import fit_frames
 from ltx_pipelines.planning.plan import (
@@ -40,34 +39,36 @@ from ltx_pipelines.planning.plan import (
     Source,
     StagePlan,
 )
-from ltx_pipelines.running.stage_inputs import Given
+from ltx_pipelines.running.stage_inputs import StageInputs
 from ltx_pipelines.utils.media_io import load_image, load_mask_video, load_video, read_audio, read_frames_between
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 
-def conditioning_items(stage: StagePlan, modality: str, ledger: ModelLedger, given: Given) -> list[ConditioningItem]:
+def conditioning_items(
+    stage: StagePlan, modality: str, ledger: ModelLedger, inputs: StageInputs
+) -> list[ConditioningItem]:
     """The items of one stream, in the plan's order; media are read and encoded at the stage's size."""
     conditions = stage.streams[modality].conditions
-    return [item for condition in conditions for item in _items(condition, stage.shape, ledger, given)]
+    return [item for condition in conditions for item in _items(condition, stage.shape, ledger, inputs)]
 
 
 def _items(
-    condition: Condition, shape: VideoPixelShape, ledger: ModelLedger, given: Given
+    condition: Condition, shape: VideoPixelShape, ledger: ModelLedger, inputs: StageInputs
 ) -> Iterator[ConditioningItem]:
     match condition:
         case ImageCondition():
             yield _image_item(condition, shape, ledger)
         case ReferenceCondition():
-            yield _reference_item(condition, shape, ledger, given)
+            yield _reference_item(condition, shape, ledger, inputs)
         case AudioReferenceCondition():
-            yield _audio_reference_item(condition, ledger, given)
+            yield _audio_reference_item(condition, ledger, inputs)
         case RegionCondition():
             yield TemporalRegionMask(condition.start, condition.end, shape.fps)
         case KeyframeSlots(pixel_frame_indices=frames):
-            yield VideoGeneratedKeyframeSlots(frames, _seeds(frames, ledger, given) if condition.seeded else None)
+            yield VideoGeneratedKeyframeSlots(frames, _seeds(frames, ledger, inputs) if condition.seeded else None)
         case CarriedKeyframes(pixel_frame_indices=frames):
             for frame in frames:
-                yield VideoConditionByKeyframeIndex(given.keyframes[frame], frame, condition.strength)
+                yield VideoConditionByKeyframeIndex(inputs.keyframes[frame], frame, condition.strength)
 
 
 def _image_item(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedger) -> ConditioningItem:
@@ -79,12 +80,12 @@ def _image_item(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedg
     return VideoConditionByKeyframeIndex(latent, image.frame_idx, image.strength)
 
 
-def _seeds(frames: Sequence[int], ledger: ModelLedger, given: Given) -> Tensor:
+def _seeds(frames: Sequence[int], ledger: ModelLedger, inputs: StageInputs) -> Tensor:
     """What keyframe slots start from ``[1, C, K, h, w]``: the keyframe handed over, else the nearest latent frame."""
     nearest = {frame: round(frame / ledger.scale_factors.time) for frame in frames}
     return torch.cat(
         [
-            given.keyframes[frame] if frame in given.keyframes else given.latents["video"][:, :, at : at + 1]
+            inputs.keyframes[frame] if frame in inputs.keyframes else inputs.latents["video"][:, :, at : at + 1]
             for frame, at in nearest.items()
         ],
         dim=2,
@@ -92,12 +93,12 @@ def _seeds(frames: Sequence[int], ledger: ModelLedger, given: Given) -> Tensor:
 
 
 def _reference_item(
-    reference: ReferenceCondition, shape: VideoPixelShape, ledger: ModelLedger, given: Given
+    reference: ReferenceCondition, shape: VideoPixelShape, ledger: ModelLedger, inputs: StageInputs
 ) -> ConditioningItem:
     factor = reference.downscale_factor
     if reference.path is None:
-        assert given.video_before is not None
-        latent = given.video_before
+        assert inputs.video_before is not None
+        latent = inputs.video_before
     else:
         frames = load_video(reference.path, shape.height // factor, shape.width // factor, shape.frames)
         latent = encode_video(temporal_subsample(frames, reference.temporal_scale_factor), ledger)
@@ -111,14 +112,16 @@ def _reference_item(
     return ConditioningItemAttentionStrengthWrapper(item, strength)
 
 
-def _audio_reference_item(reference: AudioReferenceCondition, ledger: ModelLedger, given: Given) -> ConditioningItem:
+def _audio_reference_item(
+    reference: AudioReferenceCondition, ledger: ModelLedger, inputs: StageInputs
+) -> ConditioningItem:
     """The whole sound as tokens that end just before the clip begins."""
     if reference.path is None:
-        latent = given.latents["audio"]
+        latent = inputs.latents["audio"]
     elif (sound := read_audio(reference.path)) is None:
         raise MediaError(f"{reference.path} has no sound, expected a file with an audio track")
     else:
-        encoder = cast(AudioEncoder, ledger.network("audio_encoder"))
+        encoder = ledger.network("audio_encoder")
         with torch.no_grad():
             latent = encode_audio(sound.to(device=ledger.device), encoder).to(ledger.dtype)
     patchifier = AudioPatchifier()
@@ -165,13 +168,13 @@ def _audio_source(source: Source, shape: VideoPixelShape, ledger: ModelLedger) -
         silence = round(source.offset * sound.sampling_rate)
         waveform = torch.nn.functional.pad(sound.waveform, (silence, 0))
         sound = type(sound)(waveform, sound.sampling_rate)
-    encoder = cast(AudioEncoder, ledger.network("audio_encoder"))
+    encoder = ledger.network("audio_encoder")
     return conform_latent_length(encode_audio(sound.to(device=ledger.device), encoder).to(ledger.dtype), target.frames)
 
 
 def encode_video(pixels: Tensor, ledger: ModelLedger) -> Tensor:
     """Pixels ``[1, 3, F, H, W]`` in [-1, 1] to a normalised latent, streamed so that memory does not grow with F."""
-    encoder = cast(VideoEncoder, ledger.network("video_encoder"))
+    encoder: VideoEncoder = ledger.network("video_encoder")
     pixels = pixels.to(ledger.device, ledger.dtype)
     with torch.no_grad():
         if pixels.shape[2] > 1 and encoder.can_stream:

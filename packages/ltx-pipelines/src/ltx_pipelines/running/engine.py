@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,40 +21,34 @@ from torch import Tensor
 from ltx_core.components.diffusion_steps import EulerAncestralDiffusionStep, EulerCfgPpDiffusionStep
 from ltx_core.components.guiders import MultiModalGuider
 from ltx_core.components.noisers import GaussianNoiser
-from ltx_core.components.patchifiers import AudioPatchifier, VideoLatentPatchifier
-from ltx_core.conditioning.tools import AudioLatentTools, VideoLatentTools
-from ltx_core.model.audio_vae.audio_vae import AudioDecoder, decode_audio
-from ltx_core.model.audio_vae.vocoder import Vocoder
-from ltx_core.model.common.memory import free_bytes
-from ltx_core.model.transformer.model import LTXModel, X0Model
-from ltx_core.model.video_vae.frames import decode_video
-from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
+from ltx_core.conditioning.tools import LatentTools, latent_tools
+from ltx_core.model.audio_vae.audio_vae import decode_audio
+from ltx_core.model.transformer.model import X0Model
+from ltx_core.model.video_vae.video_vae import DecodeConditioning
+from ltx_core.networks import VideoDecoder
 from ltx_core.sampling.denoisers import GuidedDenoiser, Results
 from ltx_core.sampling.loop import denoise
 from ltx_core.sampling.modality import States
 from ltx_core.sampling.res2s import Res2sSampler
 from ltx_core.sampling.samplers import EulerSampler, GradientEstimatingSampler, HeunSampler, Sampler, StochasticSampler
-from ltx_core.types import Audio, AudioLatentShape, LatentState, VideoLatentShape
+from ltx_core.sampling.stage import StreamStart, begin_streams, finish_streams
+from ltx_core.types import Audio, VideoLatentShape
 from ltx_pipelines.planning.plan import CarriedKeyframes, Plan, SamplerPlan, StagePlan
+from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.running.conditions import conditioning_items, source_latent
-from ltx_pipelines.running.decode_memory import decode_parts
 from ltx_pipelines.running.stage_inputs import (
     KEYFRAMES,
-    Given,
-    Result,
-    growth,
-    handed_over,
-    joined,
-    keyframe_conditions,
-    keyframe_frames,
-    runs,
-    window_given,
+    StageInputs,
+    StageResult,
+    carry_over,
+    join_windows,
+    window_inputs,
 )
+from ltx_pipelines.running.texts import Contexts
 from ltx_pipelines.utils.media_io import read_audio
-from ltx_pipelines.utils.model_ledger import Contexts, ModelLedger
+from ltx_pipelines.utils.model_ledger import ModelLedger
 
 Phase = Literal["text", "conditions", "upsample", "denoise", "decode", "done"]
-Tools = Mapping[str, VideoLatentTools | AudioLatentTools]
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ class Generation:
     """What a plan made. Latents are those of each stage; frames are decoded when they are pulled, once."""
 
     plan: Plan
-    stages: tuple[Result, ...]  # per stage: video [1, C, F, h, w], audio [1, C, T, M], keyframes [1, C, K, h, w]
+    stages: tuple[StageResult, ...]  # per stage: video [1, C, F, h, w], audio [1, C, T, M], keyframes [1, C, K, h, w]
     upsampled: Tensor | None = None  # what the enlarged stage began with [1, C, F, H, W]
     rng_state: Tensor | None = None  # of the generator after the stages: what a later stage goes on with
     video: Iterator[Tensor] | None = None  # chunks [f, H, W, 3], float in [0, 1]
@@ -114,118 +108,92 @@ def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Gener
     same as in one go.
     """
     generator = torch.Generator(ledger.device).manual_seed(plan.seed)
-    done: list[Result] = []
+    done: list[StageResult] = []
     if resume is not None and resume.rng_state is not None:
         generator.set_state(resume.rng_state)
         done = [{name: latent.to(ledger.device) for name, latent in stage.items()} for stage in resume.stages]
     yield Event("text")
     prompts = [plan.prompt] + ([plan.negative_prompt] if plan.negative_prompt is not None else [])
-    if not ledger.knows(prompts) and len(done) < len(plan.stages):
+    if not ledger.texts.know(prompts) and len(done) < len(plan.stages):
         ledger.expect_transformer(tuple(plan.stages[len(done)].streams))
-    positive, *negative = ledger.contexts(prompts)
+    positive, *negative = ledger.texts.contexts(prompts)
     run = Run(plan, ledger, (positive, negative[0] if negative else None), generator)
     upsampled = None
     for index, stage in list(enumerate(plan.stages))[len(done) :]:
-        given = Given()
+        inputs = StageInputs()
         if index:
-            larger, rate = growth(plan, index)
+            larger, rate = plan.growth(index)
             if larger or rate > 1:
                 yield Event("upsample", index)
-            given = handed_over(plan, index, done[index - 1], ledger)
-            upsampled = given.latents["video"] if larger else upsampled
+            inputs = carry_over(plan, index, done[index - 1], ledger)
+            upsampled = inputs.latents["video"] if larger else upsampled
         results = []
         for number, part in enumerate(runs(stage)):
             window = stage.windows[number] if stage.windows else None
-            begins = window_given(given, window, ledger.scale_factors.time) if window else given
+            begins = window_inputs(inputs, window, ledger.scale_factors.time) if window else inputs
             results.append((yield from run_stage(part, index, begins, run)))
-        done.append(joined(stage, results, given) if stage.windows else results[0])
+        done.append(join_windows(stage, results, inputs) if stage.windows else results[0])
     generation = Generation(plan, tuple(done), upsampled, generator.get_state())
     if decode:
         yield Event("decode", len(plan.stages) - 1)
-        generation = decoded(generation, ledger, generator)
+        generation = decode_latents(generation, ledger, generator)
     yield Event("done", len(plan.stages) - 1, generation=generation)
 
 
-def run_stage(stage: StagePlan, index: int, given: Given, run: Run) -> Generator[Event, None, Result]:
+def run_stage(stage: StagePlan, index: int, inputs: StageInputs, run: Run) -> Generator[Event, None, StageResult]:
     """Condition, noise and denoise a stage, an event per step; returns its latents and the keyframes it carries on."""
     yield Event("conditions", index)
-    tools = latent_tools(stage, run.ledger)
-    states: States = initial_states(stage, tools, given, run)
+    ledger, tools = run.ledger, tools_of(stage, run.ledger)
+    starts = {name: stream_start(stage, name, stream_tools, inputs, run) for name, stream_tools in tools.items()}
+    states: States = begin_streams(starts, GaussianNoiser(run.generator), ledger.device, ledger.dtype)
     yield Event("denoise", index, 0, stage.steps, stage.sigmas[0], states)
-    for event in denoised(stage, states, run):
-        states = event.states
-        yield replace(event, stage=index)
-    final = {name: tools[name].clear_conditioning(state) for name, state in states.items()}
-    result = {name: tools[name].unpatchify(state).latent for name, state in final.items()}
-    if keyframes := carried_on(stage, final, given):
-        result[KEYFRAMES] = torch.cat([keyframes[frame] for frame in keyframe_frames(stage)], dim=2)
+    model = X0Model(ledger.transformer(stage.loras, tuple(stage.streams)), stage.max_batch_size)
+    denoiser = guided_denoiser(stage, *run.contexts, keep_text=ledger.policy != "streamed")
+    sigmas = torch.tensor(stage.sigmas, dtype=torch.float32)
+    for step in denoise(model, denoiser, states, sigmas, sampler_of(stage.sampler)):
+        states = step.states
+        yield Event("denoise", index, step.index + 1, step.total, step.sigma, states, step.results)
+    final = finish_streams(tools, states)
+    result = {name: state.latent for name, state in final.items()}
+    if keyframes := keyframes_to_carry(stage, final, inputs):
+        result[KEYFRAMES] = torch.cat([keyframes[frame] for frame in stage.keyframe_frames], dim=2)
     return result
 
 
-def carried_on(stage: StagePlan, final: States, given: Given) -> dict[int, Tensor]:
+def keyframes_to_carry(stage: StagePlan, final: States, inputs: StageInputs) -> dict[int, Tensor]:
     """The keyframes a stage was shown and those it made ``[1, C, 1, h, w]``, by pixel frame."""
     keyframes: dict[int, Tensor] = {}
-    for condition in keyframe_conditions(stage):
+    for condition in stage.keyframe_conditions:
         frames = condition.pixel_frame_indices
         if isinstance(condition, CarriedKeyframes):
-            keyframes |= {frame: given.keyframes[frame] for frame in frames}
+            keyframes |= {frame: inputs.keyframes[frame] for frame in frames}
         elif (made := final["video"].generated_keyframes) is not None:
             keyframes |= dict(zip(frames, made.split(1, dim=2), strict=True))
     return keyframes
 
 
-def latent_tools(stage: StagePlan, ledger: ModelLedger) -> Tools:
+def tools_of(stage: StagePlan, ledger: ModelLedger) -> dict[str, LatentTools[Any]]:
     """The tools of each stream of a stage, video first."""
-    shape, factors = stage.shape, ledger.scale_factors
-    tools: dict[str, VideoLatentTools | AudioLatentTools] = {}
-    if "video" in stage.streams:
-        target = VideoLatentShape.from_pixel_shape(shape, ledger.latent_channels, factors)
-        tools["video"] = VideoLatentTools(VideoLatentPatchifier(), target, shape.fps, factors)
-    if "audio" in stage.streams:
-        tools["audio"] = AudioLatentTools(AudioPatchifier(), AudioLatentShape.from_video_pixel_shape(shape))
-    return tools
+    return latent_tools(stage.shape, stage.streams, ledger.scale_factors, ledger.latent_channels)
 
 
-def initial_states(stage: StagePlan, tools: Tools, given: Given, run: Run) -> dict[str, LatentState]:
-    """Every stream conditioned and noised: video first, one draw for all tokens of a stream, appended ones too."""
-    noiser, ledger = GaussianNoiser(run.generator), run.ledger
-    states: dict[str, LatentState] = {}
-    for name, stream_tools in tools.items():
-        stream, start = stage.streams[name], None
-        if stream.start == "previous":
-            start = given.latents[name]
-        elif stream.start == "source":
-            start = source_latent(run.plan.sources[name], name, stage.shape, ledger)
-        state = stream_tools.create_initial_state(ledger.device, ledger.dtype, start)
-        for item in conditioning_items(stage, name, ledger, given):
-            state = item.apply_to(state, stream_tools)
-        state = noiser(state, stream.noise_scale)
-        states[name] = frozen(state) if stream.frozen else state
-    return states
-
-
-def frozen(state: LatentState) -> LatentState:
-    """The stream held at its clean tokens at sigma 0, whatever noise was drawn for it."""
-    return replace(state, latent=state.clean_latent, denoise_mask=torch.zeros_like(state.denoise_mask), frozen=True)
-
-
-def denoised(stage: StagePlan, states: States, run: Run) -> Iterator[Event]:
-    """Denoise the streams of a stage, an event per step."""
-    ledger = run.ledger
-    transformer = ledger.transformer(stage.loras, tuple(stage.streams))
-    model = X0Model(cast(LTXModel, transformer), stage.max_batch_size)
-    denoiser = guided_denoiser(stage, *run.contexts, keep_text=ledger.policy != "streamed")
-    sigmas = torch.tensor(stage.sigmas, dtype=torch.float32)
-    for step in denoise(model, denoiser, states, sigmas, sampler_of(stage.sampler)):
-        yield Event("denoise", 0, step.index + 1, step.total, step.sigma, step.states, step.results)
+def stream_start(stage: StagePlan, name: str, tools: LatentTools[Any], inputs: StageInputs, run: Run) -> StreamStart:
+    """What a stream begins with: its start latent, and its conditions, encoded."""
+    stream, latent = stage.streams[name], None
+    if stream.start == "previous":
+        latent = inputs.latents[name]
+    elif stream.start == "source":
+        latent = source_latent(run.plan.sources[name], name, stage.shape, run.ledger)
+    items = conditioning_items(stage, name, run.ledger, inputs)
+    return StreamStart(tools, latent, items, stream.noise_scale, stream.frozen)
 
 
 def guided_denoiser(
     stage: StagePlan, positive: Contexts, negative: Contexts | None, keep_text: bool = True
 ) -> GuidedDenoiser:
     """The stage's guidance with its texts; a frozen stream keeps its positive text in every pass."""
-    texts = {"video": positive.video, "audio": positive.audio}
-    against = {} if negative is None else {"video": negative.video, "audio": negative.audio}
+    texts = vars(positive)
+    against: Mapping[str, Tensor] = {} if negative is None else vars(negative)
     guiders = {
         name: MultiModalGuider(stream.guidance, against.get(name))
         for name, stream in stage.streams.items()
@@ -254,21 +222,20 @@ def sampler_of(plan: SamplerPlan) -> Sampler:
             return StochasticSampler(EulerCfgPpDiffusionStep(**params), **seed)
 
 
-def decoded(generation: Generation, ledger: ModelLedger, generator: torch.Generator) -> Generation:
-    """With sound, and with frames that are decoded as they are pulled."""
+def decode_latents(generation: Generation, ledger: ModelLedger, generator: torch.Generator) -> Generation:
+    """The generation with sound, and with frames that are decoded as they are pulled."""
     latents, shape = generation.latents, generation.plan.shape
     video = None
     if "video" in latents:
         frames = VideoLatentShape.from_pixel_shape(shape, scale_factors=ledger.scale_factors).frames
-        video = video_frames(latents["video"][:, :, :frames], ledger, generator)
+        video = decode_frames(latents["video"][:, :, :frames], ledger, generator)
     return replace(generation, video=video, audio=delivered_audio(generation, ledger))
 
 
-def video_frames(latent: Tensor, ledger: ModelLedger, generator: torch.Generator) -> Iterator[Tensor]:
+def decode_frames(latent: Tensor, ledger: ModelLedger, generator: torch.Generator) -> Iterator[Tensor]:
     """Chunks ``[f, H, W, 3]`` in [0, 1]; the decoder is loaded when the first is pulled."""
-    decoder = cast(VideoDecoder, ledger.network("video_decoder"))
-    parts = decode_parts(decoder, latent, free_bytes(ledger.device))
-    yield from decode_video(decoder, latent, conditioning=DecodeConditioning(noise=generator), parts=parts)
+    decoder: VideoDecoder = ledger.network("video_decoder")
+    yield from decoder.decode_frames(latent, DecodeConditioning(noise=generator))
 
 
 def delivered_audio(generation: Generation, ledger: ModelLedger) -> Audio | None:
@@ -280,10 +247,8 @@ def delivered_audio(generation: Generation, ledger: ModelLedger) -> Audio | None
     latents = generation.stages[0 if plan.audio == "first" else -1]
     if plan.audio == "none" or "audio" not in latents:
         return None
-    decoder = cast(AudioDecoder, ledger.network("audio_decoder"))
-    vocoder = cast(Vocoder, ledger.network("vocoder"))
     with torch.no_grad():
-        audio = decode_audio(latents["audio"], decoder, vocoder)
+        audio = decode_audio(latents["audio"], ledger.network("audio_decoder"), ledger.network("vocoder"))
     if plan.stages[-1].delivered is None:
         return audio
     return replace(audio, waveform=audio.waveform[..., : round(plan.shape.duration * audio.sampling_rate)])

@@ -31,11 +31,11 @@ class Chains:
     def video(self, video: Video) -> Video:
         """Encoded and decoded: uint8 ``[F, H, W, 3]``."""
         from ltx_pipelines.running.conditions import encode_video
-        from ltx_pipelines.running.engine import video_frames
+        from ltx_pipelines.running.engine import decode_frames
 
         pixels = torch.from_numpy(video).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
         latent = encode_video(pixels, self.ledger)
-        return as_video(video_frames(latent, self.ledger, torch.Generator(self.ledger.device).manual_seed(0)))
+        return as_video(decode_frames(latent, self.ledger, torch.Generator(self.ledger.device).manual_seed(0)))
 
     @torch.no_grad()
     def audio(self, audio: Audio) -> Audio:

@@ -27,7 +27,7 @@ projected once for all that read it. Rows computed one by one are bit-equal to s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
@@ -347,9 +347,11 @@ class LTXModel(nn.Module):
 class X0Model(nn.Module):
     """A velocity model that answers with denoised latents. Blocks are given ``max_batch_size`` samples at a time."""
 
-    def __init__(self, velocity_model: LTXModel, max_batch_size: int | None = None) -> None:
+    def __init__(
+        self, velocity_model: Callable[..., tuple[Tensor | None, Tensor | None]], max_batch_size: int | None = None
+    ) -> None:
         super().__init__()
-        self.velocity_model = velocity_model
+        self.velocity_model: Any = velocity_model
         self.max_batch_size = max_batch_size
 
     def forward(

@@ -23,6 +23,8 @@ Group statistics run over T, H and W together, so the network is not local: it c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -157,7 +159,7 @@ def depth_to_space(x: Tensor, factors: tuple[int, ...]) -> Tensor:
     return x.reshape(*x.shape[:2], *sizes)
 
 
-def upsample_latent(latent: Tensor, upsampler: LatentUpsampler, mean: Tensor, std: Tensor) -> Tensor:
+def upsample_latent(latent: Tensor, upsampler: Callable[[Tensor], Tensor], mean: Tensor, std: Tensor) -> Tensor:
     """Enlarge a normalised video latent.
 
     ``mean`` and ``std`` [C] are the per-channel statistics of the video VAE the latent belongs to; they are cast to

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ltx_core.model.common.memory import free_bytes
+from ltx_core.model.common.meter import measure
 from ltx_core.model.video_vae.decoders import AnyVideoDecoder, decode_chunks
 from ltx_core.model.video_vae.tiling import Tiling, balanced_tiling, stream_tiles
 from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
+
+STREAMING_FRAMES = 6  # latent frames after which a streamed decode no longer grows
+SAFE_CELL_BYTES = 64 * 2**20  # a streamed decode takes less per latent cell of the picture
+MEASURED_CELLS = 8  # sides of the picture a decoder is measured on
+USABLE_SHARE = 0.8  # of free memory
 
 
 def to_frames(video: Tensor) -> Tensor:
@@ -24,22 +32,43 @@ def decode_video(
     latent: Tensor,
     tiling: Tiling | None = None,
     conditioning: DecodeConditioning | None = None,
-    parts: int = 1,
 ) -> Iterator[Tensor]:
     """Decode item 0 of a normalised latent into chunks of RGB frames ``[f, H, W, 3]`` in [0, 1], the latent's dtype.
 
-    Without tiles a convolutional decoder streams chunks that join to exactly the whole decode, or gives one chunk; a
-    diffusion decoder takes the tiles that free memory allows. ``parts`` above 1 says that only that fraction of the
-    picture can be decoded at once: it is cut into balanced tiles that are streamed in time.
+    Without tiles a convolutional decoder streams chunks that join to exactly the whole decode, or gives one chunk where
+    it cannot stream; a picture too large for free memory is cut into balanced tiles that are streamed in time. A
+    diffusion decoder takes the tiles that free memory allows.
     """
     latent = latent[:1]
-    if parts > 1 and tiling is None and isinstance(decoder, VideoDecoder) and decoder.can_stream:
+    parts = 1 if tiling is not None else decode_parts(decoder, latent, free_bytes(latent.device))
+    if parts > 1 and isinstance(decoder, VideoDecoder):
         tiles = balanced_tiling(latent.shape[3], latent.shape[4], parts)
         chunks = stream_tiles(decoder, latent, tiles, _first_item(conditioning))
     else:
         chunks = decode_chunks(decoder, latent, tiling, _first_item(conditioning))
     for chunk in chunks:
         yield to_frames(chunk)
+
+
+def decode_parts(decoder: AnyVideoDecoder, latent: Tensor, free: int) -> int:
+    """Into how many parts a picture must be cut for its streamed decode to fit ``free`` bytes; 1: none.
+
+    Where that is in doubt the decoder is measured on the meta device: memory grows with the area and not with time. A
+    diffusion decoder, and one that cannot stream, choose for themselves.
+    """
+    cells = latent.shape[3] * latent.shape[4]
+    if not isinstance(decoder, VideoDecoder) or not decoder.can_stream or cells * SAFE_CELL_BYTES < free:
+        return 1
+    per_cell = streamed_bytes(decoder, min(STREAMING_FRAMES, latent.shape[2]), latent.dtype) / MEASURED_CELLS**2
+    return math.ceil(cells * per_cell / (USABLE_SHARE * free))
+
+
+def streamed_bytes(decoder: VideoDecoder, frames: int, dtype: torch.dtype) -> int:
+    """Bytes alive at once in a streamed decode of ``MEASURED_CELLS`` x ``MEASURED_CELLS`` latent cells."""
+    with torch.device("meta"):
+        network = VideoDecoder(decoder.config).to(dtype)
+        probe = torch.empty(1, decoder.config.latent_channels, frames, MEASURED_CELLS, MEASURED_CELLS, dtype=dtype)
+    return measure(network, lambda: list(network.decode_streaming(probe))).activations
 
 
 def _first_item(conditioning: DecodeConditioning | None) -> DecodeConditioning | None:

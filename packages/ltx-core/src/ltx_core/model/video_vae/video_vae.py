@@ -93,6 +93,11 @@ class VideoEncoder(nn.Module):
             x = run(x, clip)
         return self._distribution(x)
 
+    def sample(self, video: Tensor, noise: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+        """A normalised sample of the posterior; ``noise(shape)`` gives standard normal numbers."""
+        moments = self.moments(video)
+        return self.per_channel_statistics.normalize(moments.sample(noise(tuple(moments.mean.shape))))
+
     @torch.no_grad()
     def encode_streaming(self, chunks: Iterable[Tensor]) -> Tensor:
         """``forward`` of a clip that arrives as chunks ``[B, 3, f, H, W]`` of any length, in memory of one chunk.

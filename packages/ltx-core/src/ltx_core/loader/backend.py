@@ -1,0 +1,177 @@
+"""The networks of this package as a backend: built from checkpoints, adapters fused, blocks streamed where asked."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ltx_core.loader.checkpoint import Checkpoint
+from ltx_core.loader.components import transformer_component
+from ltx_core.loader.layouts import Source
+from ltx_core.loader.lora import Lora
+from ltx_core.loader.streaming import StreamingModel, build_streaming
+from ltx_core.loader.weights import ComponentWeights
+from ltx_core.model.common.memory import free_bytes
+from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
+from ltx_core.model.transformer.model import LTXModel
+from ltx_core.model.video_vae.decoders import AnyVideoDecoder
+from ltx_core.model.video_vae.frames import decode_video
+from ltx_core.model.video_vae.video_vae import DecodeConditioning
+from ltx_core.networks import AdaptedTransformer, BuildSettings, TextEncoder
+
+logger = logging.getLogger(__name__)
+
+
+class TorchBackend:
+    """Networks of torch."""
+
+    def network(self, component: str, checkpoint: Checkpoint, settings: BuildSettings) -> nn.Module | FrameDecoder:
+        """A component; a vocoder is always float32."""
+        dtype = torch.float32 if component == "vocoder" else settings.precision
+        network = checkpoint.build(component, dtype, settings.device)
+        return FrameDecoder(network) if component == "video_decoder" else network  # type: ignore[arg-type]
+
+    def text_encoder(self, gemma: str, checkpoint: Checkpoint, settings: BuildSettings) -> TextEncoder:
+        """Gemma with the checkpoint's connectors, or the T5 encoder of LTX-Video."""
+        if checkpoint.config.get("transformer", {}).get("_class_name") == LTX_VIDEO_CLASS:
+            from ltx_core.text_encoders.t5 import load_t5
+
+            return load_t5(gemma, settings.precision, settings.device)
+        from ltx_core.text_encoders.gemma.encoder import load_text_encoder
+
+        return load_text_encoder(gemma, checkpoint, settings.precision, settings.device)
+
+    def transformer(
+        self, checkpoint: Checkpoint, streams: Sequence[str], settings: BuildSettings
+    ) -> AdaptedTransformer:
+        """The transformer in memory, or with its blocks streamed."""
+        if settings.streamed:
+            return StreamedTransformer(checkpoint, settings)
+        return ResidentTransformer(checkpoint, streams, settings)
+
+    def release_memory(self, device: torch.device) -> None:
+        """Free what nothing refers to any more."""
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class FrameDecoder:
+    """A video decoder that gives frames."""
+
+    network: AnyVideoDecoder
+
+    def decode_frames(self, latent: Tensor, conditioning: DecodeConditioning | None = None) -> Iterator[Tensor]:
+        """Chunks ``[f, H, W, 3]`` in [0, 1], as `decode_video`."""
+        return decode_video(self.network, latent, conditioning=conditioning)
+
+
+@dataclass(frozen=True)
+class HeldSource(Source):
+    """A tensor that was read once and stays in memory, because adapters change it in place."""
+
+    held: Tensor | None = None
+
+    def read(self) -> Tensor:
+        assert self.held is not None
+        return self.held
+
+
+class ResidentTransformer:
+    """The transformer and the adapters now fused into it. Base values of adapted layers stay in host memory."""
+
+    def __init__(self, checkpoint: Checkpoint, streams: Sequence[str], settings: BuildSettings) -> None:
+        self.config = checkpoint.config
+        self.component = transformer_component(self.config, streams)
+        how = (self.component, settings.precision, settings.device)
+        self.network = checkpoint.build(*how, quantization=settings.quantization)
+        if settings.compile_blocks:
+            compile_blocks(self.network)
+        self.weights: ComponentWeights = checkpoint.weights(*how, quantization=settings.quantization)
+        self.loras: tuple[Lora, ...] = ()
+
+    def serves(self, streams: Sequence[str]) -> bool:
+        return self.component in ("transformer", transformer_component(self.config, streams))
+
+    def close(self) -> None:
+        """Nothing to end: dropping the network frees it."""
+
+    def switch(self, loras: Sequence[Lora]) -> None:
+        """Touches only the layers that change."""
+        wanted = tuple(lora for lora in loras if lora.strength != 0)
+        if [(lora.path, lora.strength) for lora in wanted] == [(lora.path, lora.strength) for lora in self.loras]:
+            return
+        wanted = self.weights.fit_loras(wanted)
+        self._hold(self.weights.changed_by(wanted))
+        self.weights.swap_loras(self.network, self.loras, wanted)
+        self.loras = wanted
+
+    def _hold(self, paths: set[str]) -> None:
+        """Read the base values of these layers once and keep them, so that later switches read nothing."""
+        held = {}
+        for path in paths:
+            for leaf in self.weights.layers[path]:
+                key = f"{path}.{leaf}" if path else leaf
+                source = self.weights.sources[key]
+                if not isinstance(source, HeldSource):
+                    held[key] = HeldSource(source.file, source.key, source.read())
+        self.weights = replace(self.weights, sources={**self.weights.sources, **held})
+
+
+class StreamedTransformer:
+    """The transformer with two blocks on the device at a time; other adapters mean new blocks."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: BuildSettings) -> None:
+        self.checkpoint, self.settings = checkpoint, settings
+        self.loras: tuple[Lora, ...] | None = None
+        self.model: StreamingModel | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        assert self.model is not None
+        return self.model.network
+
+    def serves(self, streams: Sequence[str]) -> bool:
+        return True
+
+    def switch(self, loras: Sequence[Lora]) -> None:
+        """Build the blocks anew where the adapters differ."""
+        wanted = tuple(lora for lora in loras if lora.strength != 0)
+        if wanted == self.loras:
+            return
+        self.close()
+        settings = self.settings
+        how = (settings.precision, settings.device, wanted, settings.quantization, self._hold())
+        self.model, self.loras = build_streaming(self.checkpoint, *how), wanted
+        if settings.compile_blocks:
+            compile_blocks(self.model.network)
+
+    def close(self) -> None:
+        """Free the slots and end the reader."""
+        if self.model is not None:
+            self.model.close()
+            self.model = None
+
+    def _hold(self) -> Literal["host", "file"]:
+        """Host memory beside an accelerator with room in it, else the file."""
+        files = [Path(file.path) for part in self.checkpoint.parts_of("transformer") for file in part.files]
+        size = sum(path.stat().st_size for path in files)
+        free = free_bytes(torch.device("cpu"))
+        if self.settings.device.type == "cpu" or 1.2 * size > free:
+            logger.info("blocks are read from the file in every pass: %.1f GB, %.1f GB free", size / 1e9, free / 1e9)
+            return "file"
+        return "host"
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Compile the blocks of a transformer."""
+    assert isinstance(network, LTXModel)
+    network.compile_blocks()

@@ -1,0 +1,76 @@
+"""Operations and live bytes of a network, counted on the meta device, where tensors have shapes but no values.
+
+Operations are counted exactly; the bytes alive at once are what a real run allocates, up to workspaces of kernels and
+rounding by the allocator.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations and the bytes of tensors alive at once, weights not counted."""
+
+    flops: float = 0.0
+    activations: int = 0
+
+
+def measure(network: torch.nn.Module, call: Callable[[], Any]) -> Work:
+    """Operations and live bytes of ``call()``, which runs ``network`` on the meta device."""
+    held = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+    flops, live, attention = FlopCounterMode(display=False), LiveBytes(held), CountedAttention()
+    with torch.no_grad(), torch.device("meta"), attention, flops, live:
+        call()
+    return Work(flops.get_total_flops() + attention.flops, live.peak)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the storages that operations make until they are freed; ``peak`` is the most bytes at once."""
+
+    def __init__(self, held: set[int]) -> None:
+        super().__init__()
+        self.held = set(held)  # storages that were there before, and those alive now
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.held:
+                self._follow(tensor.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self.held.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.held.discard(key)
+        self.now -= size
+
+
+class CountedAttention(TorchFunctionMode):
+    """Attention that is counted but holds no matrix of scores, as its fused kernels do not."""
+
+    flops = 0.0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            query, key = args[0], args[1]
+            self.flops += 4.0 * query.numel() * key.shape[-2]
+            return torch.empty_like(query)
+        return function(*args, **(kwargs or {}))

@@ -1,0 +1,129 @@
+"""What the files of a model say of it, from their headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from ltx_core.errors import ConfigError
+from ltx_core.loader.checkpoint import Checkpoint
+from ltx_core.loader.lora import Lora as LoraWeights
+from ltx_core.loader.metadata import Version, VersionDefaults, version_defaults
+from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
+from ltx_core.types import SpatioTemporalScaleFactors
+from ltx_pipelines.planning.plan import Lora, ModelFiles
+from ltx_pipelines.planning.prompt_world import PromptWorld
+from ltx_pipelines.request import read_default_request
+
+# Component of a checkpoint -> slot of `ModelFiles` it is read from; all fall back to the checkpoint itself.
+SLOTS = {
+    "transformer": "checkpoint",
+    "embeddings": "checkpoint",
+    "video_encoder": "video_vae",
+    "video_decoder": "video_vae",
+    "audio_encoder": "audio_vae",
+    "audio_decoder": "audio_vae",
+    "vocoder": "audio_vae",
+    "duration_head": "duration_head",
+}
+
+
+class ModelFacts:
+    """The files of one model; each is opened once."""
+
+    def __init__(self, files: ModelFiles) -> None:
+        self.files = files
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._loras: dict[Lora, LoraWeights] = {}
+
+    def open(self, path: str) -> Checkpoint:
+        """The checkpoint at ``path``."""
+        if path not in self._checkpoints:
+            self._checkpoints[path] = Checkpoint.open(path)
+        return self._checkpoints[path]
+
+    def source(self, component: str) -> Checkpoint:
+        """The checkpoint a component is read from."""
+        return self.open(getattr(self.files, SLOTS[component]) or self.files.checkpoint)
+
+    def holds(self, component: str) -> bool:
+        """Whether the files can give a component."""
+        return component in self.source(component).components
+
+    def lora(self, lora: Lora) -> LoraWeights:
+        """An adapter; its tensors stay in the file until they are used."""
+        if lora not in self._loras:
+            self._loras[lora] = LoraWeights.open(lora.path, lora.strength)
+        return self._loras[lora]
+
+    @property
+    def bytes_read(self) -> int:
+        """Weight bytes read from disk so far."""
+        return sum(checkpoint.bytes_read for checkpoint in self._checkpoints.values())
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The transformer's file."""
+        return self.open(self.files.checkpoint)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.checkpoint.config
+
+    @property
+    def version(self) -> Version:
+        return self.checkpoint.version
+
+    @property
+    def is_ltx_video(self) -> bool:
+        """Whether this is an LTX-Video 0.9.x model."""
+        return self.config.get("transformer", {}).get("_class_name") == LTX_VIDEO_CLASS
+
+    @property
+    def defaults(self) -> VersionDefaults:
+        """Sampling defaults of this model version; the image CRF follows the file that holds the video VAE."""
+        image_crf = version_defaults(self.source("video_decoder").version).image_crf
+        return replace(version_defaults(self.version), image_crf=image_crf)
+
+    @cached_property
+    def default_request(self) -> Mapping[str, Any]:
+        """Request fields the checkpoint's metadata gives a default for."""
+        return read_default_request(self.checkpoint.metadata.get("default_request", "{}"), self.checkpoint.where)
+
+    @cached_property
+    def prompt_world(self) -> PromptWorld | None:
+        """The prompts the model knows, from the metadata of its checkpoint; None where it does not say."""
+        text = self.checkpoint.metadata.get("prompt_world")
+        return None if text is None else PromptWorld.read(text, self.checkpoint.where)
+
+    @cached_property
+    def scale_factors(self) -> SpatioTemporalScaleFactors:
+        return SpatioTemporalScaleFactors.from_model_config(self.source("video_decoder").config)
+
+    @cached_property
+    def latent_channels(self) -> int:
+        """Channels of a video latent."""
+        return self.source("video_decoder").network_config("video_decoder").latent_channels
+
+    @cached_property
+    def text_tokens(self) -> int:
+        """Tokens that prompts are padded to."""
+        if self.is_ltx_video:
+            from ltx_core.text_encoders.t5 import MAX_TOKENS
+
+            return MAX_TOKENS
+        from ltx_core.text_encoders.gemma.assets import GemmaAssets
+        from ltx_core.text_encoders.gemma.tokenizer import MAX_LENGTH, prompt_length
+
+        if self.files.text_encoder is None:
+            return MAX_LENGTH
+        return prompt_length(GemmaAssets.open(self.files.text_encoder).side_car("tokenizer_config.json"))
+
+    def text_encoder_path(self) -> str:
+        """The folder or file of the language model. Raises ``ConfigError`` when none is given."""
+        if self.files.text_encoder is None:
+            kind = "a T5 folder" if self.is_ltx_video else "a Gemma folder or a packed text-encoder file"
+            raise ConfigError(f"text_encoder is not given, expected {kind} (--gemma-root)")
+        return self.files.text_encoder

@@ -1,0 +1,84 @@
+"""Prompts that were encoded: in memory, and in a folder where one is given."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ltx_core.loader.safetensors_file import save_tensors
+from ltx_core.networks import EncodedTexts, TextEncoder
+from ltx_core.precision import Precision
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """What the transformer reads of one prompt."""
+
+    video: Tensor  # [1, S, c]
+    audio: Tensor | None = None  # [1, S, c]; None for a model without sound
+    mask: Tensor | None = None  # [1, S] integers, 1 = a token of the prompt; None: all are
+
+
+class Texts:
+    """The contexts of every prompt seen.
+
+    ``encoder`` gives the text encoder when a new prompt comes. Entries in ``folder`` are named by everything contexts
+    depend on: prompt, precision and ``files``, those of the language model and its connectors.
+    """
+
+    def __init__(
+        self,
+        encoder: Callable[[], TextEncoder],
+        precision: Precision,
+        device: torch.device,
+        folder: Path | None = None,
+        files: Sequence[str] = (),
+    ) -> None:
+        self._encoder, self._precision, self._device = encoder, precision, device
+        self._folder, self._files = folder, files
+        self._known: dict[str, Contexts] = {}
+
+    def know(self, prompts: Sequence[str]) -> bool:
+        """Whether the contexts of all prompts are kept."""
+        return all(self._find(prompt) is not None for prompt in prompts)
+
+    def contexts(self, prompts: Sequence[str]) -> list[Contexts]:
+        """Contexts of each prompt; new prompts go through the language model in one batch."""
+        if new := [prompt for prompt in dict.fromkeys(prompts) if self._find(prompt) is None]:
+            output = self._encoder()(new, self._precision.dtype)
+            for row, prompt in enumerate(new):
+                self.remember(prompt, _contexts_of(output, row))
+        return [found for prompt in prompts if (found := self._find(prompt)) is not None]
+
+    def remember(self, prompt: str, contexts: Contexts) -> None:
+        """Use these contexts for ``prompt`` from now on."""
+        self._known[prompt] = contexts
+        if (path := self._path(prompt)) is not None:
+            save_tensors(path, {name: part.cpu() for name, part in vars(contexts).items() if part is not None})
+
+    def _find(self, prompt: str) -> Contexts | None:
+        if prompt not in self._known and (path := self._path(prompt)) is not None and path.is_file():
+            self._known[prompt] = Contexts(**load_file(path, device=str(self._device)))
+        return self._known.get(prompt)
+
+    def _path(self, prompt: str) -> Path | None:
+        """Where a prompt's contexts lie on disk: named by everything they depend on."""
+        if self._folder is None:
+            return None
+        stats = [(path, Path(path).stat()) for path in self._files]
+        stamps = [(path, stat.st_mtime_ns, stat.st_size) for path, stat in stats]
+        digest = hashlib.sha256(repr((prompt, self._precision.name, stamps)).encode()).hexdigest()
+        return self._folder / f"{digest[:32]}.safetensors"
+
+
+def _contexts_of(output: EncodedTexts, row: int) -> Contexts:
+    """One row of a batch. A mask that hides nothing is left out: registers stand where padding was."""
+    video, mask = output.video_context[row : row + 1], output.attention_mask[row : row + 1]
+    audio = getattr(output, "audio_context", None)
+    return Contexts(video, None if audio is None else audio[row : row + 1], None if bool(mask.all()) else mask)
