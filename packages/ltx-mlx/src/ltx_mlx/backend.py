@@ -90,7 +90,7 @@ class MLXBackend:
     def text_encoder(self, gemma: str, checkpoint: Checkpoint, settings: BuildSettings) -> TextEncoder:
         """Gemma with the checkpoint's connectors, or the T5 encoder of LTX-Video."""
         if checkpoint.config.get("transformer", {}).get("_class_name") == LTX_VIDEO_CLASS:
-            return load_t5(gemma, settings.dtype)  # type: ignore[return-value]
+            return load_t5(gemma, settings.dtype)
         return load_gemma(gemma, checkpoint, settings.dtype)
 
     def transformer(
