@@ -108,7 +108,7 @@ class TestRecords:
             Path(args[1]).write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("ltx_core.loader.safetensors_file.save_file", full)
+        monkeypatch.setattr("safetensors.torch.save_file", full)
         with pytest.raises(CheckpointError, match=r"cannot write .*a\.safetensors: .*No space left"):
             write_record(tmp_path / "a.safetensors", video_record())
         assert list(tmp_path.iterdir()) == []

@@ -15,124 +15,15 @@ to L - 1, and the normalised stream after layer L.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
-import torch
 
-from ltx_core.errors import CheckpointError
+from ltx_core.text_encoders.gemma.decoder_config import GemmaConfig, LayerConfig
 from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
 from ltx_mlx.arrays import to_mlx
 from ltx_mlx.layers import gelu
-
-FULL, SLIDING = "full_attention", "sliding_attention"
-PATTERN = 6  # layers from one full attention to the next where the config lists none
-
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """The attention of one kind of layer."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    scale: float  # of the scores
-    frequencies: tuple[float, ...]  # of the rotation, per pair of channels; 0 does not rotate
-    window: int | None  # tokens that a query sees, itself included; None: all before it
-    shares_kv: bool = False  # values are the keys' projection
-
-
-@dataclass(frozen=True)
-class GemmaConfig:
-    """A decoder; ``kinds`` names the kind of each layer, ``layers`` describes the kinds."""
-
-    vocab_size: int
-    width: int
-    hidden: int  # of the MLP
-    kinds: tuple[str, ...]
-    layers: Mapping[str, LayerConfig]
-    eps: float = 1e-6
-    is_gemma4: bool = False  # plain norm weights, normalised values, a scalar per layer
-
-    @classmethod
-    def from_metadata(cls, config: Mapping[str, Any]) -> GemmaConfig:
-        """Read a Hugging Face ``config.json``, old style or new; ``CheckpointError`` for what is not built here."""
-        text = config.get("text_config", config)
-        model_type = str(config.get("model_type", ""))
-        if model_type not in ("gemma3", "gemma3_text", "gemma4_unified"):
-            raise CheckpointError(f"text encoder is {model_type!r}, expected gemma3 or gemma4_unified with MLX")
-        if text.get("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh" or text.get("attention_bias"):
-            raise CheckpointError(f"{model_type} with another activation or attention biases is not built here")
-        for name in ("num_kv_shared_layers", "hidden_size_per_layer_input", "enable_moe_block", "use_double_wide_mlp"):
-            if text.get(name):
-                raise CheckpointError(f"{model_type} {name} is {text[name]!r}, expected it off")
-        count, is_gemma4 = text["num_hidden_layers"], model_type == "gemma4_unified"
-        pattern = text.get("sliding_window_pattern", PATTERN)
-        kinds = text.get("layer_types") or [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(count)]
-        if is_gemma4:
-            kinds = [*kinds[:-1], FULL]
-        return cls(
-            vocab_size=text.get("vocab_size", 262208),
-            width=text["hidden_size"],
-            hidden=text["intermediate_size"],
-            kinds=tuple(kinds),
-            layers=_gemma4_layers(text) if is_gemma4 else _gemma3_layers(text),
-            eps=text.get("rms_norm_eps", 1e-6),
-            is_gemma4=is_gemma4,
-        )
-
-
-def _gemma3_layers(text: Mapping[str, Any]) -> dict[str, LayerConfig]:
-    head_dim = text.get("head_dim", 256)
-    scale = text.get("query_pre_attn_scalar", 256) ** -0.5
-    new = text.get("rope_parameters") or {}
-    old_scaling = text.get("rope_scaling") or {}
-    full, sliding = new.get(FULL) or {}, new.get(SLIDING) or {}
-    theta = full.get("rope_theta", text.get("rope_theta", 1e6))
-    factor = full.get("factor", old_scaling.get("factor", 1.0))
-    for rope in (full, old_scaling):
-        if (kind := rope.get("rope_type", rope.get("type", "default"))) not in ("default", "linear"):
-            raise CheckpointError(f"gemma3 rope_type is {kind!r}, expected 'default' or 'linear'")
-    local = sliding.get("rope_theta", text.get("rope_local_base_freq", 1e4))
-    sizes = (text["num_attention_heads"], text["num_key_value_heads"], head_dim, scale)
-    return {
-        FULL: LayerConfig(*sizes, frequencies(theta, head_dim, head_dim // 2, factor), None),
-        SLIDING: LayerConfig(*sizes, frequencies(local, head_dim, head_dim // 2), text.get("sliding_window", 4096)),
-    }
-
-
-def _gemma4_layers(text: Mapping[str, Any]) -> dict[str, LayerConfig]:
-    heads, kv_heads, head_dim = text["num_attention_heads"], text["num_key_value_heads"], text.get("head_dim", 256)
-    rope = text.get("rope_parameters") or {}
-    full, sliding = rope.get(FULL) or {}, rope.get(SLIDING) or {}
-    if text.get("use_bidirectional_attention") == "all":
-        raise CheckpointError("gemma4_unified use_bidirectional_attention is 'all', expected 'vision' or null")
-    wide, shares = text.get("global_head_dim", 512), bool(text.get("attention_k_eq_v"))
-    few = (text.get("num_global_key_value_heads") or kv_heads) if shares else kv_heads
-    turned = int(full.get("partial_rotary_factor", 0.25) * wide // 2)
-    return {
-        FULL: LayerConfig(
-            heads, few, wide, 1.0, frequencies(full.get("rope_theta", 1e6), wide, turned), None, shares_kv=shares
-        ),
-        SLIDING: LayerConfig(
-            heads,
-            kv_heads,
-            head_dim,
-            1.0,
-            frequencies(sliding.get("rope_theta", 1e4), head_dim, head_dim // 2),
-            text.get("sliding_window", 1024),
-        ),
-    }
-
-
-def frequencies(theta: float, head_dim: int, count: int, factor: float = 1.0) -> tuple[float, ...]:
-    """``theta ** (-2i / head_dim) / factor`` for the first ``count`` pairs of channels, 0 for the others."""
-    steps = torch.arange(0, 2 * count, 2, dtype=torch.float32) / head_dim
-    turning = (1.0 / theta**steps / factor).tolist()
-    return (*turning, *[0.0] * (head_dim // 2 - count))
 
 
 class Norm(nn.Module):
@@ -157,7 +48,7 @@ class GemmaAttention(nn.Module):
         inner, narrow = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
         self.q_proj = nn.Linear(config.width, inner, bias=False)
         self.k_proj = nn.Linear(config.width, narrow, bias=False)
-        if not layer.shares_kv:
+        if not layer.keys_are_values:
             self.v_proj = nn.Linear(config.width, narrow, bias=False)
         self.o_proj = nn.Linear(inner, config.width, bias=False)
         self.q_norm = Norm(layer.head_dim, config)
@@ -166,12 +57,12 @@ class GemmaAttention(nn.Module):
     def __call__(self, x: mx.array, rope: tuple[mx.array, mx.array], mask: mx.array) -> mx.array:
         """``x`` ``[1, n, D]``, ``rope`` cosines and sines ``[n, head_dim / 2]``, ``mask`` bool ``[n, n]``."""
         q, k = self._heads(self.q_proj(x)), self._heads(self.k_proj(x))
-        v = k if self.layer.shares_kv else self._heads(self.v_proj(x))
+        v = k if self.layer.keys_are_values else self._heads(self.v_proj(x))
         if self.config.is_gemma4:
             v = mx.fast.rms_norm(v, None, self.config.eps)
         q, k = (rotate(norm(part), *rope) for norm, part in ((self.q_norm, q), (self.k_norm, k)))
         q, k, v = (part.transpose(0, 2, 1, 3) for part in (q, k, v))
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.layer.scale, mask=mask)
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.layer.score_scale, mask=mask)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
 
     def _heads(self, x: mx.array) -> mx.array:
@@ -190,9 +81,9 @@ class GemmaMlp(nn.Module):
 
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.width, config.hidden, bias=False)
-        self.up_proj = nn.Linear(config.width, config.hidden, bias=False)
-        self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
+        self.gate_proj = nn.Linear(config.width, config.inner_width, bias=False)
+        self.up_proj = nn.Linear(config.width, config.inner_width, bias=False)
+        self.down_proj = nn.Linear(config.inner_width, config.width, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down_proj(gelu(self.gate_proj(x)) * self.up_proj(x))
@@ -239,7 +130,7 @@ class GemmaBackbone(nn.Module):
         places = to_mlx(positions.float())[:, None]
         ropes, masks = {}, {}
         for kind, layer in self.config.layers.items():
-            angles = places * mx.array(layer.frequencies)
+            angles = places * to_mlx(layer.rope.frequencies())
             ropes[kind] = mx.cos(angles), mx.sin(angles)
             masks[kind] = to_mlx(before if layer.window is None else before & (distance < layer.window))
         visit(x[0])

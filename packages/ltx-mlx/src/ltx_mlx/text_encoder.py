@@ -15,10 +15,11 @@ from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.metadata import check_gemma_source, parse_metadata
 from ltx_core.loader.weights import ComponentWeights
 from ltx_core.text_encoders.gemma.assets import GemmaAssets, embeddings_parts
+from ltx_core.text_encoders.gemma.decoder_config import GemmaConfig
 from ltx_core.text_encoders.gemma.tokenizer import MAX_LENGTH, GemmaTokenizer, TokenBatch
 from ltx_mlx.arrays import to_torch
 from ltx_mlx.embeddings import EmbeddingsProcessor
-from ltx_mlx.gemma import GemmaBackbone, GemmaConfig
+from ltx_mlx.gemma import GemmaBackbone
 from ltx_mlx.t5 import T5Encoder
 from ltx_mlx.weights import Loader, fill
 
@@ -84,7 +85,7 @@ def load_backbone(assets: GemmaAssets, dtype: torch.dtype = torch.bfloat16) -> G
     """The language model alone."""
     tensors = assets.language_model_tensors()
     return fill(
-        GemmaBackbone(GemmaConfig.from_metadata(assets.config)),
+        GemmaBackbone(GemmaConfig.from_json(assets.config)),
         ((name, tensor.to(dtype)) for name, tensor in tensors.items()),
         where=str(assets.path),
     )

@@ -10,49 +10,47 @@ layers less than a window earlier. Padding is invisible to valid tokens in a pad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError
-from ltx_core.loader.weights import widen_loaded
+from ltx_core.loader.checkpoint import fill
+from ltx_core.loader.weights import Kind, check_fit, widen_loaded
 from ltx_core.precision import Precision, computed_and_stored
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
+from ltx_core.text_encoders.gemma.decoder import DecoderLayer, Norm, rotation
+from ltx_core.text_encoders.gemma.decoder_config import GemmaConfig
 from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
 
 
 class GemmaBackbone(nn.Module):
-    """A decoder of ``transformers``, such as ``Gemma3TextModel`` or ``Gemma4UnifiedTextModel``, watched at work."""
+    """The decoder of a language model, its states visited as they are computed."""
 
-    def __init__(self, language_model: nn.Module) -> None:
+    def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
-        self.language_model: Any = language_model
-
-    @property
-    def text_config(self) -> Any:
-        return self.language_model.config
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(DecoderLayer(config.layers[kind], config) for kind in config.kinds)
+        self.norm = Norm(config.width, config)
 
     @torch.no_grad()
     def forward(self, tokens: TokenBatch, visit: Callable[[Tensor], None]) -> None:
         """Call ``visit`` with each state ``[n, D]`` as it is computed; n counts the valid tokens, row by row."""
-        device = self.language_model.get_input_embeddings().weight.device
+        dtype, device = self.norm.weight.dtype, self.norm.weight.device
         packed = _pack(tokens)
-        masks = {
-            "full_attention": _visible(packed, None).to(device),
-            "sliding_attention": _visible(packed, getattr(self.text_config, "sliding_window", None)).to(device),
-        }
-        with _watch(self.language_model, visit):
-            output = self.language_model(
-                input_ids=packed.input_ids.to(device),
-                attention_mask=masks,
-                position_ids=packed.positions.to(device),
-                use_cache=False,
-            )
-        visit(output.last_hidden_state[0])
+        positions = packed.positions.to(device)
+        kinds = self.config.layers.items()
+        tables = {kind: rotation(layer.rope, positions, dtype) for kind, layer in kinds}
+        visible = {kind: _visible(packed, layer.window).to(device) for kind, layer in kinds}
+        scale = torch.tensor(self.config.width**0.5, dtype=dtype)  # rounded as the states are
+        x = self.embed_tokens(packed.input_ids.to(device))[None] * scale.to(device)  # [1, n, D]
+        for module, kind in zip(self.layers, self.config.kinds, strict=True):
+            visit(x[0])
+            x = module(x, tables[kind], visible[kind])
+        visit(self.norm(x)[0])
 
     def hidden_states(self, tokens: TokenBatch) -> list[Tensor]:
         """All states ``[n, D]``, for a projection that runs after this model has left the device."""
@@ -61,40 +59,24 @@ class GemmaBackbone(nn.Module):
         return states
 
 
-@contextmanager
-def _watch(model: nn.Module, visit: Callable[[Tensor], None]) -> Iterator[None]:
-    """Visit what the embedding and all layers but the last one give."""
-
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        visit((output[0] if isinstance(output, tuple) else output)[0])
-
-    watched = [model.get_submodule("embed_tokens"), *list(model.get_submodule("layers").children())[:-1]]
-    handles = [module.register_forward_hook(hook) for module in watched]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @dataclass(frozen=True)
 class _Packed:
     """The valid tokens of a batch in one row."""
 
-    input_ids: Tensor  # [1, n]
-    positions: Tensor  # [1, n], in the padded prompt
+    input_ids: Tensor  # [n]
+    positions: Tensor  # [n], in the padded prompt
     prompts: Tensor  # [n], which prompt each belongs to
 
 
 def _pack(tokens: TokenBatch) -> _Packed:
     valid = tokens.attention_mask.bool()
     prompts, positions = valid.nonzero(as_tuple=True)
-    return _Packed(tokens.input_ids[valid][None], positions[None], prompts)
+    return _Packed(tokens.input_ids[valid], positions, prompts)
 
 
 def _visible(packed: _Packed, window: int | None) -> Tensor:
     """Which keys each query sees, bool ``[1, 1, n, n]``."""
-    distance = packed.positions[0][:, None] - packed.positions[0][None]
+    distance = packed.positions[:, None] - packed.positions[None]
     visible = (packed.prompts[:, None] == packed.prompts[None]) & (distance >= 0)
     return (visible if window is None else visible & (distance < window))[None, None]
 
@@ -104,71 +86,22 @@ def load_backbone(
 ) -> GemmaBackbone:
     """The language model alone, in evaluation mode and without gradients.
 
-    Raises ``CheckpointError`` where the installed ``transformers`` does not carry the model type, or the weights do
-    not fill it exactly.
+    Raises ``CheckpointError`` where the files describe no model that is built here, or the weights do not fill it
+    exactly.
     """
+    try:
+        with torch.device("meta"):
+            backbone = GemmaBackbone(GemmaConfig.from_json(assets.config))
+    except Exception as error:  # a config from a file may be anything
+        raise CheckpointError(f"{assets.path} describes no language model to encode with: {error}") from error
+    tensors = assets.language_model_tensors()
+    expected, given = (
+        {name: Kind(tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in state.items()}
+        for state in (backbone.state_dict(), tensors)
+    )
+    check_fit(str(assets.path), f"a {assets.model_type} decoder", expected, given)
     computed, stored = computed_and_stored(dtype)
-    text_config = transformers_config(assets).get_text_config()
-    model_class = _model_class(text_config)
-    with quiet_transformers():
-        try:
-            model, info = model_class.from_pretrained(
-                None,
-                config=text_config,
-                state_dict=assets.language_model_tensors(),
-                dtype=stored or computed,
-                attn_implementation="sdpa",
-                output_loading_info=True,
-            )
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{assets.path} does not fit {model_class.__name__}: {reason}") from error
-    misfits = [f"{kind} {sorted(map(str, info[kind]))[:10]}" for kind in LOADING_REPORT if info.get(kind)]
-    if misfits:
-        raise CheckpointError(f"{assets.path} does not fit {model_class.__name__}: {'; '.join(misfits)}")
+    fill(backbone, {name: tensor.to(device, stored or computed) for name, tensor in tensors.items()})
     if stored is not None:
-        widen_language_model(model, computed)
-    return GemmaBackbone(model.to(device).eval().requires_grad_(False))
-
-
-def widen_language_model(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Let a model of ``transformers`` compute in ``dtype`` with its matrices as they are loaded."""
-    widen_loaded(model, dtype)
-    for module in model.modules():
-        if isinstance(scale := getattr(module, "scalar_embed_scale", None), float):
-            module.embed_scale = torch.tensor(scale, dtype=dtype)  # it had been rounded to what is stored
-
-
-LOADING_REPORT = ("missing_keys", "unexpected_keys", "mismatched_keys")
-
-
-def transformers_config(assets: GemmaAssets) -> Any:
-    """The config object of ``transformers`` for the whole model; ``CheckpointError`` when it knows no such model."""
-    import transformers
-
-    options = {name: value for name, value in assets.config.items() if name != "model_type"}
-    try:
-        return transformers.AutoConfig.for_model(assets.model_type, **options)
-    except ValueError as error:
-        reason = f"transformers {transformers.__version__} cannot read a {assets.model_type} config"
-        raise CheckpointError(f"{assets.path}: {reason}: {' '.join(str(error).split())}") from error
-
-
-def _model_class(text_config: Any) -> Any:
-    import transformers
-
-    return transformers.MODEL_MAPPING[type(text_config)]
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars while a model is loaded."""
-    from transformers.utils import logging
-
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
+        widen_loaded(backbone, computed)
+    return backbone
