@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,7 @@ def commands(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("line", commands("pipelines.md"))
-def test_commands_of_pipelines(line: str, here: Path) -> None:
+def test_commands_of_pipelines(line: str, here: Path, loop: None) -> None:
     before = set(here.iterdir())
     assert run([*shlex.split(line)[1:], "--quiet"]) == 0
     made = set(here.iterdir()) - before
@@ -58,12 +61,38 @@ def test_every_pipeline_has_a_command_in_the_documentation() -> None:
         assert f"| `{command}` | `{kind.__name__}` |" in table
 
 
+@pytest.fixture
+def loop(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The pipeline of the documentation as a file in the current folder."""
+    (text,) = (block for block in blocks("pipelines.md", "python") if "class LoopPipeline(" in block)
+    assert len(text.splitlines()) < 60
+    (here / "loop.py").write_text(text)
+    monkeypatch.syspath_prepend(here)
+    yield
+    sys.modules.pop("loop", None)
+
+
 @pytest.mark.parametrize("program", blocks("pipelines.md", "python"))
-def test_programs(program: str, here: Path, small_model: Path) -> None:
+def test_programs(program: str, here: Path, small_model: Path, loop: None) -> None:
     names = {"MODEL": str(small_model)}
     exec(compile(program, "docs/pipelines.md", "exec"), names)  # the documentation's own text
-    assert len(program.splitlines()) < 60
-    if "frames" in names:
+    if "plan" in names:
         assert names["frames"] == 9
-    else:
+        assert [c.strength for c in names["plan"].stages[0].streams["video"].conditions] == [1.0, 0.5]
+        assert "hold: float (0 to 1; default 1.0)" in names["HeldLoopPipeline"].__call__.__doc__
+    elif "made" in names:
         assert probe_video(here / "bell.mp4").frames == 9
+
+
+def test_a_pipeline_in_a_file_is_a_command(here: Path, loop: None, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["loop:LoopPipeline", "--help"]) == 0
+    assert "A clip that ends where it began." in capfd.readouterr().out
+    assert run(shlex.split("plan waves --pipeline loop:LoopPipeline -i photo.png -f 9 --json")) == 0
+    plan = json.loads(capfd.readouterr().out)["plan"]
+    assert [c["frame_idx"] for c in plan["stages"][0]["streams"]["video"]["conditions"]] == [0, 8]
+    assert run(["loop:Pipeline", "-p", "x"]) == 2 and run(["lop:LoopPipeline", "-p", "x"]) == 2
+
+
+def test_the_configuration_reference_is_what_the_schema_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["reference"]) == 0
+    assert capsys.readouterr().out == (DOCS / "configuration-reference.md").read_text()

@@ -22,12 +22,13 @@ PIPELINES = {
     "V2AOneStagePipeline": "v2a_one_stage",
     "T2AOneStagePipeline": "t2a_one_stage",
 }
-__all__ = [*PIPELINES]
+_EXPORTS = PIPELINES | {"request_schema": "pipeline"}
+__all__ = [*_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:
-    if name in PIPELINES:
-        return getattr(import_module(f"{__name__}.{PIPELINES[name]}"), name)
+    if name in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
     raise AttributeError(f"module {__name__} has no attribute {name}")
 
 

@@ -322,9 +322,18 @@ def _own_pipeline(module: str, name: str) -> type[Pipeline]:
         raise UsageError(f"{module}:{name} is no pipeline: {error}") from error
     finally:
         sys.path.pop(0)
-    if not (isinstance(kind, type) and issubclass(kind, Pipeline)):
+    if not (isinstance(kind, type) and issubclass(kind, Pipeline)) or inspect.isabstract(kind):
         raise UsageError(f"{module}:{name} is no pipeline, expected a subclass of Pipeline in {module}")
     return kind
+
+
+def request_schema(name: str) -> dict[str, Any]:
+    """The request of a pipeline, named as its command or class, as JSON schema."""
+    kinds = pipelines()
+    kind = next((one for one in kinds.values() if one.__name__ == name), None) or pipeline_named(name)
+    fields = {field: one.json_schema() for field, one in kind.fields().items() if not one.hidden}
+    shared = {"title": kind.__name__, "description": kind.summary(), "type": "object"}
+    return {**shared, "properties": fields, "additionalProperties": False}
 
 
 @cache

@@ -72,8 +72,10 @@ class Request:
     prompt: str = clip("", "What to make.", "--prompt", "-p")
     negative_prompt: str | None = clip(None, "What guidance pushes away from.", shown="a list of defects")
     seed: int = clip(10, "Seed of the noise; -1 draws one.", "--seed", "-s")
-    height: int | None = size(None, "Height of the clip.", "--height", "-H", unit="pixels", least=1)
-    width: int | None = size(None, "Width of the clip.", "--width", "-W", unit="pixels", least=1)
+    height: int | None = size(
+        None, "Height of the clip.", "--height", "-H", unit="pixels", least=1, shown="by pipeline"
+    )
+    width: int | None = size(None, "Width of the clip.", "--width", "-W", unit="pixels", least=1, shown="by pipeline")
     num_frames: int | AutoDuration | None = size(
         None, "Length of the clip, 8k+1.", "--num-frames", "--frames", "-f", unit="frames", least=1, shown="121"
     )

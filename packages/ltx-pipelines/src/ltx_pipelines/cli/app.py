@@ -37,15 +37,16 @@ class Lazy:
 
 OWN: dict[str, Lazy] = {
     "generate": Lazy("generate:GENERATE", "Make a clip; the pipeline follows from what is given.", "Make"),
-    "demo": Lazy("demo:app", "Make demo.mp4 with the bundled model.", "Make"),
+    "demo": Lazy("demo:DEMO", "Make demo.mp4 with the bundled model.", "Make"),
     "batch": Lazy("batch:BATCH", "Make many clips from a file of requests.", "Make"),
     "rerun": Lazy("again:RERUN", "Make a clip again from the recipe inside it.", "Make"),
     "finish": Lazy("again:FINISH", "Refine a first stage that was kept.", "Make"),
     "plan": Lazy("plan:PLAN", "Show what would be done, and what it would cost.", "Look"),
-    "inspect": Lazy("inspect:app", "Show the recipe inside a clip, or what a weights file holds.", "Look"),
-    "models": Lazy("models:app", "Known models, what is on disk, downloads.", "Look"),
-    "convert": Lazy("convert:app", "Write a model in another form, such as quantised for MLX.", "Look"),
-    "doctor": Lazy("doctor:app", "What this machine can do.", "Look"),
+    "inspect": Lazy("inspect:INSPECT", "Show the recipe inside a clip, or what a weights file holds.", "Look"),
+    "models": Lazy("models:models", "Known models, what is on disk, downloads.", "Look"),
+    "convert": Lazy("convert:CONVERT", "Write a model in another form, such as quantised for MLX.", "Look"),
+    "reference": Lazy("reference:REFERENCE", "Every option of every command, as a table or JSON schema.", "Look"),
+    "doctor": Lazy("doctor:DOCTOR", "What this machine can do.", "Look"),
     "ltxv": Lazy("ltxv:LTXV", "Clips with the models of the LTX-Video 0.9 family.", "Pipelines"),
 }
 

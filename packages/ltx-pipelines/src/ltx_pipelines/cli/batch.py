@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 ABOUT = """Make many clips from a file of requests.
 
-Each line is a JSON object whose keys are options of `ltx generate` without dashes in front, such as
-{"prompt": "a cat", "image": ["cat.png", 0, 1], "seeds": "1-4", "output": "cat.mp4"}. "pipeline" names one instead of
-choosing it. Networks are loaded once. A clip whose file is already there with the same request is skipped, so an
-interrupted batch goes on where it stopped.
+Each line is a JSON object (in a YAML file each item of a list) whose keys are options of `ltx generate` without dashes
+in front, such as {"prompt": "a cat", "image": ["cat.png", 0, 1], "seeds": "1-4", "output": "cat.mp4"}. "pipeline" names
+one instead of choosing it. Networks are loaded once. A clip whose file is already there with the same request is
+skipped, so an interrupted batch goes on where it stopped.
 """
 
 
@@ -32,7 +32,7 @@ interrupted batch goes on where it stopped.
 class Batch:
     """The options of `ltx batch`."""
 
-    file: File = option("", "JSON lines.")
+    file: File = option("", "JSON lines, or YAML.")
     output_dir: str = option(
         "clips", "Folder of clips without a name of their own.", "--output-dir", "-o", metavar="FOLDER"
     )
@@ -108,15 +108,8 @@ def is_made(output: Path, plan: str) -> bool:
 
 def read_lines(file: Path, folder: Path, seeds: str, defaults: dict[str, Any]) -> Iterator[Line]:
     """Every clip of a file, each seed of a sweep on its own. Raises `ConfigError` that names the line."""
-    text = file.read_text(encoding="utf-8")
     taken: set[str] = set()
-    for number, raw in enumerate(text.splitlines(), 1):
-        if not raw.strip():
-            continue
-        try:
-            entry = json.loads(raw)
-        except ValueError as error:
-            raise ConfigError(f"{file}, line {number}: it is no JSON: {error}") from error
+    for number, entry in entries(file):
         if not isinstance(entry, dict):
             raise ConfigError(f"{file}, line {number}: it is {type(entry).__name__}, expected an object of options")
         sweep = parse_seeds(str(entry.pop("seeds", seeds)), f"{file}, line {number}")
@@ -130,6 +123,26 @@ def read_lines(file: Path, folder: Path, seeds: str, defaults: dict[str, Any]) -
                 raise ConfigError(f"{file}, line {number}: output {given['output']} is made twice")
             taken.add(given["output"])
             yield Line(number, pipeline, with_absolute_paths(every_option(), given))
+
+
+def entries(file: Path) -> Iterator[tuple[int, Any]]:
+    """Number and content of each request: a JSON object in a line, or an item of a list in YAML."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix.lower() in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            listed = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{file}: it is no YAML: {' '.join(str(error).split())}") from error
+        yield from enumerate(listed if isinstance(listed, list) else [listed], 1)
+        return
+    for number, raw in enumerate(text.splitlines(), 1):
+        if raw.strip():
+            try:
+                yield number, json.loads(raw)
+            except ValueError as error:
+                raise ConfigError(f"{file}, line {number}: it is no JSON: {error}") from error
 
 
 def output_name(given: dict[str, Any], folder: Path, number: int, seed: int | None) -> str:

@@ -20,10 +20,12 @@ HELP = ("--help", "-h")
 NAME_WIDTH = 34  # columns of option names in help; longer names have a line of their own
 KINDS: dict[Any, tuple[Callable[[str], Any], str]] = {int: (int, "an integer"), float: (float, "a number")}
 
+AS_JSON = Option("json", bool, False, "As JSON.")
+
 
 @dataclass(frozen=True)
 class Command:
-    """A command. ``run`` gets the values that were given, by name; ``alone`` names one that may stand without option.
+    """A command. ``run`` gets the values that were given, by name; ``alone`` names those that need no option, in order.
 
     ``others`` gives the options of other commands, which are refused as having no effect rather than as unknown.
     """
@@ -68,13 +70,14 @@ class Command:
         return self._with_alone(given, alone)
 
     def _with_alone(self, given: dict[str, Any], alone: Sequence[str]) -> dict[str, Any]:
-        if len(alone) > bool(self.alone):
+        names = self.alone.split()
+        if len(alone) > len(names):
             hint = "; put it in quotes" if self.alone == "prompt" else ""
-            raise UsageError(f"{alone[bool(self.alone)]!r} is no option of `ltx {self.name}`{hint}")
-        if alone and self.alone in given:
-            raise UsageError(f"the {self.alone} is given twice, as {alone[0]!r} and as an option")
-        if alone:
-            given[self.alone] = self.options[self.alone].read(alone[0])
+            raise UsageError(f"{alone[len(names)]!r} is no option of `ltx {self.name}`{hint}")
+        for name, value in zip(names, alone, strict=False):
+            if name in given:
+                raise UsageError(f"the {name} is given twice, as {value!r} and as an option")
+            given[name] = self.options[name].read(value)
         return given
 
     def _unknown(self, flag: str, known: Mapping[str, Option]) -> UsageError:
@@ -87,7 +90,7 @@ class Command:
         """Usage, what the command does, and every option under its group."""
         width = max(min(shutil.get_terminal_size().columns, 110), 60)
         shown = [one for one in self.options.values() if not one.hidden]
-        alone = f" [{self.alone.upper()}]" if self.alone else ""
+        alone = "".join(f" [{name.upper()}]" for name in self.alone.split())
         text = textwrap.dedent(self.help).strip()
         lines = [f"Usage: ltx {self.name} [OPTIONS]{alone}", ""]
         for paragraph in text.split("\n\n"):

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
+from ltx_pipelines.cli.command import Command
+from ltx_pipelines.cli.fields import every_option
 
 if TYPE_CHECKING:
     from ltx_core.loader.checkpoint import Checkpoint
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 PROMPT = "a ball bounces"  # of a model that proposes none
 
 
-@app.command("demo")
-def demo(
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write.  [default: demo.mp4, or demo-2.mp4 ...]")
-    ] = None,
-    prompt: str = typer.Option("", "--prompt", "-p", help="Another prompt."),
-    seed: int = typer.Option(10, "--seed", "-s", help="Seed of the noise."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
-) -> None:
-    """Make demo.mp4 and a contact sheet with the bundled model."""
+def demo(given: dict[str, Any]) -> None:
+    """Make the clip and its sheet, and say what to try next."""
     from ltx_core.loader.checkpoint import Checkpoint
     from ltx_pipelines.cli.generate import make
     from ltx_pipelines.running.hub import TINY
     from ltx_pipelines.running.model_files import find_model
 
     model = Checkpoint.open(find_model(TINY).files.checkpoint)
-    asked = prompt or model.metadata.get("demo_prompt", PROMPT)
-    output = output or free_output()
+    asked = given.get("prompt") or model.metadata.get("demo_prompt", PROMPT)
+    output = Path(given.get("output") or free_output())
     sheet = output.with_suffix(".png")
-    given = {"model": TINY, "output": str(output), "contact_sheet": str(sheet), "seed": seed, "snap": True}
-    make({**given, "prompt": asked, "quiet": quiet})
-    if not quiet:
-        typer.echo(f'Made {output} (video with sound) and {sheet} (frames over the spectrogram) of "{asked}".')
-        typer.echo(f'Next, in words of your own: ltx generate "{proposed(model)}" -o mine.mp4 (see ltx --help)')
+    make({**given, "model": TINY, "output": str(output), "contact_sheet": str(sheet), "prompt": asked})
+    if not given.get("quiet"):
+        print(f'Made {output} (video with sound) and {sheet} (frames over the spectrogram) of "{asked}".')
+        print(f'Next, in words of your own: ltx generate "{proposed(model)}" -o mine.mp4 (see ltx --help)')
 
 
 def free_output() -> Path:
@@ -53,3 +45,8 @@ def proposed(model: Checkpoint) -> str:
     text = model.metadata.get("prompt_world")
     examples = PromptWorld.read(text, model.where).examples if text is not None else ()
     return examples[0] if examples else PROMPT
+
+
+OPTIONS = {name: every_option()[name] for name in ("prompt", "seed", "output", "quiet")}
+OPTIONS["output"] = replace(OPTIONS["output"], shown="demo.mp4, or demo-2.mp4 ...")
+DEMO = Command("demo", "Make demo.mp4 and a contact sheet with the bundled model.", OPTIONS, demo, "prompt")

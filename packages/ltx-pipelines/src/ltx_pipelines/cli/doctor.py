@@ -8,21 +8,19 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-
-import typer
+from typing import Any
 
 from ltx_core import __version__
+from ltx_pipelines.cli.command import AS_JSON, Command
 from ltx_pipelines.cli.errors import describe, missing
 
 PACKAGES = ("torch", "transformers", "av", "safetensors", "accelerate")
 CODECS = ("libx264", "libx265", "aac")
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
-@app.command("doctor")
-def doctor(as_json: bool = typer.Option(False, "--json", help="As JSON.")) -> None:
-    """What this machine can do: devices, memory, backends, disk."""
-    facts = {}
+def doctor(given: dict[str, Any]) -> None:
+    """Ask every section, and show what it found as soon as it is known."""
+    facts, as_json = {}, given.get("json", False)
     for section in (packages, models, disk, media, devices, precision, attention):  # those that import torch come last
         try:
             lines = section()
@@ -30,10 +28,10 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="As JSON.")) -> No
             lines = {"not known": describe(error)}
         facts[section.__name__] = lines
         if not as_json:
-            typer.echo(section.__name__)
-            typer.echo("\n".join(f"  {name:<22} {value}" for name, value in lines.items()))
+            print(section.__name__)
+            print("\n".join(f"  {name:<22} {value}" for name, value in lines.items()))
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        print(json.dumps(facts, indent=2))
 
 
 def packages() -> dict[str, str]:
@@ -191,3 +189,6 @@ def disk() -> dict[str, str]:
 
 def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+DOCTOR = Command("doctor", "What this machine can do: devices, memory, backends, disk.", {"json": AS_JSON}, doctor)

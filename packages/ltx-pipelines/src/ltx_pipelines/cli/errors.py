@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,8 +26,9 @@ def exit_code(command: Callable[[], None], debug: bool = False) -> int:
     except KeyboardInterrupt:
         _say("stopped: nothing was left half-written")
         return STOPPED
-    except BrokenPipeError:
-        raise  # the reader of our output went away; the caller's affair
+    except BrokenPipeError:  # the reader of our output went away; what Python still holds for it goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from ltx_pipelines.cli.command import AS_JSON, Command
+from ltx_pipelines.planning.schema import File, Option, UsageError
 
 if TYPE_CHECKING:
     from ltx_core.loader.checkpoint import Checkpoint
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+ABOUT = "Show the recipe inside a clip, or what a weights file holds."
+FILE = Option("file", File, "", "Clip, PNG, WAV, weights file or model folder.")
 
 
-@app.command("inspect")
-def inspect(
-    file: Annotated[Path, typer.Argument(help="Clip, PNG, WAV, weights file or model folder.", show_default=False)],
-    as_json: bool = typer.Option(False, "--json", help="Everything, as JSON."),
-) -> None:
-    """Show the recipe inside a clip, or what a weights file holds."""
+def inspect(given: dict[str, Any]) -> None:
+    """What a file is decides what is shown of it."""
     from ltx_core.errors import MediaError
 
+    if "file" not in given:
+        raise UsageError("no file is given, expected a clip, a weights file or a model folder")
+    file, as_json = Path(given["file"]), given.get("json", False)
     if not file.exists():
         raise MediaError(f"{file} does not exist")
     if file.is_dir() and (frames := sorted(file.glob("frame_*.png"))):
@@ -42,33 +43,33 @@ def show_recipe(file: Path, as_json: bool) -> None:
     if recipe is None:
         raise MediaError(f"{file} carries no recipe, expected a clip, sound or picture made by ltx")
     if as_json:
-        typer.echo(json.dumps(recipe, ensure_ascii=False, indent=2))
+        print(json.dumps(recipe, ensure_ascii=False, indent=2))
         return
     plan = plan_of(recipe, str(file))
     shape = plan.shape
-    typer.echo(f"pipeline         {plan.pipeline}")
-    typer.echo(f"prompt           {plan.prompt}")
+    print(f"pipeline         {plan.pipeline}")
+    print(f"prompt           {plan.prompt}")
     if plan.negative_prompt:
-        typer.echo(f"negative prompt  {plan.negative_prompt}")
-    typer.echo(f"seed             {plan.seed}")
+        print(f"negative prompt  {plan.negative_prompt}")
+    print(f"seed             {plan.seed}")
     size = f"{shape.width} x {shape.height}, " if plan.has_video else ""
-    typer.echo(f"result           {size}{shape.frames} frames at {shape.fps:g} fps, {shape.duration:.2f} s")
+    print(f"result           {size}{shape.frames} frames at {shape.fps:g} fps, {shape.duration:.2f} s")
     for index, stage in enumerate(plan.stages, 1):
         sigmas = ", ".join(f"{sigma:.4g}" for sigma in stage.sigmas)
-        typer.echo(f"stage {index}          {stage.steps} steps, {stage.sampler.kind}: {sigmas}")
+        print(f"stage {index}          {stage.steps} steps, {stage.sampler.kind}: {sigmas}")
         for name, stream in stage.streams.items():
             if stream.guidance is not None:
                 values = ", ".join(f"{key} {value}" for key, value in vars(stream.guidance).items())
-                typer.echo(f"  {name:<14} {values}")
+                print(f"  {name:<14} {values}")
             for condition in stream.conditions:
-                typer.echo(
+                print(
                     f"  {condition.kind:<14} {', '.join(f'{k} {v}' for k, v in vars(condition).items() if k != 'kind')}"
                 )
     for path, print_ in recipe.get("files", {}).items():
-        typer.echo(f"file             {path}  {print_}")
-    typer.echo("made with        " + ", ".join(f"{name} {value}" for name, value in recipe.get("versions", {}).items()))
+        print(f"file             {path}  {print_}")
+    print("made with        " + ", ".join(f"{name} {value}" for name, value in recipe.get("versions", {}).items()))
     for line in changes_since(recipe):
-        typer.echo(f"changed since    {line}")
+        print(f"changed since    {line}")
 
 
 def show_weights(path: Path, as_json: bool) -> None:
@@ -83,15 +84,15 @@ def show_weights(path: Path, as_json: bool) -> None:
     else:
         facts = weights_facts(Checkpoint.open(path))
     if as_json:
-        typer.echo(json.dumps(facts, ensure_ascii=False, indent=2))
+        print(json.dumps(facts, ensure_ascii=False, indent=2))
         return
     for key, value in facts.items():
         if key == "components":
             for component in value:
                 size = f"{component['parameters'] / 1e6:,.1f} M parameters, {component['bytes'] / 1e9:.3g} GB"
-                typer.echo(f"  {component['name']:<18} {size}, {component['dtypes']}")
+                print(f"  {component['name']:<18} {size}, {component['dtypes']}")
         elif key != "config":
-            typer.echo(f"{key:<16} {value}")
+            print(f"{key:<16} {value}")
 
 
 def weights_facts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -109,3 +110,6 @@ def weights_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     if license_text := checkpoint.metadata.get("license"):
         facts["license"] = license_text.split("\n")[0][:120]
     return facts | {"components": components, "config": checkpoint.config}
+
+
+INSPECT = Command("inspect", ABOUT, {"file": FILE, "json": AS_JSON}, inspect, "file")

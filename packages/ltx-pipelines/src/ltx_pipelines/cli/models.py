@@ -3,51 +3,65 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
+from ltx_pipelines.cli.command import AS_JSON, Command
+from ltx_pipelines.planning.schema import Option, UsageError
 
 if TYPE_CHECKING:
     from ltx_pipelines.running.hub import KnownModel
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich", invoke_without_command=True)
+ABOUT = """Known models, what is on disk. `ltx models download MODEL` fetches one.
+
+Any other model works too: `--model` takes a file, a folder, or the id of any hub repository.
+"""
+ABOUT_DOWNLOAD = "Fetch a model, and the text encoder it needs; an interrupted download goes on."
+MODEL = Option("model", str, "", "Hub id, such as Lightricks/LTX-2.3.", metavar="MODEL")
+YES = Option("yes", bool, False, "Do not ask before fetching.", ("--yes", "-y"))
 
 
-@app.callback()
-def models(ctx: typer.Context, as_json: bool = typer.Option(False, "--json", help="As JSON.")) -> None:
-    """Known models, what is on disk, downloads.
-
-    Any other model works too: `--model` takes a file, a folder, or the id of any hub repository.
-    """
-    if ctx.invoked_subcommand is None:
-        rows = [row_of_tiny(), *(row_of(model) for model in known_models())]
-        if as_json:
-            typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
-        else:
-            print_table(rows)
+def models(line: Sequence[str]) -> None:
+    """Run `ltx models` or `ltx models download`."""
+    if line[:1] == ["download"]:
+        DOWNLOAD(line[1:])
+    else:
+        LISTING(line)
 
 
-@app.command("download")
-def download(
-    model: str = typer.Argument(help="Hub id, such as Lightricks/LTX-2.3.", show_default=False),
-    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask before fetching."),
-) -> None:
-    """Fetch a model, and the text encoder it needs; an interrupted download goes on."""
+def show(given: dict[str, Any]) -> None:
+    """The models we know."""
+    rows = [row_of_tiny(), *(row_of(model) for model in known_models())]
+    if given.get("json"):
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+    else:
+        print_table(rows)
+
+
+def download(given: dict[str, Any]) -> None:
+    """Fetch a model after its licence was shown."""
     from ltx_pipelines.running.hub import KNOWN_MODELS, download_model, folder_bytes, free_disk_bytes
 
+    if "model" not in given:
+        raise UsageError("no model is given, expected a hub id such as Lightricks/LTX-2.3")
+    model = given["model"]
     known = KNOWN_MODELS.get(model)
     if known is not None:
         repos = [known, *(KNOWN_MODELS[repo] for repo in known.needs)]
         for one in repos:
-            typer.echo(f"{one.repo}: {one.summary}; about {one.gigabytes:g} GB; {one.license}, {one.page}")
+            print(f"{one.repo}: {one.summary}; about {one.gigabytes:g} GB; {one.license}, {one.page}")
         needed, free = sum(one.gigabytes for one in repos), free_disk_bytes() / 1e9
         if needed > free:
-            typer.echo(f"only {free:.0f} GB are free where downloads go; set HF_HOME to another disk", err=True)
-        if not yes and not typer.confirm("By going on you accept these licences. Fetch?", default=True):
-            raise typer.Exit(1)
+            print(f"only {free:.0f} GB are free where downloads go; set HF_HOME to another disk", file=sys.stderr)
+        if not given.get("yes") and input("By going on you accept these licences. Fetch? [Y/n] ").lower() in (
+            "n",
+            "no",
+        ):
+            raise SystemExit(1)
     folder = download_model(model)
-    typer.echo(f"{folder_bytes(folder) / 1e9:.1f} GB in {folder}")
-    typer.echo(f'next: ltx generate "a prompt" --model {model}')
+    print(f"{folder_bytes(folder) / 1e9:.1f} GB in {folder}")
+    print(f'next: ltx generate "a prompt" --model {model}')
 
 
 def known_models() -> list[KnownModel]:
@@ -101,7 +115,11 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     """The models, one under the other, then how to get one."""
     for row in rows:
         here = f"{row['on_disk']:g} GB in {row['folder']}" if row["folder"] else "not on disk"
-        typer.echo(f"{row['model']}: about {row['gigabytes']:g} GB, {here}")
-        typer.echo(f"    {row['what']}")
-        typer.echo(f"    {row['license']}{row['page'] and ', ' + row['page']}")
-    typer.echo("ltx models download MODEL fetches one, with the text encoder it needs")
+        print(f"{row['model']}: about {row['gigabytes']:g} GB, {here}")
+        print(f"    {row['what']}")
+        print(f"    {row['license']}{row['page'] and ', ' + row['page']}")
+    print("ltx models download MODEL fetches one, with the text encoder it needs")
+
+
+LISTING = Command("models", ABOUT, {"json": AS_JSON}, show)
+DOWNLOAD = Command("models download", ABOUT_DOWNLOAD, {"model": MODEL, "yes": YES}, download, "model")

@@ -130,7 +130,7 @@ class Option:
         names = [("FILE" if name == "path" else name.split("_")[0].upper(), needed) for name, _, needed in self.parts]
         optional = [name for name, needed in names if not needed]
         start = " ".join(name for name, needed in names if needed)
-        return start + "".join(f" [{name}" for name in optional) + "]" * len(optional)
+        return (start + "".join(f" [{name}" for name in optional) + "]" * len(optional)).strip()
 
     @property
     def reach(self) -> str:
@@ -149,10 +149,14 @@ class Option:
         return ("on" if self.default else "off") if self.is_switch else str(plain(self.default))
 
     @property
+    def limits(self) -> str:
+        """Unit and range in words."""
+        return ", ".join(filter(None, (self.unit, self.reach)))
+
+    @property
     def facts(self) -> str:
         """Unit, range and default in words."""
-        default = f"default {self.default_text}" if self.default_text else ""
-        return "; ".join(filter(None, (", ".join(filter(None, (self.unit, self.reach))), default)))
+        return "; ".join(filter(None, (self.limits, f"default {self.default_text}" if self.default_text else "")))
 
     # Values -------------------------------------------------------------------------------------------------------
 
@@ -177,11 +181,11 @@ class Option:
 
     def json_schema(self) -> dict[str, Any]:
         """The field as JSON schema."""
-        schema = {"description": self.help, **json_type(self.hint), "unit": self.unit}
-        schema |= {"minimum": self.least, "maximum": self.most, "default": plain(self.default)}
-        if self.positive:
-            schema["exclusiveMinimum"] = 0
-        return {key: value for key, value in schema.items() if value not in (None, "", [], ())}
+        kind = json_type(self.hint)
+        span = {"minimum": self.least, "maximum": self.most, "exclusiveMinimum": 0 if self.positive else None}
+        kind.get("items", kind).update({k: v for k, v in span.items() if v is not None})
+        schema = {"description": self.help, **kind, "unit": self.unit, "group": self.group}
+        return {k: v for k, v in {**schema, "default": plain(self.default)}.items() if v not in (None, "", [], ())}
 
 
 def option(default: Any, help: str, *flags: str, **more: Any) -> Any:
