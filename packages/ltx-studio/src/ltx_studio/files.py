@@ -50,6 +50,13 @@ class Files:
             raise MediaError(f"{name[:60]!r} is no upload, expected the name an upload was answered with")
         return path
 
+    def clip(self, job_id: str) -> Path:
+        """The clip a job has made. Raises `MediaError` where there is none."""
+        found = next((path for path in sorted(self.job(job_id).glob("clip.*")) if path.name.count(".") == 1), None)
+        if found is None:
+            raise MediaError(f"{job_id} has no clip, expected one that is completed")
+        return found
+
     def new_upload(self, head: bytes) -> Path:
         """Where to write a file that begins with ``head``. Raises `MediaError` for a kind that is not taken."""
         suffix = next((kind for at, magic, kind in SIGNATURES if head[at : at + len(magic)] == magic), None)
@@ -68,6 +75,8 @@ class Files:
     def _resolved(self, value: Any) -> Any:
         if isinstance(value, str) and value.startswith("upload_"):
             return str(self.upload(value))
+        if isinstance(value, str) and JOB_ID.fullmatch(value):
+            return str(self.clip(value))
         if isinstance(value, Mapping):
             return {name: self._resolved(item) for name, item in value.items()}
         return [self._resolved(item) for item in value] if isinstance(value, list) else value

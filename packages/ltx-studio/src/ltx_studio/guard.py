@@ -73,6 +73,9 @@ class Guard:
         """Why a request is not served; None when it is."""
         if self.hosts and host_of(request.headers.get("host", "")) not in self.hosts:
             return error(421, "this server does not answer to that Host")
+        origin = request.headers.get("origin", "")  # a page of another site may send forms here, but not pass as ours
+        if origin and origin.partition("://")[2] != request.headers.get("host", ""):
+            return error(403, "requests from pages of other sites are not served")
         length = request.headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self.limits.upload_bytes:
             return error(413, f"the body is larger than {self.limits.upload_bytes} bytes")

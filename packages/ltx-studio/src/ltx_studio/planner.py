@@ -14,7 +14,7 @@ from typing import Any
 
 from ltx_core.errors import ConfigError, LtxError
 from ltx_studio.api import Plan
-from ltx_studio.files import Files
+from ltx_studio.files import JOB_ID, UPLOAD, Files
 
 PATIENCE = 60.0  # seconds for one plan
 
@@ -35,9 +35,9 @@ class Planner:
         """What a request would do. Raises `ConfigError` with the words the command would say."""
         from ltx_pipelines.cli.fields import from_json
 
+        refuse_paths(request)
         resolved = {"model": self.model, **self.files.resolve(request)}
         from_json(resolved, "request")
-        refuse_paths(request)
         answer = self._ask(resolved)
         if "error" in answer:
             raise ConfigError(self._without_folder(answer["error"]))
@@ -89,8 +89,8 @@ def refuse_paths(request: Mapping[str, Any]) -> None:
         if name in FILES or one.group == "Output":
             raise ConfigError(f"{name} is the server's to choose, expected it left out")
         for text in names_of_files(one, value):
-            if not text.startswith("upload_"):
-                raise ConfigError(f"{name} is {text[:80]!r}, expected the name of an upload")
+            if not (UPLOAD.fullmatch(text) or JOB_ID.fullmatch(text)):
+                raise ConfigError(f"{name} is {text[:80]!r}, expected the name of an upload or the id of a clip")
 
 
 def names_of_files(one: Any, value: Any) -> list[str]:
