@@ -39,7 +39,7 @@ def frames_of(clip: Path, count: int) -> list[Image.Image]:
     for chunk in read_frames(clip):
         for frame in chunk if chunk.ndim == 4 else chunk[None]:
             if at in wanted:
-                found.append(Image.fromarray((frame * 255).round().clamp(0, 255).byte().numpy()))
+                found.append(Image.fromarray(frame.numpy()))
             at += 1
     return found
 
