@@ -506,11 +506,14 @@ class TestImages:
         assert got[corner].tolist() == [250, 0, 0]
         assert (got == torch.tensor([250, 0, 0], dtype=torch.uint8)).all(-1).sum() == 4
 
-    def test_alpha_is_dropped(self, tmp_path):
+    def test_transparent_parts_show_the_background(self, tmp_path):
         image = self.marked("RGBA")
         image.putalpha(Image.linear_gradient("L").resize(image.size))
         image.save(tmp_path / "a.png")
-        assert torch.equal(decode_image(tmp_path / "a.png"), torch.from_numpy(np.array(self.marked())))
+        alpha = torch.from_numpy(np.array(image.getchannel("A")))[..., None].double() / 255
+        for color in ((0, 0, 0), (255, 128, 0)):
+            want = torch.from_numpy(np.array(self.marked())) * alpha + torch.tensor(color) * (1 - alpha)
+            assert (decode_image(tmp_path / "a.png", color) - want).abs().max() <= 0.5
 
     @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "CMYK", "I;16"])
     def test_modes(self, tmp_path, mode):

@@ -1,6 +1,7 @@
 """Colour: RGB to the planes video codecs take, and the log and HLG transfers of HDR pictures.
 
-Sources: ITU-R BT.709 (8-bit planes), BT.2020 and BT.2100 (HLG), ARRI LogC3 at EI 800, AMPAS S-2016-001 (ACEScct).
+Sources: ITU-R BT.709 (8-bit planes), BT.2020, BT.2100 (HLG) and BT.2408 (diffuse white), SMPTE ST 2084 (PQ),
+IEC 61966-2-1 (sRGB), ARRI LogC3 at EI 800, AMPAS S-2016-001 (ACEScct).
 Matrix rows give the output channels; channel axes are named at each function.
 """
 
@@ -20,6 +21,9 @@ from ltx_core.errors import ConfigError, MediaError
 RGB_TO_YCBCR_709 = ((0.2126, 0.7152, 0.0722), (-0.1146, -0.3854, 0.5), (0.5, -0.4542, -0.0458))
 BT2020_LUMA = (0.2627, 0.6780, 0.0593)
 WHITE_SIGNAL = 0.75  # HLG signal of diffuse white
+WHITE_NITS, HLG_PEAK_NITS, PQ_PEAK_NITS = 203.0, 1000.0, 10000.0  # BT.2408: diffuse white; the ends of HLG and PQ
+HLG_GAMMA = 1.2  # of a display of that peak
+KNEE = 0.75  # linear light up to which tone mapping leaves colours alone
 
 
 class Primaries(Enum):
@@ -170,7 +174,7 @@ def linear_to_hlg(linear: Tensor, primaries: Primaries, white_signal: float = WH
     """
     light = convert_primaries(linear, primaries, Primaries.REC2020, dim=-1).float().movedim(-1, 1)
     light = light.nan_to_num(0.0, posinf=torch.finfo(torch.float32).max).clamp(min=0)
-    white = _hlg_inverse_oetf(white_signal)
+    white = float(_hlg_inverse_oetf(torch.tensor(white_signal, dtype=torch.float64)))
     rolled = 1 - (1 - white) * torch.exp(-white / (1 - white) * (light - 1))
     scene = torch.where(light <= 1, light * white, rolled)
     log = 0.17883277 * torch.log(torch.clamp(12 * scene - 0.28466892, min=1e-10)) + 0.55991073
@@ -190,7 +194,38 @@ def hlg_to_yuv420p10(signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return y10, u10, v10
 
 
-def _hlg_inverse_oetf(signal: float) -> float:
-    if signal <= 0.5:
-        return signal**2 / 3
-    return (math.exp((signal - 0.55991073) / 0.17883277) + 0.28466892) / 12
+def pq_to_linear(codes: Tensor) -> Tensor:
+    """PQ codes in [0, 1] as light, diffuse white at 1."""
+    m1, m2 = 2610 / 16384, 2523 / 4096 * 128
+    c1, c2, c3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
+    power = codes.float().clamp(0, 1) ** (1 / m2)
+    return ((power - c1).clamp(min=0) / (c2 - c3 * power)) ** (1 / m1) * (PQ_PEAK_NITS / WHITE_NITS)
+
+
+def hlg_to_linear(signal: Tensor) -> Tensor:
+    """HLG signal ``[..., 3]`` in [0, 1] as the light of a 1000 cd/m2 display, diffuse white at 1; BT.2020 primaries."""
+    scene = _hlg_inverse_oetf(signal.float().clamp(0, 1))
+    luminance = (scene @ torch.tensor(BT2020_LUMA)).clamp(min=1e-6)[..., None]
+    return scene * luminance ** (HLG_GAMMA - 1) * (HLG_PEAK_NITS / WHITE_NITS)
+
+
+def srgb_to_linear(codes: Tensor) -> Tensor:
+    """sRGB codes in [0, 1] as light."""
+    codes = codes.float()
+    return torch.where(codes <= 0.04045, codes / 12.92, ((codes.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
+
+
+def tone_map(linear: Tensor) -> Tensor:
+    """Light ``[..., 3]`` of Rec.709 primaries, diffuse white at 1, as sRGB codes in [0, 1].
+
+    The largest channel is left alone up to `KNEE` and rolls off exponentially above; hues stay.
+    """
+    linear = linear.float().clamp(min=0)
+    peak = linear.amax(-1, keepdim=True)
+    rolled = KNEE + (1 - KNEE) * (1 - torch.exp((KNEE - peak) / (1 - KNEE)))
+    light = linear * torch.where(peak > KNEE, rolled / peak.clamp(min=KNEE), 1.0)
+    return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
+
+
+def _hlg_inverse_oetf(signal: Tensor) -> Tensor:
+    return torch.where(signal <= 0.5, signal**2 / 3, (((signal - 0.55991073) / 0.17883277).exp() + 0.28466892) / 12)

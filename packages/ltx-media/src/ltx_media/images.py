@@ -1,10 +1,12 @@
-"""Still pictures: decoding to upright sRGB, the recompression rule, and image conditions in [-1, 1]."""
+"""Still pictures: decoding to upright opaque sRGB, the recompression rule, PNG files."""
 
 from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -13,15 +15,20 @@ import torch
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from ltx_media.color import HDRColorSpace, to_working_codes
+from ltx_core.errors import MediaError
 from ltx_media.errors import media_errors
-from ltx_media.exr import is_exr, read_exr
 from ltx_media.files import replacing
-from ltx_media.fit import center_crop_fit, long_side_fit, to_signed
+from ltx_media.fit import long_side_fit
+from ltx_media.pixels import composite
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+HEIF_SUFFIXES = (".heic", ".heif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", *HEIF_SUFFIXES)
+BLACK = (0, 0, 0)
+ORIENTATION = 0x0112  # EXIF tag
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)  # what Pillow refuses beyond
+MAX_ASPECT = 100  # pictures are scaled to cover a size before they are cut
 
 
 def is_image(path: str | Path) -> bool:
@@ -29,35 +36,56 @@ def is_image(path: str | Path) -> bool:
     return Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
-def load_image(
-    path: str | Path, height: int, width: int, crf: float = 0, color_space: HDRColorSpace | None = None
-) -> Tensor:
-    """An image condition ``[1, 3, 1, height, width]``, float32 in [-1, 1], fitted by a centre crop.
-
-    ``crf`` > 0 first passes the picture through H.264, so that it looks like a video frame to the model. An EXR file
-    needs ``color_space`` and is never recompressed. Raises ``MediaError``.
-    """
-    if is_exr(path):
-        linear = _to_planes(read_exr(path))
-        return to_working_codes(center_crop_fit(linear, height, width), color_space, path)[:, :, None] * 2 - 1
-    image = recompress_image(decode_image(path), crf)
-    return to_signed(center_crop_fit(_to_planes(image).float(), height, width))[:, :, None]
-
-
 def load_thumbnail(path: str | Path, long_side: int = 896) -> Tensor:
     """A picture for a language model to look at: uint8 ``[h, w, 3]`` whose longer side is ``long_side``."""
-    return long_side_fit(_to_planes(decode_image(path)), long_side)[0].permute(1, 2, 0)
+    return long_side_fit(decode_image(path).permute(2, 0, 1)[None], long_side)[0].permute(1, 2, 0)
 
 
-def decode_image(path: str | Path) -> Tensor:
-    """The picture as uint8 ``[h, w, 3]``: turned upright by its EXIF tag, alpha dropped, its ICC profile applied.
+def decode_image(path: str | Path, background: tuple[int, int, int] = BLACK) -> Tensor:
+    """The picture as uint8 ``[h, w, 3]``: upright by its EXIF tag, in sRGB by its ICC profile, over ``background``.
 
-    The first frame of an animation. Raises ``MediaError`` for missing, truncated and foreign files.
+    The first frame of an animation. Raises ``MediaError`` for missing, truncated, oversized and foreign files.
     """
-    with media_errors(path, "read image"), Image.open(path) as file:
-        file.load()
-        image = _to_srgb(ImageOps.exif_transpose(file), path)
-    return torch.from_numpy(np.array(image))
+    with open_image(path) as file:
+        image = ImageOps.exif_transpose(file)
+        pixels = torch.from_numpy(np.array(_to_srgb(image, path)))
+        if not image.has_transparency_data:
+            return pixels
+        alpha = torch.from_numpy(np.array(image.convert("RGBA").getchannel("A")))
+    return composite(torch.cat((pixels, alpha[..., None]), -1), background)
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """The decoded picture as it lies in the file. Raises ``MediaError`` as `decode_image` does."""
+    if Path(path).suffix.lower() in HEIF_SUFFIXES:
+        _register_heif(path)
+    with media_errors(path, "read image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            file = Image.open(path)
+        except Image.DecompressionBombError as error:
+            raise MediaError(f"{path}: it has too many pixels, expected at most {MAX_PIXELS:,}") from error
+        with file:
+            width, height = file.size
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                expected = f"expected a longer side of at most {MAX_ASPECT} times the shorter"
+                raise MediaError(f"{path}: it is {width} x {height}, {expected}")
+            file.load()
+            yield file
+
+
+def quarter_turn(image: Image.Image) -> int:
+    """Degrees counter-clockwise that turn a picture upright, by its EXIF tag; whether it is mirrored is left out."""
+    return {3: 180, 4: 180, 5: 270, 6: 270, 7: 90, 8: 90}.get(image.getexif().get(ORIENTATION, 1), 0)
+
+
+def _register_heif(path: str | Path) -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise MediaError(f"{path}: HEIC pictures need `pip install pillow-heif`, or a copy as PNG or JPEG") from error
+    register_heif_opener()
 
 
 def recompress_image(image: Tensor, crf: float) -> Tensor:
@@ -90,7 +118,7 @@ def _to_srgb(image: Image.Image, path: str | Path) -> Image.Image:
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_bytes(np.asarray(image))).convert("RGB")
-    if image.mode == "LA":
+    if image.mode in ("LA", "La"):
         image = image.convert("L")
     elif image.mode not in ("L", "RGB", "CMYK"):
         image = image.convert("RGB")
@@ -109,7 +137,3 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     """Grey values of 16 bits, or floats up to 1, as 8 bits."""
     scaled = values * 255.0 if values.dtype.kind == "f" else values / 257.0
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-
-
-def _to_planes(image: Tensor) -> Tensor:
-    return image.permute(2, 0, 1)[None]  # [1, 3, h, w]

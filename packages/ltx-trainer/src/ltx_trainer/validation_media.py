@@ -5,6 +5,7 @@ Text encoder, VAEs and vocoder are each in memory only while they are used.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from ltx_media.audio import fit_duration, read_audio, write_wav
 from ltx_media.contact_sheet import write_contact_sheet
 from ltx_media.fit import resize_and_center_crop, resize_and_crop, to_model_input
 from ltx_media.images import decode_image, is_image, write_png
-from ltx_media.video import read_frames
+from ltx_media.source import Wanted, changes_of, source_frames
+from ltx_media.video import probe_video
 from ltx_media.writer import write_video
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.precomputed import read_record
@@ -42,6 +44,8 @@ from ltx_trainer.validation_config import (
     ValidationSample,
 )
 from ltx_trainer.validation_sampler import EncodedCondition, PreparedSample, sample_seed, sample_shape
+
+logger = logging.getLogger(__name__)
 
 DECODE_TILES = TileSizeConfig(frames=(48, 24), height=(384, 192), width=(384, 192))
 UNTILED_SIDE = 768  # pixels; smaller pictures are decoded whole, and a diffusion decoder chooses its own tiles
@@ -183,7 +187,9 @@ def condition_frames(condition: SampleCondition, shape: VideoPixelShape, files: 
         count = 1
     elif isinstance(condition, SamplePrefix) and condition.num_frames is not None:
         count = min(condition.num_frames, count)
-    frames = read_planes(path, count)
+    frames = read_planes(path, count, shape.fps)
+    for change in changes_of(probe_video(path), Wanted(shape.height, shape.width, count, shape.fps)):
+        logger.info("%s: %s", path, change.how)
     if isinstance(condition, SampleReference):
         scale, factor = condition.downscale_factor, condition.temporal_scale_factor
         return reference_frames(frames, shape.height // scale, shape.width // scale, factor, factors)
@@ -193,9 +199,10 @@ def condition_frames(condition: SampleCondition, shape: VideoPixelShape, files: 
     return resize_and_center_crop(frames[: factors.snap_frames(len(frames))], shape.height, shape.width)
 
 
-def read_planes(path: str | Path, count: int) -> Tensor:
-    """At most ``count`` frames ``[F, 3, H, W]`` in [0, 1]."""
-    return torch.stack([frame.permute(2, 0, 1).float() / 255 for frame in read_frames(path, max_frames=count)])
+def read_planes(path: str | Path, count: int, fps: float) -> Tensor:
+    """At most ``count`` frames ``[F, 3, H, W]`` in [0, 1], taken by time at ``fps``."""
+    frames = source_frames(probe_video(path), fps, count)
+    return torch.stack([frame.permute(2, 0, 1).float() / 255 for frame in frames])
 
 
 def read_video_mask(path: Path, shape: VideoPixelShape, grid: tuple[int, int, int], files: ModelFiles) -> Tensor:
@@ -205,7 +212,7 @@ def read_video_mask(path: Path, shape: VideoPixelShape, grid: tuple[int, int, in
         grey = decode_image(path).float().mean(dim=-1)[None, None] / 255
         return image_mask(resize_and_crop(grey, shape.height, shape.width).clamp(0, 1)[0, 0], grid, factors)
     frames = resize_and_crop(
-        read_planes(path, shape.frames).mean(dim=1, keepdim=True), shape.height, shape.width, mode="nearest"
+        read_planes(path, shape.frames, shape.fps).mean(dim=1, keepdim=True), shape.height, shape.width, mode="nearest"
     )
     return video_mask(torch.cat((frames[:1].expand(factors.time - 1, -1, -1, -1), frames)), grid, factors)
 
@@ -236,7 +243,9 @@ def shown_references(sample: ValidationSample, shape: VideoPixelShape) -> dict[i
     shown = {}
     for index, condition in enumerate(sample.conditions):
         if isinstance(condition, SampleReference) and condition.include_in_output and condition.video is not None:
-            frames = resize_and_center_crop(read_planes(condition.video, shape.frames), shape.height, shape.width)
+            frames = resize_and_center_crop(
+                read_planes(condition.video, shape.frames, shape.fps), shape.height, shape.width
+            )
             shown[index] = (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     return shown
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,8 +27,10 @@ from ltx_core.errors import MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.audio_vae.audio_vae import encode_audio
 from ltx_core.networks import VideoEncoder
-from ltx_core.types import AudioLatentShape, VideoLatentShape, VideoPixelShape
-from ltx_media.video import fit_frames
+from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
+from ltx_media.audio import read_audio
+from ltx_media.source import Wanted, load_image, load_mask_video, normalize_source
+from ltx_media.video import probe_video
 from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
     CarriedKeyframes,
@@ -40,7 +43,6 @@ from ltx_pipelines.planning.plan import (
     StagePlan,
 )
 from ltx_pipelines.running.stage_inputs import StageInputs
-from ltx_pipelines.utils.media_io import load_image, load_mask_video, load_video, read_audio, read_frames_between
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 
@@ -100,7 +102,7 @@ def _reference_item(
         assert inputs.video_before is not None
         latent = inputs.video_before
     else:
-        frames = load_video(reference.path, shape.height // factor, shape.width // factor, shape.frames)
+        frames = normalize_source(reference.path, wanted_reference(reference, shape)).video
         latent = encode_video(temporal_subsample(frames, reference.temporal_scale_factor), ledger)
     item = VideoConditionByReferenceLatent(latent, factor, reference.temporal_scale_factor, reference.strength)
     strength: float | Tensor = reference.attention_strength
@@ -110,6 +112,12 @@ def _reference_item(
     elif strength == 1.0:
         return item
     return ConditioningItemAttentionStrengthWrapper(item, strength)
+
+
+def wanted_reference(reference: ReferenceCondition, shape: VideoPixelShape) -> Wanted:
+    """A reference clip at the time and a whole fraction of the size of the clip that follows it."""
+    factor = reference.downscale_factor
+    return Wanted(shape.height // factor, shape.width // factor, shape.frames, shape.fps)
 
 
 def _audio_reference_item(
@@ -146,17 +154,31 @@ def source_latent(source: Source, modality: str, shape: VideoPixelShape, ledger:
 def _video_source(source: Source, shape: VideoPixelShape, ledger: ModelLedger) -> Tensor:
     factors = ledger.scale_factors
     target = VideoLatentShape.from_pixel_shape(shape, scale_factors=factors)
-    duration = shape.duration - source.offset if source.duration is None else source.duration
-    frames = fit_frames(read_frames_between(source.path, source.start, duration), shape.height, shape.width)
     first = round(source.offset * shape.fps)
-    frames = frames[: shape.frames - first]
-    if not frames:
-        raise MediaError(f"{source.path}: no frame between {source.start:g} s and {source.start + duration:g} s")
-    clip = torch.stack(frames, dim=2)  # [1, 3, F, H, W]
+    clip = normalize_source(source.path, wanted_source(source, shape, factors)).video
     if first:  # a clip that begins later is preceded by its first frame, so that the causal encoder sees no jump
         clip = torch.cat((clip[:, :, :1].expand(-1, -1, first, -1, -1), clip), dim=2)
-    valid = factors.snap_frames(clip.shape[2])
-    return conform_latent_length(encode_video(clip[:, :, :valid], ledger), target.frames)
+    return conform_latent_length(encode_video(continued(clip, factors.time), ledger), target.frames)
+
+
+def wanted_source(source: Source, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors) -> Wanted:
+    """How a source enters a clip: at its own size where it fits into the working size, else scaled and cropped."""
+    info = probe_video(source.path)
+    room = shape.height - info.height, shape.width - info.width
+    mirrored = 0 <= room[0] < factors.height and 0 <= room[1] < factors.width
+    frames = shape.frames - round(source.offset * shape.fps)
+    if source.duration is not None:
+        frames = min(frames, max(round(source.duration * shape.fps), 1))
+    fit: Literal["mirror", "crop"] = "mirror" if mirrored else "crop"
+    return Wanted(shape.height, shape.width, frames, shape.fps, source.start, fit)
+
+
+def continued(clip: Tensor, step: int) -> Tensor:
+    """Frames ``[1, 3, F, h, w]`` continued by their mirror image in time to a whole number of latent frames."""
+    count = clip.shape[2]
+    total, period = -(-(count - 1) // step) * step + 1, max(2 * (count - 1), 1)
+    order = [min(index % period, period - index % period) if count > 1 else 0 for index in range(total)]
+    return clip if total == count else clip[:, :, order]
 
 
 def _audio_source(source: Source, shape: VideoPixelShape, ledger: ModelLedger) -> Tensor:

@@ -12,6 +12,7 @@ from ltx_core.errors import ConfigError, LtxError, MediaError
 from ltx_core.types import AUDIO_SAMPLE_RATE, Audio
 from ltx_media.audio import fit_duration, read_audio
 from ltx_media.images import is_image
+from ltx_media.source import sound_changes
 from ltx_media.video import probe_video
 from ltx_trainer.precomputed import Record, read_record
 from ltx_trainer.processing.masks import audio_mask
@@ -34,6 +35,7 @@ def audio_stage(work: Workspace) -> Stage:
                 raise MediaError(f"{row.media['audio']}: it holds no sound")
             silence = torch.zeros(2, round(max(duration, SHORTEST) * AUDIO_SAMPLE_RATE))
             return Audio(silence, AUDIO_SAMPLE_RATE), {"duration": duration, "present": 0}
+        work.report.changed(row.target, sound_changes(audio.waveform.shape[-2]))
         if duration is None:
             duration = bucket_duration(audio.duration, work.options.audio_durations, str(row.media["audio"]))
         return fit_duration(audio, duration), {"duration": duration, "present": 1}

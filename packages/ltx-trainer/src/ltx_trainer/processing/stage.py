@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ltx_core.errors import ConfigError, LtxError
 from ltx_core.precision import resolve
 from ltx_core.types import SpatioTemporalScaleFactors
+from ltx_media.source import Change
 from ltx_trainer.background import in_background
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.precomputed import SUFFIXES, Record, read_values, write_record
@@ -59,7 +60,13 @@ class Report:
     written: Counter[str] = field(default_factory=Counter)
     present: Counter[str] = field(default_factory=Counter)  # there already
     skipped: list[tuple[str, str, str]] = field(default_factory=list)  # directory, row, reason
+    changes: dict[str, list[str]] = field(default_factory=dict)  # by kind: what of which source
     notes: list[str] = field(default_factory=list)
+
+    def changed(self, path: Path, changes: Sequence[Change]) -> None:
+        """Keep what was changed of a source."""
+        for change in changes:
+            self.changes.setdefault(change.what, []).append(f"{path.name}: {change.how}")
 
     def lines(self) -> list[str]:
         """The report as text, one fact a line."""
@@ -69,7 +76,11 @@ class Report:
             f"{name}: {self.written[name]} written, {self.present[name]} already there, {lost[name]} skipped"
             for name in names
         ]
-        return [*counts, *(f"skipped {name}/{row}: {reason}" for name, row, reason in self.skipped), *self.notes]
+        skipped = [f"skipped {name}/{row}: {reason}" for name, row, reason in self.skipped]
+        changed = [
+            f"{what} of {len(found)} sources changed, such as {found[0]}" for what, found in self.changes.items()
+        ]
+        return [*counts, *skipped, *changed, *self.notes]
 
 
 @dataclass(frozen=True)

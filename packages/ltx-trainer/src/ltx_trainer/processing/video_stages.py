@@ -10,17 +10,16 @@ from torch import Tensor
 
 from ltx_core.errors import ConfigError, MediaError
 from ltx_core.types import SpatioTemporalScaleFactors
-from ltx_media.fit import resize_and_crop, to_model_input
+from ltx_media.fit import resize_and_crop
 from ltx_media.images import decode_image, is_image
-from ltx_media.video import STILL_FPS, VideoInfo, probe_video, read_frames, read_frames_at
+from ltx_media.source import Wanted, normalize_source, sampling_rate, source_frames
+from ltx_media.video import STILL_FPS, VideoInfo, probe_video
 from ltx_trainer.precomputed import Record
 from ltx_trainer.processing.buckets import Bucket, select_bucket
 from ltx_trainer.processing.masks import image_mask, kept_frames, video_mask
 from ltx_trainer.processing.metadata import Row
 from ltx_trainer.processing.stage import Prepared, Stage, Workspace
 from ltx_trainer.processing.tiles import encode_in_tiles
-
-SAME_RATE = 1e-3  # relative difference of frame rates that counts as none
 
 
 def video_stage(work: Workspace) -> Stage:
@@ -29,7 +28,7 @@ def video_stage(work: Workspace) -> Stage:
     def prepare(row: Row) -> Prepared:
         path = row.media["video"]
         info = probe_video(path)
-        rate = resampling(info, work.options.fps)
+        rate = sampling_rate(info, work.options.fps)
         bucket, frames = _fit_bucket(path, info, rate, work.crop(row), work)
         still = bucket.frames == 1
         return frames, {"fps": float(STILL_FPS) if still else rate or float(info.fps)}
@@ -47,9 +46,7 @@ def reference_stage(work: Workspace) -> Stage:
         if is_image(path):
             return fitted_frames(path, 1, (height, width), None, work), {"fps": float(STILL_FPS)}
         fps = target_fps(work, row)
-        info = probe_video(path)
-        rate = resampling(info, fps)
-        frames = fitted_frames(path, target.frames, (height, width), rate, work, work.crop(row))
+        frames = fitted_frames(path, target.frames, (height, width), fps, work, work.crop(row))
         if len(frames[0]) < target.frames:
             raise MediaError(f"{path}: it holds {len(frames[0])} frames, its target has {target.frames}")
         return frames[:, kept_frames(target.frames, factor)], {"fps": fps / factor}
@@ -73,22 +70,14 @@ def mask_stage(work: Workspace) -> Stage:
             fitted = resize_and_crop(grey, *size, crop=work.crop(row)).clamp(0, 1)
             return image_mask(fitted[0, 0], grid, factors), {}
         fps, info = target_fps(work, row), probe_video(path)
-        rate = resampling(info, fps)
         frames = [
             resize_and_crop(_planes(frame).mean(dim=1, keepdim=True), *size, mode="nearest", crop=work.crop(row))
-            for frame in frames_of(path, rate, target.frames)
+            for frame in source_frames(info, fps, target.frames)
         ]
         # The first latent frame covers one frame only: repeating it puts every other group of frames where it belongs.
         return video_mask(torch.cat([frames[0]] * (factors.time - 1) + frames), grid, factors), {}
 
     return Stage("video_masks", prepare, lambda masks: [{"mask": mask} for mask in masks])
-
-
-def resampling(info: VideoInfo, fps: float | None) -> float | None:
-    """The rate frames must be picked at, None where the stored frames are evenly spaced at the wanted rate."""
-    if fps is None:
-        return float(info.fps) if info.variable_rate else None
-    return None if abs(info.fps / fps - 1) < SAME_RATE and not info.variable_rate else fps
 
 
 def target_bucket(work: Workspace, row: Row) -> Bucket:
@@ -141,17 +130,11 @@ def fitted_frames(
     work: Workspace,
     crop: tuple[float, float] = (0.5, 0.5),
 ) -> Tensor:
-    """At most ``count`` frames of a file as the encoder takes them, ``[3, F, height, width]``."""
-    frames = [
-        resize_and_crop(_planes(frame), *size, crop=crop).clamp(0, 1).to(work.options.dtype)
-        for frame in frames_of(path, fps, count)
-    ]
-    return to_model_input(torch.cat(frames))
-
-
-def frames_of(path: Path, fps: float | None, count: int) -> Iterator[Tensor]:
-    """At most ``count`` frames: the stored ones, or those on screen at a rate."""
-    return read_frames(path, max_frames=count) if fps is None else read_frames_at(path, fps, count)
+    """At most ``count`` frames of a file as the encoder takes them, ``[3, F, height, width]``; changes are reported."""
+    wanted = Wanted(*size, count, fps, fit="cover", at=crop, dtype=work.options.dtype)
+    source = normalize_source(path, wanted)
+    work.report.changed(path, source.changes)
+    return source.video[0]
 
 
 def _fit_bucket(

@@ -1,0 +1,100 @@
+"""Decoded frames as plain upright pictures: square pixels, RGB, opaque, SDR unless HDR is wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import Colorspace, Interpolation
+from torch import Tensor
+
+from ltx_media.color import Primaries, convert_primaries, hlg_to_linear, pq_to_linear, srgb_to_linear, tone_map
+
+HD_HEIGHT = 720  # untagged pictures of at least this height use the BT.709 matrix, smaller ones BT.601
+COLORSPACE_UNSPECIFIED = 2
+TRANSFERS: dict[int, Literal["PQ", "HLG"]] = {16: "PQ", 18: "HLG"}  # by code point of ITU-T H.273
+SQUARE = 0.01  # share by which pixels may differ from squares and still count as such
+YUV_WHITE = 255 * 256  # what libswscale makes of white in 16 bits
+# Its default for 8 bits darkens by a code or two.
+ACCURATE = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+
+
+@dataclass(frozen=True)
+class Look:
+    """How sources are looked at."""
+
+    background: tuple[int, int, int] = (0, 0, 0)  # behind transparent pictures
+    hdr: bool = False  # scene-linear light instead of sRGB codes
+
+
+SDR_LOOK = Look()
+
+
+def quarter_turn(frame: av.VideoFrame) -> int:
+    """Degrees counter-clockwise that turn a stored frame upright: 0, 90, 180 or 270."""
+    return round(frame.rotation / 90) * 90 % 360
+
+
+def pixel_aspect(stream: av.VideoStream) -> Fraction:
+    """Width of a stored pixel by its height; 1 where that is not said, or nearly so."""
+    aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
+    return Fraction(1) if abs(aspect - 1) < SQUARE else aspect
+
+
+def is_transparent(frame: av.VideoFrame) -> bool:
+    return any(component.is_alpha for component in frame.format.components)
+
+
+def upright(frame: av.VideoFrame, aspect: Fraction = Fraction(1), look: Look = SDR_LOOK) -> Tensor:
+    """One frame ``[h, w, 3]``: sRGB codes as uint8; with ``look.hdr`` light as float32.
+
+    Light has Rec.709 primaries and diffuse white at 1; colours outside them are negative, highlights above 1.
+    """
+    pixels = _light(frame, aspect) if frame.color_trc in TRANSFERS else _codes(frame, aspect, look.background)
+    if look.hdr and pixels.dtype == torch.uint8:
+        pixels = srgb_to_linear(pixels / 255)
+    elif not look.hdr and pixels.dtype != torch.uint8:
+        pixels = to_bytes(tone_map(pixels))
+    return torch.rot90(pixels, quarter_turn(frame) // 90).contiguous()
+
+
+def composite(pixels: Tensor, background: tuple[int, int, int]) -> Tensor:
+    """uint8 ``[h, w, 4]`` over a colour: uint8 ``[h, w, 3]``."""
+    alpha = pixels[..., 3:].float() / 255
+    return torch.lerp(torch.tensor(background).float(), pixels[..., :3].float(), alpha).round().to(torch.uint8)
+
+
+def to_bytes(values: Tensor) -> Tensor:
+    """Values in [0, 1] as 0..255."""
+    return values.float().mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _codes(frame: av.VideoFrame, aspect: Fraction, background: tuple[int, int, int]) -> Tensor:
+    matrix = None
+    if frame.colorspace == COLORSPACE_UNSPECIFIED and not frame.format.is_rgb and frame.height >= HD_HEIGHT:
+        matrix = Colorspace.ITU709
+    if is_transparent(frame):
+        return composite(_converted(frame, aspect, "rgba", matrix), background)
+    return _converted(frame, aspect, "rgb24", matrix)
+
+
+def _light(frame: av.VideoFrame, aspect: Fraction) -> Tensor:
+    white = 65535 if frame.format.is_rgb else YUV_WHITE
+    codes = _converted(frame, aspect, "rgb48le", Colorspace.BT2020).float() / white
+    light = pq_to_linear(codes) if TRANSFERS[frame.color_trc] == "PQ" else hlg_to_linear(codes)
+    return convert_primaries(light, Primaries.REC2020, Primaries.REC709, dim=-1)
+
+
+def _converted(frame: av.VideoFrame, aspect: Fraction, pixel_format: str, matrix: Colorspace | None) -> Tensor:
+    scaling = Interpolation.BILINEAR if aspect == 1 else Interpolation.BICUBIC
+    pixels = frame.to_ndarray(
+        format=pixel_format,
+        width=round(frame.width * aspect),
+        src_colorspace=matrix,
+        interpolation=scaling | ACCURATE,
+    )
+    return torch.from_numpy(np.ascontiguousarray(pixels.astype(np.int32) if pixels.dtype == np.uint16 else pixels))
