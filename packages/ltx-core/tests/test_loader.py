@@ -282,6 +282,16 @@ def test_unaligned_tensors_are_read(tmp_path: Path) -> None:
     assert SafetensorsFile(path).read("b").tolist() == [1.5, -2.0]
 
 
+def test_float32_is_aligned_as_torch_aligns_it(tmp_path: Path) -> None:
+    """Whatever the file's offsets, so that products sum in one order; narrower types stay views of the file."""
+    tensors = {f"{index}": torch.ones(index, dtype=torch.float32) for index in range(1, 9)}
+    save_checkpoint(tmp_path / "x.safetensors", tensors | {"half": torch.ones(4, dtype=torch.bfloat16)})
+    file = SafetensorsFile(tmp_path / "x.safetensors")
+    assert sum(file.tensors[name].start % 64 == 0 for name in tensors) < len(tensors)
+    assert all(file.read(name).data_ptr() % 64 == 0 for name in tensors)
+    assert file.read("half").data_ptr() % 64 == file.tensors["half"].start % 64
+
+
 def test_save_checkpoint_round_trip(tmp_path: Path) -> None:
     tensors = {
         "a": torch.randn(3, 4).t(),
