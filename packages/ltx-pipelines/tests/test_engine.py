@@ -225,6 +225,7 @@ def test_retake_changes_only_the_span(ledger: ModelLedger, clip: Path, anew: tup
         distilled=True,
         output_type="latent",
     )
+    assert generation.plan.shape == (1, 17, 64, 64, 25.0)
     for name, latent in generation.latents.items():
         given = source_latent(Source(str(clip)), name, generation.plan.shape, ledger)
         changed = (latent - given).abs().flatten(3).amax(dim=(0, 1, 3)) > 1e-4  # per latent frame

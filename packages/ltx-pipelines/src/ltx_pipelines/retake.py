@@ -1,8 +1,9 @@
 """Make a span of a clip anew: pictures, sound or both."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ltx_core.errors import ConfigError
 from ltx_core.types import VideoPixelShape
@@ -36,6 +37,7 @@ class RetakePipeline(Pipeline):
     """
 
     accepts = (COMMON | GUIDED | {"video_path"}) - SIZE - TIME
+    usual: ClassVar[Mapping[str, Any]] = {"num_frames": 121}  # the size is that of the clip
     variant = "distilled"
 
     def request(self, prompt: str | None = None, **given: Any) -> RetakeRequest:
