@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_type_hints
 from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
-from ltx_core.model.duration_head.model import predict_num_frames
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines import PIPELINES
 from ltx_pipelines.planning.plan import Condition, Lora, Plan, StagePlan
@@ -248,6 +247,8 @@ class Pipeline(ABC):
         """The number of frames the duration head gives a prompt; None when the request needs no prediction."""
         if not isinstance(request.num_frames, AutoDuration):
             return None
+        from ltx_core.model.duration_head.model import predict_num_frames
+
         duration, fps = request.num_frames, request.frame_rate or 24.0
         if not self.ledger.holds("duration_head"):
             raise ConfigError("num_frames is automatic, but the model has no duration head; give a number of frames")
