@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ltx_tiny.world.code import CELL, CHANNELS, PAIRS, SHAPE_POINTS, scene_code, simplex
+from ltx_tiny.world.code import CELL, CHANNELS, DEEPEST, QUARTERS, SHAPE_POINTS, TRANSFORM, scene_code, simplex
 from ltx_tiny.world.motion import track
 from ltx_tiny.world.picture import Window
 from ltx_tiny.world.scene import SHAPES, Body, Scene, sample_scene
@@ -29,27 +29,29 @@ def test_cells_near_a_body_say_where_and_what_it_is():
     said, path = layers(SCENE), track(SCENE, BODY, np.zeros(1))
     f, row, column = np.unravel_index(said["near"].argmax(), said["near"].shape)
     assert said["near"][f, row, column] == 1.0
-    x = (path.x[0] * 256 + 128 - CELL * (column + 0.5)) / CELL
-    y = (path.y[0] * 256 + 128 - CELL * (row + 0.5)) / CELL
+    x = (CELL * (column + 0.5) - path.x[0] * 256 - 128) / CELL
+    y = (CELL * (row + 0.5) - path.y[0] * 256 - 128) / CELL
     assert said["x"][f, row, column] == pytest.approx(x / 2, abs=1e-5)
-    assert said["y 0"][f, row, column] == pytest.approx(y / 2, abs=1e-5)
+    assert said["own y 0"][f, row, column] == pytest.approx(y * CELL / (path.radius[0] * 256) / 1.5, abs=1e-5)
+    depths = [said[f"depth {quarter} 0"] for quarter in QUARTERS]
+    assert max(depth.max() for depth in depths) > DEEPEST > depths[0][0, 0, 0]
     point = np.array([said[f"shape {i}"][f, row, column] for i in range(4)])
     assert np.linalg.norm(SHAPE_POINTS - point, axis=1).argmin() == SHAPES.index("star")
 
 
 def test_what_is_still_leaves_the_changes_at_nothing():
-    changes = [name for name in CHANNELS if "change" in name or (name[-1] in "123" and name[0] in "yt")]
+    changes = [name for name in CHANNELS if "change" in name or (name[-1] in "123" and not name.startswith("shape"))]
     said = layers(SCENE)
-    assert len(changes) == 12 and all(np.abs(said[name]).max() < 1e-6 for name in changes)
+    assert len(changes) == 25 and all(np.abs(said[name]).max() < 1e-6 for name in changes)
     bounce = layers(replace(SCENE, bodies=(replace(BODY, motion="bounces", period=0.7, pitch="low"),)))
-    assert np.abs(bounce["y 1"]).max() > 0.05
+    assert np.abs(bounce["own y 1"]).max() > 0.05
 
 
 def test_the_first_latent_frame_stands_for_one_picture():
     bounce = replace(SCENE, bodies=(replace(BODY, motion="bounces", period=0.7, pitch="low"),))
     said = layers(bounce)
-    assert np.abs(said["y 1"][0]).max() < 1e-6
-    assert np.allclose(layers(bounce, frames=9)["y 0"], said["y 0"][:2])  # and no frame depends on later ones
+    assert np.abs(said["own y 1"][0]).max() < 1e-6
+    assert np.allclose(layers(bounce, frames=9)["own y 0"], said["own y 0"][:2])  # and no frame depends on later ones
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -62,7 +64,7 @@ def test_a_window_is_cut_from_the_whole(seed):
 def test_a_body_that_is_gone_is_not_told_of():
     blinking = replace(SCENE, bodies=(replace(BODY, motion="blinks", period=2.0, pitch="low", phase=0.7),))
     said = layers(blinking, frames=9)
-    assert not said["near"].any() and not said["x"].any() and said["background 0"].any()
+    assert not said["near"].any() and not said["x"].any() and said["stage red top left"].any()
 
 
 def test_points_of_a_simplex_are_equally_far_apart():
@@ -72,5 +74,5 @@ def test_points_of_a_simplex_are_equally_far_apart():
 
 
 def test_the_transform_of_pairs_is_that_of_a_line():
-    assert np.allclose(PAIRS @ np.ones(4), [1, 0, 0, 0])
-    assert np.linalg.matrix_rank(PAIRS) == 4
+    assert np.allclose(TRANSFORM @ np.ones(4), [1, 0, 0, 0])
+    assert np.linalg.matrix_rank(TRANSFORM) == 4

@@ -1,9 +1,10 @@
 """A scene as numbers on the grid of a latent: what the video VAE is taught to say and the transformer denoises.
 
 A learned latent is spread over all its channels and every cell describes its own pixels; cells that disagree tear an
-outline. Here every cell near the body says the same few things of it (where it is from here, how large, turned, lit and
-coloured it is), and every cell says where on the stage it lies. All of it is smooth, redundant and easy to denoise, and
-a decoder that draws from it cannot draw half a star.
+outline. Here every cell says what the empty stage looks like and where on it the cell lies, and every cell near the
+body says the same few things of it: what it is, how large, turned and coloured, where the cell lies seen from it, and
+how deep inside the outline the cell's quarters are. All of it is smooth, redundant and easy to denoise, and a decoder
+that draws from it cannot draw half a star.
 
 A latent frame stands for 8 frames (the first for one). What moves is given as the cosine transform of its means over
 four pairs of frames, so that what is still takes one channel and leaves the others near nothing.
@@ -18,21 +19,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltx_tiny.world.motion import GROUND_Y, camera, track
-from ltx_tiny.world.picture import Window
-from ltx_tiny.world.scene import BACKGROUNDS, COLOURS, SHAPES, Scene
+from ltx_tiny.world.picture import Window, backdrop, distance
+from ltx_tiny.world.scene import COLOURS, SHAPES, Scene
 
 Float = NDArray[np.floating[Any]]
 
 CELL = 32  # pixels
 SPAN = 8  # frames of a latent frame
+PAIRS = 4  # of these frames
+QUARTERS = ("top left", "top right", "bottom left", "bottom right")
+QUARTER = CELL / 4  # pixels from a cell's middle to a quarter's, along either axis
 MARGIN = 1.7  # cells from a body or its shadow to where nothing is said of it
+DEEPEST = 1.5  # cells
 WIDEST_SHADOW = 1.25  # radii
 CHANNELS = (
-    *(f"background {i}" for i in range(5)),
+    *(f"stage {colour} {quarter}" for colour in ("red", "green", "blue") for quarter in QUARTERS),
     *("stage x", "stage x change", "stage y", "stage y change", "scale"),
     "near",
-    *("x", "x change", *(f"y {i}" for i in range(4)), "radius", "radius change"),
-    *("cosine", "sine", "cosine change", "sine change", *(f"there {i}" for i in range(4))),
+    *(f"depth {quarter} {i}" for quarter in QUARTERS for i in range(PAIRS)),
+    *(f"own {axis} {i}" for axis in "xy" for i in range(PAIRS)),
+    *("cosine", "sine", "cosine change", "sine change", "x", "y", *(f"there {i}" for i in range(PAIRS))),
     *("red", "green", "blue", *(f"shape {i}" for i in range(4))),
 )
 
@@ -45,8 +51,10 @@ def simplex(count: int) -> Float:
     return points / points.std(axis=0)
 
 
-BACKGROUND_POINTS, SHAPE_POINTS = simplex(len(BACKGROUNDS)), simplex(len(SHAPES))
-PAIRS = np.cos(np.pi / 4 * np.outer(np.arange(4), np.arange(4) + 0.5)) * np.array([[0.25], [0.5], [0.5], [0.5]])
+SHAPE_POINTS = simplex(len(SHAPES))
+TRANSFORM = np.cos(np.pi / PAIRS * np.outer(np.arange(PAIRS), np.arange(PAIRS) + 0.5)) * np.array(
+    [[0.25], [0.5], [0.5], [0.5]]
+)
 
 
 @dataclass(frozen=True)
@@ -89,41 +97,60 @@ def scene_code(
 
 
 def _stage(scene: Scene, grid: Grid, t: Float) -> Float:
-    """Background, place on the stage and scale of every cell: ``[10, f, h, w]``."""
+    """The empty stage at every cell, the cell's place on it and its scale: ``[17, f, h, w]``."""
     side = min(grid.height, grid.width)
     view = camera(scene, t)  # [f, 8]
+    shape = (len(t), len(grid.rows), len(grid.columns))
     x, y = (grid.columns - grid.width / 2) / side, (grid.rows - grid.height / 2) / side
-    shape = (len(t), len(y), len(x))
     across = x / view.zoom[..., None] + view.x[..., None]  # [f, 8, w]
     down = y / view.zoom[..., None]
-    background = BACKGROUND_POINTS[BACKGROUNDS.index(scene.background)]
-    layers = [np.broadcast_to(value, shape) for value in background]
+    zoom = view.zoom.mean(axis=1)[:, None]
+    quarters = np.array([-QUARTER, QUARTER]) / side / zoom[..., None]
+    columns, rows = (values.mean(axis=1)[..., None] + quarters for values in (across, down))  # [f, w or h, 2]
+    seen = [
+        backdrop(scene.background, c.ravel().astype(np.float32), r.ravel().astype(np.float32))
+        for c, r in zip(columns, rows, strict=True)
+    ]
+    colours = np.stack(seen).reshape(len(t), shape[1], 2, shape[2], 2, 3) / 127.5 - 1.0
+    layers = list(colours.transpose(5, 2, 4, 0, 1, 3).reshape(12, *shape))
     for values, axis in ((across, 1), (down, 2)):
         mean, change = values.mean(axis=1) / 0.3, (values[:, -1] - values[:, 0]) / 0.05
         layers += [np.broadcast_to(np.expand_dims(layer, axis), shape) for layer in (mean, change)]
-    scale = np.log2(side * view.zoom.mean(axis=1) / 256.0)[:, None, None]
+    scale = np.log2(side * zoom / 256.0)[..., None]
     return np.stack([*layers, np.broadcast_to(scale, shape)])
 
 
 def _body(scene: Scene, grid: Grid, t: Float) -> Float:
-    """What is said of the body by the cells near it: ``[24, f, h, w]``."""
+    """What is said of the body by the cells near it: ``[42, f, h, w]``."""
     body, view, side = scene.body, camera(scene, t), min(grid.height, grid.width)
-    path = track(scene, body, t)
-    x = (path.x - view.x) * view.zoom * side + grid.width / 2  # pixels, [f, 8]
-    y, ground = ((height * view.zoom * side + grid.height / 2) for height in (path.y, np.full_like(path.y, GROUND_Y)))
-    radius = path.radius * view.zoom * side / CELL
-    u = (x[..., None, None] - grid.columns) / CELL  # [f, 8, 1, w]
-    v, foot = ((values[..., None, None] - grid.rows[:, None]) / CELL for values in (y, ground))  # [f, 8, h, 1]
-    distance = np.hypot(u, np.clip(0.0, v, foot))  # to the line from the centre to the shadow
-    reach = WIDEST_SHADOW * radius[..., None, None] + MARGIN
+    path, zoom = track(scene, body, t), view.zoom * side
+    x, y = (path.x - view.x) * zoom + grid.width / 2, path.y * zoom + grid.height / 2  # pixels, [f, 8]
+    ground = GROUND_Y * zoom + grid.height / 2
+    radius, cos, sin = (
+        values[..., None, None].astype(np.float32)
+        for values in (path.radius * zoom / CELL, np.cos(path.angle), np.sin(path.angle))
+    )
+    u = ((grid.columns - x[..., None, None]) / CELL).astype(np.float32)  # [f, 8, 1, w]
+    v, foot = (((grid.rows[:, None] - height[..., None, None]) / CELL).astype(np.float32) for height in (y, ground))
+    distance_to_it = np.hypot(u, np.clip(0.0, foot, v))  # to the line from its centre to its shadow
+    reach = WIDEST_SHADOW * radius + MARGIN
     there = np.minimum(3.0 * path.alpha.max(axis=1), 1.0)[:, None, None]
-    near = np.clip(reach - distance, 0.0, 1.0).max(axis=1) * there  # [f, h, w]
-    angles = np.stack([np.cos(path.angle), np.sin(path.angle)])[:, :, [0, -1]]  # [2, f, 2]
-    spread = np.ones_like(near)
-    said: list[Float] = [spread, _mean(u) / 2, _change(u)]
-    said += [layer / (2 if i == 0 else 1) for i, layer in enumerate(_pairs(v))]
-    said += [(_mean(radius[..., None, None]) - 1.3) * 1.5, _change(radius[..., None, None]) * 4]
-    said += [value[:, None, None] for value in (*angles.mean(axis=2), *((angles[..., 1] - angles[..., 0]) / 2))]
+    near = np.clip(reach - distance_to_it, 0.0, 1.0).max(axis=1) * there  # [f, h, w]
+
+    def own(right: float, below: float) -> tuple[Float, Float]:
+        """A point of every cell as the body sees it: upright, in radii."""
+        across, down = np.broadcast_arrays((u + right) / radius, (v + below) / radius)
+        return across * cos + down * sin, down * cos - across * sin
+
+    said: list[Float] = [np.ones_like(near)]
+    step = QUARTER / CELL
+    for below, right in ((-step, -step), (-step, step), (step, -step), (step, step)):
+        depth = DEEPEST - np.clip(distance(body.shape, *own(right, below)) * radius, -DEEPEST, DEEPEST)
+        said += list(_pairs(depth))
+    said += [layer / 1.5 for values in own(0.0, 0.0) for layer in _pairs(values)]
+    for values in (_mean, _change):
+        said += [values(cos / radius), values(sin / radius)]
+    said += [_mean(u) / 2, _mean(v) / 2]
     alpha = _pairs(path.alpha[..., None, None])
     said += [2 * alpha[0] - 1, *alpha[1:]]
     said += list(np.array(COLOURS[body.colour]) / 98.0 - 1.3)
@@ -141,5 +168,5 @@ def _change(values: Float) -> Float:
 
 def _pairs(values: Float) -> Float:
     """The cosine transform ``[4, f, ...]`` of the means over pairs of ``[f, 8, ...]``; the first is the mean."""
-    means = values.reshape(len(values), 4, 2, *values.shape[2:]).mean(axis=2)
-    return np.einsum("kp,fp...->kf...", PAIRS, means)
+    means = values.reshape(len(values), PAIRS, 2, *values.shape[2:]).mean(axis=2)
+    return np.einsum("kp,fp...->kf...", TRANSFORM, means)
