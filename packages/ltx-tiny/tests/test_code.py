@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ltx_tiny.eval.code import read_code
 from ltx_tiny.world.code import CELL, CHANNELS, DEEPEST, QUARTERS, SHAPE_POINTS, TRANSFORM, scene_code, simplex
 from ltx_tiny.world.motion import track
 from ltx_tiny.world.picture import Window
-from ltx_tiny.world.scene import SHAPES, Body, Scene, sample_scene
+from ltx_tiny.world.scene import SHAPES, Body, Scene, attributes, sample_scene
 
 BODY = Body("star", "red", "large", "stays still", None, x=0.1, y=0.0, period=1.0, phase=0.0, tilt=0.0)
 SCENE = Scene((BODY,), "mint", "still")
@@ -76,3 +77,18 @@ def test_points_of_a_simplex_are_equally_far_apart():
 def test_the_transform_of_pairs_is_that_of_a_line():
     assert np.allclose(TRANSFORM @ np.ones(4), [1, 0, 0, 0])
     assert np.linalg.matrix_rank(TRANSFORM) == 4
+
+
+@pytest.mark.parametrize("side", [128, 256])
+def test_everything_can_be_read_back_from_a_code(side):
+    for number in range(12):
+        scene = sample_scene(np.random.default_rng((8, number)), None)
+        found = read_code(scene_code(scene, 49, side, side, 25.0), 25.0)
+        assert found == {name: attributes(scene)[name] for name in found}
+
+
+def test_what_is_not_there_is_not_read():
+    code = scene_code(SCENE, 17, 128, 128, 25.0)
+    code[CHANNELS.index("near")] = 0.0
+    found = read_code(code, 25.0)
+    assert (found["shape"], found["background"]) == ("unknown", "mint")

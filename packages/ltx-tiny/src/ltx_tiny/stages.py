@@ -198,12 +198,13 @@ def make_trainer(recipe: Recipe, trained: Path | None = None) -> TransformerTrai
 
 
 def sample_judge(recipe: Recipe, name: str, sigmas: tuple[float, ...], tokenizer: GemmaTokenizer) -> Judge:
-    """Clips and eval figures of a transformer at each validation."""
-    files = [recipe.exported(stage) for stage in ("video_decoder", "audio_vae", "vocoder")]
-    checkpoint = Checkpoint.open(files)
-    networks: list[Any] = [
-        checkpoint.build(part, torch.float32, recipe.device) for part in ("video_decoder", "audio_decoder", "vocoder")
-    ]
+    """Clips and eval figures of a transformer at each validation; of its latents where the decoder is not trained."""
+    decoders = None
+    if recipe.exports("video_decoder").is_dir():
+        checkpoint = Checkpoint.open([recipe.exported(stage) for stage in ("video_decoder", "audio_vae", "vocoder")])
+        parts = ("video_decoder", "audio_decoder", "vocoder")
+        networks: list[Any] = [checkpoint.build(part, torch.float32, recipe.device) for part in parts]
+        decoders = Decoders(*networks)
     given = {"guidance_scale": 1.0, **recipe.stage(name)["samples"]}
     settings = SampleSettings(
         sigmas,
@@ -212,4 +213,4 @@ def sample_judge(recipe: Recipe, name: str, sigmas: tuple[float, ...], tokenizer
         frames=int(recipe.stage("latents")["frames"]),
         count=int(given["count"]),
     )
-    return SampleJudge(Decoders(*networks), tokenizer, settings)
+    return SampleJudge(decoders, tokenizer, settings)
