@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_type_hints
 
-from ltx_core.components.guiders import MultiModalGuiderParams
+from ltx_core.components.guiders import MultiModalGuiderParams, at_sigma
 from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_core.types import VideoPixelShape
@@ -21,7 +21,7 @@ from ltx_pipelines import PIPELINES
 from ltx_pipelines.planning.plan import Condition, Lora, Plan, StagePlan
 from ltx_pipelines.planning.schema import Option, UsageError, documented, options_of, read_all
 from ltx_pipelines.planning.stages import default_guidance, keyframe_slots
-from ltx_pipelines.request import STREAMS, AutoDuration, Request, fitted, guidance_options, request_options
+from ltx_pipelines.request import STREAMS, AutoDuration, Guidance, Request, fitted, guidance_options, request_options
 
 if TYPE_CHECKING:
     from ltx_media.video import VideoInfo
@@ -30,12 +30,19 @@ if TYPE_CHECKING:
 
 Loras = Sequence[Lora | str | tuple[str, float]]
 DRAWN = -1  # the seed that stands for a random one
-LENGTH = ("num_frames", "duration", "auto_duration")  # ways to say one thing
+TWICE = {  # ways to say one thing
+    "length": ("num_frames", "duration", "auto_duration"),
+    "number of steps": ("num_inference_steps", "sigmas"),
+    "schedule": ("scheduler", "sigmas"),
+}
 SIZE = frozenset({"height", "width"})
 TIME = frozenset({"num_frames", "duration", "frame_rate"})
 COMMON = frozenset({"prompt", "seed", "sigmas", "snap"}) | SIZE | TIME
 GUIDANCE = {stream: frozenset({f"{stream}_guider_params", *guidance_options(stream)}) for stream in STREAMS}
-GUIDED = GUIDANCE["video"] | GUIDANCE["audio"] | {"negative_prompt", "num_inference_steps", "max_batch_size"}
+GUIDERS = frozenset({"guider", "apg_eta", "apg_norm_threshold", "apg_momentum"})
+APG_OFF: dict[str, Any] = {"apg_eta": 1.0, "apg_norm_threshold": 0.0, "apg_momentum": 0.0}
+SAMPLING = frozenset({"num_inference_steps", "scheduler", "sampler", "eta", "s_noise", "gamma", "max_batch_size"})
+GUIDED = GUIDANCE["video"] | GUIDANCE["audio"] | GUIDERS | SAMPLING | {"negative_prompt"}
 
 
 class Pipeline(ABC):
@@ -171,11 +178,12 @@ class Pipeline(ABC):
         who = type(self).__name__
         wanted, unknown = self.wishes(), present.keys() - self.fields().keys()
         read = read_all(self.fields(), present, who, every_field() if unknown else None)
-        if len(lengths := [name for name in LENGTH if name in read]) > 1:
-            raise UsageError(f"the length is given twice: {' and '.join(lengths)}")
+        for what, names in TWICE.items():
+            if len(both := [name for name in names if name in read]) > 1:
+                raise UsageError(f"the {what} is given twice: {' and '.join(both)}")
         merged = {**self.usual, **wanted, **read}
         single = {name for stream in STREAMS for name in guidance_options(stream)}
-        values = {name: value for name, value in merged.items() if name not in single}
+        values = {name: value for name, value in merged.items() if name not in single | GUIDERS}
         for stream in STREAMS if self.accepts & GUIDED else ():
             values[f"{stream}_guider_params"] = self._guidance_of(stream, read)
         values["num_frames"] = self._length(read, merged)
@@ -200,24 +208,39 @@ class Pipeline(ABC):
             if name in self.accepts and name not in unused
         }
 
-    def guidance(self, stream: str) -> MultiModalGuiderParams:
+    def guidance(self, stream: str) -> Guidance:
         """Guidance of a stream where a request says nothing: the usual one with what the model wants otherwise."""
-        return replace(self.usual_guidance()[stream], **_single(stream, self.wishes()))
+        return self._guidance_of(stream, {})
 
     def usual_guidance(self) -> Mapping[str, MultiModalGuiderParams]:
         """Guidance of each stream that suits models of this version."""
         return default_guidance(self.ledger.defaults)
 
-    def _guidance_of(self, stream: str, read: Mapping[str, Any]) -> MultiModalGuiderParams:
+    def _guidance_of(self, stream: str, read: Mapping[str, Any]) -> Guidance:
         """A stream's guidance: the whole where it is given, else the usual one, with the single values given."""
-        params = replace(read.get(f"{stream}_guider_params") or self.guidance(stream), **_single(stream, read))
+        whole: Guidance | None = read.get(f"{stream}_guider_params")
+        values = _single(stream, self.wishes() if whole is None else {}) | _single(stream, read)
+        values |= {name: read[name] for name in GUIDERS if name in read}
+        base = whole or self.usual_guidance()[stream]
+        levels = {level for value in (base, *values.values()) if isinstance(value, Mapping) for level in value}
+
+        def at(level: float) -> MultiModalGuiderParams:
+            return replace(_at(base, level), **{name: _at(value, level) for name, value in values.items()})
+
+        guidance: Guidance = {level: at(level) for level in levels} or at(0.0)
+        for params in guidance.values() if isinstance(guidance, Mapping) else (guidance,):
+            self._check_guidance(stream, params)
+        return guidance
+
+    def _check_guidance(self, stream: str, params: MultiModalGuiderParams) -> None:
         blocks = tuple(params.stg_blocks or ())
         layers = int(self.ledger.config.get("transformer", {}).get("num_layers", 1))
         outside = [block for block in blocks if not 0 <= block < layers]
         if outside and blocks != self.ledger.defaults.stg_blocks:
             said = f"{stream} stg_blocks hold {outside[0]}, the model has blocks 0 to {layers - 1}"
             raise ConfigError(f"{said}; nearest valid: {min(max(outside[0], 0), layers - 1)}")
-        return params
+        if params.guider != "apg" and replace(params, guider="apg") != replace(params, guider="apg", **APG_OFF):
+            raise UsageError(f"apg_eta, apg_norm_threshold and apg_momentum have no effect with guider {params.guider}")
 
     # What plans are made with -------------------------------------------------------------------------------------
 
@@ -245,10 +268,10 @@ class Pipeline(ABC):
 
     def predicted_frames(self, request: Request) -> int | None:
         """The number of frames the duration head gives a prompt; None when the request needs no prediction."""
-        if not isinstance(request.num_frames, AutoDuration):
-            return None
         from ltx_core.model.duration_head.model import predict_num_frames
 
+        if not isinstance(request.num_frames, AutoDuration):
+            return None
         duration, fps = request.num_frames, request.frame_rate or 24.0
         if not self.ledger.holds("duration_head"):
             raise ConfigError("num_frames is automatic, but the model has no duration head; give a number of frames")
@@ -351,6 +374,11 @@ def owners() -> dict[str, str]:
         for name in kind.own_fields():
             found.setdefault(name, command)
     return found
+
+
+def _at(value: Any, level: float) -> Any:
+    """A value at a noise level, where it may depend on that."""
+    return at_sigma(value, level) if isinstance(value, Mapping) else value
 
 
 def _single(stream: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from ltx_core.components.guiders import MultiModalGuiderParams
+from ltx_core.components.guiders import GuiderName, MultiModalGuiderParams
 from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.loader.metadata import DEFAULTS_FROM
 from ltx_core.precision import DtypeName
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape, nearest_multiple
-from ltx_pipelines.planning.plan import ImageCondition, Lora
+from ltx_pipelines.planning.plan import ImageCondition, Lora, SamplerName
 from ltx_pipelines.planning.schema import File, Option, option, options_of
 
 Policy = Literal["auto", "resident", "sequential", "streamed"]
+SchedulerName = Literal["ltx2", "linear_quadratic", "beta"]
+Guidance = Mapping[float, MultiModalGuiderParams] | MultiModalGuiderParams  # by noise level, up to each
+Scale = Mapping[float, float] | float
 STREAMS = {"video": "a2v", "audio": "v2a"}  # and what brings the other stream into it
 
 
@@ -101,12 +104,31 @@ class Request:
     sigmas: tuple[float, ...] | None = sampling(
         None, "Noise levels of the first stage, falling, instead of a schedule.", least=0, most=1, metavar="SIGMA..."
     )
-    max_batch_size: int = sampling(1, "Guidance passes per transformer call.", least=1, most=4)
-    video_guider_params: MultiModalGuiderParams | None = sampling(
-        None, "The whole guidance of the picture, instead of the single values.", hidden=True
+    scheduler: SchedulerName | None = sampling(None, "Where the noise levels of the guided stage lie.", shown="ltx2")
+    sampler: SamplerName | None = sampling(None, "How a step of the guided stage is made.", shown="euler")
+    eta: float | None = sampling(
+        None, "Share of fresh noise in a step of euler_ancestral, euler_cfg_pp (default 1) or res_2s (0.5).", least=0
     )
-    audio_guider_params: MultiModalGuiderParams | None = sampling(
-        None, "The whole guidance of the sound, instead of the single values.", hidden=True
+    s_noise: float | None = sampling(
+        None, "Scale of the fresh noise of euler_ancestral and euler_cfg_pp.", least=0, shown="1"
+    )
+    gamma: float | None = sampling(
+        None, "How far gradient_estimating goes beyond the last step.", "--gamma", "--ge-gamma", shown="2"
+    )
+    guider: GuiderName | None = sampling(
+        None, "How guidance uses the negative prompt: plain, scaled to fit, or projected.", shown="cfg"
+    )
+    apg_eta: float | None = sampling(None, "Of apg: share of the guidance along the prediction.", shown="1")
+    apg_norm_threshold: float | None = sampling(
+        None, "Of apg: largest norm of the guidance; 0 is no limit.", least=0, shown="0"
+    )
+    apg_momentum: float | None = sampling(None, "Of apg: share of the last step's guidance that goes on.", shown="0")
+    max_batch_size: int = sampling(1, "Guidance passes per transformer call.", least=1, most=4)
+    video_guider_params: Guidance | None = sampling(
+        None, "The whole guidance of the picture, also by noise level, instead of the single values.", hidden=True
+    )
+    audio_guider_params: Guidance | None = sampling(
+        None, "The whole guidance of the sound, also by noise level, instead of the single values.", hidden=True
     )
     images: tuple[ImageCondition, ...] = condition(
         (), "Still at a frame (0 the first), 0 to 1 how strongly it holds; CRF 0 keeps its pixels.", "--image", "-i"
@@ -219,7 +241,7 @@ def guidance_options(stream: str) -> dict[str, Option]:
         name, words = f"{stream}_{field}", {"stream": stream, "cross": STREAMS[stream]}
         flags = ("--" + spelling.format(**words), *ALIASES.get(name, ()))
         facts = {"shown": SHOWN_CFG[stream], "group": GROUPS[stream], **more}
-        found[name] = Option(name, kinds.get(field, float | None), None, text.format(**words), flags, **facts)
+        found[name] = Option(name, kinds.get(field, Scale | None), None, text.format(**words), flags, **facts)
     return found
 
 

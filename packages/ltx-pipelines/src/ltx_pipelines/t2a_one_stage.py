@@ -22,7 +22,4 @@ class T2AOneStagePipeline(Pipeline):
     def make_plan(self, request: Request) -> Plan:
         shape = request.shape(self.predicted_frames(request))  # any length: no picture to hold
         stage = guided_stage(request, self.ledger.defaults, shape, (), self.loras)
-        stream = stage.streams["audio"]
-        assert stream.guidance is not None
-        alone = replace(stream, guidance=replace(stream.guidance, modality_scale=1.0))
-        return self.finished(request, [replace(stage, streams={"audio": alone})])
+        return self.finished(request, [replace(stage, streams={"audio": stage.streams["audio"]})])

@@ -1,12 +1,12 @@
 """Text and images to video with sound at higher quality: the second-order sampler in both stages."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_pipelines.pipeline import COMMON, GUIDED, TwoStagePipeline
-from ltx_pipelines.planning.plan import Lora, Plan, SamplerPlan
+from ltx_pipelines.planning.plan import Lora, Plan
 from ltx_pipelines.planning.stages import guided_stage, halved, refinement_stage, scheduled_for_size
 from ltx_pipelines.request import Request, network
 
@@ -38,6 +38,7 @@ class TI2VidTwoStagesHQPipeline(TwoStagePipeline):
         "height": 1088,
         "width": 1920,
         "num_inference_steps": 15,
+        "sampler": "res_2s",
     }
     aliases = ("two-stages-hq", "hq")
 
@@ -48,13 +49,10 @@ class TI2VidTwoStagesHQPipeline(TwoStagePipeline):
         shape = self.shape(request)
         request = scheduled_for_size(request, halved(shape), self.ledger.scale_factors)
         conditions = self.first_stage_conditions(request, shape.frames)
-        first = guided_stage(
-            request, self.ledger.defaults, halved(shape), conditions, self._adapters(request.distilled_strength_1)
-        )
-        second = refinement_stage(
-            shape, request.images, self._adapters(request.distilled_strength_2), SamplerPlan("res_2s")
-        )
-        return self.finished(request, [replace(first, sampler=SamplerPlan("res_2s")), second], audio="first")
+        weak, strong = map(self._adapters, (request.distilled_strength_1, request.distilled_strength_2))
+        first = guided_stage(request, self.ledger.defaults, halved(shape), conditions, weak)
+        second = refinement_stage(shape, request.images, strong, first.sampler)
+        return self.finished(request, [first, second], audio="first")
 
     def _adapters(self, strength: float) -> tuple[Lora, ...]:
         distilled = [Lora(lora.path, strength) for lora in self.distilled_loras[:1]]

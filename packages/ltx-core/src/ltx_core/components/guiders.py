@@ -7,20 +7,39 @@ pipelines use: up to four predictions of one stream in one formula.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ltx_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+GuiderName = Literal["cfg", "cfg_star", "apg"]
+Value = TypeVar("Value")
 PROJECTION_EPSILON = 1e-8
 
 
+class Guider(ABC):
+    """Two predictions in, a better one out."""
+
+    @abstractmethod
+    def delta(self, cond: Tensor, uncond: Tensor, /) -> Tensor:
+        """What to add to the conditional prediction; of its shape."""
+
+    @abstractmethod
+    def enabled(self) -> bool:
+        """Whether the scale changes anything."""
+
+    def guide(self, cond: Tensor, uncond: Tensor) -> Tensor:
+        """The guided prediction, from the conditional one and a weaker one of the same shape."""
+        return cond + self.delta(cond, uncond)
+
+
 @dataclass(frozen=True)
-class CFGGuider:
+class CFGGuider(Guider):
     """Classifier-free guidance: away from the unconditional prediction. 1 is off."""
 
     scale: float
@@ -33,7 +52,7 @@ class CFGGuider:
 
 
 @dataclass(frozen=True)
-class CFGStarRescalingGuider:
+class CFGStarRescalingGuider(Guider):
     """CFG* : classifier-free guidance against the unconditional prediction scaled to fit the conditional one."""
 
     scale: float
@@ -46,7 +65,7 @@ class CFGStarRescalingGuider:
 
 
 @dataclass(frozen=True)
-class STGGuider:
+class STGGuider(Guider):
     """Spatio-temporal guidance: away from a prediction made with self-attention skipped in some blocks. 0 is off."""
 
     scale: float
@@ -59,7 +78,7 @@ class STGGuider:
 
 
 @dataclass(frozen=True)
-class LtxAPGGuider:
+class LtxAPGGuider(Guider):
     """Adaptive projected guidance: the part of the guidance along the prediction is scaled by ``eta``.
 
     ``norm_threshold`` caps the guidance's norm over the last three axes (of ``[B, N, D]``: the last two); 0 is no cap.
@@ -76,21 +95,22 @@ class LtxAPGGuider:
         return self.scale != 1
 
 
-@dataclass
-class LegacyStatefulAPGGuider:
-    """Projected guidance with momentum: the guidance of earlier calls goes on, so one object serves one run."""
+@dataclass(frozen=True)
+class LegacyStatefulAPGGuider(Guider):
+    """Projected guidance with momentum: the guidance of earlier calls goes on in ``kept``, of one run."""
 
     scale: float
     eta: float
     norm_threshold: float = 5.0
     momentum: float = 0.0
-    running: Tensor | None = field(default=None, repr=False, compare=False)
+    kept: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def delta(self, cond: Tensor, uncond: Tensor) -> Tensor:
         guidance = cond - uncond
         if self.momentum != 0:
-            guidance = guidance if self.running is None else self.momentum * self.running + guidance
-            self.running = guidance
+            before = self.kept.get("guidance")
+            guidance = guidance if before is None else self.momentum * before + guidance
+            self.kept["guidance"] = guidance
         return self.scale * projected_guidance(guidance, cond, self.eta, self.norm_threshold)
 
     def enabled(self) -> bool:
@@ -125,6 +145,14 @@ class MultiModalGuiderParams:
     rescale_scale: float = 0.0  # 1: give the result the conditional prediction's standard deviation; 0 off
     modality_scale: float = 1.0  # away from the prediction that ignores the other stream; 1 off
     skip_step: int = 0  # after each guided step reuse its result for this many steps
+    guider: GuiderName = "cfg"  # how the prediction with the negative prompt is used: plain, scaled to fit, projected
+    apg_eta: float = 1.0  # of apg: share of the guidance along the prediction that is kept
+    apg_norm_threshold: float = 0.0  # of apg: largest norm of the guidance; 0 no limit
+    apg_momentum: float = 0.0  # of apg: share of the last step's guidance that goes on; 0 none
+
+    def __post_init__(self) -> None:
+        if self.stg_blocks is not None:
+            object.__setattr__(self, "stg_blocks", tuple(self.stg_blocks))  # lists and tuples compare equal
 
 
 @dataclass(frozen=True)
@@ -153,27 +181,44 @@ class MultiModalGuider:
         uncond: Tensor | None = None,
         perturbed: Tensor | None = None,
         isolated: Tensor | None = None,
+        kept: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """The guided x0 prediction, computed in float32, in the dtype of ``cond``; None: not needed.
 
-        Standard deviations go over the whole tensor: all samples, all tokens.
+        Standard deviations go over the whole tensor: all samples, all tokens. ``kept`` carries what momentum needs
+        from one step to the next.
         """
         p, x = self.params, cond.float()
         pred = x
-        for factor, weaker in (
-            (p.cfg_scale - 1, uncond),
-            (p.stg_scale, perturbed),
-            (p.modality_scale - 1, isolated),
+        for guider, weaker in (
+            (self._away_from_negative({} if kept is None else kept), uncond),
+            (STGGuider(p.stg_scale), perturbed),
+            (CFGGuider(p.modality_scale), isolated),
         ):
-            if weaker is not None and factor != 0:
-                pred = pred + factor * (x - weaker.float())
+            if weaker is not None and guider.enabled():
+                pred = pred + guider.delta(x, weaker.float())
         if p.rescale_scale != 0:
             pred = pred * (p.rescale_scale * (x.std() / pred.std()) + (1 - p.rescale_scale))
         return pred.to(cond.dtype)
 
+    def _away_from_negative(self, kept: dict[str, Tensor]) -> Guider:
+        p = self.params
+        if p.guider == "cfg_star":
+            return CFGStarRescalingGuider(p.cfg_scale)
+        if p.guider == "apg" and p.apg_momentum:
+            return LegacyStatefulAPGGuider(p.cfg_scale - 1, p.apg_eta, p.apg_norm_threshold, p.apg_momentum, kept)
+        if p.guider == "apg":
+            return LtxAPGGuider(p.cfg_scale, p.apg_eta, p.apg_norm_threshold)
+        return CFGGuider(p.cfg_scale)
+
     def build_from_sigma(self, sigma: float) -> MultiModalGuider:
         """The guider at a noise level: itself."""
         return self
+
+
+def at_sigma(values: Mapping[float, Value], sigma: float) -> Value:
+    """The value of the smallest bound that is not below ``sigma``; above all bounds that of the largest."""
+    return values[min((bound for bound in values if bound >= sigma), default=max(values))]
 
 
 @dataclass(frozen=True)
@@ -201,8 +246,7 @@ class MultiModalGuiderFactory:
 
     def params(self, sigma: float) -> MultiModalGuiderParams:
         """Those of the smallest bound that is not below ``sigma``; above all bounds those of the largest."""
-        above = [bound for bound in self.params_by_sigma if bound >= sigma]
-        return self.params_by_sigma[min(above) if above else max(self.params_by_sigma)]
+        return at_sigma(self.params_by_sigma, sigma)
 
     def build_from_sigma(self, sigma: float) -> MultiModalGuider:
         """The guider at a noise level."""

@@ -59,6 +59,7 @@ class RunMemory:
     texts: dict[str, RunTexts] = field(default_factory=dict)  # by stream
     perturbations: dict[Any, BatchedPerturbationConfig] = field(default_factory=dict)  # by set of passes
     last: Results = field(default_factory=dict)  # of the call before
+    momentum: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # of each stream's guidance
 
     @classmethod
     def of(cls, states: States) -> RunMemory:
@@ -151,7 +152,8 @@ class GuidedDenoiser:
         predictions = self._run(transformer, modalities, self.passes(active, tuple(states)), memory)
         for name, guider in active.items():
             made = {pass_name: prediction[name] for pass_name, prediction in predictions.items()}
-            guided = guider.calculate(made["cond"], made.get("uncond"), made.get("ptb"), made.get("mod"))
+            kept = memory.momentum.setdefault(name, {})
+            guided = guider.calculate(made["cond"], made.get("uncond"), made.get("ptb"), made.get("mod"), kept)
             results[name] = DenoisedLatentResult(guided, **made)
         return {name: results[name] for name in states}
 

@@ -144,6 +144,9 @@ def from_tokens(one: Option, tokens: Sequence[str]) -> Any:
     least, most = one.count
     if not least <= len(tokens) <= most:
         raise UsageError(f"{one.flag} has {len(tokens)} values, expected {one.value}")
+    if one.by_level and (len(tokens) > 1 or ":" in tokens[0]):
+        pairs = [token.partition(":") for token in tokens]
+        return {converted(one, float, level): converted(one, one.element, value) for level, _, value in pairs}
     kinds = [kind for _, kind, _ in one.parts]
     values = [converted(one, kinds[min(index, len(kinds) - 1)], token) for index, token in enumerate(tokens)]
     alone = not one.several or (len(values) == 1 and one.kinds[0] is one.element)

@@ -58,9 +58,9 @@ def show_recipe(file: Path, as_json: bool) -> None:
         sigmas = ", ".join(f"{sigma:.4g}" for sigma in stage.sigmas)
         print(f"stage {index}          {stage.steps} steps, {stage.sampler.kind}: {sigmas}")
         for name, stream in stage.streams.items():
-            if stream.guidance is not None:
-                values = ", ".join(f"{key} {value}" for key, value in vars(stream.guidance).items())
-                print(f"  {name:<14} {values}")
+            bins = [(f"up to {bound:g}: ", params) for bound, params in stream.guidance_by_sigma]
+            for upto, params in bins or ([("", stream.guidance)] if stream.guidance else []):
+                print(f"  {name:<14} {upto}{', '.join(f'{key} {value}' for key, value in vars(params).items())}")
             for condition in stream.conditions:
                 print(
                     f"  {condition.kind:<14} {', '.join(f'{k} {v}' for k, v in vars(condition).items() if k != 'kind')}"

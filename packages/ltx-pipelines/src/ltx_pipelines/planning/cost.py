@@ -157,16 +157,18 @@ def stage_work(stage: StagePlan, ledger: ModelLedger) -> Work:
     """All transformer evaluations of one run of a stage."""
     config = TransformerConfig.from_metadata(ledger.config).with_streams(*stage.streams)
     tokens = {name: tokens_of(stage, name, ledger) for name in stage.streams}
-    passes = stage.passes()
-    batch = min(passes, stage.max_batch_size)
+    batch = min(stage.passes(), stage.max_batch_size)
     text = ledger.text_tokens
     one, two = (measure_forward(replace(config, num_layers=n), tokens, 1, ledger.dtype, text) for n in (1, 2))
     per_pass = one.flops + (config.num_layers - 1) * (two.flops - one.flops)
-    guidance = [stream.guidance for stream in stage.streams.values() if stream.guidance is not None]
-    skipped = min((params.skip_step for params in guidance), default=0)
-    guided_share = 1 / (skipped + 1)
-    evaluations = stage.steps * EVALUATIONS.get(stage.sampler.kind, 1)
-    return Work(per_pass * evaluations * max(passes * guided_share, 1.0), two.activations * batch)
+    passes = sum(passes_of_step(stage, sigma) for sigma in stage.sigmas[:-1])
+    return Work(per_pass * passes * EVALUATIONS.get(stage.sampler.kind, 1), two.activations * batch)
+
+
+def passes_of_step(stage: StagePlan, sigma: float) -> float:
+    """Transformer passes of a step, those that reuse the last result counted in."""
+    skipped = min((params.skip_step for params in stage.guidance_at(sigma)), default=0)
+    return max(stage.passes_at(sigma) / (skipped + 1), 1.0)
 
 
 def tokens_of(stage: StagePlan, modality: str, ledger: ModelLedger) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any, Literal
 
-from ltx_core.components.guiders import MultiModalGuiderParams
+from ltx_core.components.guiders import MultiModalGuiderParams, at_sigma
 from ltx_core.errors import ConfigError
 from ltx_core.precision import DtypeName
 from ltx_core.types import VideoPixelShape
@@ -20,6 +20,7 @@ from ltx_core.types import VideoPixelShape
 PLAN_VERSION = 1
 BackendName = Literal["torch", "mlx"]
 MODALITIES = ("video", "audio")
+SamplerName = Literal["euler", "euler_ancestral", "euler_cfg_pp", "heun", "res_2s", "gradient_estimating"]
 
 
 @dataclass(frozen=True)
@@ -146,18 +147,23 @@ class StreamPlan:
     frozen: bool = False  # only attended to, never changed
     conditions: tuple[Condition, ...] = ()
     guidance: MultiModalGuiderParams | None = None  # None: one plain pass
+    # Instead of it, by noise level: each up to its sigma from the one below, the last also above.
+    guidance_by_sigma: tuple[tuple[float, MultiModalGuiderParams], ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.guidance is not None and self.guidance.stg_blocks is not None:
-            blocks = tuple(self.guidance.stg_blocks)  # lists from JSON and from callers compare equal
-            object.__setattr__(self, "guidance", replace(self.guidance, stg_blocks=blocks))
+    @property
+    def guided(self) -> bool:
+        return self.guidance is not None or bool(self.guidance_by_sigma)
+
+    def guidance_at(self, sigma: float) -> MultiModalGuiderParams | None:
+        """The guidance of a step that begins at a noise level."""
+        return at_sigma(dict(self.guidance_by_sigma), sigma) if self.guidance_by_sigma else self.guidance
 
 
 @dataclass(frozen=True)
 class SamplerPlan:
     """How a step is made. ``seed`` is that of the sampler's own noise, where it adds any."""
 
-    kind: Literal["euler", "euler_ancestral", "euler_cfg_pp", "heun", "res_2s", "gradient_estimating"] = "euler"
+    kind: SamplerName = "euler"
     params: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
 
@@ -206,17 +212,26 @@ class StagePlan:
 
     @property
     def guided(self) -> bool:
-        return any(stream.guidance is not None for stream in self.streams.values())
+        return any(stream.guided for stream in self.streams.values())
 
-    def passes(self) -> int:
+    def guidance_at(self, sigma: float) -> list[MultiModalGuiderParams]:
+        """The guidance of every guided stream at a noise level."""
+        found = (stream.guidance_at(sigma) for stream in self.streams.values())
+        return [params for params in found if params is not None]
+
+    def passes_at(self, sigma: float) -> int:
         """Transformer passes of a full step: conditional, unconditional, perturbed, modality-isolated."""
-        guidance = [stream.guidance for stream in self.streams.values() if stream.guidance is not None]
+        guidance = self.guidance_at(sigma)
         wanted = (
-            any(g.cfg_scale != 1 for g in guidance),
+            any(g.cfg_scale != 1 for g in guidance) or self.sampler.kind == "euler_cfg_pp",
             any(g.stg_scale != 0 for g in guidance),
-            any(g.modality_scale != 1 for g in guidance),
+            any(g.modality_scale != 1 for g in guidance) and len(self.streams) > 1,
         )
         return 1 + sum(wanted)
+
+    def passes(self) -> int:
+        """The most passes that a step needs."""
+        return max(self.passes_at(sigma) for sigma in self.sigmas[:-1])
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,12 @@ class Option:
     @cached_property
     def element(self) -> Any:
         """The type of one value: that of the members where there may be several."""
-        return get_args(self.kinds[-1])[0] if self.several else self.kinds[0]
+        return get_args(self.kinds[-1])[0] if self.several else self.kinds[-1 if self.by_level else 0]
+
+    @property
+    def by_level(self) -> bool:
+        """Whether the value may be several, one for each noise level: ``SIGMA:VALUE ...``."""
+        return get_origin(self.kinds[0]) is Mapping
 
     @property
     def several(self) -> bool:
@@ -100,7 +105,9 @@ class Option:
             return sum(needed for _, _, needed in self.parts), len(self.parts)
         if self.is_switch:
             return 0, 0
-        return (0 if self.kinds[0] is not self.element else 1, MANY) if self.several else (1, 1)
+        if self.several:
+            return 0 if self.kinds[0] is not self.element else 1, MANY
+        return 1, MANY if self.by_level else 1
 
     # Spellings and words ------------------------------------------------------------------------------------------
 
@@ -126,7 +133,8 @@ class Option:
         if self.metavar or self.is_switch:
             return self.metavar
         if not is_dataclass(self.element):
-            return words(self.element, 2) + ("..." if self.several else "")
+            several = "..." if self.several else "|SIGMA:X..." if self.by_level else ""
+            return words(self.element, 2) + several
         names = [("FILE" if name == "path" else name.split("_")[0].upper(), needed) for name, _, needed in self.parts]
         optional = [name for name, needed in names if not needed]
         start = " ".join(name for name, needed in names if needed)
@@ -166,7 +174,8 @@ class Option:
             fitted = fit(self.hint, value)
         except Misfit as misfit:
             raise ConfigError(f"{where}{self.name} is {value!r}, expected {misfit}") from None
-        for number in fitted if isinstance(fitted, tuple) else (fitted,):
+        several = fitted.values() if isinstance(fitted, dict) else fitted
+        for number in several if isinstance(fitted, tuple | dict) else (fitted,):
             if isinstance(number, int | float) and not isinstance(number, bool):
                 self._check(number, where)
         return fitted
@@ -223,6 +232,8 @@ def fit(hint: Any, value: Any) -> Any:
         return _fit_word(get_args(hint), value)
     if origin in (tuple, Sequence):
         return _fit_several(get_args(hint)[0], value)
+    if origin is Mapping:
+        return _fit_levels(get_args(hint)[1], value)
     if is_dataclass(hint):
         return _fit_value(hint, value)
     fitting = {int: _integer, float: _number, bool: _truth, str: _text, File: _text, NoneType: _nothing}
@@ -242,8 +253,9 @@ def _fit_one_of(hints: Sequence[Any], value: Any) -> Any:
 
 
 def _fit_word(choices: Sequence[Any], value: Any) -> Any:
-    if value in choices:
-        return value
+    for spelled in (value, value.replace("-", "_") if isinstance(value, str) else value):
+        if spelled in choices:
+            return spelled
     raise Misfit(f"one of {', '.join(map(str, choices))}{nearest_hint(str(value), map(str, choices))}")
 
 
@@ -256,6 +268,14 @@ def _fit_several(element: Any, value: Any) -> tuple[Any, ...]:
         if listed:
             return tuple(fit(element, one) for one in value)
     raise Misfit(words(tuple[element, ...]))
+
+
+def _fit_levels(element: Any, value: Any) -> dict[float, Any]:
+    """Values by noise level, whose JSON keys are texts."""
+    with suppress(ValueError, TypeError):
+        if isinstance(value, Mapping) and value:
+            return {float(level): fit(element, one) for level, one in sorted(value.items())}
+    raise Misfit(f"{words(element)} for each noise level")
 
 
 def _fit_value(kind: Any, value: Any) -> Any:
@@ -359,6 +379,8 @@ def words(hint: Any, form: int = 0) -> str:
         return "|".join(map(str, get_args(hint))) if form else f"one of {', '.join(map(str, get_args(hint)))}"
     if origin in (tuple, Sequence):
         return f"a list of {words(get_args(hint)[0]).partition(' ')[2]}s"
+    if origin is Mapping:
+        return f"{words(get_args(hint)[1])} for each noise level"
     return hint.__name__
 
 
@@ -370,6 +392,8 @@ def type_name(hint: Any) -> str:
         return " | ".join(type_name(one) for one in get_args(hint))
     if get_origin(hint) is tuple:
         return f"list of {type_name(get_args(hint)[0])}"
+    if get_origin(hint) is Mapping:
+        return f"{{sigma: {type_name(get_args(hint)[1])}}}"
     if get_origin(hint) is Literal:
         return " | ".join(repr(one) for one in get_args(hint))
     return "None" if hint is NoneType else getattr(hint, "__name__", str(hint))
@@ -387,6 +411,8 @@ def json_type(hint: Any) -> dict[str, Any]:
         return {"enum": list(get_args(hint))}
     if origin in (tuple, Sequence):
         return {"type": "array", "items": json_type(get_args(hint)[0])}
+    if origin is Mapping:
+        return {"type": "object", "additionalProperties": json_type(get_args(hint)[1])}
     parts = {name: json_type(one) for name, one, _ in members(hint)}
     needed = [name for name, _, must in members(hint) if must]
     return {"type": "object", "properties": parts, "required": needed, "additionalProperties": False}

@@ -12,12 +12,20 @@ from ltx_core.components.sigmas import DISTILLED_SIGMAS, STAGE_2_SIGMAS
 from ltx_core.errors import ConfigError
 from ltx_core.types import SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
 from ltx_pipelines.planning.plan import Condition, KeyframeSlots, Lora, SamplerPlan, StagePlan, StreamPlan
-from ltx_pipelines.request import Request
+from ltx_pipelines.planning.schema import UsageError
+from ltx_pipelines.request import Guidance, Request
 
 if TYPE_CHECKING:
     from ltx_core.loader.metadata import VersionDefaults
 
 ANCESTRAL_SEED_OFFSET = 10000
+STOCHASTIC = ("euler_ancestral", "euler_cfg_pp")
+SETTINGS = {  # of samplers that have some
+    "gradient_estimating": ("gamma",),
+    "res_2s": ("eta",),
+    "euler_ancestral": ("eta", "s_noise"),
+    "euler_cfg_pp": ("eta", "s_noise"),
+}
 Asked = TypeVar("Asked", bound=Request)
 
 
@@ -29,20 +37,34 @@ def default_guidance(defaults: VersionDefaults) -> dict[str, MultiModalGuiderPar
     return {"video": replace(shared, cfg_scale=3.0), "audio": replace(shared, cfg_scale=7.0)}
 
 
-def guidance(request: Request, defaults: VersionDefaults) -> dict[str, MultiModalGuiderParams]:
+def guidance(request: Request, defaults: VersionDefaults) -> dict[str, Guidance]:
     """What the request says, the model's defaults where it says nothing."""
     given = {"video": request.video_guider_params, "audio": request.audio_guider_params}
     return {name: given[name] or params for name, params in default_guidance(defaults).items()}
 
 
 def schedule(request: Request, steps: int) -> tuple[float, ...]:
-    """The request's sigmas, else the model's schedule for ``steps`` (or the number the request asks for)."""
-    from ltx_core.components.schedulers import LTX2Scheduler
+    """The request's sigmas, else its schedule for ``steps`` (or the number the request asks for)."""
+    from ltx_core.components.schedulers import BetaScheduler, LinearQuadraticScheduler, LTX2Scheduler
 
     if request.sigmas is not None:
         return checked_sigmas(request.sigmas)
     count = steps if request.num_inference_steps is None else request.num_inference_steps
-    return tuple(LTX2Scheduler().execute(steps=count).tolist())
+    if request.scheduler == "beta":
+        return tuple(BetaScheduler().execute(count).tolist())
+    scheduler = LinearQuadraticScheduler() if request.scheduler == "linear_quadratic" else LTX2Scheduler()
+    return tuple(scheduler.execute(count).tolist())
+
+
+def sampler_plan(request: Request) -> SamplerPlan:
+    """The sampler a request names. Raises `UsageError` for a setting it has no use for."""
+    kind = request.sampler or "euler"
+    given = {name: getattr(request, name) for name in ("eta", "s_noise", "gamma")}
+    params = {name: value for name, value in given.items() if value is not None}
+    for name in params:
+        if name not in SETTINGS.get(kind, ()):
+            raise UsageError(f"{name} has no effect with the sampler {kind}, expected it left out")
+    return SamplerPlan(kind, params, request.seed + ANCESTRAL_SEED_OFFSET if kind in STOCHASTIC else None)
 
 
 def checked_sigmas(sigmas: Sequence[float]) -> tuple[float, ...]:
@@ -60,18 +82,26 @@ def guided_stage(
     conditions: Sequence[Condition] = (),
     loras: Sequence[Lora] = (),
 ) -> StagePlan:
-    """The first stage of a full model: scheduler, Euler, guidance on both streams."""
+    """The first stage of a full model: schedule, sampler, guidance on both streams."""
     params = guidance(request, defaults)
     return StagePlan(
         shape=shape,
         sigmas=schedule(request, defaults.num_inference_steps),
         streams={
-            "video": StreamPlan(conditions=tuple(conditions), guidance=params["video"]),
-            "audio": StreamPlan(guidance=params["audio"]),
+            "video": guided_stream(params["video"], conditions),
+            "audio": guided_stream(params["audio"]),
         },
         loras=tuple(loras),
+        sampler=sampler_plan(request),
         max_batch_size=request.max_batch_size,
     )
+
+
+def guided_stream(guidance: Guidance, conditions: Sequence[Condition] = ()) -> StreamPlan:
+    """A stream from noise with guidance, the same at every step or by noise level."""
+    if isinstance(guidance, MultiModalGuiderParams):
+        return StreamPlan(conditions=tuple(conditions), guidance=guidance)
+    return StreamPlan(conditions=tuple(conditions), guidance_by_sigma=tuple(sorted(guidance.items())))
 
 
 def distilled_stage(
@@ -136,7 +166,7 @@ def scheduled_for_size(request: Asked, shape: VideoPixelShape, factors: SpatioTe
 
     from ltx_core.components.schedulers import LTX2Scheduler
 
-    if request.sigmas is not None or request.num_inference_steps is None:
+    if request.sigmas is not None or request.num_inference_steps is None or request.scheduler not in (None, "ltx2"):
         return request
     latent = torch.empty(VideoLatentShape.from_pixel_shape(shape, scale_factors=factors), device="meta")
     return replace(request, sigmas=tuple(LTX2Scheduler().execute(request.num_inference_steps, latent).tolist()))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ltx_core.components.diffusion_steps import EulerAncestralDiffusionStep, EulerCfgPpDiffusionStep
-from ltx_core.components.guiders import MultiModalGuider
+from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderFactory
 from ltx_core.components.noisers import GaussianNoiser
 from ltx_core.conditioning.tools import LatentTools, latent_tools
 from ltx_core.model.audio_vae.audio_vae import decode_audio
@@ -194,11 +194,12 @@ def guided_denoiser(
     """The stage's guidance with its texts; a frozen stream keeps its positive text in every pass."""
     texts = vars(positive)
     against: Mapping[str, Tensor] = {} if negative is None else vars(negative)
-    guiders = {
-        name: MultiModalGuider(stream.guidance, against.get(name))
-        for name, stream in stage.streams.items()
-        if stream.guidance is not None and not stream.frozen
-    }
+    guiders: dict[str, MultiModalGuider | MultiModalGuiderFactory] = {}
+    for name, stream in stage.streams.items():
+        if stream.guidance_by_sigma and not stream.frozen:
+            guiders[name] = MultiModalGuiderFactory(dict(stream.guidance_by_sigma), against.get(name))
+        elif stream.guidance is not None and not stream.frozen:
+            guiders[name] = MultiModalGuider(stream.guidance, against.get(name))
     given = {name: texts[name] for name in stage.streams}
     return GuidedDenoiser(given, guiders, stage.sampler.kind == "euler_cfg_pp", keep_text)
 
