@@ -19,6 +19,7 @@ from ltx_core.loader.lora import Lora  # noqa: E402
 from ltx_core.loader.safetensors_file import save_checkpoint  # noqa: E402
 from ltx_core.model.transformer.modality import Modality  # noqa: E402
 from ltx_core.networks import BuildSettings, find_backend  # noqa: E402
+from ltx_core.precision import Precision  # noqa: E402
 from ltx_mlx.arrays import flat_parameters  # noqa: E402
 from ltx_mlx.backend import MLXBackend, prepare  # noqa: E402
 from ltx_mlx.convert import convert  # noqa: E402
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.backend("mlx")
 
 TINY = Path(__file__).parents[3] / "tests" / "data" / "tiny-checkpoint"
 LORA, IC_LORA = TINY / "distilled-lora-tiny.safetensors", TINY / "ic-lora-tiny.safetensors"
-FLOAT32 = BuildSettings(torch.float32, torch.device("cpu"))
+FLOAT32 = BuildSettings(Precision("float32"), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def alone(checkpoint: Checkpoint, stream: str, x: dict[str, Modality]) -> torch.
 @torch.no_grad()
 @pytest.mark.parametrize("streamed", [False, True])
 def test_adapters_are_fused_and_leave_nothing_behind(checkpoint: Checkpoint, streamed: bool) -> None:
-    settings = BuildSettings(torch.float32, torch.device("cpu"), streamed=streamed)
+    settings = BuildSettings(Precision("float32"), torch.device("cpu"), streamed=streamed)
     adapted = MLXBackend().transformer(checkpoint, ("video", "audio"), settings)
     loras = [Lora.open(LORA, 0.8), Lora.open(IC_LORA, 0.5)]
     x = given(adapted.network.config)
@@ -144,7 +145,7 @@ def test_adapters_are_fused_and_leave_nothing_behind(checkpoint: Checkpoint, str
 
 
 def test_a_streamed_transformer_keeps_no_block(checkpoint: Checkpoint) -> None:
-    settings = BuildSettings(torch.float32, torch.device("cpu"), streamed=True)
+    settings = BuildSettings(Precision("float32"), torch.device("cpu"), streamed=True)
     adapted = MLXBackend().transformer(checkpoint, ("video", "audio"), settings)
     assert not [name for name in flat_parameters(adapted.network) if name.startswith("transformer_blocks")]
     adapted.close()
@@ -154,7 +155,7 @@ def test_a_streamed_transformer_keeps_no_block(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize(("name", "most"), [("mlx-q8-g32", 0.02), ("mlx-q4", 0.15), ("mlx-mxfp4", 0.2)])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_quantised_linears_stay_near(deep: Checkpoint, name: str, most: float, streamed: bool) -> None:
-    settings = BuildSettings(torch.float32, torch.device("cpu"), quantization=name, streamed=streamed)
+    settings = BuildSettings(Precision("float32"), torch.device("cpu"), quantization=name, streamed=streamed)
     adapted = MLXBackend().transformer(deep, ("video", "audio"), settings)
     x = given(adapted.network.config)
     exact = MLXBackend().transformer(deep, ("video", "audio"), FLOAT32).network(**x)
@@ -201,7 +202,9 @@ def test_a_converted_folder_computes_what_quantising_at_load_does(deep: Checkpoi
     tensors = stored.parts[0].tensors
     packed = [key.replace(".scales", ".weight") for key in tensors if key.endswith(".scales")]
     assert packed and all(tensors[key].info.dtype == torch.uint32 for key in packed)
-    plain = BuildSettings(torch.bfloat16, torch.device("cpu"))
+    with pytest.raises(CheckpointError, match="is quantised for MLX, expected plain weights; compute with backend mlx"):
+        stored.build("transformer")
+    plain = BuildSettings(Precision("bfloat16"), torch.device("cpu"))
     at_load = replace(plain, quantization=name)
     for loras in ([], [Lora.open(LORA, 0.8)]):
         answers = []

@@ -47,6 +47,14 @@ def test_commands_of_cli(here: Path) -> None:
     assert probe_video(here / "final.mp4").width == 2 * probe_video(here / "draft.mp4").width
 
 
+@pytest.mark.backend("mlx")
+def test_commands_of_mlx(here: Path) -> None:
+    pytest.importorskip("mlx.core", reason="mlx is not installed: `pip install mlx`")
+    for line in commands("mlx.md"):
+        assert run(shlex.split(line)[1:]) == 0, line
+    assert {"ball.mp4", "ball-torch.mp4", "ball-q8.mp4"} <= {path.name for path in here.iterdir()}
+
+
 def test_the_first_command_of_the_readme(here: Path) -> None:
     line = next(line for line in README.read_text().splitlines() if line.startswith("ltx generate"))
     assert run(shlex.split(line)[1:]) == 0

@@ -11,6 +11,7 @@ from tests.golden.case import TINY_CHECKPOINT
 
 from ltx_core import precision
 from ltx_core.components.guiders import MultiModalGuiderParams
+from ltx_core.loader import backend
 from ltx_core.loader.backend import ResidentTransformer
 from ltx_core.loader.fp8 import RowwiseLinear
 from ltx_core.model.video_vae import frames
@@ -19,7 +20,6 @@ from ltx_core.precision import WIDENED, DtypeName
 from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.planning.cost import cost_of
 from ltx_pipelines.planning.plan import Lora, plan_from_json
-from ltx_pipelines.running import placement
 from ltx_pipelines.running.engine import Generation, decode_frames
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.running.placement import Policy
@@ -113,7 +113,7 @@ def test_auto_widens_where_float32_weights_do_not_fit(monkeypatch: pytest.Monkey
     largest = max(tiny(policy="resident").weight_bytes().values())
     found = {}
     for share in (1.2, 0.6, 0.3):
-        monkeypatch.setattr(placement, "free_bytes", lambda device, share=share: int(share * largest))
+        monkeypatch.setattr(backend, "free_bytes", lambda device, share=share: int(share * largest))
         one = tiny("auto")
         found[share] = (one.precision.name, one.policy)
     assert found == {1.2: ("float32", "sequential"), 0.6: (WIDENED, "sequential"), 0.3: (WIDENED, "streamed")}
@@ -129,7 +129,7 @@ def test_auto_says_what_it_chose(monkeypatch: pytest.MonkeyPatch, caplog: pytest
     total, transformer = sum(sizes.values()), sizes["checkpoint"]
     choices = {2 * total: "resident", 1.2 * transformer: "sequential", 0.4 * transformer: "streamed"}
     for free, expected in choices.items():
-        monkeypatch.setattr(placement, "free_bytes", lambda device, free=free: int(free))
+        monkeypatch.setattr(backend, "free_bytes", lambda device, free=free: int(free))
         caplog.clear()
         with caplog.at_level(logging.INFO, "ltx_pipelines"):
             assert ModelLedger(files, torch.float32, "cpu").policy == expected

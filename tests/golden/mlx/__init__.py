@@ -14,7 +14,7 @@ from tests.golden.case import Case
 from tests.golden.operations import Operation
 from tests.golden.operations import find_operation as find_torch_operation
 
-AREAS = ("transformer", "video_vae", "audio_vae", "upsampler", "text_encoder")
+AREAS = ("transformer", "video_vae", "audio_vae", "upsampler", "text_encoder", "pipelines")
 
 
 def find_operation(case: Case) -> Operation | None:

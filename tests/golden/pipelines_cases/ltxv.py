@@ -19,7 +19,7 @@ from ltx_pipelines.ltx_video.sampler import LTXVContexts
 from ltx_pipelines.ltx_video.schedule import SchedulerConfig, pass_levels
 from ltx_pipelines.ltx_video.settings import LTXVConfig, Sampling
 from ltx_pipelines.ltx_video.tokens import LTXVCondition
-from ltx_pipelines.planning.plan import ModelFiles
+from ltx_pipelines.planning.plan import BackendName, ModelFiles
 from ltx_pipelines.utils.model_ledger import ModelLedger
 from tests.golden.case import Case
 from tests.golden.operations import Operation
@@ -36,14 +36,14 @@ def numbered(case: Case, prefix: str) -> Iterator[Tensor]:
         yield case.tensors[name]
 
 
-def open_ledger(case: Case) -> ModelLedger:
+def open_ledger(case: Case, backend: BackendName) -> ModelLedger:
     folder = case.directory / case.header["checkpoint"]
     by_component: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         by_component |= dict.fromkeys(Checkpoint.open(file).components, file)
     upsampler = by_component.get("latent_upsampler")
     files = ModelFiles(str(by_component["transformer"]), spatial_upsampler=upsampler and str(upsampler))
-    return ModelLedger(files, case.header["dtype"], device="cpu", policy="resident")
+    return ModelLedger(files, case.header["dtype"], device="cpu", policy="resident", backend=backend)
 
 
 def config_of(case: Case) -> LTXVConfig:
@@ -96,8 +96,8 @@ def seen(event: LTXVEvent) -> dict[str, Tensor]:
     return {f"mid.{name}.initial_tokens": tokens, f"mid.{name}.pixel_coords": event.state.pixel_coords, **masks}
 
 
-def run(case: Case) -> dict[str, Tensor]:
-    config, ledger, inputs = config_of(case), open_ledger(case), inputs_of(case)
+def run(case: Case, backend: BackendName = "torch") -> dict[str, Tensor]:
+    config, ledger, inputs = config_of(case), open_ledger(case, backend), inputs_of(case)
     pipeline, noise = pipeline_for(ledger, config), RecordedNoise(numbered(case, "in.noise."))
     results: dict[str, Tensor] = {}
     last = None

@@ -21,7 +21,7 @@ from ltx_pipelines.dubit import DubItPipeline
 from ltx_pipelines.ic_lora import ICLoraPipeline
 from ltx_pipelines.keyframe_interpolation import KeyframeInterpolationPipeline
 from ltx_pipelines.pipeline import GUIDED, Pipeline
-from ltx_pipelines.planning.plan import ImageCondition, Lora, StagePlan
+from ltx_pipelines.planning.plan import BackendName, ImageCondition, Lora, StagePlan
 from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.retake import RetakePipeline
@@ -68,8 +68,8 @@ BF16_LIMITS = {
 
 
 @cache
-def ledger_for(folder: Path, dtype: torch.dtype) -> ModelLedger:
-    return ModelLedger(find_model(str(folder)).files, dtype=dtype, device="cpu", policy="resident")
+def ledger_for(folder: Path, dtype: torch.dtype, backend: BackendName) -> ModelLedger:
+    return ModelLedger(find_model(str(folder)).files, dtype=dtype, device="cpu", policy="resident", backend=backend)
 
 
 def checkpoint_folder(case: Case) -> Path:
@@ -80,9 +80,9 @@ def checkpoint_folder(case: Case) -> Path:
     return beside if beside.is_dir() else TINY_CHECKPOINT
 
 
-def make_pipeline(case: Case, name: str) -> Pipeline:
+def make_pipeline(case: Case, name: str, backend: BackendName) -> Pipeline:
     """The pipeline with the adapters the case names per stage."""
-    ledger = ledger_for(checkpoint_folder(case), getattr(torch, case.header["dtype"]))
+    ledger = ledger_for(checkpoint_folder(case), getattr(torch, case.header["dtype"]), backend)
     first, second = adapters(case, "stage1"), adapters(case, "stage2")
     kind = PIPELINES[name]
     if kind is TI2VidTwoStagesHQPipeline:  # the user's, then the distilled one at a strength per stage
@@ -187,9 +187,9 @@ def recorded_contexts(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("in."): t for name, t in load_file(path).items()} if path.is_file() else {}
 
 
-def run(case: Case) -> dict[str, Tensor]:
+def run(case: Case, backend: BackendName = "torch") -> dict[str, Tensor]:
     name, _, options = case.key[1].partition("(")
-    pipeline = make_pipeline(case, name)
+    pipeline = make_pipeline(case, name, backend)
     asked = arguments(case, pipeline) | adapter_arguments(case, pipeline)
     if isinstance(pipeline, RetakePipeline):
         asked["distilled"] = "distilled=False" not in options and bool(case.args.get("distilled", True))
@@ -285,9 +285,9 @@ def check_bf16_limits(case: Case, results: Mapping[str, Tensor]) -> None:
             assert error <= limit, f"{case.name}: {key}: relative error {error:.4f}, at most {limit}"
 
 
-def encode(case: Case) -> dict[str, Tensor]:
+def encode(case: Case, backend: BackendName = "torch") -> dict[str, Tensor]:
     """Prompts to contexts, one by one."""
-    ledger = ledger_for(checkpoint_folder(case), torch.float32)
+    ledger = ledger_for(checkpoint_folder(case), torch.float32, backend)
     for key, prompt in case.args.items():
         (contexts,) = ledger.texts.contexts([prompt])
         for name, got in (("video", contexts.video), ("audio", contexts.audio)):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
-from ltx_core.precision import Precision
+from ltx_core.precision import DtypeName, Precision
 
 if TYPE_CHECKING:
     from ltx_core.guidance.perturbations import BatchedPerturbationConfig
@@ -201,6 +201,22 @@ class Backend(Protocol):
 
     def release_memory(self, device: torch.device) -> None:
         """Give memory of dropped networks back to the device."""
+        ...
+
+    def free_bytes(self, device: torch.device) -> int:
+        """Bytes that networks may still take."""
+        ...
+
+    def precision(self, dtype: DtypeName | torch.dtype, device: torch.device) -> Precision:
+        """What networks compute in for a request's ``dtype``; ``auto`` is what this backend computes fast."""
+        ...
+
+    def check_quantization(self, name: str) -> None:
+        """Raises ``ConfigError`` for a format of the transformer's weights that there is not."""
+        ...
+
+    def transformer_bytes(self, checkpoint: Checkpoint, streams: Sequence[str], settings: BuildSettings) -> int:
+        """Bytes that all weights of the transformer for these streams take in memory; reads headers only."""
         ...
 
 

@@ -19,12 +19,13 @@ from ltx_core.loader.weights import ComponentWeights
 from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.networks import AdaptedTransformer, BuildSettings, TextEncoder
+from ltx_core.precision import DtypeName, Precision, resolve
 from ltx_mlx.arrays import flat_parameters
 from ltx_mlx.audio_vae import AudioDecoder, AudioEncoder
 from ltx_mlx.diffusion_decoder import DiffusionVideoDecoder
 from ltx_mlx.duration_head import DurationHead
 from ltx_mlx.embeddings import EmbeddingsProcessor
-from ltx_mlx.memory import set_limits, wired
+from ltx_mlx.memory import free_bytes, recommended_bytes, set_limits, wired
 from ltx_mlx.quantization import Quantization
 from ltx_mlx.streaming import StreamedBlocks
 from ltx_mlx.text_encoder import load_gemma, load_t5
@@ -110,6 +111,33 @@ class MLXBackend:
         """Free what nothing refers to any more, and the buffers kept for reuse."""
         gc.collect()
         mx.clear_cache()
+
+    def free_bytes(self, device: torch.device) -> int:
+        """Of the working set recommended for the GPU, else what the system has free."""
+        return free_bytes()
+
+    def precision(self, dtype: DtypeName | torch.dtype, device: torch.device) -> Precision:
+        """``auto`` is bfloat16 on Apple silicon; on a CPU, where MLX emulates it, float32."""
+        if dtype == "auto":
+            return Precision("float32" if recommended_bytes() is None else "bfloat16")
+        precision = resolve(dtype, device)
+        if precision.stored is not None:
+            raise ConfigError(f"dtype is {precision.name!r} with backend mlx, expected bfloat16, float16 or float32")
+        return Precision(precision.name)
+
+    def check_quantization(self, name: str) -> None:
+        """A name that `Quantization` knows."""
+        Quantization.named(name)
+
+    def transformer_bytes(self, checkpoint: Checkpoint, streams: Sequence[str], settings: BuildSettings) -> int:
+        """Of the empty network, its linears quantised."""
+        quantization = None if settings.quantization is None else Quantization.named(settings.quantization)
+        component = transformer_component(checkpoint.config, streams)
+        network, _ = prepare(component, checkpoint, settings.dtype, quantization)
+        return sum(
+            array.size * (settings.dtype.itemsize if mx.issubdtype(array.dtype, mx.floating) else array.itemsize)
+            for array in flat_parameters(network).values()
+        )
 
 
 class ResidentTransformer:

@@ -17,7 +17,7 @@ from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.loader.metadata import DEFAULTS_FROM
 from ltx_core.precision import DtypeName
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape, nearest_multiple
-from ltx_pipelines.planning.plan import ImageCondition, Lora, SamplerName
+from ltx_pipelines.planning.plan import BackendName, ImageCondition, Lora, SamplerName
 from ltx_pipelines.planning.schema import File, Option, option, options_of
 
 Policy = Literal["auto", "resident", "sequential", "streamed"]
@@ -180,6 +180,9 @@ class Networks:
     policy: Policy | None = memory(None, "Which weights stay.", shown="auto")
     offload: Literal["none", "cpu", "disk"] | None = memory(
         None, "Other names for the policies resident, streamed, sequential."
+    )
+    backend: BackendName | None = memory(
+        None, "What networks are computed with.", shown="mlx on Apple silicon where it is installed, else torch"
     )
     quantization: str | None = memory(None, "Keep the transformer's weights in a smaller type.", metavar="NAME")
     compile_blocks: bool = memory(False, "Fuse what a block computes; the first step waits for it.", "--compile")

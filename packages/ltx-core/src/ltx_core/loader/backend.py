@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.components import transformer_component
 from ltx_core.loader.layouts import Source
 from ltx_core.loader.lora import Lora
+from ltx_core.loader.quantization import policy_named
 from ltx_core.loader.streaming import StreamingModel, build_streaming
 from ltx_core.loader.weights import ComponentWeights
 from ltx_core.model.common.memory import free_bytes
@@ -25,6 +27,7 @@ from ltx_core.model.video_vae.decoders import AnyVideoDecoder
 from ltx_core.model.video_vae.frames import decode_video
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
 from ltx_core.networks import AdaptedTransformer, BuildSettings, TextEncoder
+from ltx_core.precision import DtypeName, Precision, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,30 @@ class TorchBackend:
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def free_bytes(self, device: torch.device) -> int:
+        """What the device has free."""
+        return free_bytes(device)
+
+    def precision(self, dtype: DtypeName | torch.dtype, device: torch.device) -> Precision:
+        """By the one policy for all devices."""
+        return resolve(dtype, device)
+
+    def check_quantization(self, name: str) -> None:
+        """One of `ltx_core.loader.quantization`."""
+        policy_named(name)
+
+    def transformer_bytes(self, checkpoint: Checkpoint, streams: Sequence[str], settings: BuildSettings) -> int:
+        """A byte for each weight of a quantised layer, the rest in what matrices are kept in."""
+        component, kept = transformer_component(checkpoint.config, streams), settings.precision
+        weights = checkpoint.weights(component, settings.dtype, quantization=settings.quantization)
+        total = 0
+        for path, layer in weights.layers.items():
+            for leaf, source in layer.items():
+                packed = path in weights.quantized and leaf == "weight"
+                size = 1 if packed else (kept.stored or kept.dtype).itemsize
+                total += math.prod(source.info.shape) * size
+        return total
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from ltx_core.loader.quantization import (
 )
 from ltx_core.loader.safetensors_file import TensorInfo
 
+PACKING = frozenset({"scales", "biases"})  # beside a weight that is packed for MLX
 READERS = 4  # threads that read layers
 REPORTED = 10  # names listed per kind of misfit
 
@@ -103,10 +105,21 @@ class ComponentWeights:
         kinds = {leaf: Kind(i.shape, i.dtype.is_floating_point) for leaf, i in infos.items() if leaf not in scales}
         if self.policy is not None and path in self.quantized:
             kinds["weight"] = Kind(self.policy.file_shape(kinds["weight"].shape), True)
+        if "scales" in infos and (bits := packed_bits(self.layers[path]["weight"])):
+            rows, words = infos["weight"].shape
+            plain = {leaf: kind for leaf, kind in kinds.items() if leaf not in PACKING}
+            return plain | {"weight": Kind((rows, words * 32 // bits), True)}
         return kinds
 
     def load_layer(self, path: str, loras: Sequence[Lora] = ()) -> dict[str, Tensor]:
-        """The tensors of one module by their last name part, on the device, adapters fused in."""
+        """The tensors of one module by their last name part, on the device, adapters fused in.
+
+        Raises ``CheckpointError`` for weights that are packed for MLX.
+        """
+        if "scales" in self.layers[path] and packed_bits(self.layers[path]["weight"]):
+            raise CheckpointError(
+                f"{self.where} is quantised for MLX, expected plain weights; compute with backend mlx"
+            )
         policy = self.policy if path in self.quantized else None
         raw = {leaf: source.read().to(self.device) for leaf, source in self.layers[path].items()}
 
@@ -143,6 +156,15 @@ class ComponentWeights:
         """The tensors of one module by their full names."""
         for leaf, tensor in self.load_layer(path, loras).items():
             yield _join(path, leaf), tensor
+
+
+def packed_bits(weight: Source) -> int | None:
+    """Bits of a value in a file that ``ltx convert`` wrote for MLX; None for any other file."""
+    text = getattr(weight.file, "metadata", {}).get("quantization")
+    if text is None:
+        return None
+    given = json.loads(text)
+    return int(given["bits"]) if given.get("format") == "mlx" else None
 
 
 def _without_ends(paths: frozenset[str]) -> frozenset[str]:

@@ -17,7 +17,8 @@ CHANGEABLE = (
     *("prompt", "negative_prompt", "seed", "num_inference_steps", "height", "width", "num_frames", "frame_rate"),
     *("model", "checkpoint_path", "gemma_root"),
 )
-SHARED = ("output", "policy", "offload", "device", "contact_sheet", "json", "quiet")
+PLACES = ("backend", "policy", "offload", "device")
+SHARED = ("output", *PLACES, "contact_sheet", "json", "quiet")
 FILE = Option("file", File, "", "The clip, or a WAV or PNG made by ltx.", group="Request")
 ABOUT_RERUN = """Make a clip again from the recipe inside it.
 
@@ -54,7 +55,7 @@ def rerun(given: dict[str, Any]) -> None:
     if changes and isinstance(request, dict):
         asked = read_all(every_option(), request["options"], "ltx rerun", where=f"{file}: ")
         options = {name: value for name, value in asked.items() if not _replaced(name, changes)}
-        merged = options | changes | {name: given[name] for name in ("policy", "offload", "device") if name in given}
+        merged = options | changes | {name: given[name] for name in PLACES if name in given}
         session = open_session(merged, pipeline_named(request["command"]))
         plan, ledger = planned(session, merged, reporter), session.ledger
         request = kept_request(merged, session, plan)
@@ -109,8 +110,8 @@ def ledger_for(plan: Plan, given: dict[str, Any]) -> ModelLedger:
     """The networks a plan names, placed as the line says."""
     from ltx_pipelines.running.networks import make_ledger
 
-    placed: dict[str, Any] = {name: given[name] for name in ("policy", "offload", "device") if name in given}
-    return make_ledger(plan.models, placed | {"dtype": plan.dtype, "quantization": plan.quantization})
+    made_with = {"backend": plan.backend, "dtype": plan.dtype, "quantization": plan.quantization}
+    return make_ledger(plan.models, made_with | {name: given[name] for name in PLACES if name in given})
 
 
 def free_name(file: Path, label: str) -> Path:

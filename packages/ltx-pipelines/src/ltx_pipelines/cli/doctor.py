@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import warnings
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from ltx_core import __version__
 from ltx_pipelines.cli.command import AS_JSON, Command
 from ltx_pipelines.cli.errors import describe, missing
 
-PACKAGES = ("torch", "transformers", "av", "safetensors", "accelerate")
+PACKAGES = ("torch", "transformers", "av", "safetensors", "accelerate", "mlx")
 CODECS = ("libx264", "libx265", "aac")
 
 
@@ -53,7 +54,7 @@ def devices() -> dict[str, str]:
 
     from ltx_core.model.common.memory import free_bytes
     from ltx_pipelines.cli.progress import human_bytes
-    from ltx_pipelines.running.placement import default_device
+    from ltx_pipelines.running.placement import default_backend, default_device
 
     found = {}
     cpu = torch.device("cpu")
@@ -69,8 +70,19 @@ def devices() -> dict[str, str]:
     else:
         built = torch.backends.mps.is_built()
         found["mps"] = "not usable: " + ("macOS 12.3 or later is needed" if built else "this torch is built without it")
-    found["chosen by default"] = default_device()
+    found["mlx"] = _mlx()
+    backend = default_backend()
+    found["chosen by default"] = "mlx" if backend == "mlx" else default_device()
     return found
+
+
+def _mlx() -> str:
+    try:
+        import_module("ltx_mlx.backend")
+        mlx = import_module("mlx.core")
+    except ModuleNotFoundError as error:
+        return f"not usable: {describe(error)}"
+    return f"usable: on {'the GPU' if mlx.metal.is_available() else 'the CPU, meant for tests'}"
 
 
 def _cuda(index: int) -> str:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from ltx_pipelines.planning.plan import Plan
 
 ENHANCING = ("enhance_prompt", "prompt_enhancer")
-PLACES = ("output", "json", "quiet", "contact_sheet", "keep_latents", "first_stage", "policy", "offload", "device")
+PLACES = (
+    *("output", "json", "quiet", "contact_sheet", "keep_latents", "first_stage"),
+    *("backend", "policy", "offload", "device"),
+)
 OTHER_MODELS = "for anything else name a larger model, such as --model Lightricks/LTX-2.3 (`ltx models` lists them)"
 ABOUT = """Make a clip; the pipeline follows from what is given.
 

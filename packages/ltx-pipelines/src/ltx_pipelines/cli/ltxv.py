@@ -27,7 +27,7 @@ be any: the clip is made at the next size the model can hold and cut back.
 SHARED = (
     *("prompt", "output", "seed", "negative_prompt", "height", "width", "num_frames", "frame_rate"),
     *("checkpoint_path", "spatial_upsampler", "text_encoder", "images"),
-    *("policy", "offload", "device", "json", "quiet"),
+    *("backend", "policy", "offload", "device", "json", "quiet"),
 )
 
 
@@ -61,7 +61,8 @@ def make(given: dict[str, Any]) -> None:
     config = config_of(given)
     request = request_of(given)
     policy = OFFLOAD.get(given.get("offload", ""), given.get("policy", "auto"))
-    ledger = ledger_for(config, device=checked_device(given.get("device")), policy=policy)
+    placed = {"device": checked_device(given.get("device")), "backend": given.get("backend")}
+    ledger = ledger_for(config, policy=policy, **placed)
     output = Path(given.get("output") or free_output(request.prompt, request.seed, ".mp4"))
     execute(request, config, ledger, output, reporter)
 

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import torch
 
-from ltx_core.loader.components import transformer_component
-from ltx_core.model.common.memory import free_bytes
 from ltx_core.model.common.meter import Work, measure
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.modality import Modality
@@ -130,14 +128,7 @@ def kept_dtype(ledger: ModelLedger) -> torch.dtype:
 
 def transformer_weights(ledger: ModelLedger, stage: StagePlan) -> dict[str, int]:
     """Bytes of the transformer: of the stage's streams, quantised as the ledger says, streamed as it says."""
-    component = transformer_component(ledger.config, tuple(stage.streams))
-    weights = ledger.checkpoint.weights(component, ledger.dtype, quantization=ledger.quantization)
-    total = 0
-    for path, layer in weights.layers.items():
-        size = kept_dtype(ledger).itemsize
-        for leaf, source in layer.items():
-            stored = 1 if path in weights.quantized and leaf == "weight" else size
-            total += torch.Size(source.info.shape).numel() * stored
+    total = ledger.transformer_bytes(tuple(stage.streams))
     if ledger.policy == "streamed":
         blocks = ledger.config["transformer"].get("num_layers", 1)
         total = total * min(STREAMED_BLOCKS, blocks) // blocks
@@ -247,4 +238,4 @@ def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:
         return work
     start = whole[:, :, : min(STREAMING_FRAMES, latent.frames)]
     streamed = measure(decoder, lambda: list(decoder.decode_streaming(start))).activations
-    return Work(work.flops, streamed // decode_parts(decoder, whole, free_bytes(ledger.device)))
+    return Work(work.flops, streamed // decode_parts(decoder, whole, ledger.free_bytes()))

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 
 from ltx_core.errors import CheckpointError, ConfigError
-from ltx_core.loader.quantization import policy_named
+from ltx_core.networks import find_backend
 from ltx_pipelines.planning.plan import Lora, ModelFiles
 from ltx_pipelines.planning.schema import UsageError
 from ltx_pipelines.running.hub import TINY
 from ltx_pipelines.running.model_files import FoundModel, find_model
+from ltx_pipelines.running.placement import default_backend
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 MODEL_VARIABLE = "LTX_MODEL"
 OFFLOAD = {"none": "resident", "cpu": "streamed", "disk": "sequential"}
 SPLIT = ("transformer", "text_encoder", "audio_vae", "duration_head")
-PLACEMENT = ("policy", "offload", "device", "dtype", "quantization", "compile_blocks")
+PLACEMENT = ("backend", "policy", "offload", "device", "dtype", "quantization", "compile_blocks")
 
 
 def model_name(given: Mapping[str, Any]) -> str:
@@ -75,9 +76,11 @@ def make_ledger(files: ModelFiles, given: Mapping[str, Any]) -> ModelLedger:
     """The networks of these files, placed as is asked."""
     if given.get("policy") and given.get("offload"):
         raise UsageError("--offload and --policy say the same, expected one of them")
+    backend = given.get("backend") or default_backend()
     if given.get("quantization"):
-        policy_named(given["quantization"])
+        find_backend(backend).check_quantization(given["quantization"])
     chosen = {name: given[name] for name in ("dtype", "quantization", "compile_blocks") if given.get(name)}
+    chosen["backend"] = backend
     policy: Any = given.get("policy") or OFFLOAD.get(given.get("offload") or "", "auto")
     return ModelLedger(files, device=checked_device(given.get("device")), policy=policy, **chosen)
 

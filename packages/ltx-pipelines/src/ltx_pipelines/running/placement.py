@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
+import platform
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from ltx_core.loader.layouts import open_file
-from ltx_core.model.common.memory import free_bytes
-from ltx_core.precision import WIDENED, DtypeName, Precision, resolve
-from ltx_pipelines.planning.plan import ModelFiles
+from ltx_core.precision import WIDENED, Precision
+from ltx_pipelines.planning.plan import BackendName, ModelFiles
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +26,16 @@ MEANING: dict[Policy, str] = {
 }
 
 
-def default_device() -> str:
-    """The accelerator there is, else the processor."""
+def default_backend() -> BackendName:
+    """MLX on Apple silicon where it is installed, else torch."""
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    return "mlx" if apple and find_spec("mlx") and find_spec("ltx_mlx") else "torch"
+
+
+def default_device(backend: BackendName = "torch") -> str:
+    """Where tensors are: the accelerator there is, else the processor; MLX moves what it computes with itself."""
+    if backend == "mlx":
+        return "cpu"
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -45,23 +55,22 @@ def weight_bytes(files: ModelFiles, precision: Precision, quantization: str | No
 
 
 def choose_precision(
-    dtype: DtypeName | torch.dtype, device: torch.device, files: ModelFiles, policy: Policy, quantization: str | None
+    precision: Precision, files: ModelFiles, policy: Policy, quantization: str | None, free: int
 ) -> Precision:
-    """As asked; where ``auto`` means float32 and its weights do not fit, matrices stay in bfloat16 and are widened."""
-    precision = resolve(dtype, device)
-    if dtype != "auto" or precision.dtype is not torch.float32:
+    """The precision that ``auto`` means; where its float32 weights do not fit, matrices stay in bfloat16 instead."""
+    if precision.dtype is not torch.float32:
         return precision
-    sizes, free = weight_bytes(files, precision, quantization), free_bytes(device)
+    sizes = weight_bytes(files, precision, quantization)
     together = sum(sizes.values()) if policy == "resident" else max(sizes.values(), default=0)
     if 1.1 * together < free:
         return precision
     logger.info("%.1f GB of float32 weights, %.1f GB free: matrices stay in bfloat16", together / 1e9, free / 1e9)
-    return resolve(WIDENED, device)
+    return Precision(WIDENED)
 
 
-def choose_policy(sizes: dict[str, int], device: torch.device) -> Policy:
+def choose_policy(sizes: dict[str, int], free: int, device: torch.device) -> Policy:
     """Resident when all weights and half as much again fit, streamed when the transformer's file alone does not."""
-    needed, free = sum(sizes.values()), free_bytes(device)
+    needed = sum(sizes.values())
     chosen: Policy = "sequential"
     if 1.5 * needed < free:
         chosen = "resident"

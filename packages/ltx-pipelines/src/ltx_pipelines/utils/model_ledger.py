@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +18,19 @@ import torch
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
+from ltx_core.model.transformer.config import STREAMS
 from ltx_core.networks import AdaptedTransformer, BuildSettings, LatentUpsampler, TextEncoder, Transformer, find_backend
 from ltx_core.precision import DtypeName
 from ltx_pipelines.planning.plan import BackendName, Lora, ModelFiles
 from ltx_pipelines.running.model_facts import ModelFacts
-from ltx_pipelines.running.placement import Policy, choose_policy, choose_precision, default_device, weight_bytes
+from ltx_pipelines.running.placement import (
+    Policy,
+    choose_policy,
+    choose_precision,
+    default_backend,
+    default_device,
+    weight_bytes,
+)
 from ltx_pipelines.running.texts import Contexts, Texts
 
 __all__ = ["Contexts", "ModelLedger"]
@@ -36,8 +45,8 @@ LARGE = (
 class ModelLedger(ModelFacts):
     """The networks of one model, shared by every generation of a session.
 
-    ``backend`` is what builds and runs them ("torch" or "mlx"), ``quantization`` that of the transformer,
-    ``embedding_cache`` a folder that keeps encoded prompts.
+    ``backend`` is what builds and runs them ("torch" or "mlx"; None is MLX on Apple silicon where it is installed),
+    ``quantization`` that of the transformer, ``embedding_cache`` a folder that keeps encoded prompts.
     """
 
     def __init__(
@@ -49,17 +58,21 @@ class ModelLedger(ModelFacts):
         quantization: str | None = None,
         embedding_cache: Path | None = None,
         compile_blocks: bool = False,
-        backend: BackendName = "torch",
+        backend: BackendName | None = None,
     ) -> None:
         super().__init__(files)
-        self.device = torch.device(device or default_device())
+        self.backend: BackendName = backend or default_backend()
+        self._builder = find_backend(self.backend)
+        self.device = torch.device(device or default_device(self.backend))
         self.quantization = quantization
-        self.precision = choose_precision(dtype, self.device, files, policy, quantization)
-        self.policy = choose_policy(self.weight_bytes(), self.device) if policy == "auto" else policy
-        self.backend: BackendName = backend
-        self._builder = find_backend(backend)
-        streamed = self.policy == "streamed"
-        self._settings = BuildSettings(self.precision, self.device, quantization, compile_blocks, streamed)
+        self.precision = self._builder.precision(dtype, self.device)
+        if dtype == "auto" and self.backend == "torch":
+            self.precision = choose_precision(self.precision, files, policy, quantization, self.free_bytes())
+        self._settings = BuildSettings(self.precision, self.device, quantization, compile_blocks)
+        if policy == "auto":
+            policy = choose_policy(self.weight_bytes(), self.free_bytes(), self.device)
+        self.policy: Policy = policy
+        self._settings = replace(self._settings, streamed=policy == "streamed")
         self._networks: dict[str, Any] = {}
         self._transformer: AdaptedTransformer | None = None
         self._coming: Future[AdaptedTransformer] | None = None
@@ -73,7 +86,22 @@ class ModelLedger(ModelFacts):
 
     def weight_bytes(self) -> dict[str, int]:
         """Bytes that the weights of each slot of ``files`` take in memory."""
-        return weight_bytes(self.files, self.precision, self.quantization)
+        sizes = weight_bytes(self.files, self.precision, self.quantization)
+        if self.backend == "mlx" and self.quantization is not None:  # of a file that may hold plain weights
+            plain = self._builder.transformer_bytes(
+                self.checkpoint, STREAMS, replace(self._settings, quantization=None)
+            )
+            whole = weight_bytes(self.files, self.precision)["checkpoint"]
+            sizes["checkpoint"] = whole - plain + self.transformer_bytes()
+        return sizes
+
+    def transformer_bytes(self, streams: Sequence[str] = STREAMS) -> int:
+        """Bytes that all weights of the transformer take in memory, quantised as asked."""
+        return self._builder.transformer_bytes(self.checkpoint, streams, self._settings)
+
+    def free_bytes(self) -> int:
+        """Bytes that networks may still take."""
+        return self._builder.free_bytes(self.device)
 
     def network(self, component: str) -> Any:
         """A component other than the transformer, behind its protocol in `ltx_core.networks`; loaded on first use."""
