@@ -49,11 +49,11 @@ EDITIONS = {
         period={"bounces": (0.62, 0.8), "spins": (0.9, 1.2), "blinks": (0.7, 0.9)},
         gravity=3.0,
         ground_y=0.38,
-        slide=0.19,
+        slide=0.17,
         climb=0.25,
         reach=0.39,
         softness=0.01,
-        star=(1.08, 0.5, 0.16),
+        star=(0.98, 0.45, 0.14),
     ),
 }
 

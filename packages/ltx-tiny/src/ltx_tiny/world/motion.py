@@ -23,7 +23,13 @@ BLINK_ON = 0.55  # share of the period a blinking body can be seen
 FADE = 0.08  # seconds a blinking body takes to appear or go
 PAN = 0.1  # camera, from the middle to either end
 ZOOM = 1.14  # camera, at its nearest; farthest is the inverse
-FOOT = {"ball": 1.0, "box": 0.86, "triangle": 0.68, "star": 0.97, "ring": 1.0}  # reach below the centre, in radii
+FOOT = {
+    "ball": 1.0,
+    "box": 0.86,
+    "triangle": 0.68,
+    "star": EDITION.star[0] * 0.81 + EDITION.star[2],
+    "ring": 1.0,
+}  # reach below the centre, in radii
 
 
 @dataclass(frozen=True)
