@@ -25,7 +25,7 @@ CPU = (
     "train_step",
     "code_size",
 )
-NAMES = (*CPU, "gpu")
+NAMES = (*CPU, "gpu", "mlx")
 
 
 def main() -> None:

@@ -48,11 +48,15 @@ def test_commands_of_cli(here: Path) -> None:
 
 
 @pytest.mark.backend("mlx")
-def test_commands_of_mlx(here: Path) -> None:
+def test_commands_of_mlx(here: Path, small_model: Path) -> None:
     pytest.importorskip("mlx.core", reason="mlx is not installed: `pip install mlx`")
     for line in commands("mlx.md"):
         assert run(shlex.split(line)[1:]) == 0, line
     assert {"ball.mp4", "ball-torch.mp4", "ball-q8.mp4"} <= {path.name for path in here.iterdir()}
+    (program,) = blocks("mlx.md", "python")
+    names: dict[str, object] = {}
+    exec(compile(program.replace('"tiny"', f'"{small_model}"'), "docs/mlx.md", "exec"), names)
+    assert names["plan"].backend == "mlx" and len(names["frames"]) > 0
 
 
 def test_the_first_command_of_the_readme(here: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -75,6 +76,26 @@ def prepare(
         sources = {name: source for name, source in sources.items() if name in own or name.rpartition(".")[0] in layers}
     weights = ComponentWeights(component, sources, dtype)
     return network, Loader.of(network, weights, quantization, spec.spare)
+
+
+def load_transformer_weights(
+    path: str | os.PathLike[str],
+    streams: Sequence[str] | None = None,
+    dtype: DtypeName | torch.dtype = "auto",
+    quantization: str | None = None,
+) -> LTXModel:
+    """The transformer of a checkpoint with its weights.
+
+    ``streams`` names one of a joined model's two, None is all it has. Raises ``CheckpointError`` where the file does
+    not fill the network exactly.
+    """
+    backend, checkpoint = MLXBackend(), Checkpoint.open(path)
+    device = torch.device("cpu")
+    chosen = tuple(streams or checkpoint.network_config("transformer").streams)
+    settings = BuildSettings(backend.precision(dtype, device), device, quantization)
+    network = backend.transformer(checkpoint, chosen, settings).network
+    assert isinstance(network, LTXModel)
+    return network
 
 
 class MLXBackend:
