@@ -100,7 +100,7 @@ def cpu_sizes(quick: bool, version: dict[str, Any] | None = None) -> list[Size]:
 
 def thin_size() -> Size:
     """As many blocks as the published models have, on streams so thin that a CPU runs them."""
-    return Size("128 wide, 48 blocks, 1536 tokens", section_of(48, 4, 32, LTX_23), 1536)
+    return Size("128 wide, 48 blocks, 768 tokens", section_of(48, 4, 32, LTX_23), 768)
 
 
 def published(name: str) -> dict[str, Any]:

@@ -88,8 +88,8 @@ def test_manifest_is_filled_exactly(case: str, shapes_of: Callable[[str, Any], S
         spec = COMPONENTS[component]
         expected = {}
         for name, shape in shapes.items():
-            key = spec.keys(name)
-            if key is not None and not key.startswith(spec.elsewhere):
+            key = spec.module_name(name)
+            if key is not None:
                 expected[key] = shape
                 used.add(name)
         built = shapes_of(component, spec.read_config(config))

@@ -26,12 +26,11 @@ from tests.tiny_checkpoints import (
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader import Checkpoint
-from ltx_core.loader.diffusers_names import to_diffusers_name
 from ltx_core.loader.metadata import check_gemma_source, detect_version, parse_version, version_defaults
-from ltx_core.loader.model_paths import ModelPaths
 from ltx_core.loader.safetensors_file import SafetensorsFile, save_checkpoint
 from ltx_core.loader.streaming import build_streaming
 from ltx_core.model.transformer.config import TransformerConfig
+from ltx_core.model.transformer.foreign import to_diffusers_name
 
 MANIFESTS = Path(__file__).resolve().parents[3] / "tests" / "manifests"
 DIFFUSION_DECODER = ("ltx-2.5-22b", "video_vae", "video_decoder")  # not built by us
@@ -361,18 +360,6 @@ def test_gemma_source(caplog: pytest.LogCaptureFixture) -> None:
     check_gemma_source({}, "2.3.0", {"model_type": "gemma3"})
     with pytest.raises(CheckpointError, match="expects 'gemma3'"):
         check_gemma_source({}, "2.3.0", {"model_type": "gemma4_unified"})
-
-
-def test_model_paths() -> None:
-    paths = ModelPaths.from_monolith("all.safetensors", "gemma", video_vae_path="vae.safetensors")
-    assert paths.require("transformer") == paths.require("audio_vae") == Path("all.safetensors")
-    assert (paths.require("text_encoder"), paths.require("video_vae")) == (Path("gemma"), Path("vae.safetensors"))
-    assert paths.embeddings_weight_paths == (Path("all.safetensors"),)
-    split = ModelPaths.from_split(transformer="t", text_encoder="e")
-    assert split.embeddings_weight_paths == (Path("t"), Path("e"))
-    assert ModelPaths.from_split(video_vae="v").embeddings_weight_paths == ()
-    with pytest.raises(ConfigError, match="no duration_head"):
-        split.require("duration_head")
 
 
 @pytest.mark.parametrize("hold", ["host", "file"])

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader import Checkpoint, Lora
-from ltx_core.loader.diffusers_names import to_diffusers_name
 from ltx_core.loader.fp8 import FP8, quantize_per_tensor, to_fp8
 from ltx_core.loader.lora import module_path
+from ltx_core.model.transformer.foreign import to_diffusers_name
 
 Base = tuple[Checkpoint, dict[str, Tensor]]
 

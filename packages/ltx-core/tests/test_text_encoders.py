@@ -42,7 +42,7 @@ from ltx_core.text_encoders.gemma.encoder import load_text_encoder
 from ltx_core.text_encoders.gemma.enhance import clean_response, load_enhancer, pad_left, shrink_image
 from ltx_core.text_encoders.gemma.feature_extractor import FeatureExtractor, PromptFeatures
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer, TokenBatch
-from ltx_core.text_encoders.t5 import T5Config, load_t5, load_t5_encoder
+from ltx_core.text_encoders.t5 import load_t5, load_t5_encoder, t5_config
 
 PROMPTS = ["a red boat drifts past the harbour wall while gulls cry", "rain", ""]
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0, 0, 0, 1], [1] * 10])
@@ -388,25 +388,24 @@ def test_duration_head_reads_one_prompt() -> None:
 T5 = {"d_model": 16, "d_kv": 4, "num_heads": 2, "d_ff": 24, "num_layers": 2, "vocab_size": 30}
 
 
-def test_t5_equals_transformers(tmp_path: Path) -> None:
+def test_t5_is_filled_exactly(tmp_path: Path) -> None:
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.T5Config(**T5, feed_forward_proj="gated-gelu")
-    theirs = transformers.T5EncoderModel(config).eval().requires_grad_(False)
-    for tensor in theirs.state_dict().values():
-        tensor.copy_(torch.randn_like(tensor) * 0.3)
-    state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    theirs = transformers.T5EncoderModel(t5_config(T5)).eval()
+    state = {name: torch.randn_like(tensor) * 0.3 for name, tensor in theirs.state_dict().items()}
+    state["encoder.embed_tokens.weight"] = state["shared.weight"].clone()
     save_file(state, tmp_path / "model.safetensors")
-    ours = load_t5_encoder(T5Config.from_metadata(T5), [tmp_path / "model.safetensors"], torch.float32)
-    ids, mask = torch.randint(0, 30, (2, 200)), torch.ones(2, 200, dtype=torch.int64)
-    mask[0, 50:] = 0
-    expected = theirs(input_ids=ids, attention_mask=mask).last_hidden_state
-    torch.testing.assert_close(ours(ids, mask), expected, rtol=1e-4, atol=1e-4)
+    ours = load_t5_encoder(t5_config(T5), [tmp_path / "model.safetensors"], torch.float32)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
+    del state["encoder.final_layer_norm.weight"]
+    save_file(state, tmp_path / "broken.safetensors")
+    with pytest.raises(CheckpointError, match=r"broken.*missing_keys.*final_layer_norm"):
+        load_t5_encoder(t5_config(T5), [tmp_path / "broken.safetensors"], torch.float32)
 
 
 def test_t5_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no text_encoder/config\.json; download PixArt"):
         load_t5(tmp_path)
     with pytest.raises(ConfigError, match="feed_forward_proj is 'relu'"):
-        T5Config.from_metadata({"feed_forward_proj": "relu"})
+        t5_config({"feed_forward_proj": "relu"})

@@ -381,7 +381,7 @@ class TestBadInput:
             metadata = file.metadata()
         tensors = {name: tensor for name, tensor in load_file(files[0]).items() if "connector" not in name}
         save_file(tensors, tmp_path / "bare.safetensors", metadata)
-        with pytest.raises(CheckpointError, match=r"lacks .* tensors of the connectors"):
+        with pytest.raises(CheckpointError, match="lacks the text connectors"):
             _ = LtxvTrainer(make_config(tmp_path / "bare.safetensors", files[1], tmp_path / "out")).objective
 
     def test_samples_the_model_cannot_make_are_refused_before_anything_is_read(self, files, tmp_path):

@@ -15,7 +15,7 @@ from ltx_core.model.duration_head.config import DurationHeadConfig
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.text_encoders.gemma.config import ConnectorConfig, EmbeddingsConfig, FeatureExtractorConfig
 from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
-from ltx_core.text_encoders.t5 import T5Config
+from ltx_core.text_encoders.t5 import t5_config
 from ltx_mlx import embeddings as net
 from ltx_mlx.arrays import to_mlx, to_torch
 from ltx_mlx.duration_head import DurationHead
@@ -105,7 +105,7 @@ def predict_seconds(case: Case) -> Results:
 
 
 def encode_t5(case: Case) -> Results:
-    config = T5Config.from_metadata(json.loads(SafetensorsFile(case.weights_path).metadata["config"]))
+    config = t5_config(json.loads(SafetensorsFile(case.weights_path).metadata["config"]))
     encoder = load_t5_encoder(config, [case.weights_path], torch.float32)
     ids, mask = case.inputs["input_ids"], case.inputs["attention_mask"]
     bias = encoder.position_bias(ids.shape[1]).astype(mx.float32)

@@ -1,35 +1,22 @@
-"""Golden operations of the loader: key maps, metadata, adapters, quantised weights, block layouts."""
+"""Golden operations of the loader: metadata, adapters, quantised weights, block layouts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ltx_core.loader import nvfp4
-from ltx_core.loader.blockwise import (
-    FP6_MAX,
-    dequantize_blocks,
-    fp6_codes,
-    pack_fp6,
-    quantize_activations,
-    quantize_blocks,
-    unpack_fp6,
-)
 from ltx_core.loader.checkpoint import Checkpoint
-from ltx_core.loader.components import KEY_MAPS
-from ltx_core.loader.diffusers_names import from_diffusers_name, to_diffusers_name
 from ltx_core.loader.fp8 import FP8, ScaledLinear, quantize_input, quantize_per_tensor, to_fp8
-from ltx_core.loader.gemma_keys import GEMMA_KEY_MAPS
 from ltx_core.loader.gguf import GgufFile
 from ltx_core.loader.lora import Lora
 from ltx_core.loader.metadata import detect_version, parse_metadata, parse_version, version_defaults
 from ltx_core.loader.quantization import nvfp4_prequant, policy_named
 from ltx_core.loader.safetensors_file import SafetensorsFile
-from ltx_core.loader.sd_ops import SDOps
 from ltx_core.loader.streaming import block_layout
+from ltx_core.model.transformer.foreign import from_diffusers_name, to_diffusers_name
 from tests.golden.case import Case
 from tests.golden.operations import Operation
 
@@ -59,39 +46,6 @@ def model_versions(case: Case) -> Results:
         assert defaults.image_crf == run["image_crf"], run
         assert defaults.ancestral_stage_1 == run["ancestral_stage_1"], run
     return count(len(case.args["runs"]))
-
-
-def sd_ops(case: Case) -> Results:
-    described = {entry["name"]: entry for entry in case.args["ops"]}
-    operations = [build_ops(entry, described) for entry in case.args["ops"]]
-    for key in case.args["keys"]:
-        assert [operation(key) for operation in operations] == case.args["results"][key], key
-    return count(len(case.args["keys"]))
-
-
-def build_ops(entry: Mapping[str, Any], described: Mapping[str, Any]) -> SDOps:
-    mapping = entry["mapping"]
-    if isinstance(mapping, str):
-        mapping = described[mapping.removeprefix("same as ")]["mapping"]
-    ops = SDOps(entry["name"])
-    for kind, *values in mapping:
-        ops = ops.with_matching(*values) if kind == "match" else ops.with_replacement(*values)
-    return ops.with_additional_allowed_keys(entry["allowed"]) if entry.get("allowed") is not None else ops
-
-
-def key_maps(case: Case) -> Results:
-    sizes = []
-    for run in case.args["runs"]:
-        key_map = {**KEY_MAPS, **GEMMA_KEY_MAPS}[run["ops"]]
-        got = {key: as_list(key_map(key)) for key in case.args["keys"]}
-        loaded = {key: names for key, names in got.items() if names}
-        assert loaded == run["map"], run["ops"]
-        sizes.append(len(loaded))
-    return {"out.count": torch.tensor(sizes)}
-
-
-def as_list(names: str | Sequence[str] | None) -> list[str]:
-    return [names] if isinstance(names, str) else list(names or ())
 
 
 def diffusers_names(case: Case) -> Results:
@@ -211,30 +165,6 @@ def fp8_scaled_linear(case: Case) -> Results:
     return results
 
 
-def blockwise_activations(case: Case) -> Results:
-    quantized, scales = quantize_activations(case.inputs["x"])
-    return {"out.fp8": quantized, "out.scales": scales}
-
-
-def blockwise_weights(case: Case) -> Results:
-    weight, raw = case.inputs["weight"], case.inputs["raw_bytes"]
-    fp8, fp8_scale = quantize_blocks(weight)
-    fp6, fp6_scale = quantize_blocks(weight, FP6_MAX)
-    packed = pack_fp6(fp6_codes(fp6))
-    packed_raw = pack_fp6(fp6_codes(raw))
-    return {
-        "out.fp8.weight": fp8,
-        "out.fp8.weight_scale": fp8_scale,
-        "out.fp8.dequantized": dequantize_blocks(fp8, fp8_scale),
-        "mid.fp6.codes": fp6.view(torch.uint8),
-        "out.fp6.packed": packed,
-        "out.fp6.weight_scale": fp6_scale,
-        "out.fp6.dequantized": dequantize_blocks(unpack_fp6(packed).view(FP8), fp6_scale),
-        "out.raw_packed": packed_raw,
-        "out.raw_unpacked": unpack_fp6(packed_raw),
-    }
-
-
 def nvfp4_quantize(case: Case) -> Results:
     results: dict[str, Tensor] = {}
     for run in case.args["runs"]:
@@ -298,8 +228,6 @@ def gguf_load(case: Case) -> Results:
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("loader", "metadata"): metadata,
     ("loader", "model_versions"): model_versions,
-    ("loader", "sd_ops"): sd_ops,
-    ("loader", "key_maps"): key_maps,
     ("loader", "stream_layout"): stream_layout,
     ("loader", "lora.diffusers_names"): diffusers_names,
     ("loader", "lora.fuse"): lora_fuse,
@@ -307,8 +235,6 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("loader", "lora.fuse_fp8_cast"): lora_fuse,
     ("loader", "lora.fuse_fp8_scaled"): lora_fuse_scaled,
     ("loader", "gguf.load"): gguf_load,
-    ("quantization", "blockwise.activations"): blockwise_activations,
-    ("quantization", "blockwise.weights"): blockwise_weights,
     ("quantization", "nvfp4.quantize"): nvfp4_quantize,
     ("quantization", "nvfp4.linear"): nvfp4_linear,
     ("quantization", "nvfp4.prequant_load"): nvfp4_prequant_load,

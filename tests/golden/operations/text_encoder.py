@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.loader import Checkpoint
-from ltx_core.loader.checkpoint import fill
+from ltx_core.loader.build import fill
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.duration_head.config import DurationHeadConfig
 from ltx_core.model.duration_head.model import DurationHead, seconds_to_frames
@@ -24,7 +24,7 @@ from ltx_core.text_encoders.gemma.encoder import AVGemmaTextEncoderModel, load_t
 from ltx_core.text_encoders.gemma.enhance import Decoding, clean_response, load_enhancer, shrink_image
 from ltx_core.text_encoders.gemma.feature_extractor import FeatureExtractor, PromptFeatures
 from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
-from ltx_core.text_encoders.t5 import T5Config, load_t5_encoder
+from ltx_core.text_encoders.t5 import load_t5_encoder, t5_config
 from tests.golden.case import Case
 from tests.golden.operations import Operation
 
@@ -226,13 +226,14 @@ def enhance(case: Case) -> Results:
 
 
 def encode_t5(case: Case) -> Results:
-    config = T5Config.from_metadata(json.loads(SafetensorsFile(case.weights_path).metadata["config"]))
+    config = t5_config(json.loads(SafetensorsFile(case.weights_path).metadata["config"]))
     encoder = load_t5_encoder(config, [case.weights_path], torch.float32)
     ids, mask = case.inputs["input_ids"], case.inputs["attention_mask"]
+    first = encoder.get_submodule("encoder.block.0.layer.0.SelfAttention")
     results = {
-        "out.embeds": encoder(ids, mask),
-        "out.embeds_without_mask": encoder(ids),
-        "mid.position_bias": encoder.encoder.position_bias(ids.shape[1]),
+        "out.embeds": encoder(ids, mask).last_hidden_state,
+        "out.embeds_without_mask": encoder(ids).last_hidden_state,
+        "mid.position_bias": first.compute_bias(ids.shape[1], ids.shape[1]),
     }
     return known(case, results)
 

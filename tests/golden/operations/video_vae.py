@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ltx_core.errors import ConfigError
-from ltx_core.loader.checkpoint import Checkpoint, fill
+from ltx_core.loader.build import fill
+from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.components import COMPONENTS
 from ltx_core.model.common.tiling import (
     Interval,

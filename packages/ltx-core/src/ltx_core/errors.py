@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class LtxError(Exception):
@@ -35,3 +36,14 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
     """The end of a message: "; nearest valid: ..." or nothing."""
     near = nearest(name, known)
     return "" if near is None else f"; nearest valid: {near}"
+
+
+@contextmanager
+def as_checkpoint_error(what: str) -> Iterator[None]:
+    """What a file says may be anything: what reading it raises becomes a ``CheckpointError`` of ``what``."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{what}: {error}") from error

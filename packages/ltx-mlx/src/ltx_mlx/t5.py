@@ -5,6 +5,7 @@ Tensor names are listed in ``ltx_core.text_encoders.t5``; no layer has a bias.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -16,7 +17,7 @@ from ltx_mlx.arrays import to_mlx, to_torch
 from ltx_mlx.layers import RMSNorm, attention, gelu
 
 if TYPE_CHECKING:
-    from ltx_core.text_encoders.t5 import T5Config
+    from transformers import T5Config
 
 
 class T5Attention(nn.Module):
@@ -110,10 +111,21 @@ class T5Encoder(nn.Module):
 
     def position_bias(self, length: int) -> mx.array:
         """What is added to the scores of each query and key ``[1, H, T, T]``, from the table of the first block."""
-        from ltx_core.text_encoders.t5 import relative_buckets
-
         positions, config = torch.arange(length), self.config
         distance = positions[None] - positions[:, None]  # key minus query
         sizes = (config.relative_attention_num_buckets, config.relative_attention_max_distance)
         table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
         return table(to_mlx(relative_buckets(distance, *sizes))).transpose(2, 0, 1)[None]
+
+
+def relative_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:
+    """The bucket of each distance (key minus query): exact when near, logarithmic when far; later keys above.
+
+    ``distance`` is of integers of any shape.
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    size = distance.abs()
+    far = torch.log(size.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (half - exact)
+    far = (exact + far.to(torch.int64)).clamp(max=half - 1)
+    return torch.where(distance > 0, half, 0) + torch.where(size < exact, size, far)

@@ -24,8 +24,10 @@ from ltx_mlx.t5 import T5Encoder
 from ltx_mlx.weights import Loader, fill
 
 if TYPE_CHECKING:
+    from transformers import T5Config
+
     from ltx_core.text_encoders.gemma.embeddings import AVGemmaEncoderOutput
-    from ltx_core.text_encoders.t5 import T5Config, T5EncoderOutput
+    from ltx_core.text_encoders.t5 import T5EncoderOutput
 
 
 class GemmaTextEncoder:
@@ -83,10 +85,10 @@ def load_gemma(
 
 def load_backbone(assets: GemmaAssets, dtype: torch.dtype = torch.bfloat16) -> GemmaBackbone:
     """The language model alone."""
-    tensors = assets.language_model_tensors()
+    sources = assets.language_model()
     return fill(
         GemmaBackbone(GemmaConfig.from_json(assets.config)),
-        ((name, tensor.to(dtype)) for name, tensor in tensors.items()),
+        ((name, source.read().to(dtype)) for name, source in sources.items()),
         where=str(assets.path),
     )
 

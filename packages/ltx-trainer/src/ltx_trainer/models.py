@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError, ConfigError
-from ltx_core.loader.checkpoint import Checkpoint, fill
+from ltx_core.loader.build import build
+from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.components import DIFFUSION_MODEL
+from ltx_core.loader.weights import ComponentWeights
 from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
 from ltx_core.text_encoders.gemma.config import EmbeddingsConfig
 from ltx_core.text_encoders.gemma.embeddings import EmbeddingsProcessor
@@ -48,18 +51,14 @@ def load_connectors(
     """
     config = EmbeddingsConfig.connectors_from_metadata(checkpoint.component_config("transformer"))
     config = config if audio else config.video_only()
-    with torch.device("meta"):
-        network = EmbeddingsProcessor(config)
-    wanted = network.state_dict()
-    sources = checkpoint.sources("embeddings") if "embeddings" in checkpoint.components else {}
-    missing = [name for name in wanted if name not in sources]
-    if missing:
-        raise CheckpointError(f"{checkpoint.where} lacks {len(missing)} tensors of the connectors, first: {missing[0]}")
-    for name, tensor in wanted.items():
-        if sources[name].info.shape != tuple(tensor.shape):
-            given = list(sources[name].info.shape)
-            raise CheckpointError(f"{checkpoint.where}: {name} has shape {given}, expected {list(tensor.shape)}")
-    fill(network, {name: sources[name].read().to(device, dtype) for name in wanted})
+    parts = ("video_", "audio_") if audio else ("video_",)
+    found = checkpoint.sources("embeddings") if "embeddings" in checkpoint.components else {}
+    sources = {name: source for name, source in found.items() if name.startswith(parts)}
+    if not sources:
+        raise CheckpointError(f"{checkpoint.where} lacks the text connectors")
+    weights = ComponentWeights.of("text connectors", sources, dtype, device)
+    network = build(partial(EmbeddingsProcessor, config), weights)
+    assert isinstance(network, EmbeddingsProcessor)
     return network
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from ltx_core.errors import CheckpointError
-from ltx_core.loader.diffusers_names import from_diffusers_name, to_diffusers_name
+from ltx_core.model.transformer.foreign import from_diffusers_name, to_diffusers_name
 
 DOTTED_PREFIXES = (
     "base_model.model.",

@@ -149,7 +149,7 @@ class ResidentTransformer:
                 key = f"{path}.{leaf}" if path else leaf
                 source = self.weights.sources[key]
                 if not isinstance(source, HeldSource):
-                    held[key] = HeldSource(source.file, source.key, source.read())
+                    held[key] = HeldSource(source.file, source.key, held=source.read())
         self.weights = replace(self.weights, sources={**self.weights.sources, **held})
 
 

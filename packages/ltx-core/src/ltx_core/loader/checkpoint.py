@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.errors import CheckpointError, ConfigError, as_checkpoint_error
 from ltx_core.loader.components import COMPONENTS, DIFFUSION_MODEL
-from ltx_core.loader.gates import fold_gates
 from ltx_core.loader.layouts import Part, Source, as_paths, find_files, open_file, read_parts
 from ltx_core.loader.lora import Lora, is_lora
 from ltx_core.loader.metadata import Version, detect_version
-from ltx_core.precision import Precision, computed_and_stored
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     from ltx_core.loader.quantization import QuantizationPolicy
     from ltx_core.loader.weights import ComponentWeights
+    from ltx_core.precision import Precision
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +114,7 @@ class Checkpoint:
             section = config.get("transformer")
             if parameter not in sources and isinstance(section, Mapping) and section.get(flag):
                 config = {**config, "transformer": {**section, flag: False}}
-        with _as_checkpoint_error(f"{self._where(name)}: config describes no {name}"):
+        with as_checkpoint_error(f"{self._where(name)}: config describes no {name}"):
             _check_counts(config.get(spec.section) if spec.section else config, spec.layer_counts, len(sources))
             return spec.read_config(config)
 
@@ -134,9 +132,10 @@ class Checkpoint:
         file. Raises ``CheckpointError`` that lists missing, unexpected and misshapen tensors, and for adapters of which
         nothing fits; what else of an adapter does not fit is logged.
         """
+        from ltx_core.loader.build import build
+
         weights = self.weights(name, dtype, device, quantization)
-        network = self.empty_network(weights)
-        return fill(network, weights.state_dict(weights.fit_loras(loras)), COMPONENTS[name].spare)
+        return build(partial(self._construct, name), weights, loras, COMPONENTS[name].spare)
 
     def weights(
         self,
@@ -149,52 +148,30 @@ class Checkpoint:
         from ltx_core.loader.quantization import policy_named
         from ltx_core.loader.weights import ComponentWeights
 
-        dtype, stored = computed_and_stored(dtype)
         sources = self.sources(name)
         if COMPONENTS[name].streams:
             sources = _only_of(self._construct(name), sources)
         if quantization is None:
-            return ComponentWeights(name, sources, dtype, device, stored=stored)
+            return ComponentWeights.of(name, sources, dtype, device)
         if not COMPONENTS[name].quantizable:
             raise CheckpointError(f"{name} cannot be quantised, only the transformer can")
         policy = policy_named(quantization) if isinstance(quantization, str) else quantization
         if policy.folds_scales:
             _check_scale_names(self.parts_of(name))
-        return ComponentWeights(name, sources, dtype, device, policy, stored)
+        return ComponentWeights.of(name, sources, dtype, device, policy)
 
     def empty_network(self, weights: ComponentWeights) -> nn.Module:
         """The network on the meta device, checked against the files, the policy's layers in place."""
-        import torch
+        from ltx_core.loader.build import empty
 
-        from ltx_core.loader.weights import Kind, check_fit, widen_when_read
-
-        spec, network = COMPONENTS[weights.name], self._construct(weights.name)
-        with torch.device("meta"):
-            expected = {
-                key: Kind(tuple(tensor.shape), tensor.is_floating_point())
-                for key, tensor in network.state_dict().items()
-            }
-            given = weights.kinds()
-            for name in spec.spare:
-                if (name in expected) != (name in given):
-                    expected.pop(name, None), given.pop(name, None)
-            check_fit(weights.where, weights.name, expected, given)
-            replace_linears(network, weights)
-            widen_when_read(network, weights)
-        return network
+        return empty(partial(self._construct, weights.name), weights, COMPONENTS[weights.name].spare)
 
     def _construct(self, name: str) -> nn.Module:
-        import torch
-
-        config = self.network_config(name)
-        with torch.device("meta"), _as_checkpoint_error(f"{self._where(name)}: no {name} can be made of its config"):
-            return COMPONENTS[name].construct(config)
+        return COMPONENTS[name].construct(self.network_config(name))
 
     def sources(self, name: str) -> dict[str, Source]:
         """Where each tensor of a component lies, by module name."""
-        found = {key: source for part in self.parts_of(name) for key, source in part.sources(name).items()}
-        own = {key: source for key, source in found.items() if not key.startswith(COMPONENTS[name].elsewhere)}
-        return fold_gates(own)
+        return {key: source for part in self.parts_of(name) for key, source in part.sources(name).items()}
 
     def parts_of(self, name: str) -> list[Part]:
         """The parts a component is read from; ``CheckpointError`` when there is none or several would do."""
@@ -224,41 +201,11 @@ class Checkpoint:
         return ", ".join(str(part.path) for part in self.parts_of(name))
 
 
-def fill(network: nn.Module, state: Mapping[str, Tensor], spare: Sequence[str] = ()) -> nn.Module:
-    """Give a network built on the meta device its tensors, without copying them; absent ``spare`` ones are zero."""
-    import torch
-
-    own = network.state_dict()
-    tensors = {name: tensor for name, tensor in state.items() if name in own or name not in spare}
-    absent = [name for name in spare if name in own and name not in state]
-    device = next(iter(state.values())).device if state else "cpu"
-    zeros = {name: torch.zeros_like(own[name], device=device) for name in absent}
-    network.load_state_dict(tensors | zeros, strict=True, assign=True)
-    left = [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]
-    if left:
-        raise CheckpointError(f"{type(network).__name__}: no data for {', '.join(left[:10])}")
-    return network.eval().requires_grad_(False)
-
-
 def _only_of(network: nn.Module, sources: Mapping[str, Source]) -> dict[str, Source]:
     """The tensors a part of a larger network reads, with their scales."""
     own = network.state_dict().keys()
     layers = {name.rpartition(".")[0] for name in own if name.endswith(".weight")}
     return {name: source for name, source in sources.items() if name in own or name.rpartition(".")[0] in layers}
-
-
-def replace_linears(network: nn.Module, weights: ComponentWeights) -> None:
-    """Put the policy's module in the place of every linear it covers."""
-    from torch import nn
-
-    if weights.policy is None:
-        return
-    for path in weights.quantized:
-        parent_path, _, leaf = path.rpartition(".")
-        linear = network.get_submodule(path)
-        if not isinstance(linear, nn.Linear):
-            raise CheckpointError(f"{path} is {type(linear).__name__}, {weights.policy.name} covers linears only")
-        setattr(network.get_submodule(parent_path), leaf, weights.policy.module(linear, weights.infos(path)))
 
 
 def _check_counts(config: Any, keys: Sequence[str], tensors: int) -> None:
@@ -282,14 +229,3 @@ def _check_scale_names(parts: Sequence[Part]) -> None:
                 raise CheckpointError(
                     f"{part.path}: scale {name} is outside {DIFFUSION_MODEL}, fp8-cast cannot fold it"
                 )
-
-
-@contextmanager
-def _as_checkpoint_error(what: str) -> Iterator[None]:
-    """A config from a file may be anything: whatever reading it raises is an error of the file."""
-    try:
-        yield
-    except ImportError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{what}: {error}") from error

@@ -17,11 +17,11 @@ own ``per_channel_statistics.*``.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ltx_core.loader.sd_ops import KeyMap, SDOps, strip_prefixes
+from ltx_core.model.video_vae.diffusion.config import GATES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,23 +30,13 @@ DIFFUSION_MODEL = "model.diffusion_model."
 VIDEO_CONNECTORS = (f"{DIFFUSION_MODEL}video_embeddings_connector.", f"{DIFFUSION_MODEL}embeddings_connector.")
 AUDIO_CONNECTOR = f"{DIFFUSION_MODEL}audio_embeddings_connector."
 STATISTICS = "per_channel_statistics."
-AUDIO_PARTS = (
-    "audio_attn1",
-    "audio_attn2",
-    "audio_ff",
-    "audio_patchify",
-    "audio_proj_out",
-    "audio_adaln_single",
-    "audio_prompt",
-    "audio_scale_shift_table",
-)
 
 
 @dataclass(frozen=True)
 class ComponentSpec:
     """One part of a checkpoint. ``network`` and ``config`` are ``module:Class``, imported when the part is built."""
 
-    keys: KeyMap  # native name -> module name
+    prefixes: Mapping[str, str]  # of native names, and what stands for them in module names; others are not loaded
     markers: tuple[str, ...]  # a tensor under one of these shows that the part is there
     network: str = ""  # built as network(config); empty: not built here
     config: str = ""  # read by config.from_metadata
@@ -54,9 +44,18 @@ class ComponentSpec:
     layer_counts: tuple[str, ...] = ()  # keys there, at any depth, of which the file has at least one tensor each
     streams: tuple[str, ...] = ()  # of a transformer with more streams, build only these
     optional: Mapping[str, str] = field(default_factory=dict)  # parameter -> config flag, off if absent
-    elsewhere: tuple[str, ...] = ()  # starts of module names that pass `keys` but belong to another component or none
+    elsewhere: tuple[str, ...] = ()  # starts of module names that pass but belong to another component or none
+    gates: Mapping[str, str] = field(default_factory=dict)  # tensors multiplied into a layer of their block
     spare: tuple[str, ...] = ()  # tensors nothing computes with: the file, the network or both may lack them
     quantizable: bool = False
+
+    def module_name(self, name: str) -> str | None:
+        """The name in the network of a tensor with a native name; None where it is none of this component's."""
+        for prefix, own in self.prefixes.items():
+            if name.startswith(prefix):
+                module = own + name.removeprefix(prefix)
+                return None if module.startswith(self.elsewhere) else module
+        return None
 
     def read_config(self, metadata_config: Mapping[str, Any]) -> Any:
         """The network's frozen config; ``ConfigError`` when the checkpoint's JSON describes none."""
@@ -84,20 +83,21 @@ def _half_of_vae(prefix: str, bare: bool, half: str, network: str, config: str) 
     prefixes = {f"{start}{half}.": "" for start in outer} | {f"{start}{STATISTICS}": STATISTICS for start in outer}
     bare_markers = (f"{half}.conv_in.", f"{half}.down_blocks.", f"{half}.up_blocks.") if bare else ()
     return ComponentSpec(
-        keys=strip_prefixes(prefixes),
+        prefixes=prefixes,
         markers=(f"{prefix}.{half}.", *bare_markers),
         network=network,
         config=config,
         section=prefix,
         layer_counts=("num_layers", "num_res_blocks", "stage_depths"),
         elsewhere=("coarse_",),
+        gates=GATES,
         spare=(*LTXV_STATISTICS, "type_emb"),
     )
 
 
 LTXV_STATISTICS = tuple(STATISTICS + name for name in ("channel", "mean-of-stds", "mean-of-stds_over_std-of-means"))
 TRANSFORMER = ComponentSpec(
-    keys=strip_prefixes({DIFFUSION_MODEL: ""}),
+    prefixes={DIFFUSION_MODEL: ""},
     markers=(f"{DIFFUSION_MODEL}transformer_blocks.", f"{DIFFUSION_MODEL}patchify_proj."),
     network="ltx_core.model.transformer.model:LTXModel",
     config="ltx_core.model.transformer.config:TransformerConfig",
@@ -107,13 +107,6 @@ TRANSFORMER = ComponentSpec(
     elsewhere=tuple(name.removeprefix(DIFFUSION_MODEL) for name in (*VIDEO_CONNECTORS, AUDIO_CONNECTOR)),
     quantizable=True,
 )
-
-
-def _audio_only_keys() -> SDOps:
-    ops = SDOps("transformer audio only").with_replacement(DIFFUSION_MODEL, "")
-    for part in AUDIO_PARTS:
-        ops = ops.with_matching(prefix=DIFFUSION_MODEL, contains=part)
-    return ops
 
 
 _VIDEO_VAE = "ltx_core.model.video_vae.video_vae"
@@ -127,14 +120,12 @@ COMPONENTS: dict[str, ComponentSpec] = {
     "video_transformer": replace(TRANSFORMER, streams=("video",)),
     "audio_transformer": replace(TRANSFORMER, streams=("audio",)),
     "embeddings": ComponentSpec(
-        keys=strip_prefixes(
-            {
-                "text_embedding_projection.": "feature_extractor.",
-                VIDEO_CONNECTORS[0]: "video_connector.",
-                VIDEO_CONNECTORS[1]: "video_connector.",
-                AUDIO_CONNECTOR: "audio_connector.",
-            }
-        ),
+        prefixes={
+            "text_embedding_projection.": "feature_extractor.",
+            VIDEO_CONNECTORS[0]: "video_connector.",
+            VIDEO_CONNECTORS[1]: "video_connector.",
+            AUDIO_CONNECTOR: "audio_connector.",
+        },
         markers=("text_embedding_projection.", *VIDEO_CONNECTORS, AUDIO_CONNECTOR),
         network="ltx_core.text_encoders.gemma.embeddings:EmbeddingsProcessor",
         config="ltx_core.text_encoders.gemma.config:EmbeddingsConfig",
@@ -146,39 +137,26 @@ COMPONENTS: dict[str, ComponentSpec] = {
     "audio_encoder": _half_of_vae("audio_vae", False, "encoder", f"{_AUDIO_VAE}:AudioEncoder", _AUDIO_VAE_CONFIG),
     "audio_decoder": _half_of_vae("audio_vae", False, "decoder", f"{_AUDIO_VAE}:AudioDecoder", _AUDIO_VAE_CONFIG),
     "vocoder": ComponentSpec(
-        keys=strip_prefixes({"vocoder.": ""}),
+        prefixes={"vocoder.": ""},
         markers=("vocoder.",),
         network="ltx_core.model.audio_vae.vocoder:Vocoder",
         config="ltx_core.model.audio_vae.config:VocoderConfig",
     ),
     "duration_head": ComponentSpec(
-        keys=strip_prefixes({"duration_head.": ""}),
+        prefixes={"duration_head.": ""},
         markers=("duration_head.",),
         network="ltx_core.model.duration_head.model:DurationHead",
         config="ltx_core.model.duration_head.config:DurationHeadConfig",
     ),
     "latent_upsampler": ComponentSpec(
-        keys=strip_prefixes({"": ""}),
+        prefixes={"": ""},
         markers=("initial_conv.",),
         network="ltx_core.model.upsampler.model:LatentUpsampler",
         config="ltx_core.model.upsampler.config:LatentUpsamplerConfig",
         layer_counts=("num_blocks_per_stage",),
     ),
     "text_encoder": ComponentSpec(
-        keys=strip_prefixes({"": ""}),
+        prefixes={"": ""},
         markers=("tokenizer_json", "model.layers.", "model.language_model.", "language_model.model."),
     ),
-}
-
-KEY_MAPS: dict[str, Callable[[str], str | None]] = {
-    "transformer": TRANSFORMER.keys,
-    "transformer_audio_only": _audio_only_keys(),
-    "video_vae_encoder": COMPONENTS["video_encoder"].keys,
-    "video_vae_decoder": COMPONENTS["video_decoder"].keys,
-    "audio_vae_encoder": COMPONENTS["audio_encoder"].keys,
-    "audio_vae_decoder": COMPONENTS["audio_decoder"].keys,
-    "vocoder": COMPONENTS["vocoder"].keys,
-    "embeddings_processor": COMPONENTS["embeddings"].keys,
-    "duration_head": COMPONENTS["duration_head"].keys,
-    "lora": SDOps("lora").with_matching().with_replacement("diffusion_model.", ""),
 }

@@ -10,17 +10,16 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.components import COMPONENTS, DIFFUSION_MODEL
-from ltx_core.loader.diffusers_names import from_diffusers_name
 from ltx_core.loader.gguf import GgufFile
-from ltx_core.loader.infer_config import infer_transformer_config
 from ltx_core.loader.metadata import parse_metadata
 from ltx_core.loader.safetensors_file import SafetensorsFile, TensorInfo
+from ltx_core.model.transformer.foreign import from_diffusers_name, infer_transformer_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,13 +36,18 @@ class Source:
 
     file: TensorFile
     key: str
+    gate: Source | None = None  # [C]: scales the rows of the tensor [C, ...], in float32
 
     @property
     def info(self) -> TensorInfo:
         return self.file.tensors[self.key]
 
     def read(self) -> Tensor:
-        return self.file.read(self.key)
+        tensor = self.file.read(self.key)
+        if self.gate is None:
+            return tensor
+        gate = self.gate.read().float().view(-1, *[1] * (tensor.ndim - 1))
+        return (tensor.float() * gate).to(tensor.dtype)
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,18 @@ class Part:
         return any(name.startswith(markers) for name in self.tensors)
 
     def sources(self, component: str) -> dict[str, Source]:
-        """The tensors of a component by module name."""
-        keys = COMPONENTS[component].keys
-        renamed = ((keys(name), source) for name, source in self.tensors.items())
-        return {name: source for name, source in renamed if name is not None}
+        """The tensors of a component by module name, gates multiplied into their layers and left out themselves."""
+        spec = COMPONENTS[component]
+        named = ((spec.module_name(name), source) for name, source in self.tensors.items())
+        sources = {name: source for name, source in named if name is not None}
+        for name in [name for name in sources if name.rpartition(".")[2] in spec.gates]:
+            block, _, leaf = name.rpartition(".")
+            gate = sources.pop(name)
+            for part in ("weight", "bias"):
+                scaled = f"{block}.{spec.gates[leaf]}.{part}"
+                if scaled in sources:
+                    sources[scaled] = replace(sources[scaled], gate=gate)
+        return sources
 
 
 def find_files(path: Path) -> list[Path]:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from ltx_core.loader.quantization import (
     widen_plain,
 )
 from ltx_core.loader.safetensors_file import TensorInfo
+from ltx_core.precision import Precision, computed_and_stored
 
 PACKING = frozenset({"scales", "biases"})  # beside a weight that is packed for MLX
 READERS = 4  # threads that read layers
@@ -50,6 +51,19 @@ class ComponentWeights:
     device: torch.device | str = "cpu"
     policy: QuantizationPolicy | None = None
     stored: torch.dtype | None = None  # of matrices that are widened to ``dtype`` when they are read
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        sources: Mapping[str, Source],
+        dtype: torch.dtype | Precision | None = None,
+        device: torch.device | str = "cpu",
+        policy: QuantizationPolicy | None = None,
+    ) -> ComponentWeights:
+        """The weights at a precision, which may keep matrices narrower than it computes."""
+        computed, stored = computed_and_stored(dtype)
+        return cls(name, sources, computed, device, policy, stored)
 
     @cached_property
     def layers(self) -> dict[str, dict[str, Source]]:
@@ -172,33 +186,6 @@ def _without_ends(paths: frozenset[str]) -> frozenset[str]:
     blocks = {path: int(path.split(".")[1]) for path in paths}
     ends = {min(blocks.values(), default=0), max(blocks.values(), default=0)}
     return frozenset(path for path, block in blocks.items() if block not in ends)
-
-
-def widen_when_read(network: nn.Module, weights: ComponentWeights) -> None:
-    """Make weights that are kept narrow appear in ``weights.dtype`` wherever they are read."""
-    for path in weights.widened:
-        _widen(network.get_submodule(path), weights.dtype)
-
-
-def widen_loaded(network: nn.Module, dtype: torch.dtype | None) -> None:
-    """Let a network that is loaded compute in ``dtype``: matrices are widened when they are read, the rest now."""
-    for module in network.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if name == "weight" and parameter.ndim > 1:
-                _widen(module, dtype)
-            else:
-                parameter.data = parameter.to(dtype)
-
-
-def _widen(module: nn.Module, dtype: torch.dtype | None) -> None:
-    kind: Any = type(module)
-    module.__class__ = _widening(kind, dtype)
-
-
-@cache
-def _widening(kind: type[nn.Module], dtype: torch.dtype | None) -> Any:
-    """The class whose ``weight`` is its parameter of that name in ``dtype``."""
-    return type(kind.__name__, (kind,), {"weight": property(lambda module: module._parameters["weight"].to(dtype))})
 
 
 def _join(path: str, leaf: str) -> str:

@@ -170,6 +170,7 @@ class LTXModel(nn.Module):
                 )
                 for samples in batched(segment.samples, max_batch_size or size)
             ]
+            rows = []
             # 2. The blocks.
             for index in range(segment.first, segment.last):
                 for group in groups:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.checkpoint import Checkpoint
@@ -70,7 +69,7 @@ class GemmaAssets:
             raise CheckpointError(f"{self.path} has no {name}; download the whole text encoder again")
         return _parse(self.path / name, self.side_cars[name])
 
-    def language_model_tensors(self) -> dict[str, Tensor]:
+    def language_model(self) -> dict[str, Source]:
         """The tensors of the decoder under its own names (``embed_tokens.weight``, ``layers.0...``, ``norm.weight``).
 
         Vision and audio towers and the output head are not read. Raises ``CheckpointError`` for quantised packs.
@@ -86,7 +85,7 @@ class GemmaAssets:
             dtype = sources[name].tensors[name].dtype
             if not dtype.is_floating_point or dtype.itemsize == 1:
                 raise CheckpointError(f"{self.path}: {name} is {dtype}, expected 16 or 32 bit weights")
-        return {name.removeprefix(prefix): sources[name].read(name) for name in names}
+        return {name.removeprefix(prefix): Source(sources[name], name) for name in names}
 
 
 def embeddings_parts(

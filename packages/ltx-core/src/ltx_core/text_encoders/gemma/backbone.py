@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ltx_core.errors import CheckpointError
-from ltx_core.loader.checkpoint import fill
-from ltx_core.loader.weights import Kind, check_fit, widen_loaded
-from ltx_core.precision import Precision, computed_and_stored
+from ltx_core.errors import as_checkpoint_error
+from ltx_core.loader.build import build
+from ltx_core.loader.weights import ComponentWeights
+from ltx_core.precision import Precision
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.text_encoders.gemma.decoder import DecoderLayer, Norm, rotation
 from ltx_core.text_encoders.gemma.decoder_config import GemmaConfig
@@ -89,19 +90,9 @@ def load_backbone(
     Raises ``CheckpointError`` where the files describe no model that is built here, or the weights do not fill it
     exactly.
     """
-    try:
-        with torch.device("meta"):
-            backbone = GemmaBackbone(GemmaConfig.from_json(assets.config))
-    except Exception as error:  # a config from a file may be anything
-        raise CheckpointError(f"{assets.path} describes no language model to encode with: {error}") from error
-    tensors = assets.language_model_tensors()
-    expected, given = (
-        {name: Kind(tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in state.items()}
-        for state in (backbone.state_dict(), tensors)
-    )
-    check_fit(str(assets.path), f"a {assets.model_type} decoder", expected, given)
-    computed, stored = computed_and_stored(dtype)
-    fill(backbone, {name: tensor.to(device, stored or computed) for name, tensor in tensors.items()})
-    if stored is not None:
-        widen_loaded(backbone, computed)
-    return backbone
+    with as_checkpoint_error(f"{assets.path} describes no language model to encode with"):
+        config = GemmaConfig.from_json(assets.config)
+    weights = ComponentWeights.of(f"a {assets.model_type} decoder", assets.language_model(), dtype, device)
+    network = build(partial(GemmaBackbone, config), weights)
+    assert isinstance(network, GemmaBackbone)
+    return network

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from ltx_core.errors import ConfigError
 from ltx_core.loader import Checkpoint
-from ltx_core.loader.checkpoint import fill
+from ltx_core.loader.build import build
 from ltx_core.loader.metadata import check_gemma_source, parse_metadata
-from ltx_core.loader.weights import ComponentWeights, Kind, check_fit, widen_when_read
-from ltx_core.precision import Precision, computed_and_stored
+from ltx_core.loader.weights import ComponentWeights
+from ltx_core.precision import Precision
 from ltx_core.text_encoders.gemma.assets import GemmaAssets, embeddings_parts
 from ltx_core.text_encoders.gemma.backbone import GemmaBackbone, load_backbone
 from ltx_core.text_encoders.gemma.embeddings import AVGemmaEncoderOutput, EmbeddingsProcessor, VideoGemmaEncoderOutput
@@ -116,12 +117,7 @@ def load_embeddings_processor(
 ) -> EmbeddingsProcessor:
     """Feature extractor and connectors for this language model, from the checkpoint and, if packed, its own file."""
     config, sources = embeddings_parts(assets, checkpoint, audio=audio)
-    with torch.device("meta"):
-        processor = EmbeddingsProcessor(config)
-    dtype, stored = computed_and_stored(dtype)
-    weights = ComponentWeights("embeddings", sources, dtype, device, stored=stored)
-    expected = {name: Kind(tuple(tensor.shape), True) for name, tensor in processor.state_dict().items()}
-    check_fit(weights.where, "embeddings", expected, weights.kinds())
-    widen_when_read(processor, weights)
-    fill(processor, weights.state_dict())
-    return processor
+    weights = ComponentWeights.of("embeddings", sources, dtype, device)
+    network = build(partial(EmbeddingsProcessor, config), weights)
+    assert isinstance(network, EmbeddingsProcessor)
+    return network

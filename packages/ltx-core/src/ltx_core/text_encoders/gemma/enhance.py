@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltx_core.errors import CheckpointError, ConfigError
-from ltx_core.loader.weights import widen_loaded
 from ltx_core.precision import Precision, computed_and_stored
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.text_encoders.gemma.system_prompts import SYSTEM_PROMPTS
+from ltx_core.text_encoders.pretrained import quiet_transformers, widen_pretrained
 
 DEFAULT_SEED = 42
 IMAGE_LONG_SIDE = 896  # pixels
@@ -134,7 +133,7 @@ def load_enhancer(
         kinds = ", ".join(DECODING)
         raise CheckpointError(f"{path} is {assets.model_type} and only encodes; enhance with a folder of {kinds}")
     folder = assets.weights[0].path.parent
-    with _quiet():
+    with quiet_transformers():
         try:
             if images:
                 processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
@@ -148,31 +147,9 @@ def load_enhancer(
         eos_token_id=model.config.eos_token_id, pad_token_id=model.generation_config.pad_token_id
     )
     if stored is not None:
-        _widen(model, computed)
+        widen_pretrained(model, computed)
     model = model.to(device).eval().requires_grad_(False)
     return PromptEnhancer(model, processor, _chat_template(assets), assets.model_type, decoding)
-
-
-def _widen(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Let a model of ``transformers`` compute in ``dtype`` with its matrices as they are loaded."""
-    widen_loaded(model, dtype)
-    for module in model.modules():
-        if isinstance(scale := getattr(module, "scalar_embed_scale", None), float):
-            module.embed_scale = torch.tensor(scale, dtype=dtype)  # it had been rounded to what is stored
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars while a model is loaded."""
-    from transformers.utils import logging
-
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
 
 
 def _chat_template(assets: GemmaAssets) -> str:

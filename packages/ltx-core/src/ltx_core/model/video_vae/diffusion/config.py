@@ -15,6 +15,10 @@ from typing import Any, Literal, get_args
 from ltx_core.errors import ConfigError
 from ltx_core.types import SpatioTemporalScaleFactors
 
+#: Tensors ``diff_blocks.{j}.gate_*`` [C] that some files store beside their blocks, and the layers whose results they
+#: scale. Loading multiplies them into those layers.
+GATES = {"gate_msa": "attn.proj", "gate_mlp": "mlp.w_down", "gate_ctx": "context_proj"}
+
 Axes = tuple[int, int, int]  # frames, height, width
 Prediction = Literal["x0", "v"]
 
