@@ -12,6 +12,7 @@ import torch
 from benchmarks.common import Options, clock_of
 
 CPU = (
+    "precision",
     "transformer",
     "guidance",
     "text",

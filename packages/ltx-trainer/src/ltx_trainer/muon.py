@@ -14,6 +14,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from ltx_core.precision import fast
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives singular values towards 1
 ITERATIONS = 5
 MATRIX_STEP = 0.2  # root mean square of a matrix's step, in learning rates
@@ -82,9 +84,9 @@ def matrix_weights(module: nn.Module) -> list[Tensor]:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """About the nearest orthogonal matrices ``[N, m, n]``, by Newton-Schulz iterations in bfloat16."""
+    """About the nearest orthogonal matrices ``[N, m, n]``, by Newton-Schulz iterations; bfloat16 is enough for them."""
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if fast(matrices.device.type) == "bfloat16" else matrices.float()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

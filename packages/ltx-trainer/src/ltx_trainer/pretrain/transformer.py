@@ -46,6 +46,7 @@ DIFFUSION_MODEL = "model.diffusion_model."
 FIXED_SIGMAS = (1.0, 0.75, 0.5, 0.25)  # noise levels of the held-out loss
 HELD_OUT_SEED = 1234
 FORMS = 64  # lengths, batch sizes and modes of a run; past the limit torch goes on without compiling
+CAPTIONS_AT_ONCE = 64  # which attend in one row, each to itself
 LEAST_VARIANCE = 1e-4  # of the largest: axes with less are noise
 
 Judge = Callable[["TransformerTrainer", int, Path], Mapping[str, float]]
@@ -252,10 +253,14 @@ def start_distinct(trainer: TransformerTrainer, tokens: TokenBatch) -> None:
     """
     extractor = trainer.embeddings.feature_extractor
     assert extractor is not None
-    lengths = tokens.attention_mask.sum(1).tolist()
-    states: list[Tensor] = []
-    trainer.backbone(tokens, lambda state: states.append(extractor.normalize(state, lengths)))
-    x = torch.stack(states, dim=2).flatten(1).double()  # [n, D * L]
+
+    def states_of(part: TokenBatch) -> Tensor:
+        lengths, states = part.attention_mask.sum(1).tolist(), list[Tensor]()
+        trainer.backbone(part, lambda state: states.append(extractor.normalize(state, lengths)))
+        return torch.stack(states, dim=2).flatten(1)
+
+    parts = zip(*(rows.split(CAPTIONS_AT_ONCE) for rows in (tokens.input_ids, tokens.attention_mask)), strict=True)
+    x = torch.cat([states_of(TokenBatch(*part)) for part in parts]).double()  # [n, D * L]
     mean = x.mean(dim=0)
     variances, axes = torch.linalg.eigh(torch.cov(x.T))  # rising
     for linear in extractor.projections.values():
