@@ -134,10 +134,18 @@ def test_the_beginning_of_a_clip_has_as_much_sound_as_is_generated() -> None:
 def test_latents_are_kept_and_never_held_out_in_training(recipe: Recipe) -> None:
     from ltx_tiny.world.scene import split
 
-    for part in ("train", "held_out"):
+    for part in ("train", "held_out", "long"):
         clips = LatentClips.open(recipe.out / "latents", part)
         assert len(clips.clips) == recipe.stage("latents")["counts"][part]
-        assert {split(scene) for _, scene in clips.clips} == {part}
+        assert {split(scene) for _, scene in clips.clips} == {"train" if part == "long" else part}
+
+
+def test_long_clips_have_long_motions_and_sounds(recipe: Recipe) -> None:
+    examples = stages.latent_examples(recipe, "transformer", 0.0)[0]
+    long = examples.make(0, 0, Stage(1, 1, frames=57, side=128))  # the smoke recipe's clips have 33 frames
+    assert long["video"].shape[1] == 8 and long["audio"].shape[1] == AudioLatentShape.from_duration(1, 57 / FPS).frames
+    (_, scene), *_ = LatentClips.open(recipe.out / "latents", "long").clips
+    assert scene.seconds > 3.9
 
 
 def test_video_examples_are_a_function_of_position() -> None:

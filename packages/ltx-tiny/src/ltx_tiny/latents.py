@@ -26,13 +26,14 @@ from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
 from ltx_core.types import Audio, AudioLatentShape
 from ltx_tiny.examples import FPS, FRAMES, spoken
 from ltx_tiny.world.code import CHANNELS, scene_code
-from ltx_tiny.world.scene import Scene, sample_scene
+from ltx_tiny.world.scene import SECONDS, Scene, sample_scene
 from ltx_tiny.world.sound import SAMPLE_RATE, play
 from ltx_trainer.pretrain.data import Stage, leave_stopping_to_the_parent
 
 SIDES = (128, 256)
 LATENT_CHANNELS = 128
-PART_SEEDS = {"train": 0, "held_out": 1}
+PART_SEEDS = {"train": 0, "held_out": 1, "long": 2}
+LONG = 2  # times as long as other clips are those of part "long", and so are their motions
 
 
 def video_latent(scene: Scene, frames: int, side: int) -> Tensor:
@@ -42,21 +43,28 @@ def video_latent(scene: Scene, frames: int, side: int) -> Tensor:
 
 
 class Sounds(Dataset[Tensor]):
-    """The waveforms ``[2, S]`` of scenes, for worker processes."""
+    """The waveforms ``[2, S]`` of scenes, each with its length in frames, for worker processes."""
 
-    def __init__(self, scenes: Sequence[Scene], frames: int) -> None:
-        self.scenes, self.frames = scenes, frames
+    def __init__(self, scenes: Sequence[tuple[Scene, int]]) -> None:
+        self.scenes = scenes
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, number: int) -> Tensor:
-        return torch.from_numpy(play(self.scenes[number], self.frames / FPS))
+        scene, frames = self.scenes[number]
+        return torch.from_numpy(play(scene, frames / FPS))
 
 
 def scene_of(seed: int, part: str, number: int) -> Scene:
     """Scene ``number`` of a data set."""
-    return sample_scene(np.random.default_rng((seed, PART_SEEDS[part], number)), part)
+    rng = np.random.default_rng((seed, PART_SEEDS[part], number))
+    return sample_scene(rng, "train", LONG * SECONDS) if part == "long" else sample_scene(rng, part)
+
+
+def length_of(part: str, frames: int) -> int:
+    """How many frames the clips of a part have, where others have ``frames``."""
+    return LONG * (frames - 1) + 1 if part == "long" else frames
 
 
 def shard_path(folder: Path, part: str, number: int) -> Path:
@@ -98,13 +106,15 @@ class LatentExamples:
 
     seed: int
     clips: LatentClips
+    long_clips: LatentClips  # for stages of more frames than others have
     tokenizer: GemmaTokenizer
     caption_dropout: float = 0.1
     leave_out: float = 0.3
 
     def __call__(self, position: int, slot: int, stage: Stage) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, position, slot))
-        audio, scene = self.clips.clips[int(rng.integers(len(self.clips.clips)))]
+        clips = (self.long_clips if stage.frames > FRAMES else self.clips).clips
+        audio, scene = clips[int(rng.integers(len(clips)))]
         texts = [spoken(scene, rng, self.caption_dropout, self.leave_out), ""]
         batch = self.tokenizer(texts, stage.tokens or None)
         return {
@@ -150,15 +160,16 @@ class LatentsPlan:
     frames: int = FRAMES
     workers: int = 0
 
-    def shards(self, folder: Path) -> list[tuple[Path, list[Scene]]]:
-        """Every shard that is not there yet, with its scenes."""
-        missing: list[tuple[Path, list[Scene]]] = []
+    def shards(self, folder: Path) -> list[tuple[Path, list[tuple[Scene, int]]]]:
+        """Every shard that is not there yet, with its scenes and their lengths in frames."""
+        missing: list[tuple[Path, list[tuple[Scene, int]]]] = []
         for part, count in self.counts.items():
             for first in range(0, count, self.shard_size):
                 path = shard_path(folder, part, first // self.shard_size)
                 numbers = range(first, min(first + self.shard_size, count))
                 if not path.exists():
-                    missing.append((path, [scene_of(self.seed, part, number) for number in numbers]))
+                    length = length_of(part, self.frames)
+                    missing.append((path, [(scene_of(self.seed, part, number), length) for number in numbers]))
         return missing
 
 
@@ -166,12 +177,12 @@ class LatentsPlan:
 def make_latents(folder: Path, plan: LatentsPlan, encoder: nn.Module) -> Iterator[Path]:
     """Make all shards that are not there yet, giving each when it is written."""
     shards = plan.shards(folder)
-    sounds = Sounds([scene for _, held in shards for scene in held], plan.frames)
+    sounds = Sounds([scene for _, held in shards for scene in held])
     waves = iter(DataLoader(sounds, None, num_workers=plan.workers, worker_init_fn=leave_stopping_to_the_parent))
     device = next(encoder.parameters()).device
     for path, held in shards:
         audio = Audio(torch.stack(list(islice(waves, len(held)))).to(device), SAMPLE_RATE)
         latents = encode_audio(audio, encoder)  # type: ignore[arg-type]
-        scenes = json.dumps([scene.to_json() for scene in held])
+        scenes = json.dumps([scene.to_json() for scene, _ in held])
         save_tensors(path, {"audio": latents.to("cpu", torch.bfloat16)}, {"scenes": scenes})
         yield path

@@ -159,10 +159,16 @@ def text_tokenizer(recipe: Recipe) -> GemmaTokenizer:
 def latent_examples(recipe: Recipe, name: str, dropout: float) -> tuple[Examples, dict[str, Tensor]]:
     """Training examples of a stage and one held-out batch at the small side."""
     tokenizer, folder = text_tokenizer(recipe), recipe.out / "latents"
-    made = LatentExamples(recipe.seed, LatentClips.open(folder, "train"), tokenizer, dropout)
-    checked = LatentExamples(recipe.seed + 1, LatentClips.open(folder, "held_out"), tokenizer, 0.0)
+    made = LatentExamples(recipe.seed, *training_clips(recipe), tokenizer, dropout)
+    kept = LatentClips.open(folder, "held_out")
+    checked = LatentExamples(recipe.seed + 1, kept, kept, tokenizer, 0.0)
     whole = Stage(1, 1, frames=int(recipe.stage("latents")["frames"]), side=128)
     return recipe.examples(name, made), held_out_batch(recipe, checked, whole)
+
+
+def training_clips(recipe: Recipe) -> tuple[LatentClips, LatentClips]:
+    """The clips to learn from, and those that are longer."""
+    return LatentClips.open(recipe.out / "latents", "train"), LatentClips.open(recipe.out / "latents", "long")
 
 
 def held_out_batch(
