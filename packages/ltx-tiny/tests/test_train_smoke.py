@@ -90,6 +90,16 @@ def test_the_adapter_fits_the_transformer(out: Path) -> None:
     assert lora.layers and not lora.unmatched({name for name, _ in model.named_parameters()})
 
 
+def test_the_outline_adapter_fits_and_saw_drawings(out: Path, recipe: Recipe) -> None:
+    lora = Lora.open(out / "bundle" / bundle.OUTLINE_LORA)
+    model = Checkpoint.open(out / "bundle" / bundle.CHECKPOINT).build("transformer")
+    assert lora.layers and not lora.unmatched({name for name, _ in model.named_parameters()})
+    task = stages.in_context(recipe)
+    batch = task.examples.batch(0)
+    assert batch["reference"].shape == batch["video"].shape and not torch.equal(batch["reference"], batch["video"])
+    assert task.module(batch, step_draws("cpu", 1))["loss_video"] > 0
+
+
 def test_the_exported_transformer_comes_back_whole(recipe: Recipe) -> None:
     trainer = stages.make_trainer(recipe, recipe.exported("transformer"))
     checkpoint = Checkpoint.open(recipe.exported("transformer"))

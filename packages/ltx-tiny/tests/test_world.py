@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ltx_core.errors import ConfigError
+from ltx_tiny.world.drawing import draw_lines
 from ltx_tiny.world.motion import events, track
 from ltx_tiny.world.picture import Window, distance, draw
 from ltx_tiny.world.render import render
@@ -178,3 +179,13 @@ def test_sampling_reaches_every_value():
     counts = Counter(name for name, _ in seen)
     expected = {"shape": 5, "colour": 8, "size": 2, "motion": 10, "background": 6, "camera": 5, "sound": 11, "pitch": 3}
     assert counts == expected
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_drawing_has_white_lines_where_a_picture_has_edges(shape):
+    still = scene(shape=shape, motion="stays still", size="large", x=0.0)
+    lines, picture = draw_lines(still, 1, 256, 256, 25.0)[0], render(still, 1)[0][0].astype(int)
+    assert lines.max() == 255 and 0.01 < (lines > 128).mean() < 0.1
+    edges = np.abs(np.gradient(picture.mean(axis=-1))).max(axis=0) > 25
+    near = np.lib.stride_tricks.sliding_window_view(np.pad(lines[..., 0], 3), (7, 7)).max(axis=(2, 3)) > 128
+    assert near[edges].mean() > 0.8

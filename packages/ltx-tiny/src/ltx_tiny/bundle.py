@@ -1,7 +1,8 @@
 """The bundled model: where it lies in the package, and how the stages' files become it.
 
 The folder holds ``ltx-tiny.safetensors`` (transformer, text projection and connectors, both VAEs, vocoder),
-``gemma/``, ``ltx-tiny-spatial-upscaler-x2.safetensors`` and ``ltx-tiny-distilled-lora.safetensors``.
+``gemma/``, ``ltx-tiny-spatial-upscaler-x2.safetensors``, ``ltx-tiny-distilled-lora.safetensors`` and
+``ltx-tiny-ic-lora-outline.safetensors``, which turns the drawing of a scene into a clip.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 CHECKPOINT = "ltx-tiny.safetensors"
 UPSCALER = "ltx-tiny-spatial-upscaler-x2.safetensors"
 DISTILLED_LORA = "ltx-tiny-distilled-lora.safetensors"
+OUTLINE_LORA = "ltx-tiny-ic-lora-outline.safetensors"
 GEMMA = "gemma"
 MOST_BYTES = 48_000_000
 DEMO_PROMPT = "a small red ball bounces on a blue background with a low knock"
@@ -71,7 +73,7 @@ def write_bundle(folder: Path, config: Mapping[str, Any], files: Mapping[str, Pa
     """Put the stages' files together and return what was written.
 
     ``files`` are by stage: ``video_decoder``, ``audio_vae``, ``vocoder``, ``transformer``, ``gemma``, ``upsampler``,
-    ``distill``. Raises `CheckpointError` when the whole is larger than 48 MB.
+    ``distill``, ``in_context``. Raises `CheckpointError` when the whole is larger than 48 MB.
     """
     from ltx_core.loader.safetensors_file import SafetensorsFile, save_checkpoint
     from ltx_tiny.world.captions import prompt_world
@@ -79,14 +81,16 @@ def write_bundle(folder: Path, config: Mapping[str, Any], files: Mapping[str, Pa
     from ltx_trainer.pretrain.task import MODEL_VERSION
 
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, upscaler, lora = (folder / name for name in (CHECKPOINT, UPSCALER, DISTILLED_LORA))
+    checkpoint, upscaler = folder / CHECKPOINT, folder / UPSCALER
     parts = [files[name] for name in ("transformer", "video_decoder", "audio_vae", "vocoder")]
     metadata = {"config": dict(config), "model_version": MODEL_VERSION, "demo_prompt": DEMO_PROMPT}
     metadata |= {"default_request": DEFAULT_REQUEST, "prompt_world": prompt_world()}
     save_checkpoint(checkpoint, rounded(parts), metadata)
     save_checkpoint(upscaler, rounded([files["upsampler"]]), SafetensorsFile(files["upsampler"]).metadata)
-    save_checkpoint(lora, rounded([files["distill"]]), SafetensorsFile(files["distill"]).metadata)
-    written = [checkpoint, upscaler, lora, *unpack(files["gemma"], folder / GEMMA)]
+    adapters = {folder / DISTILLED_LORA: files["distill"], folder / OUTLINE_LORA: files["in_context"]}
+    for path, file in adapters.items():
+        save_checkpoint(path, rounded([file]), SafetensorsFile(file).metadata)
+    written = [checkpoint, upscaler, *adapters, *unpack(files["gemma"], folder / GEMMA)]
     size = sum(path.stat().st_size for path in written)
     if size > MOST_BYTES:
         raise CheckpointError(f"the bundled model has {size} bytes, expected at most {MOST_BYTES}")

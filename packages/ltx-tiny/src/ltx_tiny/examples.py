@@ -12,6 +12,7 @@ from torch import Tensor
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
 from ltx_tiny.world.captions import caption
 from ltx_tiny.world.code import scene_code
+from ltx_tiny.world.drawing import draw_lines
 from ltx_tiny.world.picture import draw
 from ltx_tiny.world.scene import SECONDS, Scene, sample_scene
 from ltx_tiny.world.sound import play
@@ -20,6 +21,7 @@ from ltx_trainer.pretrain.gemma import TURN, TURN_END
 from ltx_trainer.validation_config import DEFAULT_NEGATIVE_PROMPT
 
 FPS = 25.0
+DRAWN_SHARE = 0.08  # of the video VAE's clips, so that it can encode what an in-context adapter is given
 CHAT_SHARE = 0.5  # of what the language model reads
 FRAMES = 49
 
@@ -39,7 +41,9 @@ class VideoExamples:
         scene = sample_scene(rng, self.part)
         start = float(rng.uniform(0.0, SECONDS - stage.frames / FPS))
         view = (scene, stage.frames, stage.side, stage.side, FPS, start)
-        return {"video": as_tensor(draw(*view)), "code": torch.from_numpy(scene_code(*view))}
+        drawing = bool(rng.random() < DRAWN_SHARE)
+        video = draw_lines(*view) if drawing else draw(*view)
+        return {"video": as_tensor(video), "code": torch.from_numpy(scene_code(*view, drawing=drawing))}
 
 
 @dataclass(frozen=True)

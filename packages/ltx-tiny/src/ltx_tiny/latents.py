@@ -26,6 +26,7 @@ from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
 from ltx_core.types import Audio, AudioLatentShape
 from ltx_tiny.examples import FPS, FRAMES, spoken
 from ltx_tiny.world.code import CHANNELS, scene_code
+from ltx_tiny.world.drawing import drawn
 from ltx_tiny.world.scene import SECONDS, Scene, sample_scene
 from ltx_tiny.world.sound import SAMPLE_RATE, play
 from ltx_trainer.pretrain.data import Stage, leave_stopping_to_the_parent
@@ -36,9 +37,9 @@ PART_SEEDS = {"train": 0, "held_out": 1, "long": 2}
 LONG = 2  # times as long as other clips are those of part "long", and so are their motions
 
 
-def video_latent(scene: Scene, frames: int, side: int) -> Tensor:
+def video_latent(scene: Scene, frames: int, side: int, drawing: bool = False) -> Tensor:
     """The latent of a square clip of a scene, float32 ``[128, f, h, w]``: its code, and nothing in the rest."""
-    code = torch.from_numpy(scene_code(scene, frames, side, side, FPS))
+    code = torch.from_numpy(scene_code(scene, frames, side, side, FPS, drawing=drawing))
     return torch.cat([code, code.new_zeros(LATENT_CHANNELS - len(CHANNELS), *code.shape[1:])])
 
 
@@ -101,7 +102,8 @@ class LatentExamples:
     """Latents with a caption in new words each time: ``video``, ``audio``, ``fps``, ``input_ids``, ``attention_mask``.
 
     Also the empty prompt as ``empty_ids`` and ``empty_mask``. A stage of few frames has the beginnings of clips; one
-    that says ``tokens`` has its prompts padded to so many.
+    that says ``tokens`` has its prompts padded to so many. With ``drawings`` every clip has that of its drawing too, as
+    ``reference``.
     """
 
     seed: int
@@ -110,14 +112,20 @@ class LatentExamples:
     tokenizer: GemmaTokenizer
     caption_dropout: float = 0.1
     leave_out: float = 0.3
+    drawings: bool = False
 
     def __call__(self, position: int, slot: int, stage: Stage) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, position, slot))
         clips = (self.long_clips if stage.frames > FRAMES else self.clips).clips
         audio, scene = clips[int(rng.integers(len(clips)))]
+        reference: dict[str, Tensor] = {}
+        if self.drawings:
+            scene = drawn(scene)
+            reference = {"reference": video_latent(scene, stage.frames, stage.side, drawing=True)}
         texts = [spoken(scene, rng, self.caption_dropout, self.leave_out), ""]
         batch = self.tokenizer(texts, stage.tokens or None)
         return {
+            **reference,
             "video": video_latent(scene, stage.frames, stage.side),
             "audio": beginning(audio, stage.frames),
             "fps": torch.tensor(FPS),

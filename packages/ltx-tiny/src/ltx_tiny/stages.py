@@ -4,7 +4,7 @@ its work itself and gives None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from ltx_trainer.pretrain.audio_vae import AudioVaeTask
 from ltx_trainer.pretrain.data import Examples, Stage, stack
 from ltx_trainer.pretrain.distill import DistillSettings, DistillTask, block_linears
 from ltx_trainer.pretrain.gemma import TOKENIZER_CONFIG, GemmaTask, train_tokenizer
+from ltx_trainer.pretrain.in_context import InContextTask
 from ltx_trainer.pretrain.transformer import Mode, TextModel, TransformerTask, TransformerTrainer, start_distinct
 from ltx_trainer.pretrain.upsampler import UpsamplerTask
 from ltx_trainer.pretrain.video_vae import VideoDecoderTask, VideoVaeTask
@@ -124,8 +125,16 @@ def distill(recipe: Recipe) -> Task:
     return DistillTask(trainer, examples, lora, settings, held_out, judge)
 
 
+def in_context(recipe: Recipe) -> Task:
+    stage = recipe.stage("in_context")
+    trainer = make_trainer(recipe, recipe.exported("transformer"), stage["modes"])
+    lora = LoraSettings(rank=int(stage["rank"]), target_modules=tuple(block_linears(trainer)))
+    made = LatentExamples(recipe.seed, *training_clips(recipe), text_tokenizer(recipe), 0.0, drawings=True)
+    return InContextTask(trainer, recipe.examples("in_context", made), lora)
+
+
 def bundle(recipe: Recipe) -> None:
-    stages = ("video_decoder", "audio_vae", "vocoder", "transformer", "gemma", "upsampler", "distill")
+    stages = ("video_decoder", "audio_vae", "vocoder", "transformer", "gemma", "upsampler", "distill", "in_context")
     files = {name: recipe.exported(name) for name in stages}
     written = write_bundle(recipe.out / "bundle", recipe.config, files)
     size = sum(path.stat().st_size for path in written)
@@ -142,6 +151,7 @@ STAGES: dict[str, Callable[[Recipe], Task | None]] = {
     "upsampler": upsampler,
     "transformer": transformer,
     "distill": distill,
+    "in_context": in_context,
     "bundle": bundle,
 }
 
@@ -178,21 +188,26 @@ def held_out_batch(
     return stack([make(0, slot, stage) for slot in range(int(recipe.stage("latents")["held_out_batch"]))])
 
 
-def make_trainer(recipe: Recipe, trained: Path | None = None) -> TransformerTrainer:
-    """Transformer and connectors, fresh or as exported, with the frozen language model."""
+def make_trainer(
+    recipe: Recipe, trained: Path | None = None, modes: Sequence[Mapping[str, Any]] = ()
+) -> TransformerTrainer:
+    """Transformer and connectors, fresh or as exported, with the frozen language model.
+
+    It is trained in the ``modes`` of its own stage, or in those given.
+    """
     assets = GemmaAssets.open(recipe.exported("gemma"))
     text = TextModel(load_backbone(assets, torch.float32), assets.config)
-    modes = [
+    given = [
         Mode(
             float(mode["weight"]),
             FlexibleConfig(name="flexible", video=mode.get("video"), audio=mode.get("audio")),
             int(mode.get("least_frames", 1)),
         )
-        for mode in recipe.stage("transformer")["modes"]
+        for mode in modes or recipe.stage("transformer")["modes"]
     ]
     torch.manual_seed(recipe.seed)
     isolated_share = float(recipe.stage("transformer")["isolated_share"])
-    trainer = TransformerTrainer(recipe.config, text, modes, isolated_share, len(CHANNELS))
+    trainer = TransformerTrainer(recipe.config, text, given, isolated_share, len(CHANNELS))
     if recipe.device == "cpu":
         trainer.transformer.set_attention_backend("math")
     if trained is not None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx_tiny.world.drawing import INK, PAPER, drawn
 from ltx_tiny.world.motion import GROUND_Y, camera, track
 from ltx_tiny.world.picture import Window, backdrop, distance
 from ltx_tiny.world.scene import COLOURS, SHAPES, Scene
@@ -83,17 +84,24 @@ def scene_code(
     fps: float,
     start: float = 0.0,
     window: Window | None = None,
+    drawing: bool = False,
 ) -> NDArray[np.float32]:
     """The code ``[len(CHANNELS), 1 + (F - 1) / 8, h, w]`` of a clip or of a window of it; arguments as ``draw``.
 
-    ``frames`` must be ``8k + 1``.
+    ``frames`` must be ``8k + 1``. The code of a drawing says a black stage and a white body.
     """
-    grid = Grid.of(height, width, window)
+    grid, scene = Grid.of(height, width, window), drawn(scene) if drawing else scene
     instants = np.maximum(np.arange(-SPAN + 1, frames), 0).reshape(-1, SPAN)  # of each latent frame
     t = start + instants / fps
-    stage = _stage(scene, grid, t)
-    body = _body(scene, grid, t)
-    return np.concatenate([stage, body]).astype(np.float32)
+    code = np.concatenate([_stage(scene, grid, t), _body(scene, grid, t)]).astype(np.float32)
+    if drawing:
+        near = code[CHANNELS.index("near")]
+        for number, name in enumerate(CHANNELS):
+            if name in ("red", "green", "blue"):
+                code[number] = (INK / 98.0 - 1.3) * near
+            elif name.startswith(("stage red", "stage green", "stage blue")):
+                code[number] = PAPER / 127.5 - 1.0
+    return code
 
 
 def _stage(scene: Scene, grid: Grid, t: Float) -> Float:

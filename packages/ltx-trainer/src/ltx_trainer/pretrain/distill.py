@@ -122,8 +122,15 @@ class DistillTask(PretrainTask):
         path = folder / f"{self.name}_step_{step:05d}.safetensors"
         prefix = "trainer.transformer."
         own = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-        tensors = lora_tensors(self.module.trainer.transformer, own)
-        return [save_lora(path, tensors, torch.bfloat16, {"lora_rank": str(self.rank), "lora_alpha": str(self.rank)})]
+        return [export_lora(path, self.module.trainer.transformer, own, self.rank)]
+
+
+def export_lora(
+    path: Path, network: nn.Module, weights: Mapping[str, Tensor], rank: int, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write the adapter of a network, whose alpha is its rank."""
+    said = {"lora_rank": str(rank), "lora_alpha": str(rank), **(metadata or {})}
+    return save_lora(path, lora_tensors(network, weights), torch.bfloat16, said)
 
 
 def at_level(inputs: TrainingInputs, sigma: float) -> TrainingInputs:

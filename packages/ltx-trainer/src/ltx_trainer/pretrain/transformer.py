@@ -47,6 +47,7 @@ FIXED_SIGMAS = (1.0, 0.75, 0.5, 0.25)  # noise levels of the held-out loss
 HELD_OUT_SEED = 1234
 FORMS = 64  # lengths, batch sizes and modes of a run; past the limit torch goes on without compiling
 CAPTIONS_AT_ONCE = 64  # which attend in one row, each to itself
+SOURCES = ("video", "audio", "reference")  # latents of a batch
 LEAST_VARIANCE = 1e-4  # of the largest: axes with less are noise
 
 Judge = Callable[["TransformerTrainer", int, Path], Mapping[str, float]]
@@ -288,8 +289,12 @@ def held_out_losses(trainer: TransformerTrainer, batch: Mapping[str, Tensor]) ->
 
 def latent_sources(batch: Mapping[str, Tensor], device: torch.device) -> Batch:
     """Stacked latents in the form the strategies read, in float32."""
-    video, audio = (batch[name].to(device, non_blocking=True).float() for name in ("video", "audio"))
-    return {"video_latents": {"latents": video, "fps": batch["fps"]}, "audio_latents": {"latents": audio}}
+    latents = {name: batch[name].to(device, non_blocking=True).float() for name in SOURCES if name in batch}
+    sources = {"video_latents": {"latents": latents["video"], "fps": batch["fps"]}}
+    sources["audio_latents"] = {"latents": latents["audio"]}
+    if "reference" in latents:
+        sources["reference"] = {"latents": latents["reference"], "fps": batch["fps"]}
+    return sources
 
 
 def pick(at: float, weights: Sequence[float]) -> int:
