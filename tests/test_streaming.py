@@ -15,9 +15,9 @@ import torch
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader import Checkpoint
+from ltx_core.model.common.meter import LiveBytes
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.video_vae import VideoDecoder, VideoEncoder
-from ltx_pipelines.planning.cost import LiveBytes
 from tests.golden.case import Case, find_cases, golden_root
 
 
