@@ -14,7 +14,6 @@ from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderFactor
 from ltx_core.components.noisers import normalized_noise, plain_noise
 from ltx_core.guidance.perturbations import BatchedPerturbationConfig, PerturbationType
 from ltx_core.model.transformer.modality import Modality
-from ltx_core.sampling.batch_split import BatchSplitAdapter
 from ltx_core.sampling.denoisers import DenoiseCall, Denoiser, GuidedDenoiser, Results, Transformer
 from ltx_core.sampling.loop import denoise
 from ltx_core.sampling.modality import States
@@ -151,7 +150,7 @@ def result_tensors(prefix: str, results: Results) -> dict[str, Tensor]:
 
 def whole_run(case: Case) -> dict[str, Tensor]:
     recorder = Recorder(make_denoiser(case))
-    model = BatchSplitAdapter(make_model(case), case.args.get("max_batch_size", 1))
+    model = make_model(case)
     states: States = make_states(case)
     for step in denoise(model, recorder, states, case.inputs["sigmas"], make_sampler(case)):
         states = step.states

@@ -18,13 +18,13 @@ from ltx_core.conditioning import VideoConditionByKeyframeIndex
 from ltx_core.conditioning.tools import VideoLatentTools
 from ltx_core.errors import ConfigError
 from ltx_core.guidance.perturbations import BatchedPerturbationConfig, PerturbationType
+from ltx_core.model.common.tiling import TileCountConfig
 from ltx_core.model.transformer.modality import Modality, TimestepGroups
 from ltx_core.sampling import res2s, samplers
-from ltx_core.sampling.batch_split import BatchSplitAdapter
 from ltx_core.sampling.denoisers import DenoiseCall, GuidedDenoiser
 from ltx_core.sampling.loop import SamplingStep, denoise
 from ltx_core.sampling.modality import modality_from_latent_state
-from ltx_core.sampling.modality_tiling import AxisTiling, TileCountConfig, VideoModalityTilingHelper
+from ltx_core.sampling.modality_tiling import VideoModalityTilingHelper
 from ltx_core.sampling.res2s import Res2sSampler, refine_anchor
 from ltx_core.sampling.samplers import (
     EulerSampler,
@@ -311,20 +311,6 @@ def test_passes_follow_the_parameters() -> None:
     assert names(guided(FULL), ("video",)) == ["cond", "uncond", "ptb"]
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("max_batch_size", [1, 3, 100])
-def test_batching_passes_changes_nothing(batch: int, max_batch_size: int) -> None:
-    states = {"video": with_held_tokens(make_state(batch=batch)), "audio": make_state(5, axes=1, batch=batch)}
-    contexts = {name: context.repeat(batch, 1, 1) for name, context in CONTEXTS.items()}
-    guiders = {name: MultiModalGuider(FULL, -context) for name, context in contexts.items()}
-    denoiser = GuidedDenoiser(contexts, guiders)
-    model = Model()
-    split = run(states, EulerSampler(), BatchSplitAdapter(model, max_batch_size), denoiser)
-    whole = run(states, EulerSampler(), Model(), denoiser)
-    assert all(torch.allclose(split[name], whole[name], atol=1e-6) for name in whole)
-    assert len(model.calls) == 6 * math.ceil(4 * batch / max_batch_size)
-
-
 def test_guidance_is_made_of_its_passes() -> None:
     call = DenoiseCall.at(SIGMAS, 1)
     result = guided(FULL)(Model(), both(), call)["video"]
@@ -362,15 +348,6 @@ def test_missing_predictions_and_contexts_are_named() -> None:
         run(both(), EulerSampler(), denoiser=GuidedDenoiser(CONTEXTS, {"video": MultiModalGuider(cfg)}))
     with pytest.raises(ConfigError, match="force_uncond_pass"):
         run(both(), StochasticSampler(CFG_PP), denoiser=GuidedDenoiser(CONTEXTS))
-    with pytest.raises(ConfigError, match="max_batch_size is 0"):
-        BatchSplitAdapter(Model(), 0)
-
-
-def test_the_batch_splitter_shows_the_model() -> None:
-    model = Model()
-    assert BatchSplitAdapter(model, 2).calls is model.calls
-    with pytest.raises(AttributeError):
-        _ = BatchSplitAdapter(model, 2).nothing
 
 
 # --- tiles
@@ -382,7 +359,7 @@ def tiled_case() -> tuple[VideoModalityTilingHelper, Modality]:
     for frame in (0, 20):
         state = VideoConditionByKeyframeIndex(torch.randn(1, 3, 1, 5, 6), frame).apply_to(state, tools)
     state = replace(state, attention_mask=torch.rand(1, 180, 180))
-    tiling = TileCountConfig(AxisTiling(2, 1), AxisTiling(2, 2), AxisTiling(3, 1))
+    tiling = TileCountConfig((2, 1), (2, 2), (3, 1))
     modality = modality_from_latent_state(
         state, torch.zeros(1, 1, 1), torch.tensor([0.5]), mask_groups=TimestepGroups.of(state.denoise_mask)
     )

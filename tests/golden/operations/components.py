@@ -55,10 +55,10 @@ from ltx_core.guidance.perturbations import (
     PerturbationConfig,
     PerturbationType,
 )
-from ltx_core.model.common.tiling import causal, split_by_count, split_by_size, trapezoidal_mask_1d
+from ltx_core.model.common.tiling import TileCountConfig, causal, split_by_count, split_by_size, trapezoidal_mask_1d
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.sampling.modality import post_process_latent, timesteps_from_mask
-from ltx_core.sampling.modality_tiling import AxisTiling, TileCountConfig, VideoModalityTilingHelper
+from ltx_core.sampling.modality_tiling import VideoModalityTilingHelper
 from ltx_core.sampling.res2s import res2s_coefficients
 from ltx_core.types import (
     AudioLatentShape,
@@ -478,7 +478,7 @@ def tile_and_blend(case: Case) -> dict[str, Tensor]:
     )
     tools = make_tools(case.args["tools"])
     assert isinstance(tools, VideoLatentTools)
-    tiling = TileCountConfig(**{axis: AxisTiling(**value) for axis, value in case.args["tiling"].items()})
+    tiling = TileCountConfig(**{axis: (v["num_tiles"], v["overlap"]) for axis, v in case.args["tiling"].items()})
     helper = VideoModalityTilingHelper(tiling, tools)
     tiles = helper.tiles(modality.positions)
     boxes = [[[axis.start, axis.end] for axis in tile.box] for tile in tiles]
@@ -490,7 +490,7 @@ def tile_and_blend(case: Case) -> dict[str, Tensor]:
         raw = helper.tile_modality(modality, tile, normalize_positions=False)
         named = {
             f"out.tile{i}.keep_indices": tile.keep_indices,
-            f"out.tile{i}.cond_blend_weights": tile.appended_blend_weights,
+            f"out.tile{i}.cond_blend_weights": tile.blend_weights[tile.num_generated :],
             f"out.tile{i}.positions": part.positions,
             f"out.tile{i}.keyframes_mask": part.keyframes_mask,
             f"out.tile{i}.timesteps": part.timesteps,

@@ -367,12 +367,18 @@ def encode_tiles(case: Case) -> dict[str, Tensor]:
     encoder, tiling = load(case, VideoEncoder), tiling_of(case)
     check_scale_factors(case, encoder)
     video = case.inputs["video"] if "video" in case.inputs else video_from_recipe(case)
-    latent = tiled_encode(encoder, video, tiling)
-    results = {"out.latent": latent}
+    plan = plan_of(video, tiling, encoder.scale_factors)
+    results = {"out.latent": tiled_encode(encoder, video[:, :, : plan.frames[-1].pixels.end], plan)}
     if "tiles" in case.outputs:
-        plan = TilePlan.of(tuple(latent.shape[2:]), tiling, encoder.scale_factors)
         results["out.tiles"] = tile_rows(plan.tiles, latent_first=False)
     return results
+
+
+def plan_of(video: Tensor, tiling: Tiling | None, factors: SpatioTemporalScaleFactors) -> TilePlan:
+    frames, height, width = video.shape[2:]
+    return TilePlan.of(
+        (factors.latent_frames(frames), height // factors.height, width // factors.width), tiling, factors
+    )
 
 
 def video_from_recipe(case: Case) -> Tensor:

@@ -12,9 +12,10 @@ from ltx_core.components.helpers import evenly_spaced_keyframe_positions, second
 from ltx_core.components.patchifiers import VideoLatentPatchifier
 from ltx_core.conditioning.mask_utils import downsample_mask_video_to_latent
 from ltx_core.conditioning.tools import VideoLatentTools
+from ltx_core.model.common.tiling import TileCountConfig
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.video_vae.tiling import TilePlan, TileSizeConfig, announced_chunks
-from ltx_core.sampling.modality_tiling import AxisTiling, TileCountConfig, VideoModalityTilingHelper
+from ltx_core.sampling.modality_tiling import VideoModalityTilingHelper
 from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
 from ltx_media.color import (
     ACESCCT,
@@ -194,7 +195,7 @@ def token_tiles(case: Case) -> dict[str, Tensor]:
     """Tiles of a sequence whose model is `tanh(x * (1 + 0.1 * tile index))`, and their blend."""
     shape = VideoLatentShape(*case.args["latent_shape"])
     assert shape.token_count == case.args["num_target_tokens"]
-    counts = TileCountConfig(**{axis: AxisTiling(*values) for axis, values in case.args["tiles"].items()})
+    counts = TileCountConfig(**{axis: tuple(values) for axis, values in case.args["tiles"].items()})
     tools = VideoLatentTools(VideoLatentPatchifier(patch_size=1), shape, case.args["fps"])
     helper = VideoModalityTilingHelper(counts, tools)
     inputs = case.inputs
@@ -212,7 +213,7 @@ def token_tiles(case: Case) -> dict[str, Tensor]:
         sides = [axis.length for axis in tile.box]
         results[f"out.tile{index}.keep"] = tile.keep_indices
         results[f"out.tile{index}.mask"] = tile.blend_weights[: tile.num_generated].view(sides)
-        results[f"out.tile{index}.cond_weights"] = tile.appended_blend_weights
+        results[f"out.tile{index}.cond_weights"] = tile.blend_weights[tile.num_generated :]
         results[f"out.tile{index}.positions"] = part.positions
         assert torch.equal(part.timesteps, modality.timesteps[:, tile.keep_indices])
         blended = helper.blend(torch.tanh(part.latent * (1 + 0.1 * index)), tile, blended)

@@ -66,6 +66,10 @@ class SpatioTemporalScaleFactors(NamedTuple):
         blocks = vae.get("encoder_blocks") or vae.get("decoder_blocks")
         return cls.from_blocks(blocks, vae.get("patch_size", 4)) if blocks else cls.default()
 
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of ``frames`` pictures: one for the first, one for every ``time`` that follow, the rest cut."""
+        return (frames - 1) // self.time + 1
+
     def snap_frames(self, frames: int) -> int:
         """The largest valid frame count ``k * time + 1`` that is not above ``frames`` (at least 1)."""
         return max(frames - 1, 0) // self.time * self.time + 1
@@ -128,7 +132,7 @@ class VideoLatentShape(NamedTuple):
         return cls(
             shape.batch,
             latent_channels,
-            (shape.frames - 1) // scale_factors.time + 1,
+            scale_factors.latent_frames(shape.frames),
             shape.height // scale_factors.height,
             shape.width // scale_factors.width,
         )

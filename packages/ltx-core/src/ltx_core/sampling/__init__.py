@@ -5,5 +5,5 @@ loop.py         the loop, an iterator over steps
 samplers.py     how one step is made: Euler, Heun, gradient estimating, ancestral, CFG++, res_2s
 denoisers.py    one x0 prediction per stream, with guidance
 modality.py     a state as the transformer's input, and its result held to the clean tokens
-batch_split.py, modality_tiling.py   a big input in several calls
+modality_tiling.py   tokens of a big video in overlapping tiles
 """

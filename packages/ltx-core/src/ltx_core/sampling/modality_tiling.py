@@ -14,28 +14,11 @@ import torch
 from torch import Tensor
 
 from ltx_core.conditioning.tools import VideoLatentTools
-from ltx_core.model.common.tiling import Interval, product, split_by_count, trapezoidal_mask_1d
+from ltx_core.model.common.tiling import Interval, TileCountConfig, product, trapezoidal_mask_1d
 from ltx_core.model.transformer.modality import Modality, TimestepGroups
 
 #: Intervals of latent cells along (frames, height, width).
 Box = tuple[Interval, ...]
-
-
-@dataclass(frozen=True)
-class AxisTiling:
-    """``num_tiles`` tiles along one axis that share ``overlap`` latent cells."""
-
-    num_tiles: int = 1
-    overlap: int = 0
-
-
-@dataclass(frozen=True)
-class TileCountConfig:
-    """How many tiles along each axis."""
-
-    frames: AxisTiling = AxisTiling()
-    height: AxisTiling = AxisTiling()
-    width: AxisTiling = AxisTiling()
 
 
 @dataclass(frozen=True)
@@ -46,10 +29,6 @@ class TokenTile:
     keep_indices: Tensor  # [n] into the whole sequence
     num_generated: int
     blend_weights: Tensor  # [n]: how much of each token's result is this tile's
-
-    @property
-    def appended_blend_weights(self) -> Tensor:
-        return self.blend_weights[self.num_generated :]
 
 
 @dataclass(frozen=True)
@@ -62,12 +41,7 @@ class VideoModalityTilingHelper:
     def boxes(self) -> list[Box]:
         """(frames, height, width) of every tile in latent cells, frames slowest."""
         shape = self.video_tools.target_shape
-        axes = (
-            (shape.frames, self.tiling.frames),
-            (shape.height, self.tiling.height),
-            (shape.width, self.tiling.width),
-        )
-        return product(*(split_by_count(size, axis.num_tiles, axis.overlap) for size, axis in axes))
+        return product(*self.tiling.split((shape.frames, shape.height, shape.width)))
 
     def tiles(self, positions: Tensor) -> list[TokenTile]:
         """All tiles for a sequence at ``positions`` ``[B, 3, N, 2]``, target tokens first.

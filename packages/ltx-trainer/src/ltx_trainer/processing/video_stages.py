@@ -61,7 +61,7 @@ def mask_stage(work: Workspace) -> Stage:
         path, target = row.media["video_mask"], target_bucket(work, row)
         factors, size = work.factors, (target.height, target.width)
         grid = (
-            (target.frames - 1) // factors.time + 1,
+            factors.latent_frames(target.frames),
             target.height // factors.height,
             target.width // factors.width,
         )

@@ -22,10 +22,9 @@ from ltx_core.model.common.tiling import Interval, TileCountConfig, causal, spli
 from ltx_core.types import SpatioTemporalScaleFactors
 
 if TYPE_CHECKING:
-    from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder, VideoEncoder
+    from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
 
 AXES = ("frames", "height", "width")
-MIN_ENCODE_OVERLAP = (16, 64, 64)  # frames, pixels, pixels
 SEAM = 2  # latent cells that neighbouring tiles share
 MAX_WASTE = 1.10  # decoded area over needed area
 COMPLEMENTARY_TOLERANCE = 1e-5
@@ -98,16 +97,6 @@ def announced_chunks(frames: int, tiling: Tiling | None) -> int:
         return tiling.frames[0]
     tile, overlap = tiling.frames
     return math.ceil((frames - 1) / (tile - overlap)) if tile else 1
-
-
-def check_video(frames: int | None, height: int, width: int, factors: SpatioTemporalScaleFactors) -> None:
-    """Refuse a video that tiles cannot map onto the latent grid exactly; ``frames`` None means not known yet."""
-    for name, side, factor in (("height", height, factors.height), ("width", width, factors.width)):
-        if side % factor:
-            raise ConfigError(f"{name} is {side}, expected a multiple of {factor}")
-    if frames is not None and (frames - 1) % factors.time:
-        nearest = factors.nearest_frames(frames)
-        raise ConfigError(f"frames is {frames}, expected {factors.time}k+1; nearest valid: {nearest}")
 
 
 @dataclass(frozen=True)
@@ -252,33 +241,23 @@ def blend_tiles(plan: TilePlan, decode: Callable[[Tile], Tensor], like: Tensor, 
 
 
 @torch.no_grad()
-def tiled_encode(encoder: VideoEncoder, video: Tensor, tiling: Tiling | None) -> Tensor:
-    """Encode ``[B, 3, F, H, W]`` tile by tile into a normalised latent in the model's dtype, on its device.
+def tiled_encode(encode: Callable[[Tensor], Tensor], video: Tensor, plan: TilePlan) -> Tensor:
+    """``encode`` of ``[B, 3, F, H, W]`` tile by tile, blended in float32 into a latent of the dtype that it gives.
 
-    The video may stay elsewhere: each tile is moved on its own. Surplus frames are cut first. A size config needs an
-    overlap of 16 frames or 64 pixels on each axis it tiles, else ``ConfigError``.
+    The video may stay elsewhere: each tile is given on its own.
     """
-    factors = encoder.scale_factors
-    video = video[:, :, : factors.snap_frames(video.shape[2])]
-    check_video(video.shape[2], video.shape[3], video.shape[4], factors)
-    if isinstance(tiling, TileSizeConfig):
-        _check_encode_overlap(tiling)
-    cells = (
-        (video.shape[2] - 1) // factors.time + 1,
-        video.shape[3] // factors.height,
-        video.shape[4] // factors.width,
-    )
-    plan = TilePlan.of(cells, tiling, factors)
-    frame_weights, height_weights, width_weights = plan.weights(False, torch.device("cpu"))
-    latent: Tensor | None = None
-    for t, h, w in plan.tiles:
-        tile = encoder(video[:, :, _slice(t, True), _slice(h, True), _slice(w, True)])
-        if latent is None:
-            latent = tile.new_zeros(video.shape[0], encoder.config.latent_channels, *cells)
-        mask = _outer(frame_weights[t], height_weights[h], width_weights[w]).to(tile.device)
-        latent[:, :, _slice(t, False), _slice(h, False), _slice(w, False)] += tile * mask
-    assert latent is not None
-    return latent
+    total: Tensor | None = None
+    weights: list[dict[Span, Tensor]] = []
+    for tile in plan.tiles:
+        latent = encode(video[(..., *pixels_of_tile(tile))])
+        if total is None:
+            sides = [spans[-1].cells.end for spans in plan.axes]
+            total = torch.zeros(*latent.shape[:2], *sides, device=latent.device)
+            weights = plan.weights(False, latent.device)
+        mask = _outer(*(axis[span] for axis, span in zip(weights, tile, strict=True)))
+        total[(..., *cells_of_tile(tile))] += latent.float() * mask
+    assert total is not None
+    return total.to(latent.dtype)
 
 
 def balanced_tiling(height: int, width: int, parts: int, overlap: int = SEAM) -> TileCountConfig:
@@ -322,12 +301,6 @@ def stream_tiles(
         for (h, w), pixels in zip(places, chunk, strict=True):
             canvas[..., _slice(h, True), _slice(w, True)] += pixels * (height_weights[h][:, None] * width_weights[w])
         yield canvas
-
-
-def _check_encode_overlap(tiling: TileSizeConfig) -> None:
-    for name, (tile, overlap), smallest in zip(AXES, tiling.axes(), MIN_ENCODE_OVERLAP, strict=True):
-        if tile and overlap < smallest:
-            raise ConfigError(f"{name} overlap is {overlap}, expected at least {smallest} to encode in tiles")
 
 
 def _cells(latent: Tensor) -> Cells:

@@ -1,3 +1,0 @@
-"""See ``ltx_core.components.guiders``."""
-
-from ltx_core.components.guiders import *  # noqa: F403

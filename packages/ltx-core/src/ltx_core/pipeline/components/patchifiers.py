@@ -1,3 +1,0 @@
-"""See ``ltx_core.components.patchifiers``."""
-
-from ltx_core.components.patchifiers import *  # noqa: F403

@@ -1,3 +1,0 @@
-"""See ``ltx_core.components.protocols``."""
-
-from ltx_core.components.protocols import *  # noqa: F403

@@ -1,3 +1,0 @@
-"""See ``ltx_core.components.schedulers``."""
-
-from ltx_core.components.schedulers import *  # noqa: F403

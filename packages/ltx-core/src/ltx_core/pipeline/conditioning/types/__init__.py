@@ -1,1 +1,0 @@
-"""See ``ltx_core.conditioning.types``."""

@@ -1,3 +1,0 @@
-"""See ``ltx_core.conditioning.types.mask_cond``."""
-
-from ltx_core.conditioning.types.mask_cond import *  # noqa: F403
