@@ -44,3 +44,63 @@ def test_what_needs_no_tensor_takes_no_torch(statement: str) -> None:
 def test_no_transformers_at_import(module: str) -> None:
     loaded = modules_after(f"import {module}")
     assert not loaded & {"transformers", "av", "accelerate", "scipy", "torchaudio"}
+
+
+CLI = "import sys; sys.argv = ['ltx', *{line}]; from ltx_pipelines.cli import main; code = main()"
+BUNDLED = Path(__file__).resolve().parents[1] / "packages/ltx-tiny/src/ltx_tiny/weights/ltx-tiny.safetensors"
+LIGHT = [  # a line, and what it says
+    ("--help", "generate"),
+    ("generate --help", "--num-frames"),
+    ("distilled --help", "--num-frames"),
+    ("models", "Lightricks/LTX-2"),
+    (f"inspect {BUNDLED}", "transformer"),
+    ("train --help", "--resume"),
+    ("generate", "prompt is empty"),
+    ("generate ball --bogus 1", "--bogus is no option"),
+    ("generate ball --cfg-scale much", "'much' is not a number"),
+    ("generate ball --num-frames 7 --no-snap", "nearest valid: 9"),
+    ("generate ball --image nowhere.png", "nowhere.png: cannot read image"),
+    ("generate ball --model nowhere", "neither a file"),
+    ("generate ball --lora nowhere", "does not exist"),
+    ("generate ball -o ball.xyz", "output is ball.xyz"),
+    ("plan ball --seed 99999999999999999999", "expected a 64-bit integer"),
+    ("plan ball --num-frames 7 --no-snap", "nearest valid: 9"),
+    ("retake ball --video nowhere.mp4 --start-time 0 --end-time 1", "nowhere.mp4: cannot read video"),
+    ("rerun nowhere.mp4", "nowhere.mp4: cannot read recipe"),
+    ("batch nowhere.jsonl", "No such file"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), LIGHT, ids=[line.replace(str(BUNDLED), "FILE") for line, _ in LIGHT])
+def test_a_line_that_computes_nothing_takes_no_torch(line: str, said: str, tmp_path: Path) -> None:
+    """Half a second instead of three: help, lists, headers, and every mistake that a plan or its options show."""
+    after = "print(*sorted({'torch', 'transformers'} & set(sys.modules)), sep='', end=f'|{code}', file=sys.stderr)"
+    code = f"{CLI.format(line=line.split())}; {after}"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    printed, _, heavy = (ended.stdout + ended.stderr).rpartition("\n")
+    assert said in printed and heavy.startswith("|"), ended.stderr
+
+
+def test_the_doctor_begins_before_torch_is_there(tmp_path: Path) -> None:
+    code = """
+import builtins, sys
+sys.argv = ["ltx", "doctor"]
+found = builtins.__import__
+def watched(name, *rest, **more):
+    if name == "torch":
+        print("TORCH")
+    return found(name, *rest, **more)
+builtins.__import__ = watched
+from ltx_pipelines.cli import main
+main()
+"""
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    before = said.partition("TORCH")[0]
+    assert all(section in before.splitlines() for section in ("packages", "models", "disk", "media"))
+
+
+def test_a_clip_is_made_without_transformers(tmp_path: Path) -> None:
+    """Its classes take longer to import than a small clip takes to sample."""
+    line = "generate ball --height 64 --width 64 --num-frames 9 --steps 1 -o ball.mp4 --quiet"
+    code = f"{CLI.format(line=line.split())}; sys.exit(code or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0

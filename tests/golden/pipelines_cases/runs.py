@@ -27,11 +27,12 @@ from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.retake import RetakePipeline
 from ltx_pipelines.running.engine import Event, Generation, generate, sampler_of, tools_of
 from ltx_pipelines.running.model_files import find_model
+from ltx_pipelines.running.texts import Contexts
 from ltx_pipelines.t2a_one_stage import T2AOneStagePipeline
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
 from ltx_pipelines.ti2vid_two_stages_hq import TI2VidTwoStagesHQPipeline
-from ltx_pipelines.utils.model_ledger import Contexts, ModelLedger
+from ltx_pipelines.utils.model_ledger import ModelLedger
 from tests.golden.case import TINY_CHECKPOINT, Case, assert_close
 
 PIPELINES: dict[str, type[Pipeline]] = {

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
-
 from ltx_core.errors import ConfigError
 from ltx_core.precision import DtypeName, Precision
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from ltx_core.guidance.perturbations import BatchedPerturbationConfig
     from ltx_core.loader.checkpoint import Checkpoint
     from ltx_core.loader.lora import Lora

@@ -22,6 +22,12 @@ def media_errors(path: str | Path, action: str) -> Iterator[None]:
         raise MediaError(f"{path}: cannot {action}: {_cause(error)}") from error
 
 
+def check_exists(path: str | Path, action: str) -> None:
+    """Raise ``MediaError`` for a missing file without importing what would read it."""
+    with media_errors(path, action):
+        Path(path).stat()
+
+
 def _cause(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(text.split())

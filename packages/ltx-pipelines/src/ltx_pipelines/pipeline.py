@@ -139,7 +139,7 @@ class Pipeline(ABC):
 
         plan = self.make_plan(self.request(prompt, **request))
         validate_plan(plan, self.ledger)
-        return plan
+        return plan.with_(dtype=self.ledger.precision.name)
 
     def stream(self, prompt: str | None = None, **request: Any) -> Iterator[Event]:
         """Run a request event by event; the last event carries the `Generation`. Close the iterator to cancel."""
@@ -246,7 +246,10 @@ class Pipeline(ABC):
 
     def probe(self, path: str) -> VideoInfo:
         """Size, length, rate and sound of a given clip."""
-        from ltx_pipelines.utils.media_io import probe_video
+        from ltx_media.errors import check_exists
+
+        check_exists(path, "read video")
+        from ltx_media.video import probe_video
 
         return probe_video(path)
 
@@ -268,13 +271,13 @@ class Pipeline(ABC):
 
     def predicted_frames(self, request: Request) -> int | None:
         """The number of frames the duration head gives a prompt; None when the request needs no prediction."""
-        from ltx_core.model.duration_head.model import predict_num_frames
-
         if not isinstance(request.num_frames, AutoDuration):
             return None
         duration, fps = request.num_frames, request.frame_rate or 24.0
         if not self.ledger.holds("duration_head"):
             raise ConfigError("num_frames is automatic, but the model has no duration head; give a number of frames")
+        from ltx_core.model.duration_head.model import predict_num_frames
+
         (contexts,), head = self.ledger.texts.contexts([request.prompt]), self.ledger.network("duration_head")
         return predict_num_frames(
             head, contexts.video, contexts.audio, fps, (duration.min_seconds, duration.max_seconds)
@@ -289,7 +292,6 @@ class Pipeline(ABC):
             seed=request.seed,
             stages=tuple(stages),
             negative_prompt=self.negative_prompt(request, stages),
-            dtype=self.ledger.precision.name,
             quantization=self.ledger.quantization,
             backend=self.ledger.backend,
             **fields,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ltx_core.components.beta_quantile import beta_quantile
 from ltx_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BASE_SHIFT_TOKENS = 1024
 MAX_SHIFT_TOKENS = 4096
@@ -25,49 +27,72 @@ LARGEST_EXPONENT = 80.0  # e^80 is finite in float32; every sigma has long round
 class LTX2Scheduler:
     """The schedule of LTX-2: uniform steps, shifted towards noise, stretched to end at ``terminal`` before 0."""
 
-    def execute(
+    def execute(self, steps: int, latent: Tensor | None = None, **options: Any) -> Tensor:
+        """The schedule for the token count ``F*H*W`` of ``latent`` ``[B, C, F, H, W]``; options as in ``sigmas``."""
+        import torch
+
+        if latent is not None:
+            options["tokens"] = math.prod(latent.shape[2:])
+        return torch.tensor(self.sigmas(steps, **options))
+
+    def sigmas(
         self,
         steps: int,
-        latent: Tensor | None = None,
+        tokens: int | None = None,
         max_shift: float = 2.05,
         base_shift: float = 0.95,
         stretch: bool = True,
         terminal: float = 0.1,
         default_number_of_tokens: int = MAX_SHIFT_TOKENS,
         **_: Any,
-    ) -> Tensor:
-        """The shift grows linearly with the token count ``F*H*W`` of ``latent`` ``[B, C, F, H, W]`` (not of tokens).
+    ) -> tuple[float, ...]:
+        """The values, rounded to float32 after every operation and so the same on every processor.
 
-        One step is ``[1, 0]``. Raises ``ConfigError`` for ``steps < 1`` or ``terminal`` outside [0, 1).
+        The shift grows linearly with ``tokens``, the positions of the latent and not those of the transformer. One step
+        is (1, 0). Raises ``ConfigError`` for ``steps < 1`` or ``terminal`` outside [0, 1).
         """
         _check_steps(steps)
         if not 0 <= terminal < 1:
             raise ConfigError(f"terminal is {terminal}, expected 0 <= terminal < 1")
         if steps == 1:
-            return torch.tensor([1.0, 0.0])
-        tokens = default_number_of_tokens if latent is None else math.prod(latent.shape[2:])
+            return (1.0, 0.0)
         slope = (max_shift - base_shift) / (MAX_SHIFT_TOKENS - BASE_SHIFT_TOKENS)
-        mu = tokens * slope + (base_shift - BASE_SHIFT_TOKENS * slope)
-        uniform = torch.linspace(1.0, 0.0, steps + 1)[:-1]
-        sigmas = _shift(uniform, mu)
+        mu = (tokens or default_number_of_tokens) * slope + (base_shift - BASE_SHIFT_TOKENS * slope)
+        uniform = _falling(steps + 1)[:-1]
+        scale = float32(math.exp(max(-LARGEST_EXPONENT, min(mu, LARGEST_EXPONENT))))
+        shifted = [float32(float32(1 / float32(scale + float32(float32(1 / s) - 1))) * scale) for s in uniform]
         if stretch:
-            headroom = 1 - sigmas
+            headroom = [float32(1 - sigma) for sigma in shifted]
             if headroom[-1] < SMALLEST_HEADROOM:
                 headroom = _headroom(uniform, mu)
-            sigmas = 1 - headroom / (headroom[-1] / (1 - terminal))
-        return torch.cat((sigmas, torch.zeros(1)))
+            last = float32(headroom[-1] / float32(1 - terminal))
+            shifted = [float32(1 - float32(room / last)) for room in headroom]
+        return (*shifted, 0.0)
+
+
+def float32(value: float) -> float:
+    """``value`` rounded to single precision."""
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded
+
+
+def _falling(count: int) -> list[float]:
+    """``count`` values from 1 to 0 in equal steps, each half counted from its end with one rounding."""
+    step = float32(1 / (count - 1))
+    first = [float32(1 - step * index) for index in range(count // 2)]
+    return [*first, *(float32(step * (count - 1 - index)) for index in range(count // 2, count))]
 
 
 def _shift(sigmas: Tensor, mu: float) -> Tensor:
     """``e^mu / (e^mu + 1/sigma - 1)`` for positive sigmas."""
-    scale = math.exp(max(-LARGEST_EXPONENT, min(mu, LARGEST_EXPONENT)))
+    scale = math.exp(mu)
     return scale / (scale + (1 / sigmas - 1))
 
 
-def _headroom(sigmas: Tensor, mu: float) -> Tensor:
+def _headroom(sigmas: Sequence[float], mu: float) -> list[float]:
     """``1 - shifted sigma`` up to a common factor, without the cancellation that rounds it to 0 at large ``mu``."""
-    odds = 1 / sigmas.double() - 1
-    return (odds / (1 + odds * math.exp(-mu))).float()
+    odds = [1 / sigma - 1 for sigma in sigmas]
+    return [float32(one / (1 + one * math.exp(-mu))) for one in odds]
 
 
 @dataclass(frozen=True)
@@ -75,13 +100,19 @@ class LinearQuadraticScheduler:
     """Small equal steps near noise, then quadratically growing ones."""
 
     def execute(self, steps: int, threshold_noise: float = 0.025, linear_steps: int | None = None, **_: Any) -> Tensor:
-        """The first ``linear_steps`` (half of all) steps remove ``threshold_noise``. One step is ``[1, 0]``.
+        """``sigmas`` as a tensor."""
+        import torch
+
+        return torch.tensor(self.sigmas(steps, threshold_noise, linear_steps))
+
+    def sigmas(self, steps: int, threshold_noise: float = 0.025, linear_steps: int | None = None) -> tuple[float, ...]:
+        """The first ``linear_steps`` (half of all) steps remove ``threshold_noise``. One step is (1, 0).
 
         Raises ``ConfigError`` for ``steps < 1`` or ``linear_steps`` outside 1 to ``steps``.
         """
         _check_steps(steps)
         if steps == 1:
-            return torch.tensor([1.0, 0.0])
+            return (1.0, 0.0)
         linear = steps // 2 if linear_steps is None else linear_steps
         if not 1 <= linear <= steps:
             raise ConfigError(f"linear_steps is {linear}, expected 1 to {steps}")
@@ -92,7 +123,7 @@ class LinearQuadraticScheduler:
             b = threshold_noise / linear - 2 * difference / quadratic**2
             c = a * linear**2
             removed += [a * i**2 + b * i + c for i in range(linear, steps)]
-        return torch.tensor([1 - x for x in (*removed, 1.0)], dtype=torch.float32)
+        return tuple(float32(1 - x) for x in (*removed, 1.0))
 
 
 @dataclass(frozen=True)
@@ -104,6 +135,8 @@ class BetaScheduler:
 
         Raises ``ConfigError`` for ``steps < 1`` or a shape parameter that is not positive.
         """
+        import torch
+
         _check_steps(steps)
         quantiles = [beta_quantile(1 - i / steps, alpha, beta) for i in range(steps)]
         indices = dict.fromkeys(round(q * (BETA_TABLE_SIZE - 1)) for q in quantiles)
@@ -112,6 +145,8 @@ class BetaScheduler:
 
 @cache
 def _beta_table() -> Tensor:
+    import torch
+
     times = torch.arange(1, BETA_TABLE_SIZE + 1, dtype=torch.float32) / BETA_TABLE_SIZE
     return _shift(times, BETA_TABLE_SHIFT)
 

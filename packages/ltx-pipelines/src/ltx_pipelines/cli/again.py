@@ -36,7 +36,6 @@ def rerun(given: dict[str, Any]) -> None:
     """From a recipe to a second clip."""
     from ltx_core.errors import ConfigError
     from ltx_pipelines.cli.generate import kept_request, planned
-    from ltx_pipelines.cli.job import Job, execute
     from ltx_pipelines.cli.progress import Reporter, style_of
     from ltx_pipelines.cli.session import open_session
     from ltx_pipelines.pipeline import pipeline_named
@@ -63,6 +62,8 @@ def rerun(given: dict[str, Any]) -> None:
         plan = plan_of(recipe, str(file))
         ledger = ledger_for(plan, given)
         validate_plan(plan, ledger)
+    from ltx_pipelines.cli.job import Job, execute
+
     output = Path(given.get("output") or free_name(file, "again"))
     execute(Job(plan, ledger, output, request, contact_sheet=sheet_of(given)), reporter)
 
@@ -98,7 +99,7 @@ def first_of(file: Path) -> Path:
 def recipe_in(file: Path) -> dict[str, Any]:
     """The recipe of a file; refuses files without one."""
     from ltx_core.errors import MediaError
-    from ltx_pipelines.utils.media_io import read_recipe
+    from ltx_media.recipe import read_recipe
 
     recipe = read_recipe(file)
     if recipe is None:

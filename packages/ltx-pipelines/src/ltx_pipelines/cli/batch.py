@@ -81,7 +81,6 @@ def batch(given: dict[str, Any]) -> None:
 def make_line(line: Line, ledgers: dict[str, ModelLedger], reporter: Reporter) -> None:
     """Make one clip, on the networks of an earlier line where they are the same; skip one that is there."""
     from ltx_pipelines.cli.generate import kept_request, planned
-    from ltx_pipelines.cli.job import Job, execute
     from ltx_pipelines.cli.session import open_session
 
     session = open_session(line.given, pipeline_named(line.pipeline) if line.pipeline else None, share=ledgers)
@@ -90,12 +89,14 @@ def make_line(line: Line, ledgers: dict[str, ModelLedger], reporter: Reporter) -
     if is_made(output, plan.to_json()):
         reporter.note(f"{output} is already there", path=str(output))
         return
+    from ltx_pipelines.cli.job import Job, execute
+
     execute(Job(plan, session.ledger, output, kept_request(line.given, session, plan)), reporter)
 
 
 def is_made(output: Path, plan: str) -> bool:
     """Whether a file holds the result of exactly this plan."""
-    from ltx_pipelines.utils.media_io import read_recipe
+    from ltx_media.recipe import read_recipe
 
     if not output.is_file():
         return False

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.fields import PIPELINE, every_option, options_for
+from ltx_pipelines.cli.output import SOUND, check_output, free_output
 from ltx_pipelines.pipeline import Pipeline, pipeline_named
 from ltx_pipelines.planning.schema import plain
 
@@ -33,7 +33,6 @@ picture) become video with sound: distilled, in two stages, or in one, whichever
 
 def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
     """Run one line from options to file."""
-    from ltx_pipelines.cli.job import Job, execute
     from ltx_pipelines.cli.progress import Reporter, style_of
     from ltx_pipelines.cli.session import open_session
 
@@ -41,6 +40,8 @@ def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
     named = given.pop("pipeline", None)
     session = open_session(given, pipeline_named(named) if named else kind)
     plan = planned(session, given, reporter)
+    from ltx_pipelines.cli.job import Job, execute  # torch and the networks, once the plan is known to be good
+
     output = Path(given.get("output") or free_output(plan.prompt, plan.seed, session.pipeline.suffix))
     sheet = given.get("contact_sheet")
     first_stage = bool(given.get("first_stage"))
@@ -58,11 +59,9 @@ def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
 
 def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> Plan:
     """The validated plan of a session, with a line on what was chosen and what was moved."""
-    from ltx_pipelines.cli.job import check_output
-
-    plan = session.pipeline.plan(**session.request)
     if "output" in given:
-        check_output(Path(given["output"]), plan)
+        check_output(Path(given["output"]), session.pipeline.suffix not in SOUND)
+    plan = session.pipeline.plan(**session.request)
     if given.get("enhance_prompt"):
         plan = plan.with_(prompt=enhanced(session, given, reporter))
     shape = plan.shape
@@ -90,13 +89,6 @@ def enhanced(session: Session, given: Mapping[str, Any], reporter: Reporter) -> 
     prompt = enhanced_prompt(request["prompt"], session.ledger, path, folder, request.get("seed", 10))
     reporter.note(f"prompt: {prompt}", prompt=prompt)
     return prompt
-
-
-def free_output(prompt: str, seed: int, suffix: str) -> str:
-    """A file name from prompt and seed that is not taken."""
-    stem = "-".join(re.findall(r"[a-z0-9]+", prompt.lower())[:6])[:48] or "clip"
-    names = (f"{stem}-{seed}{again}{suffix}" for again in ("", *(f"-{n}" for n in range(2, 10000))))
-    return next(name for name in names if not Path(name).exists())
 
 
 def kept_request(given: Mapping[str, Any], session: Session, plan: Plan) -> dict[str, Any]:

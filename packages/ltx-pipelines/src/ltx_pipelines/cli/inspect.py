@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,8 @@ def inspect(given: dict[str, Any]) -> None:
 def show_recipe(file: Path, as_json: bool) -> None:
     """A recipe as facts, then what has changed since."""
     from ltx_core.errors import MediaError
+    from ltx_media.recipe import read_recipe
     from ltx_pipelines.running.recipe import changes_since, plan_of
-    from ltx_pipelines.utils.media_io import read_recipe
 
     recipe = read_recipe(file)
     if recipe is None:
@@ -97,13 +98,11 @@ def show_weights(path: Path, as_json: bool) -> None:
 
 def weights_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """Version, licence and components of a checkpoint."""
-    import torch
-
     components = []
     for name in checkpoint.components:
         infos = [source.info for source in checkpoint.sources(name).values()]
         kinds = sorted({info.dtype_name for info in infos})
-        parameters = sum(torch.Size(info.shape).numel() for info in infos)
+        parameters = sum(math.prod(info.shape) for info in infos)
         size = sum(info.nbytes for info in infos)
         components.append({"name": name, "parameters": parameters, "bytes": size, "dtypes": ", ".join(kinds)})
     facts = {"files": checkpoint.where, "model_version": checkpoint.model_version or "not stated"}

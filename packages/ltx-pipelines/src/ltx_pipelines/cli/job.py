@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from ltx_core.errors import LtxError, MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.common.memory import peak_bytes
 from ltx_media.files import replacing
+from ltx_pipelines.cli.output import PREVIEW, VIDEO, check_output
 from ltx_pipelines.cli.progress import Reporter, human_bytes
 from ltx_pipelines.planning.plan import Plan, plan_from_json
 from ltx_pipelines.running.engine import Event, Generation, generate
@@ -35,7 +35,6 @@ from ltx_pipelines.utils.media_io import (
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 RNG_STATE = "rng_state"
-VIDEO, PREVIEW, SOUND = (".mp4", ".mov", ".m4v"), (".gif", ".webp"), (".wav",)
 
 
 @dataclass(frozen=True)
@@ -52,29 +51,11 @@ class Job:
     resume: Generation | None = None
 
 
-def check_output(path: Path, plan: Plan) -> None:
-    """Refuse a file name this result cannot be written to."""
-    check_name(path, (*VIDEO, *PREVIEW, "") if plan.has_video else SOUND)
-
-
-def check_name(path: Path, suffixes: Sequence[str]) -> None:
-    """Refuse a name with another suffix (the first is proposed; an empty one is a folder of PNG files)."""
-    if path.suffix.lower() not in suffixes:
-        kinds = ", ".join(suffix or "a folder for PNG files" for suffix in suffixes)
-        valid = path.with_suffix(suffixes[0]).name
-        raise MediaError(f"output is {path.name}, expected {kinds}; nearest valid: {valid}")
-    if path.suffix and path.is_dir():
-        raise MediaError(f"output is {path}, which is a folder, expected a file name")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise MediaError(f"output is {path}, but {parent} cannot be written to")
-
-
 def execute(job: Job, reporter: Reporter) -> Path:
     """Run a job to its file. Whatever stops it, no part of a file is left behind."""
     first = replace(job.plan, stages=job.plan.stages[:1])
     delivered = replace(job, plan=first) if job.first_stage else job
-    check_output(delivered.output, delivered.plan)
+    check_output(delivered.output, delivered.plan.has_video)
     if job.ledger.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.ledger.device)
     if (slow := job.ledger.precision.warning) is not None:

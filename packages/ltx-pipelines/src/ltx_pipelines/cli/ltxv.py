@@ -100,7 +100,8 @@ def request_of(given: dict[str, Any]) -> LTXVRequest:
 
 def execute(request: LTXVRequest, config: LTXVConfig, ledger: ModelLedger, output: Path, reporter: Reporter) -> None:
     """Run a request to its file."""
-    from ltx_pipelines.cli.job import VIDEO, Result, check_name, summary
+    from ltx_pipelines.cli.job import Result, summary
+    from ltx_pipelines.cli.output import VIDEO, check_name
     from ltx_pipelines.ltx_video.command import make_recipe, run, save
     from ltx_pipelines.utils.media_io import RECIPE_KEY
 

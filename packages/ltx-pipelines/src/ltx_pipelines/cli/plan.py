@@ -27,13 +27,14 @@ def show(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.generate import planned
     from ltx_pipelines.cli.progress import Reporter
     from ltx_pipelines.cli.session import open_session
-    from ltx_pipelines.planning.cost import cost_of
 
     as_json = given.pop("json", False)
     named = given.pop("pipeline", None)
     session = open_session(given, pipeline_named(named) if named else None)
     reporter = Reporter("quiet" if as_json else "lines")
     plan = planned(session, given, reporter)
+    from ltx_pipelines.planning.cost import cost_of  # torch, once the plan is known to be good
+
     cost = cost_of(plan, session.ledger)
     if as_json:
         print(json.dumps({"plan": json.loads(plan.to_json()), "cost": cost_json(cost)}, ensure_ascii=False))

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 from ltx_core.components.guiders import MultiModalGuiderParams
+from ltx_core.components.schedulers import BetaScheduler, LinearQuadraticScheduler, LTX2Scheduler
 from ltx_core.components.sigmas import DISTILLED_SIGMAS, STAGE_2_SIGMAS
 from ltx_core.errors import ConfigError
 from ltx_core.types import SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
@@ -45,15 +46,13 @@ def guidance(request: Request, defaults: VersionDefaults) -> dict[str, Guidance]
 
 def schedule(request: Request, steps: int) -> tuple[float, ...]:
     """The request's sigmas, else its schedule for ``steps`` (or the number the request asks for)."""
-    from ltx_core.components.schedulers import BetaScheduler, LinearQuadraticScheduler, LTX2Scheduler
-
     if request.sigmas is not None:
         return checked_sigmas(request.sigmas)
     count = steps if request.num_inference_steps is None else request.num_inference_steps
     if request.scheduler == "beta":
         return tuple(BetaScheduler().execute(count).tolist())
     scheduler = LinearQuadraticScheduler() if request.scheduler == "linear_quadratic" else LTX2Scheduler()
-    return tuple(scheduler.execute(count).tolist())
+    return scheduler.sigmas(count)
 
 
 def sampler_plan(request: Request) -> SamplerPlan:
@@ -153,20 +152,17 @@ def with_stream(stage: StagePlan, name: str, stream: StreamPlan) -> StagePlan:
 
 def keyframe_slots(request: Request, frames: int) -> tuple[KeyframeSlots, ...]:
     """The slots of generated keyframes a request asks for, if any."""
-    from ltx_core.components.helpers import resolve_keyframe_positions
-
     if not request.generated_keyframes:
         return ()
+    from ltx_core.components.helpers import resolve_keyframe_positions
+
     return (KeyframeSlots(tuple(resolve_keyframe_positions(request.generated_keyframes, frames))),)
 
 
 def scheduled_for_size(request: Asked, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors) -> Asked:
     """The request with the schedule of its steps shifted by the real number of tokens of ``shape``."""
-    import torch
-
-    from ltx_core.components.schedulers import LTX2Scheduler
-
     if request.sigmas is not None or request.num_inference_steps is None or request.scheduler not in (None, "ltx2"):
         return request
-    latent = torch.empty(VideoLatentShape.from_pixel_shape(shape, scale_factors=factors), device="meta")
-    return replace(request, sigmas=tuple(LTX2Scheduler().execute(request.num_inference_steps, latent).tolist()))
+    latent = VideoLatentShape.from_pixel_shape(shape, scale_factors=factors)
+    tokens = latent.frames * latent.height * latent.width
+    return replace(request, sigmas=LTX2Scheduler().sigmas(request.num_inference_steps, tokens))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ltx_core.errors import ConditioningError, ConfigError, MediaError
 from ltx_core.types import VideoPixelShape
+from ltx_media.errors import check_exists
 from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
     Condition,
@@ -17,9 +19,9 @@ from ltx_pipelines.planning.plan import (
     Source,
     StagePlan,
 )
-from ltx_pipelines.running.conditions import attention_mask
-from ltx_pipelines.utils.media_io import decode_image, probe_video, read_audio
-from ltx_pipelines.utils.model_ledger import ModelLedger
+
+if TYPE_CHECKING:
+    from ltx_pipelines.utils.model_ledger import ModelLedger
 
 NEEDS = {  # stream -> components that decode it
     "video": ("video_decoder",),
@@ -40,18 +42,25 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
         check_condition(condition, stage, ledger)
     for name, source in plan.sources.items():
         check_source(name, source, plan)
+    check_adapters(plan, ledger)  # last, since it takes torch
 
 
 def check_files(plan: Plan, ledger: ModelLedger) -> None:
-    """Every file of the model is there, and every adapter is one for this transformer."""
+    """Every file of the model and every adapter is there."""
     for slot, path in plan.models.paths():
         if not Path(path).exists():
             raise ConfigError(f"{slot} is {path}, which does not exist")
-    kinds = ledger.checkpoint.weights("transformer").kinds()
-    for lora in {lora for stage in plan.stages for lora in stage.loras}:
+    for lora in (lora for stage in plan.stages for lora in stage.loras):
         if not Path(lora.path).is_file():
             raise ConfigError(f"lora is {lora.path}, which does not exist")
-        ledger.lora(lora).fit({name: kind.shape for name, kind in kinds.items()})
+
+
+def check_adapters(plan: Plan, ledger: ModelLedger) -> None:
+    """Every adapter is one for this transformer."""
+    if loras := {lora for stage in plan.stages for lora in stage.loras}:
+        kinds = ledger.checkpoint.weights("transformer").kinds()
+        for lora in loras:
+            ledger.lora(lora).fit({name: kind.shape for name, kind in kinds.items()})
 
 
 def check_sizes(plan: Plan, ledger: ModelLedger) -> None:
@@ -66,7 +75,7 @@ def check_sizes(plan: Plan, ledger: ModelLedger) -> None:
 
 def check_components(plan: Plan, ledger: ModelLedger) -> None:
     """Every network the plan uses is in the files."""
-    texts_known = ledger.texts.know([text for text in (plan.prompt, plan.negative_prompt) if text is not None])
+    texts_known = ledger.knows([text for text in (plan.prompt, plan.negative_prompt) if text is not None])
     wanted = {"transformer"} if texts_known or ledger.is_ltx_video else {"transformer", "embeddings"}
     for name in plan.decoded:
         wanted |= set(NEEDS[name])
@@ -115,6 +124,9 @@ def check_image(image: ImageCondition, shape: VideoPixelShape) -> None:
         raise ConditioningError(f"image frame_idx is {image.frame_idx}, expected 0 to {last}; nearest valid: {nearest}")
     if image.crf is not None and not 0 <= image.crf <= 51:
         raise ConditioningError(f"image crf is {image.crf}, expected 0 to 51")
+    check_exists(image.path, "read image")
+    from ltx_media.images import decode_image
+
     decode_image(image.path)
 
 
@@ -128,8 +140,11 @@ def check_reference(reference: ReferenceCondition, shape: VideoPixelShape, ledge
             expected = f"expected a multiple of {step} (reference factor {factor})"
             raise ConditioningError(f"first stage {name} is {side}, {expected}")
     if reference.path is not None:
-        probe_video(reference.path)
+        check_clip(reference.path)
     if reference.attention_mask is not None:
+        check_exists(reference.attention_mask, "read video")
+        from ltx_pipelines.running.conditions import attention_mask
+
         attention_mask(reference.attention_mask, shape._replace(frames=1))
 
 
@@ -149,11 +164,21 @@ def check_strength(name: str, value: float) -> None:
 def check_source(name: str, source: Source, plan: Plan) -> None:
     """The source has the stream, and enough of it."""
     if name == "video":
-        probe_video(source.path)
+        check_clip(source.path)
     else:
         check_sounding(source.path, source.start)
 
 
+def check_clip(path: str) -> None:
+    check_exists(path, "read video")
+    from ltx_media.video import probe_video
+
+    probe_video(path)
+
+
 def check_sounding(path: str, start: float) -> None:
+    check_exists(path, "read sound")
+    from ltx_media.audio import read_audio
+
     if read_audio(path, start, 0.05) is None:
         raise MediaError(f"{path} has no sound at {start:g} s, expected a file with an audio track")

@@ -8,10 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ltx_core.errors import CheckpointError, ConfigError
-from ltx_core.networks import find_backend
 from ltx_pipelines.planning.plan import Lora, ModelFiles
 from ltx_pipelines.planning.schema import UsageError
 from ltx_pipelines.running.hub import TINY
@@ -78,6 +75,8 @@ def make_ledger(files: ModelFiles, given: Mapping[str, Any]) -> ModelLedger:
         raise UsageError("--offload and --policy say the same, expected one of them")
     backend = given.get("backend") or default_backend()
     if given.get("quantization"):
+        from ltx_core.networks import find_backend
+
         find_backend(backend).check_quantization(given["quantization"])
     chosen = {name: given[name] for name in ("dtype", "quantization", "compile_blocks") if given.get(name)}
     chosen["backend"] = backend
@@ -100,6 +99,8 @@ def checked_device(name: str | None) -> str | None:
     """A device torch knows and this machine has."""
     if name is None:
         return None
+    import torch
+
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -8,13 +8,14 @@ import platform
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from ltx_core.loader.layouts import open_file
 from ltx_core.precision import WIDENED, Precision
 from ltx_pipelines.planning.plan import BackendName, ModelFiles
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ def default_device(backend: BackendName = "torch") -> str:
     """Where tensors are: the accelerator there is, else the processor; MLX moves what it computes with itself."""
     if backend == "mlx":
         return "cpu"
+    import torch
+
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -58,7 +61,7 @@ def choose_precision(
     precision: Precision, files: ModelFiles, policy: Policy, quantization: str | None, free: int
 ) -> Precision:
     """The precision that ``auto`` means; where its float32 weights do not fit, matrices stay in bfloat16 instead."""
-    if precision.dtype is not torch.float32:
+    if precision.name != "float32":
         return precision
     sizes = weight_bytes(files, precision, quantization)
     together = sum(sizes.values()) if policy == "resident" else max(sizes.values(), default=0)

@@ -11,16 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from ltx_core.errors import ConfigError
 from ltx_core.model.transformer.config import STREAMS
-from ltx_core.networks import AdaptedTransformer, BuildSettings, LatentUpsampler, TextEncoder, Transformer, find_backend
-from ltx_core.precision import DtypeName
+from ltx_core.precision import DtypeName, Precision
 from ltx_pipelines.planning.plan import BackendName, Lora, ModelFiles
 from ltx_pipelines.running.model_facts import ModelFacts
 from ltx_pipelines.running.placement import (
@@ -31,9 +28,20 @@ from ltx_pipelines.running.placement import (
     default_device,
     weight_bytes,
 )
-from ltx_pipelines.running.texts import Contexts, Texts
 
-__all__ = ["Contexts", "ModelLedger"]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ltx_core.networks import (
+        AdaptedTransformer,
+        Backend,
+        BuildSettings,
+        LatentUpsampler,
+        TextEncoder,
+        Transformer,
+    )
+    from ltx_pipelines.running.texts import Texts
 
 # Networks that never are in memory together unless all stay; the others are small.
 LARGE = (
@@ -45,8 +53,9 @@ LARGE = (
 class ModelLedger(ModelFacts):
     """The networks of one model, shared by every generation of a session.
 
-    ``backend`` is what builds and runs them ("torch" or "mlx"; None is MLX on Apple silicon where it is installed),
-    ``quantization`` that of the transformer, ``embedding_cache`` a folder that keeps encoded prompts.
+    Device and precision are chosen, and torch imported, when they are first asked for. ``backend`` is what builds and
+    runs them ("torch" or "mlx"; None is MLX on Apple silicon where it is installed), ``quantization`` that of the
+    transformer, ``embedding_cache`` a folder that keeps encoded prompts.
     """
 
     def __init__(
@@ -62,22 +71,63 @@ class ModelLedger(ModelFacts):
     ) -> None:
         super().__init__(files)
         self.backend: BackendName = backend or default_backend()
-        self._builder = find_backend(self.backend)
-        self.device = torch.device(device or default_device(self.backend))
         self.quantization = quantization
-        self.precision = self._builder.precision(dtype, self.device)
-        if dtype == "auto" and self.backend == "torch":
-            self.precision = choose_precision(self.precision, files, policy, quantization, self.free_bytes())
-        self._settings = BuildSettings(self.precision, self.device, quantization, compile_blocks)
-        if policy == "auto":
-            policy = choose_policy(self.weight_bytes(), self.free_bytes(), self.device)
-        self.policy: Policy = policy
-        self._settings = replace(self._settings, streamed=policy == "streamed")
+        self._dtype, self._device, self._policy = dtype, device, policy
+        self._compile_blocks, self._embedding_cache = compile_blocks, embedding_cache
         self._networks: dict[str, Any] = {}
         self._transformer: AdaptedTransformer | None = None
         self._coming: Future[AdaptedTransformer] | None = None
-        text_files = [path for path in (files.text_encoder, files.checkpoint) if path]
-        self.texts = Texts(self.text_encoder, self.precision, self.device, embedding_cache, text_files)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where networks compute."""
+        import torch
+
+        return torch.device(self._device or default_device(self.backend))
+
+    @cached_property
+    def precision(self) -> Precision:
+        """What networks compute in, and what their matrices are kept in."""
+        precision = self._builder.precision(self._dtype, self.device)
+        if self._dtype != "auto" or self.backend != "torch":
+            return precision
+        return choose_precision(precision, self.files, self._policy, self.quantization, self.free_bytes())
+
+    @cached_property
+    def policy(self) -> Policy:
+        """Which networks stay in memory."""
+        chosen = self._policy
+        return choose_policy(self.weight_bytes(), self.free_bytes(), self.device) if chosen == "auto" else chosen
+
+    @cached_property
+    def texts(self) -> Texts:
+        """The prompts that were encoded."""
+        from ltx_pipelines.running.texts import Texts
+
+        files = [path for path in (self.files.text_encoder, self.files.checkpoint) if path]
+        return Texts(self.text_encoder, self.precision, self.device, self._embedding_cache, files)
+
+    def knows(self, prompts: Sequence[str]) -> bool:
+        """Whether the contexts of all prompts are kept."""
+        may_know = "texts" in vars(self) or self._embedding_cache is not None
+        return may_know and self.texts.know(prompts)
+
+    @cached_property
+    def _builder(self) -> Backend:
+        from ltx_core.networks import find_backend
+
+        return find_backend(self.backend)
+
+    @cached_property
+    def _unplaced(self) -> BuildSettings:
+        """The settings before it is known which networks stay."""
+        from ltx_core.networks import BuildSettings
+
+        return BuildSettings(self.precision, self.device, self.quantization, self._compile_blocks)
+
+    @cached_property
+    def _settings(self) -> BuildSettings:
+        return replace(self._unplaced, streamed=self.policy == "streamed")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,7 +139,7 @@ class ModelLedger(ModelFacts):
         sizes = weight_bytes(self.files, self.precision, self.quantization)
         if self.backend == "mlx" and self.quantization is not None:  # of a file that may hold plain weights
             plain = self._builder.transformer_bytes(
-                self.checkpoint, STREAMS, replace(self._settings, quantization=None)
+                self.checkpoint, STREAMS, replace(self._unplaced, quantization=None)
             )
             whole = weight_bytes(self.files, self.precision)["checkpoint"]
             sizes["checkpoint"] = whole - plain + self.transformer_bytes()
@@ -97,7 +147,7 @@ class ModelLedger(ModelFacts):
 
     def transformer_bytes(self, streams: Sequence[str] = STREAMS) -> int:
         """Bytes that all weights of the transformer take in memory, quantised as asked."""
-        return self._builder.transformer_bytes(self.checkpoint, streams, self._settings)
+        return self._builder.transformer_bytes(self.checkpoint, streams, self._unplaced)
 
     def free_bytes(self) -> int:
         """Bytes that networks may still take."""

@@ -1,0 +1,37 @@
+"""The names of what a command writes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ltx_core.errors import MediaError
+
+VIDEO, PREVIEW, SOUND = (".mp4", ".mov", ".m4v"), (".gif", ".webp"), (".wav",)
+
+
+def check_output(path: Path, has_video: bool) -> None:
+    """Refuse a file name this result cannot be written to."""
+    check_name(path, (*VIDEO, *PREVIEW, "") if has_video else SOUND)
+
+
+def check_name(path: Path, suffixes: Sequence[str]) -> None:
+    """Refuse a name with another suffix (the first is proposed; an empty one is a folder of PNG files)."""
+    if path.suffix.lower() not in suffixes:
+        kinds = ", ".join(suffix or "a folder for PNG files" for suffix in suffixes)
+        valid = path.with_suffix(suffixes[0]).name
+        raise MediaError(f"output is {path.name}, expected {kinds}; nearest valid: {valid}")
+    if path.suffix and path.is_dir():
+        raise MediaError(f"output is {path}, which is a folder, expected a file name")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise MediaError(f"output is {path}, but {parent} cannot be written to")
+
+
+def free_output(prompt: str, seed: int, suffix: str) -> str:
+    """A file name from prompt and seed that is not taken."""
+    stem = "-".join(re.findall(r"[a-z0-9]+", prompt.lower())[:6])[:48] or "clip"
+    names = (f"{stem}-{seed}{again}{suffix}" for again in ("", *(f"-{n}" for n in range(2, 10000))))
+    return next(name for name in names if not Path(name).exists())
