@@ -231,5 +231,7 @@ def find_backend(name: str) -> Backend:
     try:
         backend: Backend = getattr(import_module(module), kind)()
     except ModuleNotFoundError as error:
+        if name == "torch":
+            raise  # said where commands end, with how to install it
         raise ConfigError(f"backend {name} needs the Python package {error.name}, which is not installed") from error
     return backend
