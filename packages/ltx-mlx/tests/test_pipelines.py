@@ -172,3 +172,15 @@ def test_apple_silicon_computes_with_mlx(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(placement.sys, "platform", "darwin")
     monkeypatch.setattr(placement.platform, "machine", lambda: "arm64")
     assert placement.default_backend() == "mlx"
+
+
+@pytest.mark.parametrize("frames", [9, pytest.param(49, marks=pytest.mark.slow)])
+def test_the_demo_clip_is_torchs(frames: int) -> None:
+    """The bundled model, as `ltx demo` and `ltx generate` use it; its demo has 49 frames."""
+    found, made = find_model("tiny"), []
+    for backend in ("torch", "mlx"):
+        ledger = ModelLedger(found.files, "float32", "cpu", "resident", backend=backend)
+        pipeline = DistilledPipeline(ledger, found.distilled_loras)
+        made.append(result(pipeline, {"prompt": "A red ball moves left to right.", "seed": 1, "num_frames": frames}))
+    for one, other in zip(*made, strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=CLOSE)

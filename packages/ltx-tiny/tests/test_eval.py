@@ -332,7 +332,7 @@ def taken(monkeypatch):
     by_prompt = {question.caption.text: question.scene for question in questions(3)}
     state = {"made": 0, "break_at": None}
 
-    def sit(model, paths, asked, record, track, quantization):
+    def sit(model, paths, asked, record, track, session):
         def generate(prompt, seed, images=()):
             state["made"] += 1
             if state["made"] == state["break_at"]:

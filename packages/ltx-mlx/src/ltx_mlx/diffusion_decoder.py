@@ -337,6 +337,7 @@ class DiffusionVideoDecoder(nn.Module):
 
     def decode_frames(self, latent: Tensor, conditioning: DecodeConditioning | None = None) -> Iterator[Tensor]:
         """Chunks ``[f, H, W, 3]`` in [0, 1] of item 0, in tiles that fit the free memory."""
+        mx.clear_cache()  # buffers of the sampling before, of other sizes
         tiling = self.automatic_tiling(latent, free_bytes())
         for chunk in self.decode_tiled(latent[:1], tiling, conditioning):
             yield ((chunk[0] + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0)

@@ -61,6 +61,7 @@ class GemmaTextEncoder:
             mx.eval(states[-1])
 
         self.backbone(tokens, visit)
+        mx.clear_cache()
         return extractor(states, tokens.attention_mask)
 
 

@@ -531,6 +531,7 @@ class VideoDecoder(nn.Module):
         spans the frames the clip is one chunk.
         """
         latent = latent[:1]
+        mx.clear_cache()  # buffers of the sampling before, of other sizes
         if not self.can_stream:
             yield ((self(latent, conditioning)[0] + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0)
         elif (parts := self.decode_parts(latent, free_bytes())) > 1:

@@ -47,6 +47,9 @@ def evaluate(
     path: Annotated[
         list[str] | None, typer.Option("--path", help="distilled, two-stages or guided; all unless given.")
     ] = None,
+    backend: Annotated[
+        str | None, typer.Option("--backend", help="torch or mlx; mlx on Apple silicon unless given.")
+    ] = None,
     quantization: Annotated[
         str | None, typer.Option("--quantization", help="Keep the transformer's weights in a smaller type.")
     ] = None,
@@ -55,4 +58,5 @@ def evaluate(
     """Answer held-out prompts and measure the clips, beside the renderer's own clips through the same detectors."""
     from ltx_tiny.eval.run import PATHS, measure
 
-    typer.echo(measure(model, path or tuple(PATHS), count, out, quantization))
+    session = {"backend": backend, "quantization": quantization}
+    typer.echo(measure(model, path or tuple(PATHS), count, out, **session))

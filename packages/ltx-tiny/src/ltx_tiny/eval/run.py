@@ -5,7 +5,7 @@ Needs ltx-pipelines, which brings the engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,10 +144,10 @@ class Record:
                 write_sheet(path, clips, across=2)
 
 
-def measure(model: str, paths: Sequence[str], count: int, out: Path, quantization: str | None = None) -> str:
+def measure(model: str, paths: Sequence[str], count: int, out: Path, **session: Any) -> str:
     """Run the eval, write ``eval.md``, ``eval.json`` and a sheet per path to ``out``, and return the table.
 
-    With ``quantization`` the transformer's weights are kept in that smaller type.
+    ``session`` goes to the `ModelLedger`, such as ``backend`` and ``quantization``.
 
     Stopped, it leaves what was measured until then. Raises `ConfigError` for a path there is not.
     """
@@ -158,7 +158,7 @@ def measure(model: str, paths: Sequence[str], count: int, out: Path, quantizatio
     record = Record()
     try:
         with progress() as track:
-            for _ in sit(model, paths, questions(count), record, track, quantization):
+            for _ in sit(model, paths, questions(count), record, track, session):
                 record.write(out)
     except BaseException:
         if record.results:
@@ -173,14 +173,14 @@ def sit(
     asked: Sequence[Question],
     record: Record,
     track: Track[Any],
-    quantization: str | None = None,
+    session: Mapping[str, Any],
 ) -> Iterator[None]:
     """Every part of the eval, into ``record`` as it comes; yields at the end of each."""
     from ltx_pipelines.running.model_files import find_model
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
     found = find_model(model)
-    ledger = ModelLedger(found.files, quantization=quantization)
+    ledger = ModelLedger(found.files, **session)
     pipelines = {name: PATHS[name](ledger, found) for name in paths}
     shape: VideoPixelShape = next(iter(pipelines.values())).plan(prompt=asked[0].caption.text).shape
     for answer in track(ceiling(asked, shape.frames, shape.height, shape.width), "renderer", len(asked)):
