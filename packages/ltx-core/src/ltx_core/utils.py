@@ -53,6 +53,17 @@ class RMSNorm(nn.RMSNorm):
         return rms_norm(x, self.weight, self.eps)
 
 
+def has_doubles(device: torch.device) -> bool:
+    """Whether a device has float64; Apple's GPUs have not."""
+    return device.type != "mps"
+
+
 def widest_dtype(device: torch.device) -> torch.dtype:
     """float64, or float32 on devices without it."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    return torch.float64 if has_doubles(device) else torch.float32
+
+
+def device_of_doubles(device: torch.device | str | None) -> torch.device:
+    """Where float64 is computed for a device: there, or on the host."""
+    wanted = torch.device(device or "cpu")
+    return wanted if has_doubles(wanted) else torch.device("cpu")

@@ -33,13 +33,27 @@ class GaussianNoiser:
         return replace(latent_state, latent=held.to(latent.dtype))
 
 
+#: Kinds of device that draw random numbers themselves; for others they are drawn on the host.
+DRAWING = ("cpu", "cuda", "mps", "xpu")
+
+
+def seeded_generator(device: torch.device, seed: int) -> torch.Generator:
+    """A generator on ``device``, or on the host where the device has none."""
+    return torch.Generator(device if device.type in DRAWING else "cpu").manual_seed(seed)
+
+
 def plain_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise in the dtype of ``like``."""
-    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+    """Standard normal noise in the dtype of ``like``, on its device; drawn where ``generator`` is."""
+    return draw(like, generator, like.dtype).to(like.device)
+
+
+def draw(like: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Standard normal noise of the shape of ``like``, where ``generator`` is."""
+    return torch.randn(like.shape, dtype=dtype, device=generator.device, generator=generator)
 
 
 def normalized_noise(like: Tensor, generator: torch.Generator) -> Tensor:
     """Noise ``[B, N, D]`` in double precision with mean 0 and standard deviation 1 in every batch item."""
-    noise = torch.randn(like.shape, dtype=widest_dtype(like.device), device=like.device, generator=generator)
+    noise = draw(like, generator, widest_dtype(like.device)).to(like.device)
     noise = (noise - noise.mean()) / noise.std()
     return (noise - noise.mean(dim=(-2, -1), keepdim=True)) / noise.std(dim=(-2, -1), keepdim=True)

@@ -19,7 +19,7 @@ from ltx_core.components.diffusion_steps import (
     EulerDiffusionStep,
     HeunDiffusionStep,
 )
-from ltx_core.components.noisers import NoiseSource, plain_noise
+from ltx_core.components.noisers import NoiseSource, plain_noise, seeded_generator
 from ltx_core.errors import ConfigError
 from ltx_core.sampling.denoisers import DenoisedLatentResult, Predictor
 from ltx_core.sampling.modality import States, post_process_latent
@@ -181,4 +181,4 @@ def held(state: LatentState, result: DenoisedLatentResult, dtype: torch.dtype | 
 def seeded(states: States, seed: int) -> torch.Generator:
     """A generator on the states' device."""
     device = next(iter(states.values())).latent.device
-    return torch.Generator(device=device).manual_seed(seed)
+    return seeded_generator(device, seed)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ltx_core.components.diffusion_steps import EulerAncestralDiffusionStep, EulerCfgPpDiffusionStep
 from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderFactory
-from ltx_core.components.noisers import GaussianNoiser
+from ltx_core.components.noisers import GaussianNoiser, seeded_generator
 from ltx_core.conditioning.tools import LatentTools, latent_tools
 from ltx_core.model.audio_vae.audio_vae import decode_audio
 from ltx_core.model.transformer.model import X0Model
@@ -107,7 +107,7 @@ def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Gener
     ``decode`` False leaves the latents undecoded. ``resume`` gives the first stages already done; what follows is the
     same as in one go.
     """
-    generator = torch.Generator(ledger.device).manual_seed(plan.seed)
+    generator = seeded_generator(ledger.device, plan.seed)
     done: list[StageResult] = []
     if resume is not None and resume.rng_state is not None:
         generator.set_state(resume.rng_state)

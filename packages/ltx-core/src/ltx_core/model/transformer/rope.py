@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ltx_core.errors import ConfigError
 from ltx_core.model.transformer.config import TransformerConfig
+from ltx_core.utils import device_of_doubles
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,7 @@ class RotaryEmbedding:
         """``theta ** (k / (K - 1)) * pi / 2`` for k = 0..K-1, float32 ``[dim // 2n]``."""
         dtype = torch.float64 if self.double_precision else torch.float32
         count = self.dim // (2 * len(self.max_pos))
-        # Apple's GPUs have no float64.
-        home = "cpu" if torch.device(device or "cpu").type == "mps" else device
-        exponents = torch.linspace(0, 1, count, dtype=dtype, device=home)
+        exponents = torch.linspace(0, 1, count, dtype=dtype, device=device_of_doubles(device))
         return (self.theta**exponents * (math.pi / 2)).to(device=device, dtype=torch.float32)
 
     def angles(self, points: Tensor) -> Tensor:

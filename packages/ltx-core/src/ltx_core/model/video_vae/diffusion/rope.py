@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ltx_core.errors import ConfigError
 from ltx_core.model.video_vae.diffusion.config import Axes
+from ltx_core.utils import device_of_doubles
 
 BASE = 10000.0
 
@@ -24,8 +25,8 @@ def axis_widths(head_dim: int) -> Axes:
 
 def axis_frequencies(width: int, base: float = BASE, device: torch.device | None = None) -> Tensor:
     """``base^(-2i / width)``, ``[width / 2]`` in float32, computed in float64."""
-    exponents = torch.arange(0, width, 2, dtype=torch.float64, device=device) / width if width else torch.empty(0)
-    return torch.pow(base, -exponents).to(torch.float32)
+    exponents = torch.arange(0, width, 2, dtype=torch.float64, device=device_of_doubles(device)) / max(width, 1)
+    return torch.pow(base, -exponents).to(device=device, dtype=torch.float32)
 
 
 def rotate(x: Tensor, first: Axes = (0, 0, 0), base: float = BASE) -> Tensor:
