@@ -238,8 +238,21 @@ async def read_fields(request: Request, studio: Studio) -> dict[str, Any]:
     form = await request.form(max_files=studio.settings.limits.uploads_per_request, max_fields=200)
     found: dict[str, Any] = {}
     for name, value in form.multi_items():
-        found[name] = value if isinstance(value, str) else await keep_upload(studio, value)
+        found[name] = form_value(name, value) if isinstance(value, str) else await keep_upload(studio, value)
     return found
+
+
+def form_value(name: str, text: str) -> Any:
+    """A field of a form, where all is text: numbers, switches and lists of our options are read as JSON."""
+    from ltx_pipelines.cli.fields import every_option
+
+    one = every_option().get(name)
+    if one is None or one.element is str:
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 async def keep_upload(studio: Studio, upload: Any) -> str:
