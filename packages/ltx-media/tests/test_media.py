@@ -18,6 +18,7 @@ from ltx_core.errors import ConfigError, MediaError
 from ltx_core.types import Audio
 from ltx_media.color import HDRColorSpace, rgb_to_i420
 from ltx_media.contact_sheet import spectrogram
+from ltx_media.writer import sdr_encoding
 from ltx_pipelines.utils.media_io import (
     HLG,
     center_crop_fit,
@@ -161,11 +162,11 @@ class TestWriter:
             sound = source.streams.audio[0]
             assert float(sound.duration * sound.time_base) == pytest.approx(1, abs=1 / 24)
 
-    @pytest.mark.parametrize(("channels", "rate"), [(1, 48000), (6, 44100), (2, 37000)])
-    def test_any_sound_becomes_stereo(self, tmp_path, channels, rate):
+    @pytest.mark.parametrize(("channels", "rate"), [(1, 48000), (6, 44100), (2, 37000), (3, 48000)])
+    def test_sound_keeps_its_channels(self, tmp_path, channels, rate):
         write_video(tmp_path / "a.mov", quadrants(12), 24, tone(0.5, rate, channels))
         audio = read_audio(tmp_path / "a.mov")
-        assert audio.waveform.shape[1] == 2
+        assert audio.waveform.shape[1] == (channels if channels in (1, 2, 6) else 2)
         assert audio.duration == pytest.approx(0.5, abs=1 / 24)
         assert audio.waveform.abs().max() > 0.2
 
@@ -178,6 +179,13 @@ class TestWriter:
         planes = rgb_to_i420(torch.full((1, 4, 4, 3), level, dtype=torch.uint8))
         assert (planes[:, 4:] == 128).all()
         assert planes[0, 0, 0] == int(16 + level * 219 / 255 + 1e-6)
+
+    def test_lossless(self, tmp_path):
+        frames = torch.randint(0, 256, (5, 48, 64, 3), dtype=torch.uint8)
+        sound = Audio(torch.rand(2, 9600) * 1.8 - 0.9, 48000)
+        write_video(tmp_path / "a.mp4", [frames[:3], frames[3:].float() / 255], 25, sound, sdr_encoding(0))
+        assert torch.equal(torch.stack(list(read_frames(tmp_path / "a.mp4"))), frames)
+        assert (read_audio(tmp_path / "a.mp4").waveform[0] - sound.waveform).abs().max() < 2**-22
 
     def test_hlg_master(self, tmp_path):
         write_video(tmp_path / "hdr.mp4", [quadrants(5) * 4], 25, tone(0.2), HLG)
@@ -511,9 +519,9 @@ class TestImages:
         image.putalpha(Image.linear_gradient("L").resize(image.size))
         image.save(tmp_path / "a.png")
         alpha = torch.from_numpy(np.array(image.getchannel("A")))[..., None].double() / 255
-        for color in ((0, 0, 0), (255, 128, 0)):
+        for name, color in (("black", (0, 0, 0)), ("#ff8000", (255, 128, 0))):
             want = torch.from_numpy(np.array(self.marked())) * alpha + torch.tensor(color) * (1 - alpha)
-            assert (decode_image(tmp_path / "a.png", color) - want).abs().max() <= 0.5
+            assert (decode_image(tmp_path / "a.png", name) - want).abs().max() <= 0.5
 
     @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "CMYK", "I;16"])
     def test_modes(self, tmp_path, mode):

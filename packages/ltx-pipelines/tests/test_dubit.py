@@ -75,7 +75,8 @@ def reference_tokens(clip: str, ledger: ModelLedger) -> torch.Tensor:
 
 
 def test_length_and_rate_are_the_clips(plan: Plan) -> None:
-    assert plan.shape.frames == 9 and plan.shape.fps == 25.0
+    assert plan.shape.frames == 12 and plan.shape.fps == 25.0
+    assert [stage.shape.frames for stage in plan.stages] == [17, 17]
     assert (plan.shape.height, plan.shape.width) == (128, 128)
     assert [lora.path for stage in plan.stages for lora in stage.loras] == [ADAPTER, ADAPTER]
     assert plan_from_json(plan.to_json()) == plan
@@ -83,8 +84,8 @@ def test_length_and_rate_are_the_clips(plan: Plan) -> None:
 
 def test_the_whole_voice_lies_before_time_0(run: Any, clip: str, ledger: ModelLedger) -> None:
     state, tokens = run[0][0]["audio"], reference_tokens(clip, ledger)
-    own, count = 9, tokens.shape[1]  # 9 frames at 25 fps are 9 audio latents; the track is longer
-    assert count > own and state.latent.shape[1] == own + count
+    own, count = 17, tokens.shape[1]  # 17 frames at 25 fps are 17 audio latents
+    assert state.latent.shape[1] == own + count
     assert torch.equal(state.clean_latent[:, own:], tokens) and torch.equal(state.latent[:, own:], tokens)
     assert not state.denoise_mask[:, own:].any() and bool((state.denoise_mask[:, :own] == 1).all())
     spans = state.positions[0, 0, own:]
@@ -95,7 +96,7 @@ def test_the_whole_voice_lies_before_time_0(run: Any, clip: str, ledger: ModelLe
 
 def test_both_stages_follow_the_picture_at_the_adapters_scale(run: Any) -> None:
     for state, side in zip((states["video"] for states in run[0]), (2, 4), strict=True):
-        own, reference = 2 * side**2, 2 * (side // 2) ** 2
+        own, reference = 3 * side**2, 3 * (side // 2) ** 2
         assert state.latent.shape[1] == own + reference
         assert not state.denoise_mask[:, own:].any()
         assert float(state.positions[:, 1, own:].max()) == 32 * side, "positions are not stretched to the target"
@@ -110,7 +111,7 @@ def test_second_stage_holds_the_sound_and_hears_it(run: Any) -> None:
     assert state.frozen and torch.equal(state.latent, torch.cat((tokens, tokens), dim=1))
     assert float(state.positions[0, 0, -1, 1]) == pytest.approx(-0.04, abs=1e-6)
     assert torch.equal(ends[1]["audio"].latent, state.latent)
-    assert generation.audio is not None and sum(len(chunk) for chunk in generation.video) == 9
+    assert generation.audio is not None and sum(len(chunk) for chunk in generation.video) == 12
 
 
 def test_another_voice_gives_another_sound(run: Any, ledger: ModelLedger, tmp_path: Path) -> None:

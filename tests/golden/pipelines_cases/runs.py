@@ -25,7 +25,7 @@ from ltx_pipelines.planning.plan import BackendName, ImageCondition, Lora, Stage
 from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.retake import RetakePipeline
-from ltx_pipelines.running.engine import Event, Generation, generate, sampler_of, tools_of
+from ltx_pipelines.running.engine import Event, Generation, decode_streams, generate, sampler_of, tools_of
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.running.texts import Contexts
 from ltx_pipelines.t2a_one_stage import T2AOneStagePipeline
@@ -208,11 +208,24 @@ def run(case: Case, backend: BackendName = "torch") -> dict[str, Tensor]:
         if event.step and not isinstance(pipeline, TI2VidTwoStagesHQPipeline):  # whose steps are two predictions each
             results |= stepped(event)
         if event.generation is not None:
-            results |= outcome(case, event.generation)
+            results |= outcome(case, as_made(event.generation, pipeline.ledger))
     results = {key: value for key, value in results.items() if key in case.tensors}
     if case.header["dtype"] == "bfloat16":
         check_bf16_limits(case, results)
     return results
+
+
+def as_made(generation: Generation, ledger: ModelLedger) -> Generation:
+    """The generation with all that its latents decode to, also where what is delivered is the source's own."""
+    plan, stage = generation.plan, generation.plan.stages[-1]
+    if plan.audio == "source" or all(plan.new_span(name) is None for name in stage.streams):
+        return generation
+    streams = {name: replace(stream, start="previous") for name, stream in stage.streams.items()}
+    raw = plan.with_(stages=(*plan.stages[:-1], replace(stage, streams=streams, delivered=None)))
+    assert generation.rng_state is not None
+    generator = torch.Generator(ledger.device)
+    generator.set_state(generation.rng_state)
+    return decode_streams(replace(generation, plan=raw), ledger, generator)
 
 
 def started(event: Event) -> dict[str, Tensor]:

@@ -78,6 +78,16 @@ class SpatioTemporalScaleFactors(NamedTuple):
         """The valid frame count ``k * time + 1`` nearest to ``frames``; the larger one on a tie."""
         return max((frames - 1 + self.time // 2) // self.time, 0) * self.time + 1
 
+    def cover_frames(self, frames: int) -> int:
+        """The smallest valid frame count ``k * time + 1`` that is not below ``frames``."""
+        return -(-max(frames - 1, 0) // self.time) * self.time + 1
+
+    def covering(self, shape: VideoPixelShape, spatial_multiple: int = 1) -> VideoPixelShape:
+        """The smallest valid shape that holds ``shape``; ``spatial_multiple`` as in `check`."""
+        steps = self.height * spatial_multiple, self.width * spatial_multiple
+        height, width = (-(-side // step) * step for side, step in zip(shape[2:4], steps, strict=True))
+        return shape._replace(frames=self.cover_frames(shape.frames), height=height, width=width)
+
     def check(self, shape: VideoPixelShape, spatial_multiple: int = 1) -> None:
         """Refuse a size the VAE cannot hold exactly.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from ltx_media.containers import opened, origin
 from ltx_media.errors import media_errors
 from ltx_media.files import replacing
 from ltx_media.recipe import container_tags
+
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # by channels
 
 
 def read_audio(path: str | Path, start: float = 0.0, duration: float | None = None) -> Audio | None:
@@ -57,6 +60,25 @@ def read_audio(path: str | Path, start: float = 0.0, duration: float | None = No
     return Audio(waveform[None], rate) if waveform.shape[1] else None
 
 
+@dataclass(frozen=True)
+class SoundInfo:
+    """What a file's sound is. ``duration`` is in seconds, by the header."""
+
+    channels: int
+    rate: int
+    duration: float
+
+
+def probe_sound(path: str | Path) -> SoundInfo | None:
+    """Channels, rate and length of the first audio stream; None where there is none. Raises ``MediaError``."""
+    with opened(path, "read sound") as source:
+        if not source.streams.audio:
+            return None
+        stream = source.streams.audio[0]
+        length = stream.duration * stream.time_base if stream.duration else Fraction(source.duration or 0, av.time_base)
+        return SoundInfo(stream.codec_context.channels, stream.rate, float(length))
+
+
 def write_wav(path: str | Path, audio: Audio, metadata: Mapping[str, str] | None = None) -> None:
     """Write 16-bit stereo PCM at the waveform's rate; mono is doubled, surround mixed down. Raises ``MediaError``."""
     samples = (stereo_track(audio, path) * 32767).to(torch.int16).T.contiguous()  # [S, 2], truncated
@@ -83,16 +105,32 @@ def fit_duration(audio: Audio, duration: float) -> Audio:
 
 def stereo_track(audio: Audio, path: str | Path, duration: Fraction | None = None) -> Tensor:
     """The waveform as float32 ``[2, S]`` on the CPU, clipped to [-1, 1]; cut or padded with silence to ``duration``."""
+    return _fitted(to_stereo(_channels(audio, path)), audio.sampling_rate, duration)
+
+
+def sound_track(audio: Audio, path: str | Path, duration: Fraction | None = None) -> Tensor:
+    """`stereo_track` with the channels it has where files name such a layout: ``[1 | 2 | 6 | 8, S]``."""
+    waveform = _channels(audio, path)
+    waveform = waveform if waveform.shape[0] in LAYOUTS else to_stereo(waveform)
+    return _fitted(waveform, audio.sampling_rate, duration)
+
+
+def _channels(audio: Audio, path: str | Path) -> Tensor:
+    """The waveform as float32 ``[channels, samples]`` on the CPU."""
     waveform = audio.waveform.detach().float().cpu()
     while waveform.dim() > 2 and waveform.shape[0] == 1:
         waveform = waveform[0]
     if waveform.dim() != 2 or not waveform.numel() or audio.sampling_rate <= 0:
         shape = list(audio.waveform.shape)
         raise MediaError(f"{path}: waveform is {shape} at {audio.sampling_rate} Hz, expected [channels, samples]")
-    waveform = to_stereo(waveform[None])[0].clamp(-1, 1)
+    return waveform
+
+
+def _fitted(waveform: Tensor, rate: int, duration: Fraction | None) -> Tensor:
+    waveform = waveform.clamp(-1, 1)
     if duration is None:
         return waveform
-    length = round(duration * audio.sampling_rate)
+    length = round(duration * rate)
     return F.pad(waveform[:, :length], (0, max(length - waveform.shape[1], 0)))
 
 

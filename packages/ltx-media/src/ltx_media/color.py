@@ -19,7 +19,10 @@ from torch import Tensor
 from ltx_core.errors import ConfigError, MediaError
 
 RGB_TO_YCBCR_709 = ((0.2126, 0.7152, 0.0722), (-0.1146, -0.3854, 0.5), (0.5, -0.4542, -0.0458))
+RGB_TO_YCBCR_601 = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+RGB_TO_YCBCR = {1: RGB_TO_YCBCR_709, 6: RGB_TO_YCBCR_601}  # by code point of ITU-T H.273
 BT2020_LUMA = (0.2627, 0.6780, 0.0593)
+TRUNCATED = 2**-10  # weights sum to whole codes only up to float rounding: with 0 white would truncate to 234
 WHITE_SIGNAL = 0.75  # HLG signal of diffuse white
 WHITE_NITS, HLG_PEAK_NITS, PQ_PEAK_NITS = 203.0, 1000.0, 10000.0  # BT.2408: diffuse white; the ends of HLG and PQ
 HLG_GAMMA = 1.2  # of a display of that peak
@@ -145,25 +148,24 @@ def to_working_codes(values: Tensor, color_space: HDRColorSpace | None, path: st
     return ACESCCT.working_from(values, color_space.primaries)
 
 
-def rgb_to_i420(frames: Tensor) -> Tensor:
-    """Frames ``[F, H, W, 3]`` in [0, 1] (floats) or 0..255 (uint8) as BT.709 limited-range planes.
+def rgb_to_i420(frames: Tensor, matrix: int = 1, nudge: float = TRUNCATED) -> Tensor:
+    """Frames ``[F, H, W, 3]`` in [0, 1] (floats) or 0..255 (uint8) as limited-range planes, BT.709 or another matrix.
 
-    Returns uint8 ``[F, H * 3 / 2, W]``: Y, then Cb and Cr at half the sides (means over 2 x 2), truncated. Sides are
-    even.
+    Returns uint8 ``[F, H * 3 / 2, W]``: Y, then Cb and Cr at half the sides (means over 2 x 2), truncated, or with a
+    ``nudge`` of 0.5 rounded. Sides are even.
     """
     count, height, width, _ = frames.shape
-    matrix = torch.tensor(RGB_TO_YCBCR_709, device=frames.device)
+    weights = torch.tensor(RGB_TO_YCBCR[matrix], device=frames.device)
     scale = torch.tensor([219.0, 224.0, 224.0], device=frames.device)
     if not frames.is_floating_point():
         scale = scale / 255
-    rows = matrix * scale[:, None]
+    rows = weights * scale[:, None]
     rgb = frames.float()
     luma = rgb @ rows[0] + 16  # [F, H, W]
     quarter = rgb.reshape(count, height // 2, 2, width // 2, 2, 3).mean((2, 4))
     chroma = quarter @ rows[1:].T + 128  # [F, H/2, W/2, 2]
     planes = (luma.reshape(count, -1), chroma[..., 0].reshape(count, -1), chroma[..., 1].reshape(count, -1))
-    # Weights sum to whole codes only up to float rounding: without the nudge white would truncate to 234.
-    codes = torch.cat(planes, 1).add_(2**-10).clamp_(0, 255).to(torch.uint8)
+    codes = torch.cat(planes, 1).add_(nudge).clamp_(0, 255).to(torch.uint8)
     return codes.view(count, height * 3 // 2, width)
 
 

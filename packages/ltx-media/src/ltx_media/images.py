@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 HEIF_SUFFIXES = (".heic", ".heif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", *HEIF_SUFFIXES)
-BLACK = (0, 0, 0)
 ORIENTATION = 0x0112  # EXIF tag
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)  # what Pillow refuses beyond
 MAX_ASPECT = 100  # pictures are scaled to cover a size before they are cut
@@ -41,7 +40,7 @@ def load_thumbnail(path: str | Path, long_side: int = 896) -> Tensor:
     return long_side_fit(decode_image(path).permute(2, 0, 1)[None], long_side)[0].permute(1, 2, 0)
 
 
-def decode_image(path: str | Path, background: tuple[int, int, int] = BLACK) -> Tensor:
+def decode_image(path: str | Path, background: str = "black") -> Tensor:
     """The picture as uint8 ``[h, w, 3]``: upright by its EXIF tag, in sRGB by its ICC profile, over ``background``.
 
     The first frame of an animation. Raises ``MediaError`` for missing, truncated, oversized and foreign files.

@@ -10,8 +10,10 @@ import av
 import numpy as np
 import torch
 from av.video.reformatter import Colorspace, Interpolation
+from PIL import ImageColor
 from torch import Tensor
 
+from ltx_core.errors import ConfigError, nearest_hint
 from ltx_media.color import Primaries, convert_primaries, hlg_to_linear, pq_to_linear, srgb_to_linear, tone_map
 
 HD_HEIGHT = 720  # untagged pictures of at least this height use the BT.709 matrix, smaller ones BT.601
@@ -27,7 +29,7 @@ ACCURATE = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 class Look:
     """How sources are looked at."""
 
-    background: tuple[int, int, int] = (0, 0, 0)  # behind transparent pictures
+    background: str = "black"  # behind transparent pictures, by name or as #rrggbb
     hdr: bool = False  # scene-linear light instead of sRGB codes
 
 
@@ -43,6 +45,14 @@ def pixel_aspect(stream: av.VideoStream) -> Fraction:
     """Width of a stored pixel by its height; 1 where that is not said, or nearly so."""
     aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
     return Fraction(1) if abs(aspect - 1) < SQUARE else aspect
+
+
+def plain_matrix(frame: av.VideoFrame) -> int | None:
+    """The matrix of 8-bit 4:2:0 planes of limited range, 1 (BT.709) or 6 (BT.601); None for other frames."""
+    if frame.format.name != "yuv420p" or frame.color_range not in (0, 1) or frame.color_trc in TRANSFERS:
+        return None
+    untagged = 1 if frame.height >= HD_HEIGHT else 6
+    return {1: 1, COLORSPACE_UNSPECIFIED: untagged, 5: 6, 6: 6}.get(frame.colorspace)
 
 
 def is_transparent(frame: av.VideoFrame) -> bool:
@@ -62,10 +72,19 @@ def upright(frame: av.VideoFrame, aspect: Fraction = Fraction(1), look: Look = S
     return torch.rot90(pixels, quarter_turn(frame) // 90).contiguous()
 
 
-def composite(pixels: Tensor, background: tuple[int, int, int]) -> Tensor:
+def composite(pixels: Tensor, background: str) -> Tensor:
     """uint8 ``[h, w, 4]`` over a colour: uint8 ``[h, w, 3]``."""
-    alpha = pixels[..., 3:].float() / 255
-    return torch.lerp(torch.tensor(background).float(), pixels[..., :3].float(), alpha).round().to(torch.uint8)
+    alpha, color = pixels[..., 3:].float() / 255, torch.tensor(color_named(background)).float()
+    return torch.lerp(color, pixels[..., :3].float(), alpha).round().to(torch.uint8)
+
+
+def color_named(name: str) -> tuple[int, ...]:
+    """Red, green and blue of a colour: an HTML name, or ``#rrggbb``. Raises ``ConfigError``."""
+    try:
+        return ImageColor.getrgb(name)[:3]
+    except ValueError:
+        hint = nearest_hint(name, list(ImageColor.colormap)) or ", expected a name such as white, or #rrggbb"
+        raise ConfigError(f"background is {name!r}{hint}") from None
 
 
 def to_bytes(values: Tensor) -> Tensor:
@@ -73,7 +92,7 @@ def to_bytes(values: Tensor) -> Tensor:
     return values.float().mul(255).round().clamp(0, 255).to(torch.uint8)
 
 
-def _codes(frame: av.VideoFrame, aspect: Fraction, background: tuple[int, int, int]) -> Tensor:
+def _codes(frame: av.VideoFrame, aspect: Fraction, background: str) -> Tensor:
     matrix = None
     if frame.colorspace == COLORSPACE_UNSPECIFIED and not frame.format.is_rgb and frame.height >= HD_HEIGHT:
         matrix = Colorspace.ITU709

@@ -34,7 +34,7 @@ class Wanted:
     fit: Literal["crop", "cover", "mirror"] = "crop"
     at: tuple[float, float] = (0.5, 0.5)  # from 0 (top, left) to 1 (bottom, right)
     crf: float = 0  # above 0 stills first pass through H.264
-    background: tuple[int, int, int] = (0, 0, 0)  # behind transparent pictures
+    background: str = "black"  # behind transparent pictures
     color_space: HDRColorSpace | None = None  # of EXR files; with it all sources become ACEScct codes
     sound: bool = False  # whether its sound is heard too
     dtype: torch.dtype = torch.float32
@@ -47,7 +47,7 @@ class Wanted:
 class Change(NamedTuple):
     """Something about a source that is not as its file has it."""
 
-    what: Literal["rotation", "pixels", "colour", "background", "size", "rate", "length", "channels"]
+    what: str  # rotation, pixels, colour, background, size, rate, length, channels
     how: str
 
 
@@ -127,7 +127,7 @@ def changes_of(info: VideoInfo, wanted: Wanted) -> tuple[Change, ...]:
     if info.transfer and wanted.color_space is None:
         changes.append(Change("colour", f"HDR ({info.transfer}) tone-mapped to SDR"))
     if info.transparent:
-        changes.append(Change("background", f"transparent parts filled with the colour {wanted.background}"))
+        changes.append(Change("background", f"transparent parts filled with {wanted.background}"))
     if (info.height, info.width) != (wanted.height, wanted.width):
         verb = "continued by its mirror image" if wanted.fit == "mirror" else _resized(info, wanted)
         changes.append(Change("size", f"{info.width} x {info.height} {verb} to {wanted.width} x {wanted.height}"))
@@ -144,7 +144,7 @@ def changes_of(info: VideoInfo, wanted: Wanted) -> tuple[Change, ...]:
 
 def sound_changes(channels: int) -> tuple[Change, ...]:
     """What a sound of so many channels becomes for a model that hears two."""
-    return (Change("channels", f"sound of {channels} channels mixed down to stereo"),) if channels > 2 else ()
+    return (Change("channels", f"{channels} channels of sound heard as two"),) if channels > 2 else ()
 
 
 def sampling_rate(info: VideoInfo, fps: float | None) -> float | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import av
+import numpy as np
 from torch import Tensor
 
 from ltx_core.errors import MediaError
@@ -21,7 +22,16 @@ from ltx_media import images
 from ltx_media.color import srgb_to_linear
 from ltx_media.containers import opened, origin
 from ltx_media.images import decode_image, is_image, open_image
-from ltx_media.pixels import SDR_LOOK, TRANSFERS, Look, is_transparent, pixel_aspect, quarter_turn, upright
+from ltx_media.pixels import (
+    SDR_LOOK,
+    TRANSFERS,
+    Look,
+    is_transparent,
+    pixel_aspect,
+    plain_matrix,
+    quarter_turn,
+    upright,
+)
 
 RATE_TOLERANCE = 0.01  # what rounded times may change the measured rate by
 EARLY = 0.1  # share of a frame's time by which a frame may come late and still count as on screen
@@ -46,6 +56,7 @@ class VideoInfo:
     transfer: Literal["PQ", "HLG"] | None = None  # of an HDR picture
     transparent: bool = False
     channels: int = 0  # of the sound
+    matrix: int | None = None  # of planes that an MP4 holds as they are (`plain_matrix`)
 
     @property
     def duration(self) -> float:
@@ -85,6 +96,7 @@ def probe_video(path: str | Path) -> VideoInfo:
             pixel_aspect=aspect,
             transfer=TRANSFERS.get(frame.color_trc),
             transparent=is_transparent(frame),
+            matrix=None if rotation or aspect != 1 else plain_matrix(frame),
             channels=0 if sound is None else sound.codec_context.channels,
         )
 
@@ -114,6 +126,12 @@ def read_frames(
             yield frame.picture(look)
     if count <= skip and max_frames != 0:
         raise MediaError(f"{path}: it holds {count} frames, expected more than {skip}")
+
+
+def read_planes(path: str | Path) -> Iterator[np.ndarray]:
+    """The stored planes of every frame, uint8 ``[h * 3 / 2, w]``, of a file that has a `VideoInfo.matrix`."""
+    for frame in _decode(path):
+        yield frame.frame.to_ndarray()
 
 
 def read_frames_between(path: str | Path, start: float, duration: float, look: Look = SDR_LOOK) -> Iterator[Tensor]:

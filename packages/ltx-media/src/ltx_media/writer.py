@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,17 +23,21 @@ from torch import Tensor
 
 from ltx_core.errors import MediaError
 from ltx_core.types import Audio
-from ltx_media.audio import stereo_track
+from ltx_media.audio import LAYOUTS, sound_track
 from ltx_media.color import Primaries, hlg_to_yuv420p10, linear_to_hlg, rgb_to_i420
 from ltx_media.errors import media_errors
 from ltx_media.files import replacing, temporary_beside
+from ltx_media.pixels import to_bytes
 from ltx_media.recipe import container_tags
 
+FRAME_SIZES = {"aac": 1024, "alac": 4096}  # samples
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
-AAC_FRAME = 1024  # samples
 LIMITED_RANGE = 1
 # Half-second pieces, each written through to the disk.
 FRAGMENTED = {"movflags": "empty_moov+default_base_moof", "frag_duration": "500000", "flush_packets": "1"}
+# For who asks for quality: the least error in every frame and in colour, not what looks best for the bytes.
+FAITHFUL = {"tune": "psnr", "x264-params": "mbtree=0:ipratio=1:pbratio=1:chroma-qp-offset=-6"}
+FAITHFUL_BELOW = 15  # CRF
 SUFFIXES = (".mp4", ".mov", ".m4v")
 
 
@@ -49,12 +53,14 @@ class VideoEncoding:
     transfer: int
     matrix: int
     tag: str  # what the MP4 calls the stream
-    to_planes: Callable[[Tensor], np.ndarray]  # one frame [H, W, 3] -> planes [H * 3 / 2, W]
-    audio_bit_rate: int = 192_000
+    to_planes: Callable[[Tensor], np.ndarray]  # one frame [H, W, 3] -> what the pixel format holds
+    audio_codec: str = "aac"
+    audio_bit_rate: int = 96_000  # per channel
+    options: Mapping[str, str] = field(default_factory=dict)  # further ones of the encoder
 
 
-def sdr_planes(frame: Tensor) -> np.ndarray:
-    return rgb_to_i420(frame[None])[0].cpu().numpy()
+def sdr_planes(frame: Tensor, matrix: int = 1) -> np.ndarray:
+    return rgb_to_i420(frame[None], matrix, nudge=0.5)[0].cpu().numpy()
 
 
 def hlg_planes(frame: Tensor) -> np.ndarray:
@@ -62,8 +68,21 @@ def hlg_planes(frame: Tensor) -> np.ndarray:
     return torch.cat([y.flatten(), u.flatten(), v.flatten()]).cpu().numpy().astype(np.uint16).reshape(-1, y.shape[-1])
 
 
+def rgb_pixels(frame: Tensor) -> np.ndarray:
+    return (to_bytes(frame) if frame.is_floating_point() else frame).cpu().contiguous().numpy()
+
+
 SDR = VideoEncoding("libx264", "yuv420p", 19, "veryfast", 1, 1, 1, "avc1", sdr_planes)
-HLG = VideoEncoding("libx265", "yuv420p10le", 12, "ultrafast", 9, 18, 9, "hvc1", hlg_planes)
+QUIET = {"x265-params": "log-level=none"}
+HLG = VideoEncoding("libx265", "yuv420p10le", 12, "ultrafast", 9, 18, 9, "hvc1", hlg_planes, options=QUIET)
+LOSSLESS = VideoEncoding("libx264rgb", "rgb24", 0, "veryfast", 1, 1, 0, "avc1", rgb_pixels, "alac")
+
+
+def sdr_encoding(crf: float | None = None) -> VideoEncoding:
+    """H.264 at a quality: 0 keeps every pixel and 24 bits of sound, 51 is the worst, None is `SDR`."""
+    if crf is None:
+        return SDR
+    return replace(SDR, crf=crf, options=FAITHFUL if crf < FAITHFUL_BELOW else {}) if crf else LOSSLESS
 
 
 def exact_rate(fps: float | Fraction) -> Fraction:
@@ -99,11 +118,11 @@ def write_video(
     if path.suffix.lower() not in SUFFIXES:
         raise MediaError(f"{path}: suffix is {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
     if isinstance(audio, Audio):
-        stereo_track(audio, path)
+        sound_track(audio, path)
     with temporary_beside(path, "partial") as fragments:
         count = _encode(fragments, path, frames, rate, encoding)
         sound = audio() if callable(audio) else audio
-        track = (stereo_track(sound, path, count / rate), sound.sampling_rate) if sound else None
+        track = (sound_track(sound, path, count / rate), sound.sampling_rate) if sound else None
         with replacing(path) as complete, media_errors(path, "write video"):
             tags = container_tags(metadata)
             _assemble(complete, fragments, track, encoding, tags)
@@ -172,9 +191,7 @@ class _Picture:
             if side < 2 or side % 2:
                 raise MediaError(f"{self.path}: {name} is {side}, expected an even number; nearest valid: {side + 1}")
         encoding = self.encoding
-        options = {"crf": f"{encoding.crf:g}", "preset": encoding.preset}
-        if encoding.codec == "libx265":
-            options["x265-params"] = "log-level=none"
+        options = {"crf": f"{encoding.crf:g}", "preset": encoding.preset, **encoding.options}
         stream = self.sink.add_stream(encoding.codec, rate=self.rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, encoding.pixel_format
         context = stream.codec_context
@@ -196,7 +213,7 @@ def _assemble(
         stream.codec_context.codec_tag = encoding.tag
         tracks = [_picture_packets(source, stream)]
         if sound is not None:
-            tracks.append(_sound_packets(sink, *sound, encoding.audio_bit_rate))
+            tracks.append(_sound_packets(sink, *sound, encoding))
         for packet in heapq.merge(*tracks, key=lambda packet: packet.dts * packet.time_base):
             sink.mux(packet)
 
@@ -212,19 +229,24 @@ def _picture_packets(source: av.container.InputContainer, stream: av.VideoStream
         yield packet
 
 
-def _sound_packets(sink: av.container.OutputContainer, track: Tensor, rate: int, bit_rate: int) -> Iterator[av.Packet]:
-    """A stereo track ``[2, S]`` as AAC; the first packet starts before 0 by the encoder's priming samples."""
-    target = rate if rate in AAC_RATES else 48000
-    stream = sink.add_stream("aac", rate=target, layout="stereo")
-    stream.bit_rate = bit_rate
+def _sound_packets(
+    sink: av.container.OutputContainer, track: Tensor, rate: int, encoding: VideoEncoding
+) -> Iterator[av.Packet]:
+    """A track ``[channels, S]`` as packets; the first AAC one starts before 0 by the encoder's priming samples."""
+    target = rate if rate in AAC_RATES or encoding.audio_codec != "aac" else 48000
+    stream = sink.add_stream(encoding.audio_codec, rate=target, layout=LAYOUTS[len(track)])
+    stream.bit_rate = encoding.audio_bit_rate * len(track)
     return _encode_sound(stream, track.numpy(), rate)
 
 
 def _encode_sound(stream: av.AudioStream, track: np.ndarray, rate: int) -> Iterator[av.Packet]:
-    resampler = av.AudioResampler(format="fltp", layout="stereo", rate=stream.rate, frame_size=AAC_FRAME)
+    layout, codec = LAYOUTS[len(track)], stream.codec_context
+    if codec.name == "alac":
+        codec.format = "s32p"  # 24 bits
+    resampler = av.AudioResampler(codec.format, layout, stream.rate, FRAME_SIZES[codec.name])
     for start in range(0, track.shape[1], rate):
         samples = np.ascontiguousarray(track[:, start : start + rate])
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
         for ready in resampler.resample(frame):
             yield from stream.encode(ready)

@@ -35,7 +35,7 @@ class DubItPipeline(TwoStagePipeline):
         if len(self.loras) != 1:
             raise ConfigError(f"{len(self.loras)} adapters are given, expected the one that was trained for dubbing")
         clip = self.probe(path)
-        frames = self.ledger.scale_factors.snap_frames(clip.frames)
+        frames = clip.frames if request.snap is False else self.ledger.scale_factors.cover_frames(clip.frames)
         shape = self.shape(request, frames, float(clip.fps))
         factor = self.ledger.lora(self.loras[0]).reference_downscale_factor
         conditions: tuple[Condition, ...] = (
@@ -44,7 +44,7 @@ class DubItPipeline(TwoStagePipeline):
         )
         first = distilled_stage(request, halved(shape), conditions, self.loras)
         second = refinement_stage(shape, conditions, self.loras)
-        stages = [heard(first, path), held(second)]
+        stages = [heard(first, path), replace(held(second), delivered=shape._replace(frames=clip.frames))]
         return self.finished(request, stages, audio="first")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import random
 import sys
 from abc import ABC, abstractmethod
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from ltx_pipelines.running.engine import Event, Generation
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
+logger = logging.getLogger(__name__)
+
 Loras = Sequence[Lora | str | tuple[str, float]]
 DRAWN = -1  # the seed that stands for a random one
 TWICE = {  # ways to say one thing
@@ -37,7 +40,7 @@ TWICE = {  # ways to say one thing
 }
 SIZE = frozenset({"height", "width"})
 TIME = frozenset({"num_frames", "duration", "frame_rate"})
-COMMON = frozenset({"prompt", "seed", "sigmas", "snap"}) | SIZE | TIME
+COMMON = frozenset({"prompt", "seed", "sigmas", "snap", "background"}) | SIZE | TIME
 GUIDANCE = {stream: frozenset({f"{stream}_guider_params", *guidance_options(stream)}) for stream in STREAMS}
 GUIDERS = frozenset({"guider", "apg_eta", "apg_norm_threshold", "apg_momentum"})
 APG_OFF: dict[str, Any] = {"apg_eta": 1.0, "apg_norm_threshold": 0.0, "apg_momentum": 0.0}
@@ -51,7 +54,7 @@ class Pipeline(ABC):
     #: Fields of `Request` that have an effect; those that the request of ``make_plan`` adds need not be named.
     accepts: ClassVar[frozenset[str]] = COMMON
     #: Fields of `Networks` and `Output` that have an effect here and not everywhere.
-    uses: ClassVar[frozenset[str]] = frozenset({"contact_sheet"})
+    uses: ClassVar[frozenset[str]] = frozenset({"contact_sheet", "crf"})
     #: What stands where neither the request nor the model says anything. Sizes it lacks are those of a given clip.
     usual: ClassVar[Mapping[str, Any]] = {"height": 512, "width": 768, "num_frames": 121}
     #: 2 where a twofold enlargement follows the first stage.
@@ -139,13 +142,22 @@ class Pipeline(ABC):
 
         plan = self.make_plan(self.request(prompt, **request))
         validate_plan(plan, self.ledger)
-        return plan.with_(dtype=self.ledger.precision.name)
+        from ltx_pipelines.planning.notes import notes_of  # takes torch, as what follows a plan does
+
+        return plan.with_(dtype=self.ledger.precision.name, notes=notes_of(plan, self.ledger))
 
     def stream(self, prompt: str | None = None, **request: Any) -> Iterator[Event]:
         """Run a request event by event; the last event carries the `Generation`. Close the iterator to cancel."""
         from ltx_pipelines.running.engine import generate
 
-        return generate(self.plan(prompt, **request), self.ledger)
+        return generate(self._announced(prompt, **request), self.ledger)
+
+    def _announced(self, prompt: str | None, **request: Any) -> Plan:
+        """The plan of a request, its notes logged."""
+        plan = self.plan(prompt, **request)
+        for note in plan.notes:
+            logger.warning(note)
+        return plan
 
     def __call__(
         self,
@@ -162,7 +174,7 @@ class Pipeline(ABC):
         from ltx_pipelines.running.engine import generate
 
         generation = None
-        for event in generate(self.plan(prompt, **request), self.ledger, decode=output_type == "media"):
+        for event in generate(self._announced(prompt, **request), self.ledger, decode=output_type == "media"):
             if callback is not None:
                 callback(event)
             generation = event.generation or generation
@@ -256,18 +268,26 @@ class Pipeline(ABC):
     def shape(self, request: Request, frames: int | None = None, fps: float | None = None) -> VideoPixelShape:
         """The delivered shape of a request, fitted to what the VAE can hold."""
         count = self.predicted_frames(request) if frames is None else frames
-        return fitted(request.shape(count, fps), self.ledger.scale_factors, self.size_multiple, request.snap)
+        return fitted(request.shape(count, fps), self.ledger.scale_factors, self.size_multiple, bool(request.snap))
 
-    def source_shape(self, request: Request, path: str, extra_seconds: float = 0.0) -> VideoPixelShape:
-        """The shape of a given clip, ``extra_seconds`` longer, fitted to what the VAE can hold.
+    def source_shapes(
+        self, request: Request, clip: VideoInfo, more_frames: int | None = None
+    ) -> tuple[VideoPixelShape, VideoPixelShape]:
+        """The shape a given clip is worked on at, and the one that is delivered: its own, to the last frame.
 
-        Sides are moved only where the request says ``snap``; frames beyond the last whole latent frame are dropped.
+        It is continued to what the VAE can hold, and cut back; with ``snap`` off a clip that needs that is refused.
+        With ``more_frames`` it grows by so many or the few more that fit. A size in the request stands instead.
         """
-        info = self.probe(path)
-        fps = float(info.fps)
-        frames = self.ledger.scale_factors.snap_frames(info.frames + round(extra_seconds * fps))
-        wanted = VideoPixelShape(1, frames, request.height or info.height, request.width or info.width, fps)
-        return fitted(wanted, self.ledger.scale_factors, self.size_multiple, request.snap)
+        factors, step = self.ledger.scale_factors, self.size_multiple
+        own = VideoPixelShape(1, clip.frames + (more_frames or 0), clip.height, clip.width, float(clip.fps))
+        asked = {name: side for name in sorted(SIZE) if (side := getattr(request, name)) is not None}
+        if request.snap is False:
+            factors.check(own._replace(**asked) if more_frames is None else own._replace(**asked, frames=1), step)
+        work = factors.covering(own, step)
+        even = own._replace(height=max(own.height // 2, 1) * 2, width=max(own.width // 2, 1) * 2)
+        if asked:
+            even = work = fitted(work._replace(**asked), factors, step, bool(request.snap))
+        return work, even._replace(frames=own.frames if more_frames is None else work.frames)
 
     def predicted_frames(self, request: Request) -> int | None:
         """The number of frames the duration head gives a prompt; None when the request needs no prediction."""
@@ -294,6 +314,7 @@ class Pipeline(ABC):
             negative_prompt=self.negative_prompt(request, stages),
             quantization=self.ledger.quantization,
             backend=self.ledger.backend,
+            background=request.background,
             **fields,
         )
 

@@ -89,8 +89,11 @@ class Request:
     frame_rate: float | None = size(
         None, "Pictures a second.", "--frame-rate", "--fps", unit="frames/s", positive=True, shown="24"
     )
-    snap: bool = size(
-        False, "Move sizes and lengths to the nearest valid ones; on a line on by default.", "--snap/--no-snap"
+    snap: bool | None = size(
+        None,
+        "Move what is asked to the nearest valid size and length, or refuse; a given clip keeps its own.",
+        "--snap/--no-snap",
+        shown="on a line on, elsewhere only given clips are taken as they are",
     )
     num_inference_steps: int | None = sampling(
         None,
@@ -140,6 +143,7 @@ class Request:
         least=0,
     )
     video_path: File | None = condition(None, "Source clip.", "--video-path", "--video")
+    background: str = condition("black", "Behind transparent pictures: a name, or #rrggbb.", metavar="COLOR")
 
     def shape(self, frames: int | None = None, fps: float | None = None) -> VideoPixelShape:
         """The delivered shape."""
@@ -214,6 +218,7 @@ class Output:
         shown="the text encoder",
     )
     contact_sheet: str | None = result(None, "Also write frames over a spectrogram to this PNG.", metavar="FILE")
+    crf: float | None = result(None, "Quality of an MP4; 0 keeps every pixel.", least=0, most=51, shown="19")
     keep_latents: bool = result(False, "Keep the first stage beside the clip, for `ltx finish`.")
     first_stage: bool = result(False, "Stop after the first stage, at half the size; `ltx finish` goes on from it.")
     json: bool = result(False, "One JSON object per event on standard output.")

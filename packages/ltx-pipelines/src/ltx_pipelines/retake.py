@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltx_core.errors import ConfigError
 from ltx_core.types import VideoPixelShape
@@ -13,13 +13,18 @@ from ltx_pipelines.planning.schema import UsageError
 from ltx_pipelines.planning.stages import distilled_stage, guided_stage
 from ltx_pipelines.request import Request, condition
 
+if TYPE_CHECKING:
+    from ltx_media.video import VideoInfo
+
 
 @dataclass(frozen=True)
 class RetakeRequest(Request):
     """A request with the span that is made anew."""
 
     start_time: float | None = condition(None, "Where new content starts.", "--start-time", "--start", unit="seconds")
-    end_time: float | None = condition(None, "Where new content ends.", "--end-time", "--end", unit="seconds")
+    end_time: float | None = condition(
+        None, "Where new content ends.", "--end-time", "--end", unit="seconds", shown="the end"
+    )
     regenerate_video: bool = condition(True, "Make new pictures, or leave them.", "--regenerate-video/--keep-video")
     regenerate_audio: bool = condition(True, "Make new sound, or leave it.", "--regenerate-audio/--keep-audio")
     distilled: bool | None = condition(
@@ -33,7 +38,8 @@ class RetakeRequest(Request):
 class RetakePipeline(Pipeline):
     """One stage on the whole clip, in which only tokens that overlap ``[start_time, end_time)`` are noised.
 
-    A stream that is not regenerated is frozen at its source. A clip without sound gets new sound throughout.
+    A stream that is not regenerated is frozen at its source. What is delivered outside the span is the source's own. A
+    clip without sound gets new sound throughout.
     """
 
     accepts = (COMMON | GUIDED | {"video_path"}) - SIZE - TIME
@@ -51,26 +57,24 @@ class RetakePipeline(Pipeline):
         return request
 
     def make_plan(self, request: RetakeRequest) -> Plan:
-        if request.video_path is None or request.start_time is None or request.end_time is None:
-            raise ConfigError("video_path, start_time and end_time are all needed")
-        if not 0 <= request.start_time < request.end_time:
-            raise ConfigError(f"the span is {request.start_time} to {request.end_time} s, expected 0 <= start < end")
+        if request.video_path is None or request.start_time is None:
+            raise ConfigError("video_path and start_time are both needed")
         if not (request.regenerate_video or request.regenerate_audio):
             raise ConfigError("regenerate_video and regenerate_audio are both off, expected at least one on")
-        shape = self.source_shape(request, request.video_path)
-        region = RegionCondition(request.start_time, request.end_time)
+        clip = self.probe(request.video_path)
+        region = RegionCondition(*span_of(request, clip))
+        shape, shown = self.source_shapes(request, clip)
         anew = {"video": request.regenerate_video, "audio": request.regenerate_audio}
-        sounding = self.probe(request.video_path).has_audio
         stage = self._stage(request, shape)
         streams = {
             name: _stream(stream, region if anew[name] else None)
             for name, stream in stage.streams.items()
-            if name == "video" or sounding
+            if name == "video" or clip.has_audio
         }
         source = Source(request.video_path, 0.0, shape.duration)
         return self.finished(
             request,
-            [replace(stage, streams={**stage.streams, **streams})],
+            [replace(stage, streams={**stage.streams, **streams}, delivered=shown)],
             sources=dict.fromkeys(streams, source),
         )
 
@@ -78,6 +82,19 @@ class RetakePipeline(Pipeline):
         if request.distilled:
             return distilled_stage(request, shape, (), self.loras)
         return guided_stage(request, self.ledger.defaults, shape, (), self.loras)
+
+
+def span_of(request: RetakeRequest, clip: "VideoInfo") -> tuple[float, float]:
+    """The seconds that are made anew: to the end of the clip where no end is given."""
+    start, end, length = request.start_time or 0.0, request.end_time, clip.duration
+    if start >= length:
+        raise ConfigError(f"start_time is {start:g} s, the clip ends at {length:.3f} s")
+    if end is not None and end > length + 0.5 / float(clip.fps):
+        raise ConfigError(f"end_time is {end:g} s, the clip ends at {length:.3f} s; nearest valid: {length:.3f}")
+    end = length if end is None else end
+    if not 0 <= start < end:
+        raise ConfigError(f"the span is {start:g} to {end:g} s, expected 0 <= start < end")
+    return start, end
 
 
 def _stream(stream: StreamPlan, region: RegionCondition | None) -> StreamPlan:

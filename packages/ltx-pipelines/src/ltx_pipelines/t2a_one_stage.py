@@ -13,7 +13,7 @@ from ltx_pipelines.request import Request
 class T2AOneStagePipeline(Pipeline):
     """One guided stage of the audio stream alone; no other weight of the transformer is read."""
 
-    accepts = (COMMON | GUIDED | {"auto_duration"}) - GUIDANCE["video"] - SIZE - {"audio_modality_scale"}
+    accepts = (COMMON | GUIDED | {"auto_duration"}) - GUIDANCE["video"] - SIZE - {"audio_modality_scale", "background"}
     uses = frozenset[str]()
     usual: ClassVar[Mapping[str, Any]] = {"height": 512, "width": 512, "num_frames": 121}  # of a picture nobody sees
     aliases = ("t2a",)

@@ -1,6 +1,7 @@
 """Video to sound: a sound track for a silent clip, whose pictures are kept."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from ltx_core.errors import ConfigError
@@ -11,7 +12,10 @@ from ltx_pipelines.request import Request
 
 
 class V2AOneStagePipeline(Pipeline):
-    """One guided stage whose video stream is frozen at the encoded clip. Size, length and rate are the clip's."""
+    """One guided stage whose video stream is frozen at the encoded clip.
+
+    Size, length and rate are the clip's, and the frames delivered are its own.
+    """
 
     accepts = (COMMON | GUIDED | {"video_path"}) - GUIDANCE["video"] - TIME
     usual: ClassVar[Mapping[str, Any]] = {"num_frames": 121}
@@ -20,8 +24,8 @@ class V2AOneStagePipeline(Pipeline):
     def make_plan(self, request: Request) -> Plan:
         if request.video_path is None:
             raise ConfigError("video_path is not given, expected the clip that needs sound")
-        shape = self.source_shape(request, request.video_path)
+        shape, shown = self.source_shapes(request, self.probe(request.video_path))
         stage = guided_stage(request, self.ledger.defaults, shape, (), self.loras)
         picture = StreamPlan(start="source", noise_scale=0.0, frozen=True)
-        sources = {"video": Source(request.video_path, 0.0, shape.duration)}
-        return self.finished(request, [with_stream(stage, "video", picture)], sources=sources)
+        stage = replace(with_stream(stage, "video", picture), delivered=shown)
+        return self.finished(request, [stage], sources={"video": Source(request.video_path, 0.0, shape.duration)})

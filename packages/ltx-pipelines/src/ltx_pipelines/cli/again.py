@@ -18,7 +18,7 @@ CHANGEABLE = (
     *("model", "checkpoint_path", "gemma_root"),
 )
 PLACES = ("backend", "policy", "offload", "device")
-SHARED = ("output", *PLACES, "contact_sheet", "json", "quiet")
+SHARED = ("output", *PLACES, "contact_sheet", "crf", "json", "quiet")
 FILE = Option("file", File, "", "The clip, or a WAV or PNG made by ltx.", group="Request")
 ABOUT_RERUN = """Make a clip again from the recipe inside it.
 
@@ -65,7 +65,7 @@ def rerun(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.job import Job, execute
 
     output = Path(given.get("output") or free_name(file, "again"))
-    execute(Job(plan, ledger, output, request, contact_sheet=sheet_of(given)), reporter)
+    execute(Job(plan, ledger, output, request, contact_sheet=sheet_of(given), crf=given.get("crf")), reporter)
 
 
 def finish(given: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ def finish(given: dict[str, Any]) -> None:
     validate_plan(plan, ledger)
     stem = Path(file.name.removesuffix(".stage1.safetensors")).stem
     output = Path(given.get("output") or free_name(file.with_name(f"{stem}.mp4"), "finished"))
-    execute(Job(plan, ledger, output, contact_sheet=sheet_of(given), resume=resume), reporter)
+    execute(Job(plan, ledger, output, contact_sheet=sheet_of(given), crf=given.get("crf"), resume=resume), reporter)
 
 
 def given_file(given: dict[str, Any]) -> Path:

@@ -91,7 +91,8 @@ def make_line(line: Line, ledgers: dict[str, ModelLedger], reporter: Reporter) -
         return
     from ltx_pipelines.cli.job import Job, execute
 
-    execute(Job(plan, session.ledger, output, kept_request(line.given, session, plan)), reporter)
+    request = kept_request(line.given, session, plan)
+    execute(Job(plan, session.ledger, output, request, crf=line.given.get("crf")), reporter)
 
 
 def is_made(output: Path, plan: str) -> bool:

@@ -13,7 +13,7 @@ from ltx_pipelines.request import Networks, Output
 
 SOMETIMES = {  # what only pipelines offer that say so in their ``uses``
     *("spatial_upsampler", "distilled_loras", "temporal_upsampler"),
-    *("contact_sheet", "keep_latents", "first_stage"),
+    *("contact_sheet", "crf", "keep_latents", "first_stage"),
 }
 PIPELINE = Option("pipeline", str | None, None, "Take this pipeline.", group="Request", metavar="NAME")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ENHANCING = ("enhance_prompt", "prompt_enhancer")
 PLACES = (
-    *("output", "json", "quiet", "contact_sheet", "keep_latents", "first_stage"),
+    *("output", "json", "quiet", "contact_sheet", "crf", "keep_latents", "first_stage"),
     *("backend", "policy", "offload", "device"),
 )
 OTHER_MODELS = "for anything else name a larger model, such as --model Lightricks/LTX-2.3 (`ltx models` lists them)"
@@ -51,6 +51,7 @@ def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
         output,
         request=kept_request(given, session, plan),
         contact_sheet=Path(sheet) if sheet else None,
+        crf=given.get("crf"),
         keep_latents=first_stage or bool(given.get("keep_latents")),
         first_stage=first_stage,
     )
@@ -68,6 +69,8 @@ def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> P
     where = f"on {session.ledger.device} in {plan.dtype}"
     chosen = f"{session.pipeline.command()} with {session.model}"
     reporter.note(f"{chosen} {where}, seed {plan.seed}", dtype=plan.dtype)
+    for note in plan.notes:
+        reporter.note(note)
     if (world := session.ledger.prompt_world) is not None and not world.holds(plan.prompt):
         reporter.note(f"{world.says}; {OTHER_MODELS}")
     wanted = {name: session.request.get(name) for name in ("height", "width")} if plan.has_video else {}

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ltx_core.errors import LtxError, MediaError
+from ltx_core.errors import ConfigError, LtxError, MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.common.memory import peak_bytes
 from ltx_media.files import replacing
@@ -21,6 +21,7 @@ from ltx_pipelines.cli.output import PREVIEW, VIDEO, check_output
 from ltx_pipelines.cli.progress import Reporter, human_bytes
 from ltx_pipelines.planning.plan import Plan, plan_from_json
 from ltx_pipelines.running.engine import Event, Generation, generate
+from ltx_pipelines.running.kept import kept_encoding, what_is_kept
 from ltx_pipelines.running.recipe import make_recipe
 from ltx_pipelines.utils.media_io import (
     RECIPE_KEY,
@@ -46,6 +47,7 @@ class Job:
     output: Path
     request: Mapping[str, Any] | None = None
     contact_sheet: Path | None = None
+    crf: float | None = None  # of an MP4
     keep_latents: bool = False
     first_stage: bool = False  # stop after it
     resume: Generation | None = None
@@ -56,6 +58,8 @@ def execute(job: Job, reporter: Reporter) -> Path:
     first = replace(job.plan, stages=job.plan.stages[:1])
     delivered = replace(job, plan=first) if job.first_stage else job
     check_output(delivered.output, delivered.plan.has_video)
+    if job.crf is not None and job.output.suffix.lower() not in VIDEO:
+        raise ConfigError(f"crf is for {', '.join(VIDEO)}, not {job.output.name}; leave it out")
     if job.ledger.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.ledger.device)
     if (slow := job.ledger.precision.warning) is not None:
@@ -105,7 +109,7 @@ def write(generation: Generation, job: Job, reporter: Reporter) -> None:
         return
     frames = _counted(generation.video, job.plan.shape.frames, reporter)
     if suffix in VIDEO:
-        write_video(job.output, frames, fps, generation.audio, metadata=metadata)
+        write_video(job.output, frames, fps, generation.audio, kept_encoding(job.plan, job.crf), metadata)
     elif suffix in PREVIEW:
         write_preview(job.output, frames, fps)
     else:
@@ -164,6 +168,8 @@ def _summarize(job: Job, reporter: Reporter, seconds: float) -> None:
         speed = f"{shape.frames / seconds:.3g} frames/s"
     else:
         what, speed = f"{shape.duration:.2f} s of sound", f"{shape.duration / seconds:.3g} s of sound per second"
+    if (kept := what_is_kept(plan, job.ledger.scale_factors.time)) is not None:
+        reporter.note(kept, kept=kept)
     summary(reporter, Result(job.output, what, speed, seconds, plan.seed, job.ledger.device))
 
 

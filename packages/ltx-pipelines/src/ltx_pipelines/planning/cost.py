@@ -92,7 +92,7 @@ def cost_of(plan: Plan, ledger: ModelLedger) -> Cost:
         work = [stage_work(run, ledger) for run in runs(stage)]
         total = Work(sum(one.flops for one in work), max(one.activations for one in work))
         phases.append(Phase(f"stage {index}", transformer_weights(ledger, stage), total))
-    if plan.has_video:
+    if "video" in plan.decoded:
         weights = {"video_decoder": component_bytes(ledger, "video_decoder")}
         phases.append(Phase("video", weights, decoder_work(plan, ledger)))
     if "audio" in plan.decoded:
@@ -225,7 +225,9 @@ def _empty_modality(
 def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:
     """The video decoder: operations of the whole clip, memory of the pieces it is decoded in."""
     checkpoint = ledger.source("video_decoder")
-    latent = VideoLatentShape.from_pixel_shape(plan.shape, ledger.latent_channels, ledger.scale_factors)
+    latent = VideoLatentShape.from_pixel_shape(
+        plan.decoded_shape(ledger.scale_factors), ledger.latent_channels, ledger.scale_factors
+    )
     config = checkpoint.network_config("video_decoder")
     if config.diffusion_decoder is not None:
         cells = (latent.frames, latent.height, latent.width)

@@ -15,10 +15,11 @@ from typing import Any, Literal
 from ltx_core.components.guiders import MultiModalGuiderParams, at_sigma
 from ltx_core.errors import ConfigError
 from ltx_core.precision import DtypeName
-from ltx_core.types import VideoPixelShape
+from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape
 
 PLAN_VERSION = 1
 BackendName = Literal["torch", "mlx"]
+KEPT = (0.0, 0.0)  # the empty span
 MODALITIES = ("video", "audio")
 SamplerName = Literal["euler", "euler_ancestral", "euler_cfg_pp", "heun", "res_2s", "gradient_estimating"]
 
@@ -188,7 +189,7 @@ class StagePlan:
     sampler: SamplerPlan = SamplerPlan()
     max_batch_size: int = 1  # guidance passes per transformer call
     windows: tuple[Window, ...] = ()  # of the video alone, joined in this order
-    delivered: VideoPixelShape | None = None  # where it is shorter than ``shape``, or shown at another rate
+    delivered: VideoPixelShape | None = None  # where it is shorter or smaller than ``shape``, or of another rate
 
     @property
     def shown(self) -> VideoPixelShape:
@@ -249,6 +250,8 @@ class Plan:
     dtype: DtypeName = "auto"  # what networks compute in; plans that pipelines make never say auto
     quantization: str | None = None
     backend: BackendName = "torch"  # what builds and runs the networks
+    background: str = "black"  # behind transparent pictures
+    notes: tuple[str, ...] = ()  # what was changed of what was given, a line each
     version: int = PLAN_VERSION
 
     @property
@@ -262,10 +265,32 @@ class Plan:
 
     @property
     def decoded(self) -> tuple[str, ...]:
-        """The streams whose latents are decoded: the last picture, and the sound that ``audio`` names."""
+        """The streams whose latents are decoded: the last picture, and the sound that ``audio`` names.
+
+        One that is kept as a whole is its source's own.
+        """
         last = self.stages[-1].streams
         sounding = {"first": self.stages[0].streams, "last": last}.get(self.audio, {})
-        return tuple(name for name, streams in {"video": last, "audio": sounding}.items() if name in streams)
+        present = [name for name, streams in {"video": last, "audio": sounding}.items() if name in streams]
+        return tuple(name for name in present if self.new_span(name) != KEPT)
+
+    def new_span(self, name: str) -> tuple[float, float] | None:
+        """The seconds of a delivered stream that are made anew, where the rest is its source's own.
+
+        `KEPT` where all of it is the source's; None where nothing is.
+        """
+        stream = self.stages[-1].streams.get(name)
+        if stream is None or stream.start != "source":
+            return None
+        if stream.frozen:
+            return KEPT
+        regions = [condition for condition in stream.conditions if isinstance(condition, RegionCondition)]
+        return (regions[0].start, regions[0].end) if regions else None
+
+    def decoded_shape(self, factors: SpatioTemporalScaleFactors) -> VideoPixelShape:
+        """The picture that is decoded: the last stage's, no longer than what is delivered needs."""
+        stage = self.stages[-1]
+        return stage.shape._replace(frames=min(factors.cover_frames(stage.shown.frames), stage.shape.frames))
 
     def conditions(self) -> Iterator[tuple[StagePlan, Condition]]:
         """Every condition with its stage."""

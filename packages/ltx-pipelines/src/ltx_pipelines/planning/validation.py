@@ -35,6 +35,10 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
         raise ConfigError("prompt is empty, expected a description of the clip")
     if not -(2**63) <= plan.seed < 2**63:
         raise ConfigError(f"seed is {plan.seed}, expected a 64-bit integer")
+    if plan.background != "black":
+        from ltx_media.pixels import color_named
+
+        color_named(plan.background)
     check_files(plan, ledger)
     check_sizes(plan, ledger)
     check_components(plan, ledger)
@@ -109,8 +113,8 @@ def check_condition(condition: Condition, stage: StagePlan, ledger: ModelLedger)
             if condition.path is not None:
                 check_sounding(condition.path, 0.0)
         case RegionCondition():
-            if condition.start >= shape.duration:
-                end = f"the clip ends at {shape.duration:.3g} s"
+            if condition.start >= stage.shown.duration:
+                end = f"the clip ends at {stage.shown.duration:.3g} s"
                 raise ConditioningError(f"start_time is {condition.start:g} s, {end}")
         case KeyframeSlots():
             check_slots(condition, shape, ledger)

@@ -29,7 +29,7 @@ from ltx_core.model.audio_vae.audio_vae import encode_audio
 from ltx_core.networks import VideoEncoder
 from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
 from ltx_media.audio import read_audio
-from ltx_media.source import Wanted, load_image, load_mask_video, normalize_source
+from ltx_media.source import Wanted, load_mask_video, normalize_source
 from ltx_media.video import probe_video
 from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
@@ -47,21 +47,21 @@ from ltx_pipelines.utils.model_ledger import ModelLedger
 
 
 def conditioning_items(
-    stage: StagePlan, modality: str, ledger: ModelLedger, inputs: StageInputs
+    stage: StagePlan, modality: str, ledger: ModelLedger, inputs: StageInputs, background: str = "black"
 ) -> list[ConditioningItem]:
     """The items of one stream, in the plan's order; media are read and encoded at the stage's size."""
     conditions = stage.streams[modality].conditions
-    return [item for condition in conditions for item in _items(condition, stage.shape, ledger, inputs)]
+    return [item for condition in conditions for item in _items(condition, stage.shape, ledger, inputs, background)]
 
 
 def _items(
-    condition: Condition, shape: VideoPixelShape, ledger: ModelLedger, inputs: StageInputs
+    condition: Condition, shape: VideoPixelShape, ledger: ModelLedger, inputs: StageInputs, background: str
 ) -> Iterator[ConditioningItem]:
     match condition:
         case ImageCondition():
-            yield _image_item(condition, shape, ledger)
+            yield _image_item(condition, wanted_image(condition, shape, ledger, background), ledger)
         case ReferenceCondition():
-            yield _reference_item(condition, shape, ledger, inputs)
+            yield _reference_item(condition, wanted_reference(condition, shape, background), shape, ledger, inputs)
         case AudioReferenceCondition():
             yield _audio_reference_item(condition, ledger, inputs)
         case RegionCondition():
@@ -73,10 +73,14 @@ def _items(
                 yield VideoConditionByKeyframeIndex(inputs.keyframes[frame], frame, condition.strength)
 
 
-def _image_item(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedger) -> ConditioningItem:
+def wanted_image(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedger, background: str) -> Wanted:
+    """A still at the size of the clip, with the marks of video compression the model expects."""
     crf = ledger.defaults.image_crf if image.crf is None else image.crf
-    pixels = load_image(image.path, shape.height, shape.width, crf)
-    latent = encode_video(pixels, ledger)
+    return Wanted(shape.height, shape.width, 1, crf=crf, background=background)
+
+
+def _image_item(image: ImageCondition, wanted: Wanted, ledger: ModelLedger) -> ConditioningItem:
+    latent = encode_video(normalize_source(image.path, wanted).video, ledger)
     if image.frame_idx == 0 and not image.as_keyframe:
         return VideoConditionByLatentIndex(latent, image.strength, latent_idx=0)
     return VideoConditionByKeyframeIndex(latent, image.frame_idx, image.strength)
@@ -95,16 +99,17 @@ def _seeds(frames: Sequence[int], ledger: ModelLedger, inputs: StageInputs) -> T
 
 
 def _reference_item(
-    reference: ReferenceCondition, shape: VideoPixelShape, ledger: ModelLedger, inputs: StageInputs
+    reference: ReferenceCondition, wanted: Wanted, shape: VideoPixelShape, ledger: ModelLedger, inputs: StageInputs
 ) -> ConditioningItem:
-    factor = reference.downscale_factor
+    factor, every = reference.downscale_factor, reference.temporal_scale_factor
     if reference.path is None:
         assert inputs.video_before is not None
         latent = inputs.video_before
     else:
-        frames = normalize_source(reference.path, wanted_reference(reference, shape)).video
-        latent = encode_video(temporal_subsample(frames, reference.temporal_scale_factor), ledger)
-    item = VideoConditionByReferenceLatent(latent, factor, reference.temporal_scale_factor, reference.strength)
+        clip = normalize_source(reference.path, wanted).video
+        clip = temporal_subsample(continued(clip, every * ledger.scale_factors.time), every)
+        latent = encode_video(clip, ledger)
+    item = VideoConditionByReferenceLatent(latent, factor, every, reference.strength)
     strength: float | Tensor = reference.attention_strength
     if reference.attention_mask is not None:
         mask = attention_mask(reference.attention_mask, shape).to(ledger.device)
@@ -114,10 +119,10 @@ def _reference_item(
     return ConditioningItemAttentionStrengthWrapper(item, strength)
 
 
-def wanted_reference(reference: ReferenceCondition, shape: VideoPixelShape) -> Wanted:
+def wanted_reference(reference: ReferenceCondition, shape: VideoPixelShape, background: str) -> Wanted:
     """A reference clip at the time and a whole fraction of the size of the clip that follows it."""
-    factor = reference.downscale_factor
-    return Wanted(shape.height // factor, shape.width // factor, shape.frames, shape.fps)
+    height, width = shape.height // reference.downscale_factor, shape.width // reference.downscale_factor
+    return Wanted(height, width, shape.frames, shape.fps, background=background)
 
 
 def _audio_reference_item(
@@ -144,24 +149,24 @@ def attention_mask(path: str, shape: VideoPixelShape) -> Tensor:
     return load_mask_video(path, shape.height, shape.width, shape.frames)
 
 
-def source_latent(source: Source, modality: str, shape: VideoPixelShape, ledger: ModelLedger) -> Tensor:
+def source_latent(
+    source: Source, modality: str, shape: VideoPixelShape, ledger: ModelLedger, background: str = "black"
+) -> Tensor:
     """The latent a stream starts from: the encoded source at its place in the new clip, empty where it has none."""
     if modality == "audio":
         return _audio_source(source, shape, ledger)
-    return _video_source(source, shape, ledger)
-
-
-def _video_source(source: Source, shape: VideoPixelShape, ledger: ModelLedger) -> Tensor:
     factors = ledger.scale_factors
     target = VideoLatentShape.from_pixel_shape(shape, scale_factors=factors)
     first = round(source.offset * shape.fps)
-    clip = normalize_source(source.path, wanted_source(source, shape, factors)).video
+    clip = normalize_source(source.path, wanted_source(source, shape, factors, background)).video
     if first:  # a clip that begins later is preceded by its first frame, so that the causal encoder sees no jump
         clip = torch.cat((clip[:, :, :1].expand(-1, -1, first, -1, -1), clip), dim=2)
     return conform_latent_length(encode_video(continued(clip, factors.time), ledger), target.frames)
 
 
-def wanted_source(source: Source, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors) -> Wanted:
+def wanted_source(
+    source: Source, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors, background: str
+) -> Wanted:
     """How a source enters a clip: at its own size where it fits into the working size, else scaled and cropped."""
     info = probe_video(source.path)
     room = shape.height - info.height, shape.width - info.width
@@ -170,7 +175,7 @@ def wanted_source(source: Source, shape: VideoPixelShape, factors: SpatioTempora
     if source.duration is not None:
         frames = min(frames, max(round(source.duration * shape.fps), 1))
     fit: Literal["mirror", "crop"] = "mirror" if mirrored else "crop"
-    return Wanted(shape.height, shape.width, frames, shape.fps, source.start, fit)
+    return Wanted(shape.height, shape.width, frames, shape.fps, source.start, fit, background=background)
 
 
 def continued(clip: Tensor, step: int) -> Tensor:

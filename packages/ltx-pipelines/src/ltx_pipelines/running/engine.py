@@ -32,10 +32,11 @@ from ltx_core.sampling.modality import States
 from ltx_core.sampling.res2s import Res2sSampler
 from ltx_core.sampling.samplers import EulerSampler, GradientEstimatingSampler, HeunSampler, Sampler, StochasticSampler
 from ltx_core.sampling.stage import StreamStart, begin_streams, finish_streams
-from ltx_core.types import Audio, VideoLatentShape
+from ltx_core.types import Audio, VideoLatentShape, VideoPixelShape
 from ltx_pipelines.planning.plan import CarriedKeyframes, Plan, SamplerPlan, StagePlan
 from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.running.conditions import conditioning_items, source_latent
+from ltx_pipelines.running.kept import kept_frames, kept_sound
 from ltx_pipelines.running.stage_inputs import (
     KEYFRAMES,
     StageInputs,
@@ -45,7 +46,6 @@ from ltx_pipelines.running.stage_inputs import (
     window_inputs,
 )
 from ltx_pipelines.running.texts import Contexts
-from ltx_pipelines.utils.media_io import read_audio
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 Phase = Literal["text", "conditions", "upsample", "denoise", "decode", "done"]
@@ -183,8 +183,8 @@ def stream_start(stage: StagePlan, name: str, tools: LatentTools[Any], inputs: S
     if stream.start == "previous":
         latent = inputs.latents[name]
     elif stream.start == "source":
-        latent = source_latent(run.plan.sources[name], name, stage.shape, run.ledger)
-    items = conditioning_items(stage, name, run.ledger, inputs)
+        latent = source_latent(run.plan.sources[name], name, stage.shape, run.ledger, run.plan.background)
+    items = conditioning_items(stage, name, run.ledger, inputs, run.plan.background)
     return StreamStart(tools, latent, items, stream.noise_scale, stream.frozen)
 
 
@@ -224,13 +224,26 @@ def sampler_of(plan: SamplerPlan) -> Sampler:
 
 
 def decode_latents(generation: Generation, ledger: ModelLedger, generator: torch.Generator) -> Generation:
-    """The generation with sound, and with frames that are decoded as they are pulled."""
-    latents, shape = generation.latents, generation.plan.shape
-    video = None
-    if "video" in latents:
+    """The generation with sound, and with frames that are decoded as they are pulled; what is kept is the source's."""
+    plan, made = generation.plan, decode_streams(generation, ledger, generator)
+    video, audio = made.video, made.audio
+    if plan.new_span("video") is not None:
+        single = (frame for chunk in made.video or () for frame in chunk)
+        video = kept_frames(plan, single, ledger.scale_factors.time)
+    if plan.new_span("audio") is not None:
+        audio = kept_sound(plan, made.audio)
+    return replace(generation, video=video, audio=audio)
+
+
+def decode_streams(generation: Generation, ledger: ModelLedger, generator: torch.Generator) -> Generation:
+    """The generation with what its latents decode to, cut to the delivered shape; nothing of a source is put back."""
+    plan, video = generation.plan, None
+    if "video" in plan.decoded:
+        shape = plan.decoded_shape(ledger.scale_factors)
         frames = VideoLatentShape.from_pixel_shape(shape, scale_factors=ledger.scale_factors).frames
-        video = decode_frames(latents["video"][:, :, :frames], ledger, generator)
-    return replace(generation, video=video, audio=delivered_audio(generation, ledger))
+        chunks = decode_frames(generation.latents["video"][:, :, :frames], ledger, generator)
+        video = cut_frames(chunks, plan.shape)
+    return replace(generation, video=video, audio=decode_sound(generation, ledger))
 
 
 def decode_frames(latent: Tensor, ledger: ModelLedger, generator: torch.Generator) -> Iterator[Tensor]:
@@ -239,15 +252,21 @@ def decode_frames(latent: Tensor, ledger: ModelLedger, generator: torch.Generato
     yield from decoder.decode_frames(latent, DecodeConditioning(noise=generator))
 
 
-def delivered_audio(generation: Generation, ledger: ModelLedger) -> Audio | None:
-    """The sound of the stage the plan says, or the source's own, cut to the picture's length."""
+def cut_frames(chunks: Iterator[Tensor], shape: VideoPixelShape) -> Iterator[Tensor]:
+    """Chunks of frames without what was added at the end, the bottom and the right to fill the grid."""
+    left = shape.frames
+    for chunk in chunks:
+        if left > 0:
+            yield chunk[:left, : shape.height, : shape.width]
+        left -= len(chunk)
+
+
+def decode_sound(generation: Generation, ledger: ModelLedger) -> Audio | None:
+    """The sound of the stage the plan says, cut to the picture's length."""
     plan = generation.plan
-    if plan.audio == "source":
-        source = plan.sources["audio"]
-        return read_audio(source.path, source.start, source.duration)
-    latents = generation.stages[0 if plan.audio == "first" else -1]
-    if plan.audio == "none" or "audio" not in latents:
+    if "audio" not in plan.decoded:
         return None
+    latents = generation.stages[0 if plan.audio == "first" else -1]
     with torch.no_grad():
         audio = decode_audio(latents["audio"], ledger.network("audio_decoder"), ledger.network("vocoder"))
     if plan.stages[-1].delivered is None:

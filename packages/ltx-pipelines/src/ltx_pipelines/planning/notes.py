@@ -1,0 +1,88 @@
+"""What a plan changes of the files it was given, a line each, told from their headers before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ltx_media.audio import probe_sound
+from ltx_media.exr import is_exr
+from ltx_media.source import Change, changes_of, sound_changes
+from ltx_media.video import VideoInfo, probe_video
+from ltx_pipelines.planning.plan import (
+    AudioReferenceCondition,
+    Condition,
+    ImageCondition,
+    Plan,
+    ReferenceCondition,
+    Source,
+    StagePlan,
+)
+from ltx_pipelines.running.conditions import wanted_image, wanted_reference, wanted_source
+from ltx_pipelines.utils.model_ledger import ModelLedger
+
+
+def notes_of(plan: Plan, ledger: ModelLedger) -> tuple[str, ...]:
+    """The lines of a plan; what is said of two stages is the last one's."""
+    found: dict[tuple[str, str], str] = {}
+    for path, changes in _changes(plan, ledger):
+        for change in changes:
+            found[path, change.what] = f"{Path(path).name}: {change.how}"
+    return tuple(found.values())
+
+
+def _changes(plan: Plan, ledger: ModelLedger) -> Iterator[tuple[str, tuple[Change, ...]]]:
+    for stage, condition in plan.conditions():
+        yield from _of_condition(condition, stage, plan, ledger)
+    for name, source in plan.sources.items():
+        if name == "audio":
+            yield source.path, _of_sound(source, plan)
+        else:
+            wanted = wanted_source(source, plan.stages[-1].shape, ledger.scale_factors, plan.background)
+            clip = probe_video(source.path)
+            said = [change for change in changes_of(clip, wanted) if wanted.fit == "crop" or change.what != "size"]
+            yield source.path, (*said, *_of_source(clip, plan.stages[-1]))
+
+
+def _of_condition(
+    condition: Condition, stage: StagePlan, plan: Plan, ledger: ModelLedger
+) -> Iterator[tuple[str, tuple[Change, ...]]]:
+    match condition:
+        case ImageCondition(path=path) if not is_exr(path):
+            wanted = wanted_image(condition, stage.shape, ledger, plan.background)
+            yield path, changes_of(probe_video(path), wanted)
+        case ReferenceCondition(path=str() as path):
+            wanted = wanted_reference(condition, stage.shape, plan.background)
+            yield path, (*changes_of(clip := probe_video(path), wanted), *_of_reference(clip, stage))
+        case AudioReferenceCondition(path=str() as path):
+            yield path, sound_changes(sound.channels if (sound := probe_sound(path)) else 0)
+
+
+def _of_reference(clip: VideoInfo, stage: StagePlan) -> Iterator[Change]:
+    """A reference that ends before the clip that follows it."""
+    if clip.frames > 1 and clip.duration < stage.shape.duration - 1 / stage.shape.fps:
+        lengths = f"{clip.duration:.2f} s long, the clip is {stage.shape.duration:.2f} s"
+        yield Change("length", f"{lengths}: its rest follows nothing")
+
+
+def _of_source(clip: VideoInfo, stage: StagePlan) -> Iterator[Change]:
+    """How a source is made to fit the grid, and what is added to it."""
+    work, shown = stage.shape, stage.shown
+    if (shown.height, shown.width) != (clip.height, clip.width) and clip.height - shown.height in (0, 1):
+        yield Change("even", f"an odd last row or column is left out: {shown.width} x {shown.height}")
+    if (added := shown.frames - clip.frames) > 0:
+        yield Change("added", f"{added / shown.fps:.2f} s ({added} frames) are added, the nearest length that fits")
+    if work != shown:
+        grid = f"{work.width} x {work.height} and {work.frames} frames"
+        yield Change("grid", f"worked on at {grid}, cut back to {shown.width} x {shown.height} and {shown.frames}")
+
+
+def _of_sound(source: Source, plan: Plan) -> tuple[Change, ...]:
+    sound = probe_sound(source.path)
+    if sound is None:
+        return ()
+    changes = sound_changes(sound.channels)
+    length = min(sound.duration - source.start, source.duration or sound.duration)
+    if length > plan.shape.duration + 1 / plan.shape.fps:
+        changes += (Change("length", f"{length:.2f} s of sound cut to {plan.shape.duration:.2f} s"),)
+    return changes
