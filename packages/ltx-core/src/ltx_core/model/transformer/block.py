@@ -235,7 +235,7 @@ class TransformerBlock(nn.Module):
 
 def modulation_table(num_rows: int, width: int) -> nn.Parameter:
     """A learned table of rows, small at first."""
-    return nn.Parameter(torch.randn(num_rows, width) / width**0.5)
+    return nn.Parameter(nn.init.normal_(torch.empty(num_rows, width), std=width**-0.5))
 
 
 def _self_attention_bypass(name: str, keep: BlockKeep) -> Bypass:
