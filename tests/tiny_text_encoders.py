@@ -121,6 +121,21 @@ def write_gemma(folder: Path, family: str = "gemma3") -> Path:
     return folder
 
 
+def write_t5(folder: Path, width: int) -> None:
+    """A T5 encoder of LTX-Video in the folder of its published layout, whose tokens are words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "d_model": width, "d_kv": 4, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu")).save_pretrained(folder / "text_encoder")
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(("<pad>", "</s>", "<unk>", *WORDS.split())))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    fast.save_pretrained(folder / "tokenizer")
+
+
 def embeddings_tensors(config: dict[str, Any], seed: int = 1) -> dict[str, Tensor]:
     """Projections and connectors under their published names."""
     torch.manual_seed(seed)

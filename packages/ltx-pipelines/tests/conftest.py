@@ -10,12 +10,24 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.golden.case import TINY_CHECKPOINT
+from tests.golden.case import REPOSITORY, TINY_CHECKPOINT
+from tests.tiny_text_encoders import write_t5
 
 from ltx_core.types import Audio
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.utils.media_io import write_png, write_video, write_wav
 
+LTX_VIDEO = REPOSITORY / "tests" / "golden" / "data" / "pipelines" / "tiny-checkpoint-ltxv"
+LTX_VIDEO_CONFIG = """
+pipeline_type: multi-scale
+checkpoint_path: ltxv-2b-0.9.6-distilled.safetensors
+spatial_upscaler_model_path: ltxv-upscaler.safetensors
+text_encoder_model_name_or_path: t5
+guidance_scale: 1
+stg_scale: 0
+first_pass: {timesteps: [1.0, 0.7]}
+second_pass: {timesteps: [0.9, 0.4]}
+"""
 SMALL = {"height": 128, "width": 128, "num_frames": 9, "num_inference_steps": 2}
 
 
@@ -52,6 +64,10 @@ def media_folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path) ->
     write_wav(folder / "voice.wav", tone)
     for name, source in (("model", "ltx-2-tiny"), ("ic-lora", "ic-lora-tiny")):
         shutil.copy(small_model / f"{source}.safetensors", folder / f"{name}.safetensors")
+    for name, source in (("2b-0.9.6-distilled", "tiny"), ("upscaler", "spatial-upscaler-tiny")):
+        shutil.copy(LTX_VIDEO / f"ltxv-{source}.safetensors", folder / f"ltxv-{name}.safetensors")
+    write_t5(folder / "t5", width=24)
+    (folder / "ltxv.yaml").write_text(LTX_VIDEO_CONFIG)
     lines = ({"prompt": "a bell", "output": "bell.mp4"}, {"prompt": "a drum", "image": ["photo.png", 0, 0.9]})
     (folder / "requests.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.errors import describe
 from ltx_pipelines.cli.fields import every_option, options_for
 from ltx_pipelines.cli.session import Known, choose, open_session
-from ltx_pipelines.ltx_video import command as ltxv_command
-from ltx_pipelines.ltx_video.pipeline import LTXVEvent
 from ltx_pipelines.pipeline import Pipeline, pipeline_named, pipelines
 from ltx_pipelines.planning.plan import ImageCondition, Lora
 from ltx_pipelines.planning.schema import options_of
@@ -248,27 +245,6 @@ def test_finish_equals_the_uninterrupted_run(here: Path) -> None:
     assert torch.equal(frames_of(here / "whole.mp4"), frames_of(here / "final.mp4"))
     assert torch.equal(sound_of(here / "whole.mp4"), sound_of(here / "final.mp4"))
     assert line("finish whole.mp4") == 1
-
-
-def test_ltxv_passes_on_what_is_asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def stand_in(request: Any, ledger: Any, config: Any) -> Iterator[LTXVEvent]:
-        asked.extend((request, ledger.files, config))
-        yield LTXVEvent("denoise", 0, 1, 1)
-        yield LTXVEvent("done", frames=iter([torch.zeros(5, 64, 64, 3)]))
-
-    monkeypatch.setattr(ltxv_command, "run", stand_in)
-    command = "ltxv -p boat --pipeline_config 2b-0.9 --checkpoint_path model.safetensors -i photo.png -i last.png 4 0.5"
-    assert line(f"{command} -H 64 -W 64 -f 5 --frame_rate 30 -o boat.mp4 --device cpu -q") == 0
-    request, files, config = asked
-    assert (request.height, request.num_frames, request.frame_rate) == (64, 5, 30.0)
-    assert request.conditioning_media_paths == (str(here / "photo.png"), str(here / "last.png"))
-    assert request.conditioning_start_frames == (0, 4) and request.conditioning_strengths == (1.0, 0.5)
-    assert files.checkpoint == str(here / "model.safetensors") and config.pipeline_type == "base"
-    recipe = read_recipe(here / "boat.mp4")
-    assert recipe is not None and recipe["request"]["prompt"] == "boat"
-    assert line(f"{command} --image a.png 0 1 18 -q") == 2
 
 
 def test_enhanced_prompts_are_what_the_recipe_holds(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

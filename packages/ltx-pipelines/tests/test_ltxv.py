@@ -1,11 +1,12 @@
-"""LTX-Video 0.9.x: schedules, guidance, token levels, placement, both pipelines and the command, on a tiny model."""
+"""LTX-Video 0.9.x: settings, schedules, guidance, token levels, where stages begin; pipeline and commands."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -16,29 +17,33 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ltx_core.components.guiders import VelocityGuidance
 from ltx_core.components.schedulers import LTX2Scheduler
-from ltx_core.errors import ConditioningError, ConfigError, MediaError
+from ltx_core.errors import ConfigError, LtxError, MediaError
+from ltx_core.loader.backend import TorchBackend
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.model.upsampler.config import LatentUpsamplerConfig
 from ltx_core.model.upsampler.model import LatentUpsampler
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.video_vae import VideoDecoder, VideoEncoder
-from ltx_core.types import SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
-from ltx_pipelines.ltx_video.command import LTXVRequest, ledger_for, make_recipe, run, save
-from ltx_pipelines.ltx_video.media import PaddedSize, blur, crop_to_aspect, load_condition, load_source
-from ltx_pipelines.ltx_video.noise import GeneratorNoise, RecordedNoise
-from ltx_pipelines.ltx_video.pipeline import LTXMultiScalePipeline, LTXVideoPipeline, LTXVInputs, pipeline_for
-from ltx_pipelines.ltx_video.sampler import LTXVContexts, PassSettings, TokenLevels, denoise
-from ltx_pipelines.ltx_video.schedule import (
-    SchedulerConfig,
-    StepGuidance,
-    entry_per_step,
-    guidance_per_step,
-    pass_levels,
-)
+from ltx_core.networks import Contexts
+from ltx_core.sampling.loop import SamplingStep, denoise
+from ltx_core.sampling.velocity import TokenLevelSampler, VelocityDenoiser
+from ltx_core.types import LatentState, SpatioTemporalScaleFactors, VideoPixelShape
+from ltx_pipelines.cli.app import run as ltx
+from ltx_pipelines.ltx_video import run as ltx_video_run
+from ltx_pipelines.ltx_video.media import blur, crop, crop_to_aspect, load_condition, load_source, pad
+from ltx_pipelines.ltx_video.noise import SeededNoise
+from ltx_pipelines.ltx_video.pipeline import LTXVideoPipeline
+from ltx_pipelines.ltx_video.run import LTXVideoRun
+from ltx_pipelines.ltx_video.schedule import SchedulerConfig, entry_per_step, guidance_per_step, pass_levels
 from ltx_pipelines.ltx_video.settings import PUBLISHED, LTXVConfig, Sampling, find_config, read_config
-from ltx_pipelines.ltx_video.tokens import EncodedCondition, LTXVCondition, Placement, VideoTokens
+from ltx_pipelines.ltx_video.size import PaddedSize
+from ltx_pipelines.planning.cost import cost_of
+from ltx_pipelines.planning.plan import ImageCondition, ModelFiles, plan_from_json
+from ltx_pipelines.running.engine import Generation, generate
+from ltx_pipelines.running.stage_inputs import StageInputs
 from ltx_pipelines.utils.media_io import read_frames, read_recipe
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -74,6 +79,7 @@ UPSCALER = {"_class_name": "LatentUpsampler", "in_channels": CHANNELS, "mid_chan
 PLAIN = Sampling(num_inference_steps=2, guidance_scale=1.0, stg_scale=0.0, rescaling_scale=1.0)
 GUIDED = replace(PLAIN, guidance_scale=3.0, stg_scale=1.0, rescaling_scale=0.7, skip_block_list=(1,))
 BASE = LTXVConfig((GUIDED,), decode_timestep=0.05, decode_noise_scale=0.025, precision="float32")
+PLAIN_BASE = replace(BASE, passes=(PLAIN,))
 TWO_PASSES = replace(
     BASE,
     pipeline_type="multi-scale",
@@ -104,29 +110,45 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture
 def ledger(model: tuple[str, str]) -> ModelLedger:
-    config = replace(BASE, checkpoint_path=model[0], spatial_upscaler_model_path=model[1])
-    return ledger_for(config, device="cpu", policy="resident")
+    return make_ledger(model)
 
 
-def contexts() -> LTXVContexts:
+def make_ledger(model: tuple[str, str], **how: Any) -> ModelLedger:
+    """A session that knows the contexts of two prompts."""
+    files = ModelFiles(model[0], spatial_upsampler=model[1])
+    ledger = ModelLedger(files, **{"dtype": "float32", "device": "cpu", "policy": "resident", **how})
     generator = torch.Generator().manual_seed(5)
-    positive, negative = torch.randn(2, 1, 4, 12, generator=generator)
     mask = torch.tensor([[1, 1, 1, 0]])
-    return LTXVContexts(positive, mask, negative, mask)
+    for prompt in ("a boat", "ugly"):
+        ledger.texts.remember(prompt, Contexts(torch.randn(1, 4, 12, generator=generator).to(ledger.dtype), mask=mask))
+    return ledger
 
 
-def inputs(**changes: object) -> LTXVInputs:
-    return replace(LTXVInputs(contexts(), height=32, width=64, num_frames=17), **changes)
+def pipeline_on(ledger: ModelLedger, config: LTXVConfig = BASE) -> LTXVideoPipeline:
+    pipeline = LTXVideoPipeline(ledger)
+    pipeline.config = config
+    return pipeline
 
 
-def picture(frames: int = 1, value: float | None = None) -> Tensor:
-    video = torch.rand(1, 3, frames, 40, 48, generator=torch.Generator().manual_seed(frames)) * 2 - 1
-    return video if value is None else torch.full_like(video, value)
+def asked(**changes: Any) -> dict[str, Any]:
+    return {"prompt": "a boat", "negative_prompt": "ugly", "height": 32, "width": 64, "num_frames": 17} | changes
 
 
-def final_tokens(pipeline: LTXVideoPipeline, given: LTXVInputs, seed: int = 0) -> Tensor:
-    *_, last = pipeline.stream(given, GeneratorNoise(seed))
-    return last.state.tokens
+def made(ledger: ModelLedger, config: LTXVConfig = BASE, seed: int = 0, **changes: Any) -> Tensor:
+    """The video latent of the last stage."""
+    generation = pipeline_on(ledger, config)(**asked(seed=seed, **changes), output_type="latent")
+    return generation.latents["video"]
+
+
+def frames_of(generation: Generation) -> Tensor:
+    assert generation.video is not None
+    return torch.cat(list(generation.video))
+
+
+@pytest.fixture
+def still(tmp_path: Path) -> str:
+    Image.new("RGB", (50, 30), (200, 30, 90)).save(tmp_path / "still.png")
+    return str(tmp_path / "still.png")
 
 
 class TestSettings:
@@ -143,9 +165,9 @@ class TestSettings:
         levels = pass_levels(first, SchedulerConfig(), 1)
         steps = guidance_per_step(first, levels)
         assert len(steps) == 27
-        assert steps[0] == StepGuidance(1.0, 0.0, 1.0, (), True)  # at 1
-        assert steps[2] == StepGuidance(1.0, 2.0, 1.0, (28,), True)  # at 0.933
-        assert steps[-1] == StepGuidance(1.0, 1.0, 1.0, (28,), True)  # below all
+        assert steps[0] == VelocityGuidance(1.0, 0.0, 1.0, (), True)  # at 1
+        assert steps[2] == VelocityGuidance(1.0, 2.0, 1.0, (28,), True)  # at 0.933
+        assert steps[-1] == VelocityGuidance(1.0, 1.0, 1.0, (28,), True)  # below all
         assert len(pass_levels(second, SchedulerConfig(), 1)) == 13
 
     def test_passes_override_what_stands_at_the_top(self, tmp_path: Path) -> None:
@@ -255,291 +277,374 @@ class TestGuidance:
 
     def test_combination(self) -> None:
         u, c, p = torch.randn(3, 1, 5, 4, generator=torch.Generator().manual_seed(0)).unbind()
-        plain = StepGuidance(1.0, 0.0, 0.7, (), False)
+        plain = VelocityGuidance(1.0, 0.0, 0.7)
         assert torch.equal(plain.combine(c), c)  # nothing to rescale without STG
         cfg = replace(plain, cfg_scale=3.0)
-        torch.testing.assert_close(cfg.combine(torch.cat((u, c))), u + 3 * (c - u))
-        star = replace(cfg, cfg_star=True).combine(torch.cat((u, c)))
+        torch.testing.assert_close(cfg.combine(c, u), u + 3 * (c - u))
+        star = replace(cfg, cfg_star=True).combine(c, u)
         scaled = u * ((c * u).sum() / ((u * u).sum() + 1e-8))
         torch.testing.assert_close(star, scaled + 3 * (c - scaled))
         both = replace(cfg, stg_scale=2.0)
         v = u + 3 * (c - u) + 2 * (c - p)
-        torch.testing.assert_close(both.combine(torch.cat((u, c, p))), v * (0.7 * c.std() / v.std() + 0.3))
-        alone = replace(plain, stg_scale=2.0, rescaling_scale=1.0)
-        torch.testing.assert_close(alone.combine(torch.cat((c, p))), c + 2 * (c - p))
+        torch.testing.assert_close(both.combine(c, u, p), v * (0.7 * c.std() / v.std() + 0.3))
+        alone = replace(plain, stg_scale=2.0, rescale_scale=1.0)
+        torch.testing.assert_close(alone.combine(c, None, p), c + 2 * (c - p))
 
 
-class TestTokenLevels:
+class TestSteps:
+    def walk(
+        self, levels: tuple[float, ...], strengths: list[float], seen: list[Tensor] | None = None, **sampler: Any
+    ) -> Iterator[SamplingStep]:
+        """Steps of a model that always answers 0.5, from tokens of ones; ``seen`` gets the timesteps it is told."""
+        count = len(strengths)
+        ones, mask = torch.ones(1, count, 2), 1 - torch.tensor(strengths).view(1, count, 1)
+        state = LatentState(ones, mask, torch.zeros(1, 3, count), ones)
+
+        def half(video: Any, audio: Any, perturbations: Any) -> tuple[Tensor, None]:
+            if seen is not None:
+                seen.append(video.timesteps.expand(1, count, 1).flatten())
+            return torch.full_like(video.latent, 0.5), None
+
+        denoiser = VelocityDenoiser(Contexts(torch.zeros(1, 1, 1)), None, [VelocityGuidance()] * len(levels))
+        tens = lambda use, like: torch.full_like(like, 10.0)  # noqa: E731
+        sigmas = torch.tensor([*levels, 0.0])
+        return denoise(half, denoiser, {"video": state}, sigmas, TokenLevelSampler(tens, **sampler))
+
+    def tokens(self, *given: Any, **sampler: Any) -> list[Tensor]:
+        return [step.states["video"].latent[0, :, 0] for step in self.walk(*given, **sampler)]
+
+    def test_plain_steps_follow_the_velocity(self) -> None:
+        first, last = self.tokens((1.0, 0.6), [1.0, 0.2, 0.0])
+        torch.testing.assert_close(first, torch.tensor([1.0, 1.0, 0.8]))
+        torch.testing.assert_close(last, torch.tensor([1.0, 0.7, 0.5]))
+
+    def test_stochastic_steps_noise_the_prediction_again(self) -> None:
+        first, last = self.tokens((1.0, 0.6), [1.0, 0.2, 0.0], stochastic=True)
+        torch.testing.assert_close(first, torch.tensor([1.0, 1.0, 0.4 * 0.5 + 6.0]))
+        torch.testing.assert_close(last, torch.tensor([1.0, 0.7, 6.2 - 0.3]))
+
+    def test_only_fully_held_tokens_are_noised_again(self) -> None:
+        first, last = self.tokens((1.0, 0.6), [1.0, 0.8, 0.0], renoise=0.1)
+        torch.testing.assert_close(first, torch.tensor([2.0, 1.0, 0.8]))
+        torch.testing.assert_close(last, torch.tensor([1.36, 1.0, 0.5]))
+
     def test_tokens_wait_at_their_own_level(self) -> None:
-        levels = TokenLevels.of(torch.tensor([1.0, 0.6, 0.3]), torch.tensor([[1.0, 0.5, 0.0]]))
-        now = torch.stack([levels.per_token(row)[0, :, 0] for row in levels.now])
-        after = torch.stack([levels.per_token(row)[0, :, 0] for row in levels.after])
-        torch.testing.assert_close(now, torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.5, 0.6], [0.0, 0.3, 0.3]]))
-        torch.testing.assert_close(after, torch.tensor([[0.0, 0.5, 0.6], [0.0, 0.5, 0.3], [0.0, 0.0, 0.0]]))
+        seen: list[Tensor] = []
+        list(self.walk((1.0, 0.6, 0.3), [1.0, 0.5, 0.0], seen))
+        expected = torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.5, 0.6], [0.0, 0.3, 0.3]])
+        torch.testing.assert_close(torch.stack(seen), expected)
 
     @settings(max_examples=30, deadline=None)
     @given(
         st.lists(st.integers(1, 1000), min_size=1, max_size=8, unique=True),
         st.lists(st.integers(0, 100), min_size=1, max_size=6),
     )
-    def test_every_token_comes_down_in_turn_and_never_up(self, steps: list[int], strengths: list[int]) -> None:
-        given_levels = torch.tensor(sorted(steps, reverse=True)) / 1000
-        levels = TokenLevels.of(given_levels, torch.tensor([strengths]) / 100)
-        assert (levels.after <= levels.now).all()
-        assert ((levels.after == levels.now) | (levels.now[:, :] > 0)).all()
-        for before, next_one in pairwise(zip(levels.now, levels.after, strict=True)):
-            assert ((next_one[0] <= before[1] + 1e-6) | (before[1] == before[0])).all()
-
-    def test_one_row_serves_an_unconditioned_clip(self) -> None:
-        levels = TokenLevels.of(torch.tensor([1.0, 0.5]), None)
-        assert levels.index is None and levels.after.tolist() == [[0.5], [0.0]]
+    def test_every_token_comes_down_from_the_level_it_waits_for(self, steps: list[int], strengths: list[int]) -> None:
+        """At velocity 0.5 a token moves half of what its level falls; one the schedule never reaches stays."""
+        levels = tuple(step / 1000 for step in sorted(steps, reverse=True))
+        *_, last = self.tokens(levels, [strength / 100 for strength in strengths])
+        limits = [1 - strength / 100 for strength in strengths]
+        reached = [min(limit, max((lv for lv in levels if lv - 1e-6 < limit), default=0.0)) for limit in limits]
+        torch.testing.assert_close(last, 1 - 0.5 * torch.tensor(reached), atol=1e-5, rtol=0)
 
 
-class TestStep:
-    def steps(self, levels: tuple[float, ...], strengths: Tensor | None = None, **changes: object) -> list[Tensor]:
-        """Tokens of ones after each step of a model that always answers 0.5."""
-        grid = VideoLatentShape(1, 2, 3, 1, 1)
-        start = VideoTokens(torch.ones(1, 3, 2), torch.zeros(1, 3, 3), strengths, grid)
-        guidance = [StepGuidance(1.0, 0.0, 1.0, (), False)] * len(levels)
-        given = PassSettings(torch.tensor(levels), guidance, 30.0, **changes)
-        half = lambda video, audio, perturbations: (torch.full_like(video.latent, 0.5), None)  # noqa: E731
-        noise = RecordedNoise([torch.full((1, 3, 2), 10.0)] * 4)
-        return [state.tokens for state in denoise(half, start, given, contexts(), noise)]
+class TestStart:
+    """Where the conditions of a stage stand, given the latents of their media."""
 
-    def test_plain_steps_follow_the_velocity(self) -> None:
-        first, last = self.steps((1.0, 0.6), torch.tensor([[1.0, 0.2, 0.0]]))
-        torch.testing.assert_close(first[0, :, 0], torch.tensor([1.0, 1.0, 0.8]))
-        torch.testing.assert_close(last[0, :, 0], torch.tensor([1.0, 0.7, 0.5]))
+    def started(
+        self, ledger: ModelLedger, *conditions: tuple[Tensor, int, float], monkeypatch: pytest.MonkeyPatch
+    ) -> tuple[LatentState, Tensor]:
+        """The state of a 5 x 1 x 2 grid, and the grid of its first channel ``[5, 2]`` without the noise in it."""
+        plan = pipeline_on(ledger, PLAIN_BASE).plan(**asked(num_frames=33, seed=3))
+        latents = iter([latent for latent, _, _ in conditions])
+        monkeypatch.setattr(ltx_video_run, "load_condition", lambda *given: next(latents))
+        run = LTXVideoRun(plan, ledger, (Contexts(torch.zeros(1, 1, 1)), None))
+        monkeypatch.setattr(run, "encode", lambda latent, stage: latent)
+        images = tuple(ImageCondition("", frame, strength) for _, frame, strength in conditions)
+        (stage,) = plan.stages
+        stage = replace(stage, streams={"video": replace(stage.streams["video"], conditions=images)})
+        state = run.start(stage, run.tools(stage), StageInputs())
+        noise = torch.randn(1, 10, CHANNELS, generator=torch.Generator().manual_seed(3))
+        return state, (state.latent[:, -10:] - noise * state.denoise_mask[:, -10:])[0, :, 0].view(5, 2)
 
-    def test_stochastic_steps_noise_the_prediction_again(self) -> None:
-        first, last = self.steps((1.0, 0.6), torch.tensor([[1.0, 0.2, 0.0]]), stochastic=True)
-        torch.testing.assert_close(first[0, :, 0], torch.tensor([1.0, 1.0, 0.4 * 0.5 + 6.0]))
-        torch.testing.assert_close(last[0, :, 0], torch.tensor([1.0, 0.7, 6.2 - 0.3]))
+    def test_first_frames_go_into_the_grid(self, ledger: ModelLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+        state, grid = self.started(ledger, (torch.ones(1, CHANNELS, 2, 1, 2), 0, 0.75), monkeypatch=monkeypatch)
+        assert state.denoise_mask.flatten().tolist() == [0.25] * 4 + [1.0] * 6
+        torch.testing.assert_close(grid[:, 0], torch.tensor([0.75, 0.75, 0, 0, 0]))
 
-    def test_only_fully_held_tokens_are_noised_again(self) -> None:
-        first, last = self.steps((1.0, 0.6), torch.tensor([[1.0, 0.8, 0.0]]), image_cond_noise_scale=0.1)
-        torch.testing.assert_close(first[0, :, 0], torch.tensor([2.0, 1.0, 0.8]))
-        torch.testing.assert_close(last[0, :, 0], torch.tensor([1.36, 1.0, 0.5]))
+    def test_soft_tokens_stand_in_front_in_order(self, ledger: ModelLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+        still = torch.ones(1, CHANNELS, 1, 1, 2)
+        state, grid = self.started(ledger, (still, 9, 0.5), (still, 20, 1.0), monkeypatch=monkeypatch)
+        torch.testing.assert_close(grid, torch.zeros(5, 2))
+        assert state.denoise_mask[0, :4, 0].tolist() == [0.5, 0.5, 0.0, 0.0]
+        starts = state.positions[0, :, :4] * torch.tensor([[30.0], [1.0], [1.0]])
+        torch.testing.assert_close(starts, torch.tensor([[9.0, 9, 20, 20], [0, 0, 0, 0], [0, 32, 0, 32]]))
+        generator = torch.Generator().manual_seed(3)
+        torch.randn(1, 10, CHANNELS, generator=generator)
+        noise = torch.randn(1, CHANNELS, 1, 1, 2, generator=generator)
+        torch.testing.assert_close(state.latent[0, :2], (noise * 0.5 + 0.5)[0, :, 0, 0].T)
+        torch.testing.assert_close(state.latent[0, 2:4], torch.ones(2, CHANNELS))
 
+    def test_a_clip_inside_is_split(self, ledger: ModelLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+        latent = torch.arange(1.0, 4.0).view(1, 1, 3, 1, 1).expand(1, CHANNELS, 3, 1, 2)
+        state, grid = self.started(ledger, (latent, 8, 1.0), monkeypatch=monkeypatch)
+        assert state.latent[0, :4, 0].tolist() == [1, 1, 2, 2]
+        torch.testing.assert_close(state.positions[0, 0, :4] * 30, torch.tensor([8.0, 8, 9, 9]))
+        torch.testing.assert_close(grid[:, 0], torch.tensor([0.0, 0, 0, 3, 0]))
+        assert state.denoise_mask[0, 4:, 0].tolist() == [1] * 6 + [0, 0, 1, 1]
 
-class TestPlacement:
-    def placed(self, *conditions: EncodedCondition, causal: bool = True):
-        latent = torch.zeros(1, 2, 5, 1, 2)
-        return Placement(FACTORS, causal, GeneratorNoise(3)).tokens(latent, conditions)
-
-    def test_first_frames_go_into_the_grid(self) -> None:
-        tokens = self.placed(EncodedCondition(torch.ones(1, 2, 2, 1, 2), 0, 0.75))
-        assert tokens.num_extra == 0
-        assert tokens.strengths.tolist() == [[0.75] * 4 + [0.0] * 6]
-        assert tokens.latent[0, 0, :, 0, 0].tolist() == [0.75, 0.75, 0, 0, 0]
-
-    def test_extra_tokens_stand_in_front_in_order(self) -> None:
-        first, second = (EncodedCondition(torch.ones(1, 2, 1, 1, 2), start, s) for start, s in ((9, 0.5), (20, 1.0)))
-        tokens = self.placed(first, second)
-        assert tokens.num_extra == 4 and tokens.latent.abs().sum() == 0
-        assert tokens.strengths[0, :4].tolist() == [0.5, 0.5, 1.0, 1.0]
-        assert tokens.pixel_coords[0, :, :4].tolist() == [[9, 9, 20, 20], [0, 0, 0, 0], [0, 32, 0, 32]]
-        noise = torch.randn(1, 2, 1, 1, 2, generator=torch.Generator().manual_seed(3))
-        torch.testing.assert_close(tokens.tokens[0, :2], (noise * 0.5 + 0.5)[0, :, 0, 0].T)
-        torch.testing.assert_close(tokens.tokens[0, 2:4], torch.ones(2, 2))
-
-    def test_a_clip_inside_is_split(self) -> None:
-        latent = torch.arange(1.0, 4.0).view(1, 1, 3, 1, 1).expand(1, 2, 3, 1, 2)
-        tokens = self.placed(EncodedCondition(latent, 8, 1.0))
-        assert tokens.num_extra == 4
-        assert tokens.tokens[0, :4, 0].tolist() == [1, 1, 2, 2]
-        assert tokens.pixel_coords[0, 0, :4].tolist() == [8, 8, 9, 9]
-        assert tokens.latent[0, 0, :, 0, 0].tolist() == [0, 0, 0, 3, 0]
-        assert tokens.strengths[0, 4:].tolist() == [0] * 6 + [1, 1, 0, 0]
-
-    def test_positions_follow_the_file(self) -> None:
-        assert self.placed().pixel_coords[0, 0, ::2].tolist() == [0, 1, 9, 17, 25]
-        assert self.placed(causal=False).pixel_coords[0, 0, ::2].tolist() == [0, 8, 16, 24, 32]
-        assert self.placed().positions(8.0)[0, 0, -1] == 25 / 8
-
-    @pytest.mark.parametrize(
-        ("condition", "message"),
-        [
-            (LTXVCondition(picture(4)), "4 frames, expected 8k\\+1; nearest valid: 1"),
-            (LTXVCondition(picture(9), 5), "starts at frame 5, expected a multiple of 8; nearest: 8"),
-            (LTXVCondition(picture(9), 16), "expected 0 to 8 in 17"),
-            (LTXVCondition(picture(), -1), "starts at -1"),
-            (LTXVCondition(picture(), 0, 1.5), "strength is 1.5"),
-            (LTXVCondition(picture()[0]), "shape"),
-        ],
-    )
-    def test_conditions_that_do_not_fit(self, condition: LTXVCondition, message: str) -> None:
-        with pytest.raises(ConditioningError, match=message):
-            condition.check(VideoPixelShape(1, 17, 32, 64, 30.0), FACTORS)
+    def test_positions_follow_the_file(self, ledger: ModelLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+        state, _ = self.started(ledger, monkeypatch=monkeypatch)
+        torch.testing.assert_close(state.positions[0, 0, ::2] * 30, torch.tensor([0.0, 1, 9, 17, 25]))
+        monkeypatch.setitem(ledger.config["transformer"], "causal_temporal_positioning", False)  # type: ignore[arg-type]
+        state, _ = self.started(ledger, monkeypatch=monkeypatch)
+        torch.testing.assert_close(state.positions[0, 0, ::2] * 30, torch.tensor([0.0, 8, 16, 24, 32]))
 
 
 class TestPipeline:
     def test_a_seed_decides_everything(self, ledger: ModelLedger) -> None:
-        pipeline = LTXVideoPipeline(ledger, BASE)
-        frames = pipeline(inputs(), 1)
+        pipeline = pipeline_on(ledger)
+        frames = frames_of(pipeline(**asked(seed=1)))
         assert frames.shape == (17, 32, 64, 3) and frames.min() >= 0 and frames.max() <= 1
-        assert torch.equal(frames, pipeline(inputs(), 1))
-        assert not torch.equal(frames, pipeline(inputs(), 2))
+        assert torch.equal(frames, frames_of(pipeline(**asked(seed=1))))
+        assert not torch.equal(frames, frames_of(pipeline(**asked(seed=2))))
 
-    def test_half_precision_and_one_network_at_a_time(self, model: tuple[str, str], ledger: ModelLedger) -> None:
-        config = replace(TWO_PASSES, checkpoint_path=model[0], spatial_upscaler_model_path=model[1])
-        small = ledger_for(replace(config, precision="bfloat16"), device="cpu", policy="sequential")
-        given = inputs(
-            height=64,
-            width=128,
-            num_frames=9,
-            conditions=(LTXVCondition(picture(), 0, 0.5),),
-            image_cond_noise_scale=0.1,
-        )
-        frames = pipeline_for(small, config)(given, 0)
+    def test_half_precision_and_one_network_at_a_time(
+        self, model: tuple[str, str], ledger: ModelLedger, still: str
+    ) -> None:
+        small = make_ledger(model, dtype="bfloat16", policy="sequential")
+        wanted = asked(height=64, width=128, num_frames=9, images=[(still, 0, 0.5)], image_cond_noise_scale=0.1)
+        frames = frames_of(pipeline_on(small, TWO_PASSES)(**wanted))
         assert frames.dtype == torch.bfloat16
-        assert (frames.float() - pipeline_for(ledger, config)(given, 0)).abs().mean() < 0.05
+        whole = frames_of(pipeline_on(ledger, TWO_PASSES)(**wanted))
+        assert (frames.float() - whole).abs().mean() < 0.05
+        assert small.resident() == ("latent_statistics", "video_decoder")
 
-    def test_recorded_noise_gives_the_same_clip(self, ledger: ModelLedger) -> None:
-        drawn: list[Tensor] = []
+    def test_streamed_blocks_give_the_same_clip(self, model: tuple[str, str], ledger: ModelLedger) -> None:
+        torch.testing.assert_close(made(make_ledger(model, policy="streamed")), made(ledger))
 
-        class Recorder(GeneratorNoise):
-            def draw(self, use, shape, like):
-                drawn.append(super().draw(use, shape, like))
-                return drawn[-1]
+    def test_draws_come_in_their_order(self, ledger: ModelLedger, still: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        drawn: list[tuple[str, tuple[int, ...]]] = []
+        draw = SeededNoise.draw
 
-        given = inputs(conditions=(LTXVCondition(picture(), 8, 0.5),), image_cond_noise_scale=0.1)
-        pipeline = LTXVideoPipeline(ledger, replace(BASE, stochastic_sampling=True))
-        frames = pipeline(given, Recorder(4))
-        # initial, posterior, condition, two steps of renoise and stochastic, decoder
-        assert [tuple(d.shape) for d in drawn] == [
-            (1, 6, CHANNELS),
-            (1, CHANNELS, 1, 1, 2),
-            (1, CHANNELS, 1, 1, 2),
-            *[(1, 8, CHANNELS)] * 4,
-            (1, CHANNELS, 3, 1, 2),
-        ]
-        assert torch.equal(pipeline(given, RecordedNoise(drawn)), frames)
-        with pytest.raises(ValueError, match=r"recorded decoder noise is none"):
-            pipeline(given, RecordedNoise(drawn[:-1]))
+        def recording(self: SeededNoise, use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+            drawn.append((use, shape))
+            return draw(self, use, shape, like)
+
+        monkeypatch.setattr(SeededNoise, "draw", recording)
+        config = replace(BASE, stochastic_sampling=True)
+        frames_of(pipeline_on(ledger, config)(**asked(images=[(still, 8, 0.5)], image_cond_noise_scale=0.1)))
+        one = (1, CHANNELS, 1, 1, 2)
+        step = [("renoise", (1, 8, CHANNELS)), ("stochastic", (1, 8, CHANNELS))]
+        start = [("initial", (1, 6, CHANNELS)), ("posterior", one), ("condition", one)]
+        assert drawn == [*start, *step, *step, ("decoder", (1, CHANNELS, 3, 1, 2))]
 
     def test_guidance_is_what_separates_the_passes(self, ledger: ModelLedger) -> None:
-        def tokens(**changes: object) -> Tensor:
-            pipeline = LTXVideoPipeline(ledger, replace(BASE, passes=(replace(PLAIN, **changes),)))
-            return final_tokens(pipeline, inputs())
+        def latent(**changes: Any) -> Tensor:
+            return made(ledger, replace(BASE, passes=(replace(PLAIN, **changes),)))
 
-        plain = tokens()
-        assert torch.equal(plain, tokens(stg_scale=0.0, skip_block_list=(1,)))
+        plain = latent()
+        assert torch.equal(plain, latent(stg_scale=0.0, skip_block_list=(1,)))
         stg = {"stg_scale": 1.0, "rescaling_scale": 1.0}
-        torch.testing.assert_close(plain, tokens(**stg))  # perturbs nothing
+        torch.testing.assert_close(plain, latent(**stg))  # perturbs nothing
         for changes in ({"guidance_scale": 3.0}, {**stg, "skip_block_list": (0,)}):
-            assert (tokens(**changes) - plain).abs().max() > 1e-4
+            assert (latent(**changes) - plain).abs().max() > 1e-4
 
     def test_strategies(self, ledger: ModelLedger) -> None:
         sampling = replace(PLAIN, stg_scale=4.0, skip_block_list=(0, 1))
         results = {
-            mode: final_tokens(LTXVideoPipeline(ledger, replace(BASE, passes=(sampling,), stg_mode=mode)), inputs())
+            mode: made(ledger, replace(BASE, passes=(sampling,), stg_mode=mode))
             for mode in ("attention_values", "attention_skip", "transformer_block", "residual", "stg_av")
         }
         assert torch.equal(results.pop("stg_av"), results["attention_values"])
-        plain = final_tokens(LTXVideoPipeline(ledger, replace(BASE, passes=(PLAIN,))), inputs())
+        plain = made(ledger, PLAIN_BASE)
         torch.testing.assert_close(results.pop("residual"), plain)
         assert min((one - plain).abs().max().item() for one in results.values()) > 1e-4
 
-    def test_held_tokens_stay_where_they_are_put(self, ledger: ModelLedger) -> None:
+    def test_held_tokens_stay_where_they_are_put(
+        self, ledger: ModelLedger, still: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         latent = torch.ones(1, CHANNELS, 1, 1, 2)
-        given = inputs(conditions=(LTXVCondition(picture()), LTXVCondition(picture(), 8, 0.9)))
-        pipeline = LTXVideoPipeline(ledger, replace(BASE, passes=(replace(PLAIN, timesteps=(1.0, 0.5)),)))
-        events = list(pipeline.stream(given, GeneratorNoise(0), lambda pixels: latent))
-        first, last = events[1].state, events[-1].state
-        assert torch.equal(last.latent[:, :, :1], latent)
-        assert torch.equal(last.tokens[:, :2], first.tokens[:, :2])  # the pass ends above their level, 0.1
-        assert not torch.equal(last.latent[:, :, 1:], first.latent[:, :, 1:])
+        monkeypatch.setattr(LTXVideoRun, "encode", lambda self, pixels, stage: latent)
+        pipeline = pipeline_on(ledger, replace(BASE, passes=(replace(PLAIN, timesteps=(1.0, 0.5)),)))
+        images = [(still, 0, 1.0), (still, 8, 0.9)]
+
+        def ends(noise: float) -> tuple[Tensor, Tensor]:
+            events = list(pipeline.stream(**asked(images=images, image_cond_noise_scale=noise)))
+            states = [event.states["video"].latent for event in events if event.states]
+            return states[0], states[-1]
+
+        first, last = ends(0.0)
+        assert torch.equal(last[:, 2:4], torch.ones(1, 2, CHANNELS))  # the first latent frame
+        assert torch.equal(last[:, :2], first[:, :2])  # the pass ends above their level, 0.1
+        assert not torch.equal(last[:, 4:], first[:, 4:])
         # Noise on held tokens is made anew from the clean ones at each step, and moves their neighbours.
-        noisy = list(pipeline.stream(replace(given, image_cond_noise_scale=1.0), GeneratorNoise(0), lambda _: latent))
-        drift = (noisy[-1].latent[:, :, :1] - latent).abs().mean()
+        _, noisy = ends(1.0)
+        drift = (noisy[:, 2:4] - 1).abs().mean()
         assert 0.05 < drift < 0.5  # |normal| times 0.5^2
-        assert torch.equal(noisy[-1].state.tokens[:, :2], first.tokens[:, :2])  # softly held: not noised again
-        assert not torch.equal(noisy[-1].latent[:, :, 1:], last.latent[:, :, 1:])
+        assert not torch.equal(noisy[:, 4:], last[:, 4:])
 
     def test_the_encoder_samples_its_posterior(self, ledger: ModelLedger) -> None:
-        encode = LTXVideoPipeline(ledger, BASE).posterior(GeneratorNoise(0))
-        pixels = picture()[..., :32, :32]
-        one, other = encode(pixels), encode(pixels)
+        plan = pipeline_on(ledger).plan(**asked())
+        run = LTXVideoRun(plan, ledger, (Contexts(torch.zeros(1, 1, 1)), None))
+        pixels = torch.rand(1, 3, 1, 32, 64) * 2 - 1
+        one, other = (run.encode(pixels, plan.stages[0]) for _ in range(2))
         mean = ledger.network("video_encoder")(pixels)
         assert not torch.equal(one, other) and (one - mean).abs().max() < 10
 
-    def test_a_clip_to_start_from_is_mixed_with_noise(self, ledger: ModelLedger) -> None:
-        latents = torch.full((1, CHANNELS, 3, 1, 2), 3.0)
+    def test_a_clip_to_start_from_is_mixed_with_noise(
+        self, ledger: ModelLedger, clip: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         sampling = replace(PLAIN, num_inference_steps=10, skip_initial_inference_steps=8)
-        pipeline = LTXVideoPipeline(ledger, replace(BASE, passes=(sampling,), sampler="uniform"))
-        start = next(e for e in pipeline.stream(inputs(latents=latents), GeneratorNoise(0)) if e.phase == "denoise")
+        pipeline = pipeline_on(ledger, replace(BASE, passes=(sampling,), sampler="uniform"))
+        assert frames_of(pipeline(**asked(input_media_path=str(clip)))).shape == (17, 32, 64, 3)
+        monkeypatch.setattr(LTXVideoRun, "encode", lambda self, pixels, stage: torch.full((1, CHANNELS, 3, 1, 2), 3.0))
+        events = pipeline.stream(**asked(input_media_path=str(clip), seed=0))
+        start = next(event for event in events if event.phase == "denoise")
         noise = torch.randn(1, 6, CHANNELS, generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(start.state.tokens, 0.2 * noise + 0.8 * 3.0)
-        media = pipeline(inputs(media=picture(17)), 0)
-        assert media.shape == (17, 32, 64, 3)
+        torch.testing.assert_close(start.states["video"].latent, 0.2 * noise + 0.8 * 3.0)
 
-    def test_two_passes(self, ledger: ModelLedger) -> None:
-        pipeline = pipeline_for(ledger, TWO_PASSES)
-        assert isinstance(pipeline, LTXMultiScalePipeline)
-        given = inputs(height=64, width=128, num_frames=9, conditions=(LTXVCondition(picture(), 0, 0.5),))
-        events = list(pipeline.stream(given, GeneratorNoise(0)))
-        assert [(e.phase, e.stage, e.step) for e in events] == [
-            ("conditions", 0, 0),
-            *[("denoise", 0, step) for step in range(3)],
-            ("upsample", 1, 0),
-            ("conditions", 1, 0),
-            *[("denoise", 1, step) for step in range(3)],
-        ]
-        assert events[3].latent.shape == (1, CHANNELS, 2, 1, 2)
-        assert events[-1].latent.shape == (1, CHANNELS, 2, 2, 4)
-        assert pipeline(given, 0).shape == (9, 64, 128, 3)
-
-    def test_the_second_pass_starts_with_the_statistics_of_the_first(self, ledger: ModelLedger) -> None:
-        latent = torch.randn(1, CHANNELS, 2, 3, 4) * 3 + 1
-        enlarged = LTXMultiScalePipeline(ledger, TWO_PASSES).enlarged(latent)
-        assert enlarged.shape == (1, CHANNELS, 2, 6, 8)
+    def test_two_passes(self, ledger: ModelLedger, still: str) -> None:
+        plan = pipeline_on(ledger, TWO_PASSES).plan(
+            **asked(height=64, width=128, num_frames=9, images=[(still, 0, 0.5)])
+        )
+        assert [(stage.shape.height, stage.shape.width) for stage in plan.stages] == [(32, 64), (64, 128)]
+        events = list(generate(plan, ledger))
+        phases = ["text", "conditions", *["denoise"] * 3, "upsample", "conditions", *["denoise"] * 3, "decode", "done"]
+        assert [event.phase for event in events] == phases
+        generation = events[-1].generation
+        assert generation is not None and generation.upsampled is not None
+        first = generation.stages[0]["video"]
         for statistic in (torch.mean, torch.std):
-            torch.testing.assert_close(statistic(enlarged, (2, 3, 4)), statistic(latent, (2, 3, 4)))
+            got, want = (statistic(latent, dim=(2, 3, 4)) for latent in (generation.upsampled, first))
+            torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+        assert frames_of(generation).shape == (9, 64, 128, 3)
+
+    def test_sizes_that_two_passes_cannot_hold_are_resized(self, ledger: ModelLedger) -> None:
+        plan = pipeline_on(ledger, TWO_PASSES).plan(**asked(height=96, width=96, num_frames=9))
+        assert [stage.shape.height for stage in plan.stages] == [32, 64]
+        *_, done = generate(plan, ledger)
+        assert done.generation is not None
+        assert frames_of(done.generation).shape == (9, 96, 96, 3)
+
+    def test_tone_mapping_comes_before_decoding(self, ledger: ModelLedger) -> None:
+        plain = replace(
+            TWO_PASSES, passes=tuple(replace(one, tone_map_compression_ratio=0.0) for one in TWO_PASSES.passes)
+        )
+        mapped, kept = (
+            frames_of(pipeline_on(ledger, config)(**asked(height=64, width=128))) for config in (TWO_PASSES, plain)
+        )
+        assert (mapped - kept).abs().max() > 1e-3
 
     @pytest.mark.parametrize(
-        ("config", "changes", "message"),
+        ("sampling", "changes", "message"),
         [
-            (BASE, {"num_frames": 16}, "frames is 16.*nearest valid: 17"),
-            (BASE, {"height": 40}, "height is 40"),
-            (BASE, {"contexts": LTXVContexts(torch.zeros(1, 1, 12))}, "negative prompt"),
-            (BASE, {"latents": torch.zeros(1)}, "begin at 1"),
-            (BASE, {"conditions": (LTXVCondition(picture(2)),)}, "2 frames"),
-            (replace(BASE, passes=(replace(PLAIN, skip_initial_inference_steps=1),)), {}, "no clip to start from"),
-            (TWO_PASSES, {"height": 32}, "height is 0"),
-            (replace(TWO_PASSES, passes=(PLAIN, PLAIN)), {"height": 64, "width": 64}, "begin at 1"),
+            ({}, {"input_media_path": "clip"}, "begin at 1"),
+            ({"skip_initial_inference_steps": 1}, {}, "skip_initial_inference_steps is 1"),
+            ({}, {"images": [("still", 17, 1.0)]}, "frame_idx is 17, expected 0 to 16"),
+            ({}, {"images": [("clip", 5, 1.0)]}, "starts at frame 5, expected a multiple of 8; nearest: 8"),
+            ({}, {"images": [("still", 0, 1.5)]}, "strength is 1.5"),
+            ({}, {"images": [("still", 0, 1.0, 20)]}, "neither a CRF"),
+            ({}, {"height": 0}, "height is 0"),
         ],
     )
-    def test_refusals_come_before_weights(self, ledger: ModelLedger, config, changes: dict, message: str) -> None:
-        with pytest.raises((ConfigError, ConditioningError), match=message):
-            next(pipeline_for(ledger, config).stream(inputs(**changes), GeneratorNoise(0)))
+    def test_refusals_come_before_weights(
+        self, ledger: ModelLedger, still: str, clip: Path, sampling: dict, changes: dict, message: str
+    ) -> None:
+        names = {"still": still, "clip": str(clip)}
+        if "images" in changes:
+            changes = {"images": [(names[name], *rest) for name, *rest in changes["images"]]}
+        elif "input_media_path" in changes:
+            changes = {"input_media_path": names["clip"]}
+        with pytest.raises(LtxError, match=message):
+            pipeline_on(ledger, replace(BASE, passes=(replace(PLAIN, **sampling),))).plan(**asked(**changes))
         assert ledger.bytes_read == 0
 
-    def test_a_latent_of_another_size_is_refused(self, ledger: ModelLedger) -> None:
-        config = replace(BASE, passes=(replace(PLAIN, timesteps=(0.5,)),))
-        with pytest.raises(ConfigError, match=r"shape \[1, 8, 3, 2, 2\], expected \[1, 8, 3, 1, 2\]"):
-            list(LTXVideoPipeline(ledger, config).stream(inputs(latents=torch.zeros(1, 8, 3, 2, 2)), GeneratorNoise(0)))
+    def test_settings_follow_the_name_of_the_file(
+        self, model: tuple[str, str], tmp_path: Path, ledger: ModelLedger
+    ) -> None:
+        with pytest.raises(ConfigError, match=r"pipeline_config is not given, expected a YAML file or one of 2b-0\.9"):
+            LTXVideoPipeline(ledger).plan(**asked())
+        named = tmp_path / "ltxv-2b-0.9.6-distilled-04-25.safetensors"
+        named.symlink_to(model[0])
+        pipeline = LTXVideoPipeline.from_pretrained(named, dtype="float32", device="cpu")
+        plan = _with_texts(pipeline, ledger).plan(**asked())
+        assert plan.stages[0].steps == 8 and plan.stages[0].sampler.params["stochastic"]
+        guided = pipeline.plan(**asked(pipeline_config="2b-0.9"))
+        assert guided.stages[0].steps == 40 and guided.stages[0].velocity_guidance[0].stg_blocks == (19,)
 
-    def test_one_pass_is_not_two(self, ledger: ModelLedger) -> None:
-        with pytest.raises(ConfigError, match="expected multi-scale"):
-            LTXMultiScalePipeline(ledger, BASE)
-        with pytest.raises(ConfigError, match="expected 2"):
-            replace(BASE, pipeline_type="multi-scale")
+    def test_a_yaml_file_names_model_and_settings(self, model: tuple[str, str], tmp_path: Path) -> None:
+        config = tmp_path / "own.yaml"
+        config.write_text(f"checkpoint_path: {model[0]}\nprecision: float32\nnum_inference_steps: 3\n")
+        pipeline = LTXVideoPipeline.from_pretrained(config, device="cpu")
+        assert pipeline.ledger.files.checkpoint == model[0] and pipeline.ledger.precision.name == "float32"
+        assert pipeline.config is not None and pipeline.config.passes[0].num_inference_steps == 3
+
+    def test_models_and_pipelines_must_match(self, ledger: ModelLedger) -> None:
+        from ltx_pipelines import TI2VidOneStagePipeline
+
+        with pytest.raises(ConfigError, match=r"is an LTX-Video 0\.9\.x model, which TI2VidOneStagePipeline cannot"):
+            TI2VidOneStagePipeline(ledger).plan("a boat", height=32, width=32, num_frames=9)
+        tiny = LTXVideoPipeline.from_pretrained("tiny", device="cpu")
+        with pytest.raises(ConfigError, match=r"is no LTX-Video 0\.9\.x model"):
+            tiny.plan("a boat")
+
+
+class TestPlan:
+    def test_a_plan_is_kept_and_costed(self, ledger: ModelLedger, still: str) -> None:
+        plan = pipeline_on(ledger, TWO_PASSES).plan(**asked(height=60, width=100, images=[still]))
+        assert plan_from_json(plan.to_json()) == plan
+        assert (plan.shape.height, plan.shape.width, plan.shape.frames) == (60, 100, 17)
+        assert plan.encoders() == ["video_encoder"]
+        cost = cost_of(plan, ledger)
+        assert [phase.name for phase in cost.phases] == [
+            "text",
+            "conditions",
+            "stage 1",
+            "upsample",
+            "stage 2",
+            "video",
+        ]
+        one, two = (phase.work.flops for phase in cost.phases if phase.name.startswith("stage"))
+        assert two > one > 0
+
+    def test_guided_steps_cost_what_they_predict(self, ledger: ModelLedger) -> None:
+        guided, plain = (cost_of(pipeline_on(ledger, config).plan(**asked()), ledger) for config in (BASE, PLAIN_BASE))
+        assert guided.phases[1].work.flops == pytest.approx(3 * plain.phases[1].work.flops)
+
+    def test_going_on_from_the_first_stage_equals_one_go(self, ledger: ModelLedger, still: str) -> None:
+        config = replace(TWO_PASSES, stochastic_sampling=True)
+        plan = pipeline_on(ledger, config).plan(**asked(height=64, width=128, num_frames=9, images=[(still, 0, 0.5)]))
+        *_, whole = generate(plan, ledger)
+        *_, first = generate(replace(plan, stages=plan.stages[:1]), ledger, decode=False)
+        *_, rest = generate(plan, ledger, resume=first.generation)
+        assert whole.generation is not None and rest.generation is not None
+        assert torch.equal(frames_of(whole.generation), frames_of(rest.generation))
+
+
+def _with_texts(pipeline: LTXVideoPipeline, ledger: ModelLedger) -> LTXVideoPipeline:
+    for prompt in ("a boat", "ugly"):
+        pipeline.ledger.texts.remember(prompt, ledger.texts.contexts([prompt])[0])
+    return pipeline
+
+
+def padded_size(height: int, width: int, frames: int) -> PaddedSize:
+    return PaddedSize.of(VideoPixelShape(1, frames, height, width, 30.0), FACTORS)
 
 
 class TestMedia:
     @settings(max_examples=30, deadline=None)
     @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 30))
     def test_padding_is_cut_off_again(self, height: int, width: int, frames: int) -> None:
-        size = PaddedSize.of(height, width, frames, FACTORS)
-        FACTORS.check(VideoPixelShape(1, size.padded_frames, size.padded_height, size.padded_width, 30.0))
-        assert size.padded_height - height < 32 and size.padded_frames - frames < 8
+        size = padded_size(height, width, frames)
+        FACTORS.check(size.padded)
+        assert size.padded.height - height < 32 and size.padded.frames - frames < 8
         video = torch.rand(1, 3, 1, height, width)
-        padded = size.pad(video)
-        assert padded.shape[-2:] == (size.padded_height, size.padded_width)
+        padded = pad(video, size)
+        assert padded.shape[-2:] == (size.padded.height, size.padded.width)
         chunk = padded[0].permute(1, 2, 3, 0)
-        assert torch.equal(size.crop(chunk)[0], video[0, :, 0].permute(1, 2, 0))
-        assert len(size.crop(chunk, frames)) == 0
+        assert torch.equal(crop(chunk, size)[0], video[0, :, 0].permute(1, 2, 0))
+        assert len(crop(chunk, size, frames)) == 0
 
     def test_crops_keep_the_middle(self) -> None:
         columns = torch.arange(10).view(1, 1, 10, 1).expand(1, 4, 10, 3)
@@ -554,7 +659,7 @@ class TestMedia:
         assert torch.equal(blur(torch.full_like(frame, 77)), torch.full_like(frame, 77))
 
     def test_clips_are_cut_to_what_fits(self, clip: Path) -> None:
-        size = PaddedSize.of(40, 60, 15, FACTORS)  # 17 frames of 64 x 64
+        size = padded_size(40, 60, 15)  # 17 frames of 64 x 64
         assert load_condition(clip, size, 0, FACTORS).shape == (1, 3, 17, 64, 64)
         assert load_condition(clip, size, 8, FACTORS).shape[2] == 9
         assert load_condition(clip, size, 10, FACTORS).shape[2] == 1
@@ -562,11 +667,11 @@ class TestMedia:
         assert video.shape[2] == 1 and video[..., :12, :].abs().max() == 0 and video[..., 12:52, 2:62].abs().min() > 0
 
     def test_sources_are_filled_with_their_last_frame(self, clip: Path) -> None:
-        source = load_source(clip, PaddedSize.of(40, 60, 20, FACTORS))
+        source = load_source(clip, padded_size(40, 60, 20))
         assert source.shape == (1, 3, 25, 64, 64)
         assert torch.equal(source[:, :, 19], source[:, :, 24])
         with pytest.raises(MediaError, match="holds 20 frames, expected at least num_frames, 21"):
-            load_source(clip, PaddedSize.of(40, 60, 21, FACTORS))
+            load_source(clip, padded_size(40, 60, 21))
 
 
 @pytest.fixture(scope="module")
@@ -583,70 +688,72 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class TestCommand:
-    def test_any_size_comes_back_as_asked(self, ledger: ModelLedger, clip: Path, tmp_path: Path) -> None:
-        Image.new("RGB", (50, 30), (200, 30, 90)).save(tmp_path / "still.png")
-        request = LTXVRequest(
-            "a boat",
-            height=40,
-            width=60,
-            num_frames=12,
-            conditioning_media_paths=(str(tmp_path / "still.png"), str(clip)),
-            conditioning_start_frames=(0, 8),
-            conditioning_strengths=(1.0, 0.5),
+class TestCommands:
+    """The commands that every pipeline has, on this one."""
+
+    @pytest.fixture
+    def line(
+        self, model: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[[str, str], str]:
+        """A line of `ltx` with the model, in an empty folder; prompts are encoded as their lengths."""
+
+        class Encoded:
+            def __init__(self, prompts: list[str], dtype: torch.dtype) -> None:
+                lengths = torch.tensor([float(len(prompt)) for prompt in prompts], dtype=dtype)
+                self.video_context = (lengths / 10)[:, None, None].expand(-1, 4, 12)
+                self.attention_mask = torch.ones(len(prompts), 4, dtype=torch.int64)
+
+        monkeypatch.setattr(TorchBackend, "text_encoder", lambda *given: Encoded)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "t5").mkdir()
+        (tmp_path / "own.yaml").write_text(
+            f"checkpoint_path: {model[0]}\nspatial_upscaler_model_path: {model[1]}\npipeline_type: multi-scale\n"
+            "text_encoder_model_name_or_path: t5\nguidance_scale: 1\nstg_scale: 0\n"
+            "first_pass: {timesteps: [1.0, 0.7]}\nsecond_pass: {timesteps: [0.9, 0.4]}\n"
         )
-        events = list(run(request, ledger, BASE, contexts()))
-        assert [event.phase for event in events] == ["text", "conditions", *["denoise"] * 3, "decode", "done"]
-        recipe = make_recipe(request, replace(BASE, checkpoint_path=ledger.files.checkpoint))
-        path = save(events[-1], tmp_path / "out.mp4", request.frame_rate, {"recipe": json.dumps(recipe)})
-        frames = list(read_frames(path))
+        Image.new("RGB", (50, 30), (200, 30, 90)).save(tmp_path / "still.png")
+
+        def run(command: str, rest: str = "") -> str:
+            shared = "--device cpu" if command in ("rerun", "finish") else f"{NETWORKS} {SMALL}"
+            assert ltx([*command.split(), *shared.split(), *rest.split()]) == 0
+            return rest
+
+        return run
+
+    def test_any_size_comes_back_as_asked(self, line: Callable[..., str]) -> None:
+        line("ltxv", "-p boat -i still.png 0 0.5 -i still.png 5 -o clip.mp4 --num-frames 12")
+        frames = list(read_frames("clip.mp4"))
         assert len(frames) == 12 and frames[0].shape == (40, 60, 3)
-        assert read_recipe(path)["request"]["prompt"] == "a boat"
+        recipe = read_recipe(Path("clip.mp4"))
+        assert recipe is not None and recipe["pipeline"] == "LTXVideoPipeline"
+        assert recipe["request"]["options"]["pipeline_config"] == str(Path("own.yaml").absolute())
 
-    def test_two_passes_and_one_frame(self, ledger: ModelLedger, tmp_path: Path) -> None:
-        request = LTXVRequest("a boat", height=127, width=129, num_frames=1)
-        *_, done = run(request, ledger, TWO_PASSES, contexts())
-        path = save(done, tmp_path / "out.mp4", request.frame_rate)
-        with Image.open(path) as image:
-            assert path.suffix == ".png" and image.size == (129, 127)
+    def test_a_clip_is_made_again_and_finished(self, line: Callable[..., str]) -> None:
+        line("ltxv", "-p boat -o clip.mp4 --keep-latents")
+        line("rerun", "clip.mp4 -o again.mp4")
+        line("finish", "clip.stage1.safetensors -o finished.mp4")
+        line("rerun", "clip.mp4 -o other.mp4 --seed 5")
+        clips = [
+            torch.stack(list(read_frames(name))) for name in ("clip.mp4", "again.mp4", "finished.mp4", "other.mp4")
+        ]
+        assert torch.equal(clips[0], clips[1]) and torch.equal(clips[0], clips[2])
+        assert not torch.equal(clips[0], clips[3])
 
-    def test_a_clip_to_start_from(self, ledger: ModelLedger, clip: Path) -> None:
-        config = replace(BASE, passes=(replace(GUIDED, timesteps=(0.6, 0.3)),))
-        request = LTXVRequest("a boat", height=32, width=48, num_frames=9, input_media_path=str(clip))
-        *_, done = run(request, ledger, config, contexts())
-        assert torch.cat(list(done.frames)).shape == (9, 32, 48, 3)
+    def test_it_is_chosen_planned_and_batched(
+        self, line: Callable[..., str], model: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        line("generate", f"-p boat -m {model[0]} -o chosen.mp4 --json")
+        events = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
+        assert events[-1]["event"] == "done" and Path("chosen.mp4").exists()
+        line("plan --pipeline ltxv", "-p boat")
+        said = capsys.readouterr().out
+        assert "LTXVideoPipeline" in said or "ltxv" in said
+        request = {"prompt": "boat", "pipeline": "ltxv", "pipeline_config": "own.yaml", "device": "cpu"}
+        request |= {"height": 40, "width": 60, "num_frames": 9, "output": "one.mp4"}
+        Path("clips.jsonl").write_text(json.dumps(request) + "\n")
+        assert ltx(["batch", "clips.jsonl"]) == 0
+        assert len(list(read_frames(next(Path().rglob("one.mp4"))))) == 9
 
-    def test_prompts_go_through_the_text_encoder_together(self, ledger: ModelLedger) -> None:
-        asked: list[str] = []
 
-        def encoder(prompts: list[str], dtype: torch.dtype):
-            asked.extend(prompts)
-            return torch.ones(2, 4, 12, dtype=dtype), torch.ones(2, 4, dtype=torch.int64)
-
-        request = LTXVRequest("a boat", "ugly", height=32, width=32, num_frames=1)
-        assert [event.phase for event in run(request, ledger, BASE, encoder)][-1] == "done"
-        assert asked == ["ugly", "a boat"]
-
-    def test_without_text_encoder(self, ledger: ModelLedger) -> None:
-        with pytest.raises(ConfigError, match="text_encoder_model_name_or_path"):
-            list(run(LTXVRequest("a boat", height=32, width=32, num_frames=1), ledger, BASE))
-        assert ledger.bytes_read == 0
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"height": 0}, "height is 0"),
-            ({"conditioning_media_paths": ("a.png",)}, "conditioning_start_frames has 0 entries for 1"),
-            ({"conditioning_strengths": (1.0,)}, "conditioning_strengths has 1 entries for 0"),
-            ({"conditioning_media_paths": ("a.png",), "conditioning_start_frames": (121,)}, "expected 0 to 120"),
-        ],
-    )
-    def test_requests_that_contradict_themselves(self, changes: dict, message: str) -> None:
-        with pytest.raises(ConfigError, match=message):
-            LTXVRequest("a boat", **changes)
-
-    def test_sessions_need_their_files(self) -> None:
-        with pytest.raises(ConfigError, match="checkpoint_path"):
-            ledger_for(BASE)
-        with pytest.raises(ConfigError, match="spatial_upscaler_model_path"):
-            ledger_for(replace(TWO_PASSES, checkpoint_path="model.safetensors"))
+NETWORKS = "--pipeline-config own.yaml --device cpu"
+SMALL = "--height 40 --width 60 --num-frames 9"

@@ -243,7 +243,8 @@ def av_block(case: Case) -> dict[str, Tensor]:
     inputs = {name: block_inputs(case, name, config) for name in given}
     names = [name.removeprefix("mid.") for name in case.tensors if name.startswith("mid.")]
     with recorded({name: block.get_submodule(name) for name in names}) as outputs:
-        texts = {name: TextInputs(case.inputs[f"{name}_context"]) for name in given}
+        masks = {name: case.tensors.get(f"in.{name}_context_mask") for name in given}
+        texts = {name: TextInputs(case.inputs[f"{name}_context"], bias=masks[name]) for name in given}
         tokens = block({name: case.inputs[f"{name}_x"] for name in given}, inputs, texts, block_keep(case))
     results = {f"out.{name}_x": value for name, value in tokens.items()}
     return present(case, results | {f"mid.{name}": value for name, value in outputs.items()})
@@ -267,7 +268,6 @@ def block_inputs(case: Case, name: str, config: TransformerConfig) -> StreamInpu
         embedded_timestep=Modulation(inputs["x"].new_zeros(1, 2, 1)),
         rope=self_rope,
         prompt_modulation=None if prompt is None else Modulation.from_tokens(prompt, 2),
-        context_bias=inputs.get("context_mask"),
         self_attention_bias=inputs.get("self_attention_bias"),
         cross=cross,
     )
@@ -351,7 +351,7 @@ def intermediates(
         modulations = {"modulation": stream.modulation, "prompt_modulation": stream.prompt_modulation}
         results |= {
             f"mid.{name}_context": texts[name].context,
-            f"mid.{name}_context_bias": stream.context_bias,
+            f"mid.{name}_context_bias": texts[name].bias,
             f"mid.{name}_self_attention_bias": stream.self_attention_bias,
             f"mid.{name}_rope_cos": stream.rope.cos,
             f"mid.{name}_rope_sin": stream.rope.sin,

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import fields
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from ltx_core.loader.checkpoint import Checkpoint
-from ltx_core.types import VideoLatentShape
-from ltx_pipelines.ltx_video.noise import GeneratorNoise, RecordedNoise
-from ltx_pipelines.ltx_video.pipeline import Encode, LTXVEvent, LTXVInputs, pipeline_for
-from ltx_pipelines.ltx_video.sampler import LTXVContexts
-from ltx_pipelines.ltx_video.schedule import SchedulerConfig, pass_levels
+from ltx_core.networks import Contexts
+from ltx_pipelines.ltx_video.noise import SeededNoise
+from ltx_pipelines.ltx_video.pipeline import LTXVideoPipeline
+from ltx_pipelines.ltx_video.run import LTXVideoRun
 from ltx_pipelines.ltx_video.settings import LTXVConfig, Sampling
-from ltx_pipelines.ltx_video.tokens import LTXVCondition
-from ltx_pipelines.planning.plan import BackendName, ModelFiles
+from ltx_pipelines.planning.plan import BackendName, ImageCondition, ModelFiles, Plan
+from ltx_pipelines.running import engine
+from ltx_pipelines.running.engine import Event
+from ltx_pipelines.utils.media_io import write_png, write_video
 from ltx_pipelines.utils.model_ledger import ModelLedger
 from tests.golden.case import Case
 from tests.golden.operations import Operation
@@ -55,76 +59,124 @@ def config_of(case: Case) -> LTXVConfig:
     return LTXVConfig.from_mapping(keys)
 
 
-def inputs_of(case: Case) -> LTXVInputs:
-    args, given = case.args, case.inputs
-    conditions = [
-        LTXVCondition(case.tensors[item["media"]].float(), item.get("frame", 0), item.get("strength", 1.0))
-        for item in args.get("conditioning_items") or ()
+class RecordedNoise:
+    """Draws made before, given again in their order, whatever they are for."""
+
+    def __init__(self, draws: Iterator[Tensor]) -> None:
+        self.draws = draws
+
+    def draw(self, use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        noise = next(self.draws)
+        assert tuple(noise.shape) == tuple(shape), f"recorded {use} noise is {list(noise.shape)}, not {list(shape)}"
+        return noise.to(like)
+
+    def get_state(self) -> None:
+        return None
+
+
+class RecordedEncoder:
+    """Latents made before, given again in their order, whatever is encoded."""
+
+    def __init__(self, latents: Iterator[Tensor]) -> None:
+        self.latents = latents
+
+    def sample(self, video: Tensor, noise: Any) -> Tensor:
+        return next(self.latents)
+
+
+class RecordedRun(LTXVideoRun):
+    """A run with the noise of a case."""
+
+    case: Case
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.noise = RecordedNoise(numbered(self.case, "in.noise."))  # type: ignore[assignment]
+
+
+def media_file(folder: Path, name: str, frames: int) -> str:
+    """A grey picture or clip in the place of a case's tensor: what the encoder says of it is recorded."""
+    grey = torch.full((frames, 32, 32, 3), 0.5)
+    path = folder / f"{name}.{'png' if frames == 1 else 'mp4'}"
+    if frames == 1:
+        write_png(path, (grey[0] * 255).to(torch.uint8))
+    else:
+        write_video(path, iter([grey]), 24.0)
+    return str(path)
+
+
+def request_of(case: Case, folder: Path) -> dict[str, Any]:
+    args = case.args
+    images = [
+        ImageCondition(
+            media_file(folder, f"condition{index}", case.tensors[item["media"]].shape[2]),
+            item.get("frame", 0),
+            item.get("strength", 1.0),
+        )
+        for index, item in enumerate(args.get("conditioning_items") or ())
     ]
-    return LTXVInputs(
-        contexts=LTXVContexts(
-            given["prompt_embeds"],
-            given["prompt_attention_mask"],
-            given.get("negative_prompt_embeds"),
-            given.get("negative_prompt_attention_mask"),
-        ),
-        height=args["height"],
-        width=args["width"],
-        num_frames=args["num_frames"],
-        frame_rate=args["frame_rate"],
-        conditions=tuple(conditions),
-        media=case.tensors[args["media_items"]].float() if args.get("media_items") else None,
-        latents=case.tensors[args["latents"]] if args.get("latents") else None,
-        image_cond_noise_scale=args.get("image_cond_noise_scale", 0.0),
-    )
+    started = args.get("media_items") or args.get("latents")
+    source = {"input_media_path": media_file(folder, "source", args["num_frames"])} if started else {}
+    sizes = {name: args[name] for name in ("height", "width", "num_frames", "frame_rate", "seed")}
+    noise = {"image_cond_noise_scale": args.get("image_cond_noise_scale", 0.0)}
+    return {"prompt": "positive", "negative_prompt": "negative", "images": images, **sizes, **noise, **source}
 
 
-def recorded_encoder(case: Case) -> Encode:
+def give_inputs(case: Case, ledger: ModelLedger) -> None:
+    """The recorded texts, and an encoder that gives the recorded latents."""
+    given = case.inputs
+    for name in ("prompt", "negative_prompt"):
+        if f"{name}_embeds" in given:
+            contexts = Contexts(given[f"{name}_embeds"], mask=given[f"{name}_attention_mask"])
+            ledger.texts.remember("positive" if name == "prompt" else "negative", contexts)
     latents = numbered(case, "in.encoded.")
-    return lambda pixels: next(latents)
+    if case.args.get("latents"):
+        latents = chain([case.tensors[case.args["latents"]]], latents)
+    encoder, network = RecordedEncoder(latents), ledger.network
+    ledger.network = lambda name: encoder if name == "video_encoder" else network(name)  # type: ignore[method-assign]
 
 
-def seen(event: LTXVEvent) -> dict[str, Tensor]:
+def seen(event: Event, fps: float) -> dict[str, Tensor]:
     """What a case may hold about the state after a step."""
-    assert event.state is not None
-    tokens, strengths = event.state.tokens, event.state.strengths
-    name = f"pass{event.stage + 1}"
+    state, name = event.states["video"], f"pass{event.stage + 1}"
     if event.step:
-        last = {f"out.{name}.latent_tokens": tokens} if event.step == event.total else {}
-        return {f"mid.{name}.tokens_after_step.{event.step - 1}": tokens, **last}
-    masks = {} if strengths is None else {f"mid.{name}.conditioning_mask": strengths}
-    return {f"mid.{name}.initial_tokens": tokens, f"mid.{name}.pixel_coords": event.state.pixel_coords, **masks}
+        last = {f"out.{name}.latent_tokens": state.latent} if event.step == event.total else {}
+        return {f"mid.{name}.tokens_after_step.{event.step - 1}": state.latent, **last}
+    coords = state.positions * torch.tensor([fps, 1.0, 1.0])[:, None]
+    masks = {f"mid.{name}.conditioning_mask": 1 - state.denoise_mask[..., 0]}
+    return {f"mid.{name}.initial_tokens": state.latent, f"mid.{name}.pixel_coords": coords, **masks}
 
 
 def run(case: Case, backend: BackendName = "torch") -> dict[str, Tensor]:
-    config, ledger, inputs = config_of(case), open_ledger(case, backend), inputs_of(case)
-    pipeline, noise = pipeline_for(ledger, config), RecordedNoise(numbered(case, "in.noise."))
+    pipeline = LTXVideoPipeline(open_ledger(case, backend))
+    pipeline.config = config_of(case)
+    give_inputs(case, pipeline.ledger)
     results: dict[str, Tensor] = {}
-    last = None
-    for last in pipeline.stream(inputs, noise, recorded_encoder(case)):
-        if last.phase == "denoise":
-            results |= seen(last)
-            check_levels(case, last, pipeline.config, ledger)
-    assert last is not None
-    frames = torch.cat(list(pipeline.decode(last.latent, inputs, noise)))  # [F, H, W, 3]
-    shape = [1, 3, *frames.shape[:3]]
-    assert shape == case.header["run"]["frames_shape"]
+    kind = type("Recorded", (RecordedRun,), {"case": case})
+    with tempfile.TemporaryDirectory() as folder, patch.object(engine, "LTXVideoRun", kind):
+        plan = pipeline.plan(**request_of(case, Path(folder)))
+        check_levels(case, plan)
+        for event in engine.generate(plan, pipeline.ledger):
+            if event.phase == "denoise":
+                results |= seen(event, plan.shape.fps)
+            if event.generation is not None:
+                assert event.generation.video is not None
+                frames = torch.cat(list(event.generation.video))  # [F, H, W, 3]
+    assert [1, 3, *frames.shape[:3]] == case.header["run"]["frames_shape"]
     results["out.frames"] = frames[case.header["run"]["frames_saved"]].permute(3, 0, 1, 2)[None]
     check_seed(case)
     return {name: value for name, value in results.items() if name in case.tensors}
 
 
-def check_levels(case: Case, event: LTXVEvent, config: LTXVConfig, ledger: ModelLedger) -> None:
-    recorded = case.inputs[f"timesteps.{event.stage}"]
-    scheduler = SchedulerConfig.chosen(config.sampler, ledger.config)
-    cells = VideoLatentShape(*event.latent.shape).token_count
-    levels = pass_levels(config.passes[event.stage], scheduler, cells)
-    assert torch.allclose(levels, recorded, atol=1e-6), f"timesteps are {levels}, expected {recorded}"
+def check_levels(case: Case, plan: Plan) -> None:
+    for index, stage in enumerate(plan.stages):
+        levels, recorded = torch.tensor(stage.sigmas[:-1]), case.inputs[f"timesteps.{index}"]
+        assert torch.allclose(levels, recorded, atol=1e-6), f"timesteps are {levels}, expected {recorded}"
 
 
 def check_seed(case: Case) -> None:
     """All draws but the last (the decoder's) and those of stochastic sampling follow from the seed."""
-    noise, recorded = GeneratorNoise(case.args["seed"]), list(numbered(case, "in.noise."))
+    noise, recorded = SeededNoise(case.args["seed"]), list(numbered(case, "in.noise."))
     if not case.args.get("stochastic_sampling"):
         for draw in recorded[:-1]:
             assert torch.equal(noise.draw("initial", tuple(draw.shape), draw), draw)

@@ -25,7 +25,7 @@ from ltx_pipelines.planning.plan import BackendName, ImageCondition, Lora, Stage
 from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.retake import RetakePipeline
-from ltx_pipelines.running.engine import Event, Generation, decode_streams, generate, sampler_of, tools_of
+from ltx_pipelines.running.engine import Event, Generation, Run, decode_streams, generate, sampler_of, tools_of
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.running.texts import Contexts
 from ltx_pipelines.t2a_one_stage import T2AOneStagePipeline
@@ -223,9 +223,9 @@ def as_made(generation: Generation, ledger: ModelLedger) -> Generation:
     streams = {name: replace(stream, start="previous") for name, stream in stage.streams.items()}
     raw = plan.with_(stages=(*plan.stages[:-1], replace(stage, streams=streams, delivered=None)))
     assert generation.rng_state is not None
-    generator = torch.Generator(ledger.device)
-    generator.set_state(generation.rng_state)
-    return decode_streams(replace(generation, plan=raw), ledger, generator)
+    run = Run(raw, ledger, (ledger.texts.contexts([plan.prompt])[0], None))
+    run.noise.set_state(generation.rng_state)
+    return decode_streams(replace(generation, plan=raw), run)
 
 
 def started(event: Event) -> dict[str, Tensor]:

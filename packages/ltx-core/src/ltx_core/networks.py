@@ -106,6 +106,15 @@ class Vocoder(Protocol):
     def __call__(self, mel: Tensor) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Contexts:
+    """What the transformer reads of one prompt."""
+
+    video: Tensor  # [1, S, c]
+    audio: Tensor | None = None  # [1, S, c]; None for a model without sound
+    mask: Tensor | None = None  # [1, S] integers, 1 = a token of the prompt; None: all are
+
+
 class EncodedTexts(Protocol):
     """What the transformer reads of prompts, a row for each; ``audio_context`` too where the model has sound."""
 

@@ -21,6 +21,7 @@ PIPELINES = {
     "ExtendPipeline": "extend",
     "V2AOneStagePipeline": "v2a_one_stage",
     "T2AOneStagePipeline": "t2a_one_stage",
+    "LTXVideoPipeline": "ltx_video.pipeline",
 }
 _EXPORTS = PIPELINES | {"request_schema": "pipeline"}
 __all__ = [*_EXPORTS]

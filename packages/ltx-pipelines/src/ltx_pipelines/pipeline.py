@@ -92,6 +92,11 @@ class Pipeline(ABC):
         distilled = found.distilled_loras if distilled_loras is None else distilled_loras
         return cls(ModelLedger(found.files, **session), loras, distilled)
 
+    @classmethod
+    def complete(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What is given of `Networks`, with what follows from other fields."""
+        return dict(given)
+
     # What it is ---------------------------------------------------------------------------------------------------
 
     @classmethod

@@ -262,3 +262,46 @@ def create_multimodal_guider_factory(
     if negative_context is None or negative_context is params.negative_context:
         return params
     return replace(params, negative_context=negative_context)
+
+
+@dataclass(frozen=True)
+class VelocityGuidance:
+    """What one step of LTX-Video combines: the positive velocity, with a negative one (scale above 1) and a perturbed.
+
+    ``skip_strategy`` is one of ``SKIP_STRATEGIES`` in `ltx_core.guidance.perturbations`.
+    """
+
+    cfg_scale: float = 1.0
+    stg_scale: float = 0.0
+    rescale_scale: float = 1.0  # share of the positive velocity's spread that is restored, with STG alone
+    stg_blocks: tuple[int, ...] = ()
+    cfg_star: bool = False  # scale the negative velocity to fit the positive one
+    skip_strategy: str = "attention_values"
+
+    @property
+    def uses_negative(self) -> bool:
+        return self.cfg_scale > 1
+
+    @property
+    def uses_perturbed(self) -> bool:
+        return self.stg_scale > 0
+
+    @property
+    def predictions(self) -> int:
+        """Passes of the transformer."""
+        return 1 + self.uses_negative + self.uses_perturbed
+
+    def combine(self, positive: Tensor, negative: Tensor | None = None, perturbed: Tensor | None = None) -> Tensor:
+        """One velocity ``[1, N, C]``, float32; ``negative`` and ``perturbed`` are given where they are used."""
+        guided = positive = positive.float()
+        if self.uses_negative and negative is not None:
+            weak = negative.float()
+            if self.cfg_star:
+                weak = weak * ((positive * weak).sum() / (weak.square().sum() + PROJECTION_EPSILON))
+            guided = weak + self.cfg_scale * (positive - weak)
+        if self.uses_perturbed and perturbed is not None:
+            guided = guided + self.stg_scale * (positive - perturbed.float())
+            if self.rescale_scale != 1:
+                ratio = positive.std() / guided.std()
+                guided = guided * (self.rescale_scale * ratio + 1 - self.rescale_scale)
+        return guided

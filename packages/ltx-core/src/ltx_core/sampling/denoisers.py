@@ -45,6 +45,7 @@ class DenoisedLatentResult:
     cond: Tensor | None = None
     ptb: Tensor | None = None  # with self-attention skipped
     mod: Tensor | None = None  # without the other stream
+    velocity: Tensor | None = None  # float32, where guidance combines velocities
 
 
 Results = Mapping[str, DenoisedLatentResult]
@@ -115,6 +116,7 @@ class GuidancePass:
     name: str
     contexts: Mapping[str, Tensor]  # per stream [B, S, c]
     perturbations: PerturbationConfig = UNPERTURBED
+    masks: Mapping[str, Tensor] = field(default_factory=dict)  # [B, S] of contexts that are padded
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ class GuidedDenoiser:
             for name, state in states.items()
         }
         active = {name: guider for name, guider in guiders.items() if name not in skipping}
-        predictions = self._run(transformer, modalities, self.passes(active, tuple(states)), memory)
+        passes = self.passes(active, tuple(states))
+        predictions = run_passes(transformer, modalities, passes, memory, self.keep_text)
         for name, guider in active.items():
             made = {pass_name: prediction[name] for pass_name, prediction in predictions.items()}
             kept = memory.momentum.setdefault(name, {})
@@ -170,53 +173,58 @@ class GuidedDenoiser:
             passes.append(GuidancePass("mod", positive, ISOLATED))
         return passes
 
-    def _run(
-        self,
-        transformer: Transformer,
-        modalities: Mapping[str, Modality],
-        passes: Sequence[GuidancePass],
-        memory: RunMemory,
-    ) -> dict[str, dict[str, Tensor]]:
-        """x0 by pass and stream."""
-        batched = {
-            name: self._batch_passes(modality, [each.contexts[name] for each in passes], texts)
-            for name, modality in modalities.items()
-            for texts in [memory.texts.setdefault(name, RunTexts())]
-        }
-        size = next(iter(modalities.values())).batch_size
-        x0 = transformer(
-            video=batched.get("video"),
-            audio=batched.get("audio"),
-            perturbations=batch_perturbations(passes, tuple(modalities), size, memory.perturbations),
-        )
-        chunks: dict[str, dict[str, Tensor]] = {each.name: {} for each in passes}
-        for name, prediction in zip(("video", "audio"), x0, strict=True):
-            if prediction is not None and name in modalities:
-                for each, chunk in zip(passes, prediction.split(size), strict=True):
-                    chunks[each.name][name] = chunk
-        return chunks
 
-    def _batch_passes(self, modality: Modality, contexts: Sequence[Tensor], texts: RunTexts) -> Modality:
-        """One stream repeated for every pass, with each pass's text."""
-        count, (context, memory) = len(contexts), texts.of(contexts)
-        text: dict[str, Any] = {"context": context, "text_memory": memory if self.keep_text else None}
-        if count == 1:
-            return replace(modality, **text)
-        parts: dict[str, Any] = {
-            part: _repeat(value, count)
-            for part, value in vars(modality).items()
-            if isinstance(value, Tensor) and part != "context"
-        }
-        if (groups := modality.timestep_groups) is not None:
-            parts["timestep_groups"] = TimestepGroups(
-                parts["timesteps"],
-                groups.values if groups.index is not None else _repeat(groups.values, count),
-                None if groups.index is None else _repeat(groups.index, count),
-            )
-        if (strengths := modality.strength_groups) is not None:
-            repeated = strengths.select(tuple(range(modality.batch_size)) * count)
-            parts |= {"attention_mask": repeated.mask, "strength_groups": repeated}
-        return replace(modality, **(parts | text))
+def run_passes(
+    transformer: Transformer,
+    modalities: Mapping[str, Modality],
+    passes: Sequence[GuidancePass],
+    memory: RunMemory,
+    keep_text: bool,
+) -> dict[str, dict[str, Tensor]]:
+    """What the transformer predicts, by pass and stream; with ``keep_text`` it keeps what it made of the texts."""
+    batched = {}
+    for name, modality in modalities.items():
+        context, kept = memory.texts.setdefault(name, RunTexts()).of([each.contexts[name] for each in passes])
+        masks = [each.masks[name] for each in passes if name in each.masks]
+        batched[name] = replace(
+            repeat_modality(modality, len(passes)),
+            context=context,
+            context_mask=torch.cat(masks) if masks else None,
+            text_memory=kept if keep_text else None,
+        )
+    size = next(iter(modalities.values())).batch_size
+    predicted = transformer(
+        video=batched.get("video"),
+        audio=batched.get("audio"),
+        perturbations=batch_perturbations(passes, tuple(modalities), size, memory.perturbations),
+    )
+    chunks: dict[str, dict[str, Tensor]] = {each.name: {} for each in passes}
+    for name, prediction in zip(("video", "audio"), predicted, strict=True):
+        if prediction is not None and name in modalities:
+            for each, chunk in zip(passes, prediction.split(size), strict=True):
+                chunks[each.name][name] = chunk
+    return chunks
+
+
+def repeat_modality(modality: Modality, count: int) -> Modality:
+    """One stream for ``count`` passes, all but its text."""
+    if count == 1:
+        return modality
+    parts: dict[str, Any] = {
+        part: _repeat(value, count)
+        for part, value in vars(modality).items()
+        if isinstance(value, Tensor) and part != "context"
+    }
+    if (groups := modality.timestep_groups) is not None:
+        parts["timestep_groups"] = TimestepGroups(
+            parts["timesteps"],
+            groups.values if groups.index is not None else _repeat(groups.values, count),
+            None if groups.index is None else _repeat(groups.index, count),
+        )
+    if (strengths := modality.strength_groups) is not None:
+        repeated = strengths.select(tuple(range(modality.batch_size)) * count)
+        parts |= {"attention_mask": repeated.mask, "strength_groups": repeated}
+    return replace(modality, **parts)
 
 
 def batch_perturbations(

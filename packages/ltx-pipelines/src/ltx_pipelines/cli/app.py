@@ -47,7 +47,6 @@ OWN: dict[str, Lazy] = {
     "convert": Lazy("convert:CONVERT", "Write a model in another form, such as quantised for MLX.", "Look"),
     "reference": Lazy("reference:REFERENCE", "Every option of every command, as a table or JSON schema.", "Look"),
     "doctor": Lazy("doctor:DOCTOR", "What this machine can do.", "Look"),
-    "ltxv": Lazy("ltxv:LTXV", "Clips with the models of the LTX-Video 0.9 family.", "Pipelines"),
 }
 
 

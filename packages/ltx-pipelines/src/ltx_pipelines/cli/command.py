@@ -176,6 +176,7 @@ def with_absolute_paths(options: Mapping[str, Option], given: Mapping[str, Any])
     for name, value in given.items():
         if name in options and (options[name].element == File or options[name].parts[0][0] == "path"):
             made[name] = absolute(value)
-    if "model" in made and Path(made["model"]).expanduser().exists():
-        made["model"] = absolute(made["model"])
+    for name in {"model", "pipeline_config"} & made.keys():
+        if Path(made[name]).expanduser().exists():
+            made[name] = absolute(made[name])
     return made

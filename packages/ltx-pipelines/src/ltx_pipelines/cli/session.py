@@ -10,6 +10,7 @@ from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_pipelines.cli.fields import every_option, options_for
 from ltx_pipelines.pipeline import Pipeline, owners, pipelines
 from ltx_pipelines.planning.schema import UsageError
+from ltx_pipelines.running.model_facts import ModelFacts
 from ltx_pipelines.running.model_files import FoundModel
 from ltx_pipelines.running.networks import existing, find_networks, make_ledger, model_name, shared_ledger
 from ltx_pipelines.utils.model_ledger import ModelLedger
@@ -35,6 +36,9 @@ def open_session(
 
     ``share`` keeps ledgers between requests, so that those with the same model and settings load it once.
     """
+    asked = next((pipelines()[command] for field, command in owners().items() if field in given), None)
+    if (completed_by := kind or asked) is not None:
+        given = completed_by.complete(given)
     found = find_networks(given, kind.variant if kind is not None else "distilled")
     loras = existing(given.get("loras", ()), "loras")
     kind = kind or pipelines()[choose(given, known_of(found, given))]
@@ -67,6 +71,7 @@ class Known:
     has_upsampler: bool
     has_distilled_lora: bool
     reference_lora: bool = False  # an adapter given was trained with a reference clip
+    ltx_video: bool = False  # LTX-Video 0.9.x
 
 
 def known_of(found: FoundModel, given: Mapping[str, Any]) -> Known:
@@ -77,11 +82,14 @@ def known_of(found: FoundModel, given: Mapping[str, Any]) -> Known:
         has_upsampler=found.files.spatial_upsampler is not None,
         has_distilled_lora=bool(found.distilled_loras),
         reference_lora=any("reference_downscale_factor" in entry for entry in metadata),
+        ltx_video=ModelFacts(found.files).is_ltx_video,
     )
 
 
 def choose(given: Mapping[str, Any], known: Known) -> str:
     """The pipeline that uses what is given: source clip, reference, sound, pictures, and what the model can do."""
+    if known.ltx_video:
+        return "ltxv"
     asked = next((command for field, command in owners().items() if field in given), None)
     if asked is not None:
         return asked

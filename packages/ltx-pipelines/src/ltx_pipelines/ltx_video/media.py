@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,62 +11,35 @@ from torch import Tensor
 from ltx_core.errors import MediaError
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_media.fit import to_signed
-from ltx_pipelines.ltx_video.tokens import resize_video
+from ltx_media.images import is_image
+from ltx_pipelines.ltx_video.size import PaddedSize
 from ltx_pipelines.utils.media_io import decode_image, read_frames, recompress_image
 
 CRF = 29  # of the H.264 pass every conditioning picture goes through
 BLUR = (0.27406862, 0.45186276, 0.27406862)  # Gaussian of deviation 1 pixel on three taps
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 
-@dataclass(frozen=True)
-class PaddedSize:
-    """A requested size and the one the model works at: sides up to multiples of 32, frames up to 8k+1."""
+def pad(video: Tensor, size: PaddedSize) -> Tensor:
+    """``[1, 3, f, H, W]`` in [-1, 1] at the size that is asked for, with grey around it."""
+    right = size.padded.width - size.asked.width - size.left
+    bottom = size.padded.height - size.asked.height - size.top
+    return F.pad(video, (size.left, right, size.top, bottom))
 
-    height: int
-    width: int
-    frames: int
-    padded_height: int
-    padded_width: int
-    padded_frames: int
 
-    @classmethod
-    def of(cls, height: int, width: int, frames: int, factors: SpatioTemporalScaleFactors) -> PaddedSize:
-        """The smallest working size around a request."""
+def crop(chunk: Tensor, size: PaddedSize, first: int = 0) -> Tensor:
+    """``[f, padded H, padded W, 3]`` that begins at frame ``first``, without what was padded."""
+    rows = slice(size.top, size.top + size.asked.height)
+    columns = slice(size.left, size.left + size.asked.width)
+    return chunk[: max(size.asked.frames - first, 0), rows, columns]
 
-        def up(size: int, step: int) -> int:
-            return -(-size // step) * step
 
-        return cls(
-            height,
-            width,
-            frames,
-            up(height, factors.height),
-            up(width, factors.width),
-            up(frames - 1, factors.time) + 1,
-        )
-
-    @property
-    def top(self) -> int:
-        """Rows above the picture; a surplus row is below it."""
-        return (self.padded_height - self.height) // 2
-
-    @property
-    def left(self) -> int:
-        """Columns left of the picture; a surplus column is right of it."""
-        return (self.padded_width - self.width) // 2
-
-    def pad(self, video: Tensor) -> Tensor:
-        """``[1, 3, f, H, W]`` in [-1, 1] at the requested size, with grey around it."""
-        right = self.padded_width - self.width - self.left
-        bottom = self.padded_height - self.height - self.top
-        return F.pad(video, (self.left, right, self.top, bottom))
-
-    def crop(self, chunk: Tensor, first: int = 0) -> Tensor:
-        """``[f, padded H, padded W, 3]`` that begins at frame ``first``, without what was padded."""
-        rows = slice(self.top, self.top + self.height)
-        columns = slice(self.left, self.left + self.width)
-        return chunk[: max(self.frames - first, 0), rows, columns]
+def resize_video(video: Tensor, height: int, width: int) -> Tensor:
+    """``[1, C, F, H, W]`` at another size, each frame bilinearly between pixel centres."""
+    if tuple(video.shape[-2:]) == (height, width):
+        return video
+    frames = video.transpose(1, 2).flatten(0, 1)  # [F, C, H, W]
+    frames = F.interpolate(frames, (height, width), mode="bilinear", align_corners=False)
+    return frames.unflatten(0, (video.shape[0], -1)).transpose(1, 2)
 
 
 def load_condition(path: str | Path, size: PaddedSize, start_frame: int, factors: SpatioTemporalScaleFactors) -> Tensor:
@@ -75,10 +47,10 @@ def load_condition(path: str | Path, size: PaddedSize, start_frame: int, factors
 
     A clip is cut to the 8k+1 frames that fit behind ``start_frame``. Raises ``MediaError``.
     """
-    frames = read_media(path, max(size.padded_frames - start_frame, 1))
+    frames = read_media(path, max(size.padded.frames - start_frame, 1))
     frames = frames[: factors.snap_frames(len(frames))]
-    video = soften(crop_to_aspect(frames, size.height / size.width))
-    return size.pad(resize_video(video, size.height, size.width))
+    height, width = size.asked.height, size.asked.width
+    return pad(resize_video(soften(crop_to_aspect(frames, height / width)), height, width), size)
 
 
 def load_source(path: str | Path, size: PaddedSize) -> Tensor:
@@ -86,19 +58,19 @@ def load_source(path: str | Path, size: PaddedSize) -> Tensor:
 
     Raises ``MediaError`` for a clip shorter than the request.
     """
-    frames = read_media(path, size.padded_frames)
-    if len(frames) < size.frames:
-        raise MediaError(f"{path}: it holds {len(frames)} frames, expected at least num_frames, {size.frames}")
-    frames = crop_to_aspect(frames, size.height / size.width)
-    video = soften(torch.stack([shrink(frame, size.height, size.width) for frame in frames]))
-    video = size.pad(resize_video(video, size.height, size.width))
-    missing = size.padded_frames - video.shape[2]
+    frames, height, width = read_media(path, size.padded.frames), size.asked.height, size.asked.width
+    if len(frames) < size.asked.frames:
+        raise MediaError(f"{path}: it holds {len(frames)} frames, expected at least num_frames, {size.asked.frames}")
+    frames = crop_to_aspect(frames, height / width)
+    video = soften(torch.stack([shrink(frame, height, width) for frame in frames]))
+    video = pad(resize_video(video, height, width), size)
+    missing = size.padded.frames - video.shape[2]
     return torch.cat((video, video[:, :, -1:].expand(-1, -1, missing, -1, -1)), 2) if missing else video
 
 
 def read_media(path: str | Path, max_frames: int) -> Tensor:
     """uint8 frames ``[f, h, w, 3]`` of a clip; one of a picture."""
-    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+    if is_image(path):
         return decode_image(path)[None]
     return torch.stack(list(read_frames(path, max_frames=max_frames)))
 

@@ -1,30 +1,20 @@
-"""Where the Gaussian numbers of an LTX-Video run come from: generators, or a recording.
+"""The Gaussian numbers of an LTX-Video run.
 
 Draws are made in a fixed order: the initial noise as tokens ``[1, F*H*W, C]``; one ``[1, C, f, h, w]`` per soft
 condition; per step ``[1, N, C]`` where hard conditions are noised again, then ``[1, N, C]`` where sampling is
-stochastic; a second pass does all that once more; last the decoder's. Posterior draws are made where pixels are
+stochastic; a second stage does all that once more; last the decoder's. Posterior draws are made where pixels are
 encoded: a source clip's before the initial noise, conditions' after it and before their own noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, Protocol
-
 import torch
 from torch import Tensor
 
-Use = Literal["initial", "condition", "renoise", "stochastic", "posterior", "decoder"]
 SHARED_USES = frozenset({"initial", "condition", "renoise"})
 
 
-class Noise(Protocol):
-    """A source of standard normal numbers in the dtype and on the device of ``like``."""
-
-    def draw(self, use: Use, shape: tuple[int, ...], like: Tensor) -> Tensor: ...
-
-
-class GeneratorNoise:
+class SeededNoise:
     """Noise of a seed.
 
     Initial, condition and renoise draws come from one CPU generator with this seed, so that they do not depend on the
@@ -35,21 +25,18 @@ class GeneratorNoise:
         self._shared = torch.Generator().manual_seed(seed)
         self._own = torch.Generator().manual_seed(seed + 1)
 
-    def draw(self, use: Use, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def draw(self, use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Standard normal numbers in the dtype and on the device of ``like``.
+
+        ``use`` is one of initial, condition, renoise, stochastic, posterior and decoder.
+        """
         generator = self._shared if use in SHARED_USES else self._own
         return torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
 
+    def get_state(self) -> Tensor:
+        """Where both sequences are, to go on from with ``set_state``."""
+        return torch.stack((self._shared.get_state(), self._own.get_state()))
 
-class RecordedNoise:
-    """Draws made before, given again in their order, whatever they are for."""
-
-    def __init__(self, draws: Iterable[Tensor]) -> None:
-        self._draws = iter(draws)
-
-    def draw(self, use: Use, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """The next draw. Raises ``ValueError`` when there is none or it has another shape."""
-        noise = next(self._draws, None)
-        if noise is None or tuple(noise.shape) != tuple(shape):
-            found = "none" if noise is None else list(noise.shape)
-            raise ValueError(f"recorded {use} noise is {found}, expected {list(shape)}")
-        return noise.to(like)
+    def set_state(self, state: Tensor) -> None:
+        for generator, own in zip((self._shared, self._own), state, strict=True):
+            generator.set_state(own.cpu().clone())  # torch reads a view from the start of its storage

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ltx_core.components.guiders import VelocityGuidance
 from ltx_core.components.schedulers import LinearQuadraticScheduler
 from ltx_core.errors import ConfigError
 from ltx_pipelines.ltx_video.settings import PerStep, Sampling
@@ -124,46 +125,7 @@ def pass_levels(sampling: Sampling, scheduler: SchedulerConfig, cells: int) -> T
     return levels
 
 
-@dataclass(frozen=True)
-class StepGuidance:
-    """What one step combines: the positive prediction, with a negative one (scale > 1) and a perturbed one (STG)."""
-
-    cfg_scale: float
-    stg_scale: float
-    rescaling_scale: float
-    skip_blocks: tuple[int, ...]
-    cfg_star: bool
-
-    @property
-    def uses_negative(self) -> bool:
-        return self.cfg_scale > 1
-
-    @property
-    def uses_perturbed(self) -> bool:
-        return self.stg_scale > 0
-
-    @property
-    def predictions(self) -> int:
-        return 1 + self.uses_negative + self.uses_perturbed
-
-    def combine(self, velocities: Tensor) -> Tensor:
-        """``[predictions, N, C]`` in the order negative, positive, perturbed -> one velocity ``[1, N, C]``, float32."""
-        rows = list(velocities.float().split(1))
-        negative = rows.pop(0) if self.uses_negative else None
-        positive = guided = rows.pop(0)
-        if negative is not None:
-            if self.cfg_star:
-                negative = negative * ((positive * negative).sum() / (negative.square().sum() + 1e-8))
-            guided = negative + self.cfg_scale * (positive - negative)
-        if self.uses_perturbed:
-            guided = guided + self.stg_scale * (positive - rows.pop(0))
-            if self.rescaling_scale != 1:
-                ratio = positive.std() / guided.std()
-                guided = guided * (self.rescaling_scale * ratio + 1 - self.rescaling_scale)
-        return guided
-
-
-def guidance_per_step(sampling: Sampling, levels: Tensor) -> list[StepGuidance]:
+def guidance_per_step(sampling: Sampling, levels: Tensor, strategy: str = "attention_values") -> list[VelocityGuidance]:
     """The guidance at each noise level. Raises ``ConfigError`` for lists of unequal lengths."""
     entries = entry_per_step(sampling.guidance_timesteps, levels)
     expected = len(levels) if sampling.guidance_timesteps is None else len(sampling.guidance_timesteps)
@@ -175,12 +137,13 @@ def guidance_per_step(sampling: Sampling, levels: Tensor) -> list[StepGuidance]:
         return float(scale[entry])
 
     return [
-        StepGuidance(
+        VelocityGuidance(
             cfg_scale=value("guidance_scale", sampling.guidance_scale, entry),
             stg_scale=value("stg_scale", sampling.stg_scale, entry),
-            rescaling_scale=value("rescaling_scale", sampling.rescaling_scale, entry),
-            skip_blocks=blocks_of(sampling, entry, expected),
+            rescale_scale=value("rescaling_scale", sampling.rescaling_scale, entry),
+            stg_blocks=blocks_of(sampling, entry, expected),
             cfg_star=sampling.cfg_star_rescale,
+            skip_strategy=strategy,
         )
         for entry in entries
     ]

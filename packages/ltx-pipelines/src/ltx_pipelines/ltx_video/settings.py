@@ -21,6 +21,12 @@ PerStep = float | tuple[float, ...]
 Blocks = tuple[int, ...]
 
 STRICT = ConfigDict(extra="forbid")
+PRECISIONS = {  # working dtype, quantisation
+    "bfloat16": ("bfloat16", None),
+    "float8_e4m3fn": ("bfloat16", "fp8-cast"),
+    "mixed_precision": ("float32", None),
+    "float32": ("float32", None),
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class LTXVConfig:
     decode_timestep: float = 0.0  # noise level a timestep-conditioned decoder is told
     decode_noise_scale: float | None = None  # share of noise mixed into the latent; None: as decode_timestep
     stochastic_sampling: bool = False  # fresh noise at every step
-    precision: Literal["bfloat16", "float8_e4m3fn", "mixed_precision", "float32"] = "bfloat16"
+    precision: Literal["bfloat16", "float8_e4m3fn", "mixed_precision", "float32"] | None = None  # None: automatic
     sampler: Literal["from_checkpoint", "uniform", "linear-quadratic"] = "from_checkpoint"
     prompt_enhancement_words_threshold: int = 0  # shorter prompts are enhanced; 0: none
     prompt_enhancer_image_caption_model_name_or_path: str | None = None
@@ -77,6 +83,18 @@ class LTXVConfig:
             raise ConfigError(f"stg_mode is {self.stg_mode!r}, expected one of {', '.join(SKIP_STRATEGIES)}")
         if not 0 < self.downscale_factor <= 1:
             raise ConfigError(f"downscale_factor is {self.downscale_factor}, expected 0 < factor <= 1")
+
+    def networks(self) -> dict[str, Any]:
+        """What it says of the model, by the names of `ltx_pipelines.request.Networks`."""
+        dtype, quantization = PRECISIONS.get(self.precision or "", (None, None))
+        named = {
+            "checkpoint_path": self.checkpoint_path,
+            "spatial_upsampler": self.spatial_upscaler_model_path,
+            "text_encoder": self.text_encoder_model_name_or_path,
+            "dtype": dtype,
+            "quantization": quantization,
+        }
+        return {name: value for name, value in named.items() if value is not None}
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any], where: str = "pipeline config") -> LTXVConfig:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any, Literal
 
-from ltx_core.components.guiders import MultiModalGuiderParams, at_sigma
+from ltx_core.components.guiders import MultiModalGuiderParams, VelocityGuidance, at_sigma
 from ltx_core.errors import ConfigError
 from ltx_core.precision import DtypeName
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape
@@ -22,6 +22,7 @@ BackendName = Literal["torch", "mlx"]
 KEPT = (0.0, 0.0)  # the empty span
 MODALITIES = ("video", "audio")
 SamplerName = Literal["euler", "euler_ancestral", "euler_cfg_pp", "heun", "res_2s", "gradient_estimating"]
+StreamStart = Literal["noise", "source", "previous"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Lora:
 class ImageCondition:
     """A still at pixel frame ``frame_idx``. ``crf`` None follows the model, 0 keeps the pixels as they are.
 
-    In place at frame 0, as extra tokens elsewhere; ``as_keyframe`` makes it extra tokens everywhere.
+    In place at frame 0, as extra tokens elsewhere; ``as_keyframe`` makes it extra tokens everywhere. With LTX-Video
+    ``path`` may be a clip that is shown from that frame on.
     """
 
     path: str
@@ -143,7 +145,7 @@ class Source:
 class StreamPlan:
     """One modality of one stage."""
 
-    start: Literal["noise", "source", "previous"] = "noise"
+    start: StreamStart = "noise"
     noise_scale: float = 1.0  # share of noise mixed into what the stream starts from
     frozen: bool = False  # only attended to, never changed
     conditions: tuple[Condition, ...] = ()
@@ -164,7 +166,7 @@ class StreamPlan:
 class SamplerPlan:
     """How a step is made. ``seed`` is that of the sampler's own noise, where it adds any."""
 
-    kind: SamplerName = "euler"
+    kind: SamplerName | Literal["token_levels"] = "euler"
     params: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
 
@@ -190,6 +192,8 @@ class StagePlan:
     max_batch_size: int = 1  # guidance passes per transformer call
     windows: tuple[Window, ...] = ()  # of the video alone, joined in this order
     delivered: VideoPixelShape | None = None  # where it is shorter or smaller than ``shape``, or of another rate
+    velocity_guidance: tuple[VelocityGuidance, ...] = ()  # of each step of an LTX-Video model
+    match_statistics: bool = False  # give an enlarged latent the spread it had per channel before it was enlarged
 
     @property
     def shown(self) -> VideoPixelShape:
@@ -213,6 +217,9 @@ class StagePlan:
 
     @property
     def guided(self) -> bool:
+        """Whether it needs a negative prompt."""
+        if self.velocity_guidance:
+            return any(guidance.uses_negative for guidance in self.velocity_guidance)
         return any(stream.guided for stream in self.streams.values())
 
     def guidance_at(self, sigma: float) -> list[MultiModalGuiderParams]:
@@ -222,6 +229,8 @@ class StagePlan:
 
     def passes_at(self, sigma: float) -> int:
         """Transformer passes of a full step: conditional, unconditional, perturbed, modality-isolated."""
+        if self.velocity_guidance:
+            return self.velocity_guidance[self.sigmas.index(sigma)].predictions
         guidance = self.guidance_at(sigma)
         wanted = (
             any(g.cfg_scale != 1 for g in guidance) or self.sampler.kind == "euler_cfg_pp",
@@ -236,6 +245,16 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
+class LTXVideoSettings:
+    """What an LTX-Video clip has besides: the size media are fitted to, and how its latent is decoded."""
+
+    asked: VideoPixelShape  # of any size; the stages have the next ones that the model can hold
+    decode_timestep: float = 0.0  # the noise level a timestep-conditioned decoder is told
+    decode_noise_scale: float | None = None  # share of noise mixed into the latent for it; None: as the timestep
+    tone_map: float = 0.0  # compression of large values, in [0, 1]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A whole task. ``audio`` says whose sound is delivered: of the last stage, of the first, or the source's own."""
 
@@ -247,6 +266,7 @@ class Plan:
     negative_prompt: str | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
     audio: Literal["last", "first", "source", "none"] = "last"
+    ltx_video: LTXVideoSettings | None = None  # of a clip that an LTX-Video 0.9.x model makes
     dtype: DtypeName = "auto"  # what networks compute in; plans that pipelines make never say auto
     quantization: str | None = None
     backend: BackendName = "torch"  # what builds and runs the networks

@@ -40,6 +40,9 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
 
         color_named(plan.background)
     check_files(plan, ledger)
+    if ledger.is_ltx_video != (plan.ltx_video is not None):
+        kind = "an LTX-Video 0.9.x model" if ledger.is_ltx_video else "no LTX-Video 0.9.x model"
+        raise ConfigError(f"{ledger.files.checkpoint} is {kind}, which {plan.pipeline} cannot run")
     check_sizes(plan, ledger)
     check_components(plan, ledger)
     for stage, condition in plan.conditions():
@@ -105,7 +108,7 @@ def check_condition(condition: Condition, stage: StagePlan, ledger: ModelLedger)
     shape = stage.shape
     match condition:
         case ImageCondition():
-            check_image(condition, shape)
+            check_image(condition, shape, may_be_clip=ledger.is_ltx_video)
         case ReferenceCondition():
             check_reference(condition, shape, ledger)
         case AudioReferenceCondition():
@@ -120,7 +123,7 @@ def check_condition(condition: Condition, stage: StagePlan, ledger: ModelLedger)
             check_slots(condition, shape, ledger)
 
 
-def check_image(image: ImageCondition, shape: VideoPixelShape) -> None:
+def check_image(image: ImageCondition, shape: VideoPixelShape, may_be_clip: bool) -> None:
     check_strength("image strength", image.strength)
     last = shape.frames - 1
     if not 0 <= image.frame_idx <= last:
@@ -129,9 +132,13 @@ def check_image(image: ImageCondition, shape: VideoPixelShape) -> None:
     if image.crf is not None and not 0 <= image.crf <= 51:
         raise ConditioningError(f"image crf is {image.crf}, expected 0 to 51")
     check_exists(image.path, "read image")
-    from ltx_media.images import decode_image
+    from ltx_media.images import decode_image, is_image
+    from ltx_media.video import probe_video
 
-    decode_image(image.path)
+    if may_be_clip and not is_image(image.path):
+        probe_video(image.path)
+    else:
+        decode_image(image.path)
 
 
 def check_reference(reference: ReferenceCondition, shape: VideoPixelShape, ledger: ModelLedger) -> None:

@@ -22,6 +22,7 @@ from ltx_core.components.diffusion_steps import EulerAncestralDiffusionStep, Eul
 from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderFactory
 from ltx_core.components.noisers import GaussianNoiser, seeded_generator
 from ltx_core.conditioning.tools import LatentTools, latent_tools
+from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.audio_vae import decode_audio
 from ltx_core.model.transformer.model import X0Model
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
@@ -33,6 +34,7 @@ from ltx_core.sampling.res2s import Res2sSampler
 from ltx_core.sampling.samplers import EulerSampler, GradientEstimatingSampler, HeunSampler, Sampler, StochasticSampler
 from ltx_core.sampling.stage import StreamStart, begin_streams, finish_streams
 from ltx_core.types import Audio, VideoLatentShape, VideoPixelShape
+from ltx_pipelines.ltx_video.run import LTXVideoRun
 from ltx_pipelines.planning.plan import CarriedKeyframes, Plan, SamplerPlan, StagePlan
 from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.running.conditions import conditioning_items, source_latent
@@ -41,6 +43,7 @@ from ltx_pipelines.running.stage_inputs import (
     KEYFRAMES,
     StageInputs,
     StageResult,
+    StageRun,
     carry_over,
     join_windows,
     window_inputs,
@@ -91,33 +94,25 @@ class Generation:
         return next((stage[KEYFRAMES] for stage in reversed(self.stages) if KEYFRAMES in stage), None)
 
 
-@dataclass(frozen=True)
-class Run:
-    """What all stages of a plan share."""
-
-    plan: Plan
-    ledger: ModelLedger
-    contexts: tuple[Contexts, Contexts | None]  # of the prompt, of what guidance pushes away from
-    generator: torch.Generator
-
-
 def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Generation | None = None) -> Iterator[Event]:
     """Run ``plan`` on the networks of ``ledger``.
 
     ``decode`` False leaves the latents undecoded. ``resume`` gives the first stages already done; what follows is the
     same as in one go.
     """
-    generator = seeded_generator(ledger.device, plan.seed)
     done: list[StageResult] = []
     if resume is not None and resume.rng_state is not None:
-        generator.set_state(resume.rng_state)
-        done = [{name: latent.to(ledger.device) for name, latent in stage.items()} for stage in resume.stages]
+        # Copies, since sums of float32 follow the alignment of memory, which that of a mapped file may not have.
+        done = [{name: latent.to(ledger.device, copy=True) for name, latent in st.items()} for st in resume.stages]
     yield Event("text")
     prompts = [plan.prompt] + ([plan.negative_prompt] if plan.negative_prompt is not None else [])
     if not ledger.texts.know(prompts) and len(done) < len(plan.stages):
         ledger.expect_transformer(tuple(plan.stages[len(done)].streams))
     positive, *negative = ledger.texts.contexts(prompts)
-    run = Run(plan, ledger, (positive, negative[0] if negative else None), generator)
+    kind = LTXVideoRun if plan.ltx_video is not None else Run
+    run = kind(plan, ledger, (positive, negative[0] if negative else None))
+    if resume is not None and resume.rng_state is not None:
+        run.noise.set_state(resume.rng_state)
     upsampled = None
     for index, stage in list(enumerate(plan.stages))[len(done) :]:
         inputs = StageInputs()
@@ -133,31 +128,74 @@ def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Gener
             begins = window_inputs(inputs, window, ledger.scale_factors.time) if window else inputs
             results.append((yield from run_stage(part, index, begins, run)))
         done.append(join_windows(stage, results, inputs) if stage.windows else results[0])
-    generation = Generation(plan, tuple(done), upsampled, generator.get_state())
+    generation = Generation(plan, tuple(done), upsampled, run.noise.get_state())
     if decode:
         yield Event("decode", len(plan.stages) - 1)
-        generation = decode_latents(generation, ledger, generator)
+        generation = decode_latents(generation, run)
     yield Event("done", len(plan.stages) - 1, generation=generation)
 
 
-def run_stage(stage: StagePlan, index: int, inputs: StageInputs, run: Run) -> Generator[Event, None, StageResult]:
+def run_stage(
+    stage: StagePlan, index: int, inputs: StageInputs, run: Run | LTXVideoRun
+) -> Generator[Event, None, StageResult]:
     """Condition, noise and denoise a stage, an event per step; returns its latents and the keyframes it carries on."""
     yield Event("conditions", index)
-    ledger, tools = run.ledger, tools_of(stage, run.ledger)
-    starts = {name: stream_start(stage, name, stream_tools, inputs, run) for name, stream_tools in tools.items()}
-    states: States = begin_streams(starts, GaussianNoiser(run.generator), ledger.device, ledger.dtype)
+    begun = run.begin(stage, inputs)
+    states = begun.states
     yield Event("denoise", index, 0, stage.steps, stage.sigmas[0], states)
-    model = X0Model(ledger.transformer(stage.loras, tuple(stage.streams)), stage.max_batch_size)
-    denoiser = guided_denoiser(stage, *run.contexts, keep_text=ledger.policy != "streamed")
     sigmas = torch.tensor(stage.sigmas, dtype=torch.float32)
-    for step in denoise(model, denoiser, states, sigmas, sampler_of(stage.sampler)):
+    for step in denoise(run.model(stage), begun.denoiser, states, sigmas, begun.sampler):
         states = step.states
         yield Event("denoise", index, step.index + 1, step.total, step.sigma, states, step.results)
-    final = finish_streams(tools, states)
+    final = finish_streams(begun.tools, states)
     result = {name: state.latent for name, state in final.items()}
     if keyframes := keyframes_to_carry(stage, final, inputs):
         result[KEYFRAMES] = torch.cat([keyframes[frame] for frame in stage.keyframe_frames], dim=2)
     return result
+
+
+class Run:
+    """What the stages of a plan share, and how they begin."""
+
+    def __init__(self, plan: Plan, ledger: ModelLedger, contexts: tuple[Contexts, Contexts | None]) -> None:
+        self.plan, self.ledger, self.contexts = (
+            plan,
+            ledger,
+            contexts,
+        )  # of the prompt, of what guidance pushes away from
+        self.noise = seeded_generator(ledger.device, plan.seed)
+
+    def begin(self, stage: StagePlan, inputs: StageInputs) -> StageRun:
+        """Encode what the streams of a stage start from and are conditioned on, and add noise: video first."""
+        ledger, tools = self.ledger, tools_of(stage, self.ledger)
+        starts = {name: self._start(stage, name, stream_tools, inputs) for name, stream_tools in tools.items()}
+        states = begin_streams(starts, GaussianNoiser(self.noise), ledger.device, ledger.dtype)
+        denoiser = guided_denoiser(stage, *self.contexts, keep_text=ledger.policy != "streamed")
+        return StageRun(tools, states, denoiser, sampler_of(stage.sampler))
+
+    def model(self, stage: StagePlan) -> X0Model:
+        """The transformer with the stage's adapters."""
+        return X0Model(self.ledger.transformer(stage.loras, tuple(stage.streams)), stage.max_batch_size)
+
+    def decode(self, latent: Tensor) -> Iterator[Tensor]:
+        """Chunks of the frames that are delivered ``[f, H, W, 3]`` in [0, 1]."""
+        factors = self.ledger.scale_factors
+        frames = VideoLatentShape.from_pixel_shape(self.plan.decoded_shape(factors), scale_factors=factors).frames
+        return cut_frames(decode_frames(latent[:, :, :frames], self.ledger, self.noise), self.plan.shape)
+
+    def _start(self, stage: StagePlan, name: str, tools: LatentTools[Any], inputs: StageInputs) -> StreamStart:
+        stream, latent = stage.streams[name], None
+        if stream.start == "previous":
+            latent = inputs.latents[name]
+        elif stream.start == "source":
+            latent = source_latent(self.plan.sources[name], name, stage.shape, self.ledger, self.plan.background)
+        items = conditioning_items(stage, name, self.ledger, inputs, self.plan.background)
+        return StreamStart(tools, latent, items, stream.noise_scale, stream.frozen)
+
+
+def tools_of(stage: StagePlan, ledger: ModelLedger) -> dict[str, LatentTools[Any]]:
+    """The tools of each stream of a stage, video first."""
+    return latent_tools(stage.shape, stage.streams, ledger.scale_factors, ledger.latent_channels)
 
 
 def keyframes_to_carry(stage: StagePlan, final: States, inputs: StageInputs) -> dict[int, Tensor]:
@@ -170,22 +208,6 @@ def keyframes_to_carry(stage: StagePlan, final: States, inputs: StageInputs) -> 
         elif (made := final["video"].generated_keyframes) is not None:
             keyframes |= dict(zip(frames, made.split(1, dim=2), strict=True))
     return keyframes
-
-
-def tools_of(stage: StagePlan, ledger: ModelLedger) -> dict[str, LatentTools[Any]]:
-    """The tools of each stream of a stage, video first."""
-    return latent_tools(stage.shape, stage.streams, ledger.scale_factors, ledger.latent_channels)
-
-
-def stream_start(stage: StagePlan, name: str, tools: LatentTools[Any], inputs: StageInputs, run: Run) -> StreamStart:
-    """What a stream begins with: its start latent, and its conditions, encoded."""
-    stream, latent = stage.streams[name], None
-    if stream.start == "previous":
-        latent = inputs.latents[name]
-    elif stream.start == "source":
-        latent = source_latent(run.plan.sources[name], name, stage.shape, run.ledger, run.plan.background)
-    items = conditioning_items(stage, name, run.ledger, inputs, run.plan.background)
-    return StreamStart(tools, latent, items, stream.noise_scale, stream.frozen)
 
 
 def guided_denoiser(
@@ -221,29 +243,25 @@ def sampler_of(plan: SamplerPlan) -> Sampler:
             return StochasticSampler(EulerAncestralDiffusionStep(**params), **seed)
         case "euler_cfg_pp":
             return StochasticSampler(EulerCfgPpDiffusionStep(**params), **seed)
+    raise ConfigError(f"sampler {plan.kind} is for LTX-Video models alone")
 
 
-def decode_latents(generation: Generation, ledger: ModelLedger, generator: torch.Generator) -> Generation:
+def decode_latents(generation: Generation, run: Run | LTXVideoRun) -> Generation:
     """The generation with sound, and with frames that are decoded as they are pulled; what is kept is the source's."""
-    plan, made = generation.plan, decode_streams(generation, ledger, generator)
+    plan, made = generation.plan, decode_streams(generation, run)
     video, audio = made.video, made.audio
     if plan.new_span("video") is not None:
         single = (frame for chunk in made.video or () for frame in chunk)
-        video = kept_frames(plan, single, ledger.scale_factors.time)
+        video = kept_frames(plan, single, run.ledger.scale_factors.time)
     if plan.new_span("audio") is not None:
         audio = kept_sound(plan, made.audio)
     return replace(generation, video=video, audio=audio)
 
 
-def decode_streams(generation: Generation, ledger: ModelLedger, generator: torch.Generator) -> Generation:
+def decode_streams(generation: Generation, run: Run | LTXVideoRun) -> Generation:
     """The generation with what its latents decode to, cut to the delivered shape; nothing of a source is put back."""
-    plan, video = generation.plan, None
-    if "video" in plan.decoded:
-        shape = plan.decoded_shape(ledger.scale_factors)
-        frames = VideoLatentShape.from_pixel_shape(shape, scale_factors=ledger.scale_factors).frames
-        chunks = decode_frames(generation.latents["video"][:, :, :frames], ledger, generator)
-        video = cut_frames(chunks, plan.shape)
-    return replace(generation, video=video, audio=decode_sound(generation, ledger))
+    video = run.decode(generation.latents["video"]) if "video" in generation.plan.decoded else None
+    return replace(generation, video=video, audio=decode_sound(generation, run.ledger))
 
 
 def decode_frames(latent: Tensor, ledger: ModelLedger, generator: torch.Generator) -> Iterator[Tensor]:

@@ -107,7 +107,7 @@ def kind_of(file: Path) -> str | None:
 
 
 def find_text_encoder(folder: Path, packed: Sequence[Path]) -> str | None:
-    """A Gemma folder (a config.json of a Gemma model, weights beside it), else one of the packed files."""
+    """A Gemma folder (a config.json of a Gemma model, weights beside it), else a packed file or the folder of a T5."""
     for config in sorted(folder.rglob("config.json")):
         try:
             kind = json.loads(config.read_text()).get("model_type", "")
@@ -115,4 +115,6 @@ def find_text_encoder(folder: Path, packed: Sequence[Path]) -> str | None:
             continue
         if str(kind).startswith("gemma"):
             return str(config.parent)
+        if kind == "t5" and config.parent.name == "text_encoder":
+            packed = [*packed, config.parent.parent]
     return str(packed[0]) if packed else None

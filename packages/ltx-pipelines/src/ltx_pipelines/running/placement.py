@@ -49,7 +49,8 @@ def weight_bytes(files: ModelFiles, precision: Precision, quantization: str | No
     itemsize, sizes = (precision.stored or precision.dtype).itemsize, {}
     for slot, name in files.paths():
         path = Path(name)
-        found = [file for file in (path.glob("*.safetensors") if path.is_dir() else [path]) if file.is_file()]
+        inside = list(path.glob("*.safetensors")) or path.rglob("*.safetensors")  # a T5 lies in a folder of its folder
+        found = [file for file in (inside if path.is_dir() else [path]) if file.is_file()]
         infos = [info for file in found for info in open_file(file, None).tensors.values()]
         sizes[slot] = sum(math.prod(i.shape) * (itemsize if i.dtype.is_floating_point else 1) for i in infos)
         if slot == "checkpoint" and quantization is not None:

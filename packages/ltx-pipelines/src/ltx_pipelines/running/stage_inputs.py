@@ -14,12 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ltx_core.conditioning.tools import LatentTools
+from ltx_core.model.upsampler.ltxv import adain_latent
 from ltx_core.model.upsampler.model import upsample_latent
+from ltx_core.sampling.denoisers import Denoiser
+from ltx_core.sampling.modality import States
+from ltx_core.sampling.samplers import Sampler
 from ltx_pipelines.planning.plan import Plan, StagePlan, Window
 from ltx_pipelines.planning.windows import window_stage
 from ltx_pipelines.utils.model_ledger import ModelLedger
@@ -37,6 +42,16 @@ class StageInputs:
     video_before: Tensor | None = None  # [1, C, F, h, w] as the stage before left it
 
 
+@dataclass(frozen=True)
+class StageRun:
+    """A stage that is ready to be denoised."""
+
+    tools: Mapping[str, LatentTools[Any]]  # by stream
+    states: States  # noised
+    denoiser: Denoiser
+    sampler: Sampler
+
+
 def carry_over(plan: Plan, index: int, result: StageResult, ledger: ModelLedger) -> StageInputs:
     """What stage ``index`` begins with, given the result of the one before."""
     larger, rate = plan.growth(index)
@@ -44,6 +59,8 @@ def carry_over(plan: Plan, index: int, result: StageResult, ledger: ModelLedger)
     keyframes = result.get(KEYFRAMES) if plan.stages[index].keyframe_conditions else None
     if larger:
         latents["video"] = enlarge(latents["video"], ledger)
+        if plan.stages[index].match_statistics:
+            latents["video"] = adain_latent(latents["video"], result["video"])
         keyframes = None if keyframes is None else enlarge(keyframes, ledger)
     if rate > 1:
         latents["video"] = enlarge(latents["video"], ledger, "temporal")

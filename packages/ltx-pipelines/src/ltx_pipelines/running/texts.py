@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from ltx_core.loader.safetensors_file import save_tensors
-from ltx_core.networks import EncodedTexts, TextEncoder
+from ltx_core.networks import Contexts, EncodedTexts, TextEncoder
 from ltx_core.precision import Precision
-
-
-@dataclass(frozen=True)
-class Contexts:
-    """What the transformer reads of one prompt."""
-
-    video: Tensor  # [1, S, c]
-    audio: Tensor | None = None  # [1, S, c]; None for a model without sound
-    mask: Tensor | None = None  # [1, S] integers, 1 = a token of the prompt; None: all are
 
 
 class Texts:

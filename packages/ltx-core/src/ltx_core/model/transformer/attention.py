@@ -137,6 +137,7 @@ class KeysValues:
 
     keys: Tensor | None  # None: only the values are wanted
     values: Tensor
+    bias: Tensor | None = None  # of a padded text; broadcasts against [B, H, Tq, Tk]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ Rows of the joining tables: scale, shift towards video (0-1), scale, shift towar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -54,7 +54,6 @@ class StreamInputs:
     embedded_timestep: Modulation  # 2 equal rows, for the output head
     rope: RotaryTable
     prompt_modulation: Modulation | None = None  # 2 rows
-    context_bias: Tensor | None = None  # broadcasts against [B, H, T, S]
     self_attention_bias: AttentionBias | None = None  # [B, 1, T, T], or by groups of queries
     cross: CrossInputs | None = None  # only when both streams are present
 
@@ -64,6 +63,7 @@ class TextInputs(NamedTuple):
 
     context: Tensor  # [B, S, width]
     memory: TextMemory | None = None  # keeps projections of ``context``; None: they are made when needed
+    bias: Tensor | None = None  # broadcasts against [B, H, T, S]
 
 
 class StreamLayers(NamedTuple):
@@ -161,10 +161,10 @@ class TransformerBlock(nn.Module):
             y = rms_norm(x[name], eps=eps) if config.cross_attention_norm else x[name]
             if config.cross_attention_adaln:
                 shift, scale, gate = own.rows(given, first=6)
-                y = own.attn2(scale_and_shift(y, scale, shift), texts[name], bias=given.context_bias)
+                y = own.attn2(scale_and_shift(y, scale, shift), texts[name], bias=texts[name].bias)
                 x[name] = torch.addcmul(x[name], gate, y)
             else:
-                x[name] = x[name] + own.attn2(y, texts[name], bias=given.context_bias)
+                x[name] = x[name] + own.attn2(y, texts[name], bias=texts[name].bias)
 
         # 3. Attention between the streams. Each reads the tokens from before either has written.
         if len(x) == 2 and running:
@@ -191,14 +191,15 @@ class TransformerBlock(nn.Module):
         """Keys and values of the text of every sample, from memory where it has them."""
         own, modulation = self.layers(name), inputs.prompt_modulation
         if text.memory is None:
-            return own.project_text(text.context, modulation)
+            return replace(own.project_text(text.context, modulation), bias=text.bias)
 
         def project(sample: int) -> tuple[Tensor, Tensor]:
             one = own.project_text(text.context[sample : sample + 1], modulation and modulation.of_sample(sample))
             assert one.keys is not None
             return one.keys, one.values
 
-        return KeysValues(*text.memory.recall(self, name, project))
+        keys, values = text.memory.recall(self, name, project)
+        return KeysValues(keys, values, text.bias)
 
     def layers(self, name: str) -> StreamLayers:
         """The layers of the stream ``"video"`` or ``"audio"``."""

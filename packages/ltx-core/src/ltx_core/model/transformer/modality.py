@@ -48,6 +48,11 @@ class TimestepGroups:
         """The groups of ``sigma * timesteps``; ``sigma`` is one number for the whole batch."""
         return TimestepGroups(self.timesteps * sigma, self.values * sigma, self.index)
 
+    def limited(self, sigma: Tensor | float) -> TimestepGroups:
+        """The groups of ``min(timesteps, sigma)``: tokens of LTX-Video wait at their own level for the others."""
+        limit = float(sigma)
+        return TimestepGroups(self.timesteps.clamp(max=limit), self.values.clamp(max=limit), self.index)
+
     def select(self, samples: Sequence[int]) -> TimestepGroups:
         """Some of the samples."""
         timesteps = take_rows(self.timesteps, samples)

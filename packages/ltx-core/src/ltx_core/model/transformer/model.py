@@ -209,7 +209,6 @@ class LTXModel(nn.Module):
                 embedded_timestep=Modulation(embedded[:, None].expand(-1, 2, -1), levels.index),
                 rope=self_rope(config, name).table(points, dtype),
                 prompt_modulation=prompt,
-                context_bias=context_bias(modality.context_mask, dtype, config.context_mask_penalty),
                 self_attention_bias=modality.attention_bias(),
                 cross=self._cross_inputs(name, modalities, levels) if len(modalities) == 2 else None,
             )
@@ -242,7 +241,14 @@ class LTXModel(nn.Module):
 
     def texts(self, modalities: Mapping[str, Modality]) -> dict[str, TextInputs]:
         """The texts as the blocks read them."""
-        return {name: TextInputs(self._context(name, each), each.text_memory) for name, each in modalities.items()}
+        return {
+            name: TextInputs(
+                self._context(name, each),
+                each.text_memory,
+                context_bias(each.context_mask, each.latent.dtype, self.config.context_mask_penalty),
+            )
+            for name, each in modalities.items()
+        }
 
     def _context(self, name: str, modality: Modality) -> Tensor:
         """Text features as wide as the stream ``[B, S, width]``, from memory where it has them."""

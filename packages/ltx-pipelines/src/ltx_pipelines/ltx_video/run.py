@@ -1,0 +1,163 @@
+"""How LTX-Video stages run: where their tokens begin, what they are denoised with, and how frames are made of them.
+
+    grid latent [1, C, F, h, w]  ->  tokens [1, N, C], starts [1, 3, N], denoise mask [1, N, 1]
+
+N counts the tokens of conditions that stand outside the grid, in order, then the grid by frame, row and column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ltx_core.components.patchifiers import VideoLatentPatchifier
+from ltx_core.conditioning.tools import VideoLatentTools
+from ltx_core.model.upsampler.ltxv import tone_map_latent
+from ltx_core.model.video_vae.video_vae import DecodeConditioning
+from ltx_core.networks import Contexts, Transformer, VideoDecoder, VideoEncoder
+from ltx_core.sampling.velocity import TokenLevelSampler, VelocityDenoiser
+from ltx_core.types import LatentState, VideoLatentShape
+from ltx_pipelines.ltx_video.media import crop, load_condition, load_source, resize_video
+from ltx_pipelines.ltx_video.noise import SeededNoise
+from ltx_pipelines.ltx_video.size import PaddedSize
+from ltx_pipelines.planning.plan import ImageCondition, Plan, StagePlan
+from ltx_pipelines.running.stage_inputs import StageInputs, StageRun
+from ltx_pipelines.utils.model_ledger import ModelLedger
+
+LEADING_LATENTS = 2  # of a clip shown later than frame 0: these stand outside the grid, the others in it
+
+
+@dataclass(frozen=True)
+class LTXVideoTools(VideoLatentTools):
+    """Tools of a grid whose other tokens stand before it. Tokens are placed by where they start, ``[1, 3, N]``."""
+
+    def starts(self, shape: VideoLatentShape, first_frame: int = 0, device: torch.device | None = None) -> Tensor:
+        """Seconds, row and column of every token of a latent shown from ``first_frame`` on; float32."""
+        starts = self.pixel_coords(shape, self.causal_fix, device)[..., 0].to(torch.float32)
+        starts[:, 0] += first_frame
+        return starts * torch.tensor([1.0 / self.fps, 1.0, 1.0], device=starts.device)[:, None]
+
+    def clear_conditioning(self, state: LatentState) -> LatentState:
+        n = self.token_count
+        return replace(
+            state,
+            latent=state.latent[:, -n:],
+            clean_latent=state.clean_latent[:, -n:],
+            positions=state.positions[:, :, -n:],
+            denoise_mask=torch.ones_like(state.denoise_mask[:, -n:]),
+        )
+
+
+class LTXVideoRun:
+    """What the stages of an LTX-Video plan share. Pixels are encoded as samples of the VAE's posterior."""
+
+    def __init__(self, plan: Plan, ledger: ModelLedger, contexts: tuple[Contexts, Contexts | None]) -> None:
+        assert plan.ltx_video is not None
+        self.plan, self.ledger, self.contexts, self.settings = plan, ledger, contexts, plan.ltx_video
+        self.noise = SeededNoise(plan.seed)
+        self.size = PaddedSize.of(plan.ltx_video.asked, ledger.scale_factors)
+
+    def begin(self, stage: StagePlan, inputs: StageInputs) -> StageRun:
+        """Noise over what the stage starts from, with the conditions placed."""
+        tools, sampler = self.tools(stage), stage.sampler.params
+        sampling = TokenLevelSampler(self._draw, bool(sampler.get("stochastic")), sampler.get("renoise", 0.0))
+        denoiser = VelocityDenoiser(*self.contexts, stage.velocity_guidance, self.ledger.policy != "streamed")
+        return StageRun({"video": tools}, {"video": self.start(stage, tools, inputs)}, denoiser, sampling)
+
+    def model(self, stage: StagePlan) -> Transformer:
+        """The transformer, which predicts velocities."""
+        return self.ledger.transformer(stage.loras, ("video",))
+
+    def tools(self, stage: StagePlan) -> LTXVideoTools:
+        ledger = self.ledger
+        grid = VideoLatentShape.from_pixel_shape(stage.shape, ledger.latent_channels, ledger.scale_factors)
+        causal = bool(ledger.config["transformer"].get("causal_temporal_positioning", False))
+        return LTXVideoTools(VideoLatentPatchifier(1), grid, stage.shape.fps, ledger.scale_factors, causal)
+
+    @torch.no_grad()
+    def start(self, stage: StagePlan, tools: LTXVideoTools, inputs: StageInputs) -> LatentState:
+        """The tokens a stage begins with."""
+        stream, grid, like = stage.streams["video"], tools.target_shape, self._like
+        source = inputs.latents.get("video")
+        if stream.start == "source":
+            source = self.encode(load_source(self.plan.sources["video"].path, self.size), stage)
+        latent = tools.patchifier.unpatchify(
+            self.noise.draw("initial", (1, grid.token_count, grid.channels), like), grid
+        )
+        if source is not None:
+            level = stage.sigmas[0]
+            latent = level * latent + (1 - level) * source.to(like)
+        strengths = latent.new_zeros(grid.mask_shape, dtype=torch.float32)
+        front: list[tuple[Tensor, Tensor, Tensor]] = []
+        for condition in stream.conditions:
+            assert isinstance(condition, ImageCondition)
+            outside = self._place(condition, stage, latent, strengths)
+            if outside is not None:
+                front.append(self._soft_tokens(outside, condition, tools))
+        starts = tools.starts(grid, device=latent.device)
+        parts = [*front, (tools.patchifier.patchify(latent), starts, strengths.flatten(1))]
+        tokens, positions, weights = zip(*parts, strict=True)
+        joined = torch.cat(tokens, 1)
+        return LatentState(joined, 1 - torch.cat(weights, 1)[..., None], torch.cat(positions, 2), joined)
+
+    def _place(self, condition: ImageCondition, stage: StagePlan, latent: Tensor, strengths: Tensor) -> Tensor | None:
+        """Blend what of a condition lies in the grid into ``latent``; returns the latents that stand outside."""
+        factors, start, strength = self.ledger.scale_factors, condition.frame_idx, condition.strength
+        encoded = self.encode(load_condition(condition.path, self.size, start, factors), stage)
+        leading = LEADING_LATENTS if start else 0
+        inside, first = encoded[:, :, leading:], start // factors.time + leading
+        if inside.shape[2]:
+            window = slice(first, first + inside.shape[2])
+            latent[:, :, window] = torch.lerp(latent[:, :, window], inside, strength)
+            strengths[:, :, window] = strength
+        return encoded[:, :, :leading] if leading else None
+
+    def _soft_tokens(
+        self, latent: Tensor, condition: ImageCondition, tools: LTXVideoTools
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, places and strengths of latents outside the grid, mixed with noise by their strength."""
+        noise = self.noise.draw("condition", tuple(latent.shape), latent)
+        tokens = tools.patchifier.patchify(torch.lerp(noise, latent, condition.strength))
+        strengths = torch.full(tokens.shape[:2], condition.strength, dtype=torch.float32, device=tokens.device)
+        return tokens, tools.starts(VideoLatentShape(*latent.shape), condition.frame_idx, latent.device), strengths
+
+    def encode(self, pixels: Tensor, stage: StagePlan) -> Tensor:
+        """Pixels ``[1, 3, f, H, W]`` in [-1, 1], resized to the stage, as a normalised latent."""
+        encoder: VideoEncoder = self.ledger.network("video_encoder")
+        pixels = resize_video(pixels.float(), stage.shape.height, stage.shape.width).to(self._like)
+        return encoder.sample(pixels, partial(self.noise.draw, "posterior", like=self._like)).to(self._like)
+
+    def decode(self, latent: Tensor) -> Iterator[Tensor]:
+        """Chunks ``[f, H, W, 3]`` in [0, 1] of the size that is delivered."""
+        decoder: VideoDecoder = self.ledger.network("video_decoder")
+        settings, stage = self.settings, self.plan.stages[-1]
+        timestep, share = settings.decode_timestep, settings.decode_noise_scale
+        if self.ledger.source("video_decoder").network_config("video_decoder").timestep_conditioning:
+            share = timestep if share is None else share
+            if share > 0:
+                latent = (1 - share) * latent + share * self._draw("decoder", latent)
+        latent = tone_map_latent(latent, settings.tone_map)
+        noise = partial(self.noise.draw, "decoder", like=latent)
+        chunks = decoder.decode_frames(latent, DecodeConditioning(timestep, noise_scale=0.0, noise=noise))
+        yield from chunks if stage.delivered is None else self._deliver(chunks)
+
+    def _deliver(self, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Frames resized to the padded size and cut back to the one that is asked for."""
+        first, padded = 0, self.size.padded
+        for chunk in chunks:
+            video = resize_video(chunk.permute(3, 0, 1, 2)[None], padded.height, padded.width)  # [1, 3, f, H, W]
+            frames = crop(video[0].permute(1, 2, 3, 0), self.size, first)
+            first += len(chunk)
+            if len(frames):
+                yield frames
+
+    def _draw(self, use: str, like: Tensor) -> Tensor:
+        return self.noise.draw(use, tuple(like.shape), like)
+
+    @property
+    def _like(self) -> Tensor:
+        return torch.empty(0, device=self.ledger.device, dtype=self.ledger.dtype)
