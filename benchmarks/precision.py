@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.common import Options, Table, Timing, alternate
-from ltx_core.model.video_vae.clip import Clip
+from ltx_core.model.video_vae.conv_cache import ConvCache
 from ltx_core.model.video_vae.layers import CausalConv3d
 from ltx_core.precision import cpu_has_units, resolve
 
@@ -27,7 +27,7 @@ def conv3d(channels: int, frames: int, height: int, width: int) -> Layer:
     def layer(dtype: torch.dtype, device: torch.device) -> Callable[[], Any]:
         module = CausalConv3d(channels, channels).to(device, dtype)
         x = torch.randn(1, channels, frames, height, width, device=device).to(dtype)
-        return lambda: module(x, Clip())
+        return lambda: module(x, ConvCache())
 
     return layer
 

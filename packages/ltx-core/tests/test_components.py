@@ -399,3 +399,10 @@ def test_latent_length_and_reference_frames() -> None:
     video = torch.arange(9.0).view(1, 1, 9, 1, 1)
     assert temporal_subsample(video, 4).flatten().tolist() == [0, 1, 5]
     assert temporal_subsample(video, 1) is video
+
+
+def test_sizes_that_fill_no_whole_cells_are_floored_with_a_line() -> None:
+    with pytest.warns(UserWarning, match="frames is 24, the latent holds 17") as told:
+        latent = VideoLatentShape.from_pixel_shape(VideoPixelShape(1, 24, 2160, 3840, 24.0))
+    assert latent == (1, 128, 3, 67, 120)
+    assert [str(each.message) for each in told][1:] == ["height is 2160, the latent holds 2144"]

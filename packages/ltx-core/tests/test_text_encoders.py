@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,13 @@ from ltx_core.text_encoders.gemma.config import ConnectorConfig, EmbeddingsConfi
 from ltx_core.text_encoders.gemma.connector import Embeddings1DConnector
 from ltx_core.text_encoders.gemma.embeddings import EmbeddingsProcessor
 from ltx_core.text_encoders.gemma.encoder import load_text_encoder
-from ltx_core.text_encoders.gemma.enhance import clean_response, load_enhancer, pad_left, shrink_image
+from ltx_core.text_encoders.gemma.enhance import (
+    clean_response,
+    load_enhancer,
+    pad_left,
+    read_system_prompt,
+    shrink_image,
+)
 from ltx_core.text_encoders.gemma.feature_extractor import FeatureExtractor, PromptFeatures
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer, TokenBatch
 from ltx_core.text_encoders.t5 import load_t5, load_t5_encoder, t5_config
@@ -409,3 +416,11 @@ def test_t5_says_what_is_missing(tmp_path: Path) -> None:
         load_t5(tmp_path)
     with pytest.raises(ConfigError, match="feed_forward_proj is 'relu'"):
         t5_config({"feed_forward_proj": "relu"})
+
+
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+@pytest.mark.parametrize("model_type", ["gemma3", "gemma4"])
+def test_system_prompts_are_package_data(model_type: str, task: str) -> None:
+    folder = files("ltx_core.text_encoders.gemma") / "prompts"
+    assert (folder / f"gemma_{task}_system_prompt.txt").is_file()
+    assert read_system_prompt(model_type, task).startswith("You write ")

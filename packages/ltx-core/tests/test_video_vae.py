@@ -23,8 +23,8 @@ from ltx_core.model.common.tiling import (
     split_by_size,
     trapezoidal_mask_1d,
 )
-from ltx_core.model.video_vae.clip import Clip
 from ltx_core.model.video_vae.config import VideoVaeConfig, detect_family
+from ltx_core.model.video_vae.conv_cache import ConvCache
 from ltx_core.model.video_vae.frames import decode_video, to_frames
 from ltx_core.model.video_vae.layers import CausalConv3d
 from ltx_core.model.video_vae.ops import (
@@ -194,9 +194,9 @@ def test_small_clips_take_no_slow_convolution(padding: str, stride: tuple[int, i
     seen: set[str] = set()
     conv, x = CausalConv3d(4, 6, padding, stride), torch.randn(1, 4, 5, 6, 7)
     with Names():
-        y = conv(x, Clip())
+        y = conv(x, ConvCache())
     with torch.enable_grad():
-        plain = conv(x, Clip())
+        plain = conv(x, ConvCache())
     torch.testing.assert_close(y, plain, rtol=1e-5, atol=1e-6)
     if torch.backends.mkldnn.is_available():
         assert "aten::mkldnn_convolution" in seen and "aten::slow_conv3d_forward" not in seen
@@ -253,11 +253,11 @@ def test_bfloat16_channels_last_follows_float32() -> None:
 
 @pytest.mark.parametrize("causal_clip", [True, False])
 def test_padding_in_time_keeps_channels_last(causal_clip: bool) -> None:
-    conv, clip = torch.nn.Identity(), Clip(causal=causal_clip, last=False)
+    conv, cache = torch.nn.Identity(), ConvCache(causal=causal_clip, last=False)
     x = torch.randn(2, 4, 5, 3, 3).contiguous(memory_format=torch.channels_last_3d)
     for last in (False, False, True):
-        clip.last = last
-        assert clip.conv_window(conv, x, 1).is_contiguous(memory_format=torch.channels_last_3d)
+        cache.last = last
+        assert cache.conv_window(conv, x, 1).is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @torch.no_grad()

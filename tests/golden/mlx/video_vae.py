@@ -17,7 +17,7 @@ from ltx_core.model.video_vae.tiling import TilePlan, tiled_decode, tiled_encode
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
 from ltx_mlx import video_vae as net
 from ltx_mlx.arrays import channels_first, channels_last, to_mlx, to_torch
-from ltx_mlx.clip import Clip
+from ltx_mlx.conv_cache import ConvCache
 from ltx_mlx.diffusion_decoder import DiffusionVideoDecoder, neighbourhood_attention, rotate
 from ltx_mlx.layers import sinusoid
 from ltx_mlx.weights import fill
@@ -75,7 +75,7 @@ def convolution(case: Case) -> dict[str, Tensor]:
         conv = net.CausalConv3d(weight.shape[1], weight.shape[0], "zeros" if strided else space, strides)
         fill(conv, {"conv.weight": weight, "conv.bias": case.inputs["bias"]}.items())
         x = channels_last(case.inputs["_".join(["x", *short])])
-        results[f"out.{name}"] = channels_first(conv(x, Clip(causal=time == "causal")))
+        results[f"out.{name}"] = channels_first(conv(x, ConvCache(causal=time == "causal")))
     return results
 
 
@@ -101,7 +101,7 @@ def timestep_embedding(case: Case) -> dict[str, Tensor]:
 
 def down_blocks(case: Case) -> dict[str, Tensor]:
     blocks = load(case, net.VideoEncoder).down_blocks
-    runs = {f"out.y{i}": block(channels_last(case.inputs[f"x{i}"]), Clip()) for i, block in enumerate(blocks)}
+    runs = {f"out.y{i}": block(channels_last(case.inputs[f"x{i}"]), ConvCache()) for i, block in enumerate(blocks)}
     return {name: channels_first(y) for name, y in runs.items()}
 
 
@@ -112,10 +112,10 @@ def up_blocks(case: Case) -> dict[str, Tensor]:
         assert found is not None
         index, mode = found.groups()
         draws = recorded_noise(case, f"noise{index}.")
-        clip = Clip(causal=mode == "causal", noise=given_noise(draws) if draws else None)
+        cache = ConvCache(causal=mode == "causal", noise=given_noise(draws) if draws else None)
         if "timestep" in case.inputs:
-            clip.timestep = to_mlx(case.inputs["timestep"]) * decoder.timestep_scale_multiplier
-        y = decoder.up_blocks[int(index)](channels_last(case.inputs[f"x{index}"]), clip)
+            cache.timestep = to_mlx(case.inputs["timestep"]) * decoder.timestep_scale_multiplier
+        y = decoder.up_blocks[int(index)](channels_last(case.inputs[f"x{index}"]), cache)
         results[f"out.{name}"] = channels_first(y)
     return results
 
@@ -123,9 +123,9 @@ def up_blocks(case: Case) -> dict[str, Tensor]:
 def wide_resnets(case: Case) -> dict[str, Tensor]:
     encoder_block = load(case, net.VideoEncoder).down_blocks[0]
     decoder_block = load(case, net.VideoDecoder).up_blocks[0]
-    results = {"out.y_enc": channels_first(encoder_block(channels_last(case.inputs["x_enc"]), Clip()))}
+    results = {"out.y_enc": channels_first(encoder_block(channels_last(case.inputs["x_enc"]), ConvCache()))}
     for mode in ("causal", "symmetric"):
-        y = decoder_block(channels_last(case.inputs["x_dec"]), Clip(causal=mode == "causal"))
+        y = decoder_block(channels_last(case.inputs["x_dec"]), ConvCache(causal=mode == "causal"))
         results[f"out.y_dec_{mode}"] = channels_first(y)
     return results
 
@@ -133,7 +133,7 @@ def wide_resnets(case: Case) -> dict[str, Tensor]:
 def group_norm_resnets(case: Case) -> dict[str, Tensor]:
     is_encoder = case.args["side"] == "encoder"
     block = load(case, net.VideoEncoder).down_blocks[0] if is_encoder else load(case, net.VideoDecoder).up_blocks[0]
-    return {"out.y": channels_first(block(channels_last(case.inputs["x"]), Clip(causal=case.args["causal"])))}
+    return {"out.y": channels_first(block(channels_last(case.inputs["x"]), ConvCache(causal=case.args["causal"])))}
 
 
 def encode(case: Case) -> dict[str, Tensor]:

@@ -25,8 +25,8 @@ from ltx_core.model.common.tiling import (
     trapezoidal_mask_1d,
 )
 from ltx_core.model.video_vae.blocks import AttentionBlock, ResnetStack, SpaceToDepthDownsample
-from ltx_core.model.video_vae.clip import Clip, NoiseSource
 from ltx_core.model.video_vae.config import Family, VideoVaeConfig
+from ltx_core.model.video_vae.conv_cache import ConvCache, NoiseSource
 from ltx_core.model.video_vae.diffusion.attention import neighbourhood_attention
 from ltx_core.model.video_vae.diffusion.config import DiffusionDecoderConfig
 from ltx_core.model.video_vae.diffusion.decoder import DiffusionVideoDecoder, padded
@@ -127,7 +127,7 @@ def convolution(case: Case) -> dict[str, Tensor]:
         conv = CausalConv3d(weight.shape[1], weight.shape[0], padding, strides)
         conv.load_state_dict({"conv.weight": weight, "conv.bias": bias})
         x = case.inputs["_".join(["x", *short])]
-        results[f"out.{name}"] = conv(x, Clip(causal=time == "causal"))
+        results[f"out.{name}"] = conv(x, ConvCache(causal=time == "causal"))
     return results
 
 
@@ -170,9 +170,9 @@ def down_blocks(case: Case) -> dict[str, Tensor]:
     results = watch(modules, case)
     for i, block in enumerate(encoder.down_blocks):
         x = case.inputs[f"x{i}"]
-        results[f"out.y{i}"] = block(x, Clip())
+        results[f"out.y{i}"] = block(x, ConvCache())
         if isinstance(block, SpaceToDepthDownsample) and f"mid.skip{i}" in case.tensors:
-            results[f"mid.skip{i}"] = block.shortcut(Clip().pairs(block, x) if block.stride[0] == 2 else x)
+            results[f"mid.skip{i}"] = block.shortcut(ConvCache().pairs(block, x) if block.stride[0] == 2 else x)
     return results
 
 
@@ -183,15 +183,15 @@ def up_blocks(case: Case) -> dict[str, Tensor]:
         index, mode = re.fullmatch(r"y(\d+)_(causal|symmetric)", name).groups()
         block = decoder.up_blocks[int(index)]
         draws = recorded_noise(case, f"noise{index}.")
-        clip = Clip(causal=mode == "causal", noise=given_noise(draws) if draws else None)
+        cache = ConvCache(causal=mode == "causal", noise=given_noise(draws) if draws else None)
         if "timestep" in case.inputs:
-            clip.timestep = case.inputs["timestep"] * decoder.timestep_scale_multiplier
+            cache.timestep = case.inputs["timestep"] * decoder.timestep_scale_multiplier
         modules = {f"conv{index}_{mode}": getattr(block, "conv", None)}
         seen = watch({name: module for name, module in modules.items() if module is not None}, case)
-        results[f"out.{name}"] = block(case.inputs[f"x{index}"], clip)
+        results[f"out.{name}"] = block(case.inputs[f"x{index}"], cache)
         results |= seen
-        if clip.timestep is not None and isinstance(block, ResnetStack):
-            embedding = block.embedding(clip)
+        if cache.timestep is not None and isinstance(block, ResnetStack):
+            embedding = block.embedding(cache)
             parts = zip(
                 ("shift1", "scale1", "shift2", "scale2"), block.res_blocks[0].modulation(embedding), strict=True
             )
@@ -204,9 +204,9 @@ def wide_resnets(case: Case) -> dict[str, Tensor]:
     encoder_block = load(case, VideoEncoder).down_blocks[0]
     decoder_block = load(case, VideoDecoder).up_blocks[0]
     results = watch({"shortcut_norm": encoder_block.norm3}, case)
-    results["out.y_enc"] = encoder_block(case.inputs["x_enc"], Clip())
+    results["out.y_enc"] = encoder_block(case.inputs["x_enc"], ConvCache())
     for mode in ("causal", "symmetric"):
-        results[f"out.y_dec_{mode}"] = decoder_block(case.inputs["x_dec"], Clip(causal=mode == "causal"))
+        results[f"out.y_dec_{mode}"] = decoder_block(case.inputs["x_dec"], ConvCache(causal=mode == "causal"))
     return results
 
 
@@ -215,7 +215,7 @@ def group_norm_resnets(case: Case) -> dict[str, Tensor]:
         block = load(case, VideoEncoder).down_blocks[0]
     else:
         block = load(case, VideoDecoder).up_blocks[0]
-    return {"out.y": block(case.inputs["x"], Clip(causal=case.args["causal"]))}
+    return {"out.y": block(case.inputs["x"], ConvCache(causal=case.args["causal"]))}
 
 
 def check_scale_factors(case: Case, network: Network) -> None:

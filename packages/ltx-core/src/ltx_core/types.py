@@ -6,6 +6,7 @@ tokens is a method here.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -138,14 +139,22 @@ class VideoLatentShape(NamedTuple):
         latent_channels: int = VIDEO_LATENT_CHANNELS,
         scale_factors: SpatioTemporalScaleFactors = SpatioTemporalScaleFactors(8, 32, 32),
     ) -> VideoLatentShape:
-        """Sides are floored; ``SpatioTemporalScaleFactors.check`` is what refuses inexact sizes."""
-        return cls(
+        """The latent of a video. Sizes that fill no whole cells are floored, with a warning that says what is left.
+
+        ``SpatioTemporalScaleFactors.check`` refuses them.
+        """
+        latent = cls(
             shape.batch,
             latent_channels,
             scale_factors.latent_frames(shape.frames),
             shape.height // scale_factors.height,
             shape.width // scale_factors.width,
         )
+        whole = latent.upscale(scale_factors)
+        for name in ("frames", "height", "width"):
+            if (given := getattr(shape, name)) != (left := getattr(whole, name)):
+                warnings.warn(f"{name} is {given}, the latent holds {left}", stacklevel=2)
+        return latent
 
     def upscale(
         self, scale_factors: SpatioTemporalScaleFactors = SpatioTemporalScaleFactors(8, 32, 32)

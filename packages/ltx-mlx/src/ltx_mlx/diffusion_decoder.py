@@ -49,7 +49,7 @@ from ltx_core.model.video_vae.tiling import (
     pixels_of_tile,
 )
 from ltx_mlx.arrays import TORCH_DTYPES, channels_first, channels_last, flat_parameters, to_mlx
-from ltx_mlx.clip import Clip
+from ltx_mlx.conv_cache import ConvCache
 from ltx_mlx.layers import SINUSOID_WIDTH, RMSNorm, silu, sinusoid
 from ltx_mlx.memory import free_bytes
 from ltx_mlx.video_vae import PerChannelStatistics, depth_to_space, patchify, unpatchify
@@ -426,10 +426,10 @@ class DiffusionVideoDecoder(nn.Module):
 
     def _noise(self, z: Tensor, plan: TilePlan, conditioning: DecodeConditioning | None) -> Callable[[Tile], Tensor]:
         """What gives each tile the noise of its canvas, which has at least the frames stage 5's kernel needs."""
-        clip, dtype = Clip(noise=conditioning.noise if conditioning else None), self.conv_in.weight.dtype
+        cache, dtype = ConvCache(noise=conditioning.noise if conditioning else None), self.conv_in.weight.dtype
 
         def draw(*sides: int) -> Tensor:
-            return clip.draw((z.shape[0], self.config.out_channels, *sides), dtype).to(z)
+            return cache.draw((z.shape[0], self.config.out_channels, *sides), dtype).to(z)
 
         def frames_of(tile: Tile) -> int:
             return max(tile[0].pixels.length, self.config.denoising.kernel[0])

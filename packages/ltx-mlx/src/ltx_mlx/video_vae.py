@@ -5,8 +5,8 @@
     encode   patchify -> conv_in -> down_blocks -> conv_norm_out -> SiLU -> conv_out -> mean -> normalize
     decode   un_normalize -> conv_in -> up_blocks -> conv_norm_out -> SiLU -> conv_out -> unpatchify
 
-Networks take and give torch tensors; inside, activations are ``[B, T, H, W, C]``. Blocks are called ``block(x, clip)``.
-Tensor names are listed in ``ltx_core.model.video_vae``.
+Networks take and give torch tensors; inside, activations are ``[B, T, H, W, C]``. Blocks are called
+``block(x, cache)``. Tensor names are listed in ``ltx_core.model.video_vae``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ltx_core.errors import ConfigError
 from ltx_core.model.video_vae.config import BlockConfig, Family, NormLayer, PaddingMode, VideoVaeConfig
 from ltx_core.model.video_vae.tiling import balanced_tiling, stream_tiles
 from ltx_mlx.arrays import channels_first, channels_last, to_mlx, to_torch
-from ltx_mlx.clip import KERNEL, Clip, Stage, stream
+from ltx_mlx.conv_cache import KERNEL, ConvCache, Stage, stream
 from ltx_mlx.layers import SINUSOID_WIDTH, Conv, group_norm, silu, sinusoid
 from ltx_mlx.memory import free_bytes, peak_bytes_of
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ltx_core.model.video_vae.video_vae import DecodeConditioning
 
 Stride = tuple[int, int, int]  # along T, H, W
-Run = Callable[[mx.array, Clip], mx.array]
+Run = Callable[[mx.array, ConvCache], mx.array]
 
 PIXEL_NORM_EPS = 1e-8
 NORM_GROUPS = 32
@@ -99,10 +99,10 @@ class CausalConv3d(nn.Module):
         around = (0, 1, 1) if padding == "zeros" else (0, 0, 0)
         self.conv = Conv(in_channels, out_channels, (KERNEL,) * 3, stride, around)
 
-    def __call__(self, x: mx.array, clip: Clip) -> mx.array:
+    def __call__(self, x: mx.array, cache: ConvCache) -> mx.array:
         if self.padding_mode == "reflect" and min(x.shape[2:4]) < 2:
             raise ConfigError(f"reflect padding of {x.shape[2]} x {x.shape[3]} cells, expected at least 2 x 2")
-        x = clip.conv_window(self, x, self.stride[0])
+        x = cache.conv_window(self, x, self.stride[0])
         if x.shape[1]:
             return self.conv(pad_space(x, self.padding_mode))
         height, width = ((side - 1) // step + 1 for side, step in zip(x.shape[2:4], self.stride[1:], strict=True))
@@ -224,26 +224,26 @@ class ResnetBlock(nn.Module):
         if timestep_conditioning:
             self.scale_shift_table = mx.zeros((4, in_channels))
 
-    def __call__(self, x: mx.array, clip: Clip, embedding: mx.array | None = None) -> mx.array:
+    def __call__(self, x: mx.array, cache: ConvCache, embedding: mx.array | None = None) -> mx.array:
         """``embedding`` is the stack's timestep embedding ``[B, 4*C]``."""
         rows: Sequence[mx.array | None] = (None,) * 4
         if embedding is not None:
             rows = mx.unstack(self.scale_shift_table + embedding.reshape(embedding.shape[0], 4, -1), axis=1)
         shift1, scale1, shift2, scale2 = rows
-        h = self.conv1(silu(_modulated(self.norm1(x), scale1, shift1)), clip)
-        h = self._add_noise(h, clip, "per_channel_scale1")
-        h = self.conv2(silu(_modulated(self.norm2(h), scale2, shift2)), clip)
-        h = self._add_noise(h, clip, "per_channel_scale2")
-        x = clip.catch_up(self, x, h.shape[1])
+        h = self.conv1(silu(_modulated(self.norm1(x), scale1, shift1)), cache)
+        h = self._add_noise(h, cache, "per_channel_scale1")
+        h = self.conv2(silu(_modulated(self.norm2(h), scale2, shift2)), cache)
+        h = self._add_noise(h, cache, "per_channel_scale2")
+        x = cache.catch_up(self, x, h.shape[1])
         if "conv_shortcut" in self and x.shape[1]:
             x = self.conv_shortcut(self.norm3(x))
         return h + x if h.shape[1] else h
 
-    def _add_noise(self, h: mx.array, clip: Clip, name: str) -> mx.array:
+    def _add_noise(self, h: mx.array, cache: ConvCache, name: str) -> mx.array:
         if name not in self:
             return h
         sides = (h.shape[2], h.shape[3])
-        noise = clip.once((id(self), name), lambda: to_mlx(clip.draw(sides, h.dtype), h.dtype))  # for all frames
+        noise = cache.once((id(self), name), lambda: to_mlx(cache.draw(sides, h.dtype), h.dtype))  # for all frames
         return h + noise[..., None] * self[name].reshape(-1).astype(h.dtype)
 
 
@@ -262,26 +262,26 @@ class ResnetStack(nn.Module):
             ResnetBlock(channels, channels, style, inject_noise, style.timestep_conditioning) for _ in range(num_layers)
         ]
 
-    def __call__(self, x: mx.array, clip: Clip) -> mx.array:
+    def __call__(self, x: mx.array, cache: ConvCache) -> mx.array:
         for run in self.parts():
-            x = run(x, clip)
+            x = run(x, cache)
         return x
 
     def parts(self) -> list[Run]:
         """The resnets, one by one."""
 
         def part(block: ResnetBlock) -> Run:
-            return lambda x, clip: block(x, clip, self.embedding(clip))
+            return lambda x, cache: block(x, cache, self.embedding(cache))
 
         return [part(block) for block in self.res_blocks]
 
-    def embedding(self, clip: Clip) -> mx.array | None:
+    def embedding(self, cache: ConvCache) -> mx.array | None:
         """``[B, 4*C]``, or None without timestep conditioning. Raises ``ConfigError`` when the timestep is missing."""
         if "time_embedder" not in self:
             return None
-        if (timestep := clip.timestep) is None:
+        if (timestep := cache.timestep) is None:
             raise ConfigError("timestep is None, expected one for a timestep-conditioned decoder")
-        return clip.once(id(self), lambda: self.time_embedder(timestep))
+        return cache.once(id(self), lambda: self.time_embedder(timestep))
 
 
 class ChannelRmsNorm(nn.Module):
@@ -305,7 +305,7 @@ class AttentionBlock(nn.Module):
         self.to_qkv = Conv(channels, 3 * channels, (1, 1))
         self.proj = Conv(channels, channels, (1, 1))
 
-    def __call__(self, x: mx.array, clip: Clip) -> mx.array:
+    def __call__(self, x: mx.array, cache: ConvCache) -> mx.array:
         if not x.shape[1]:
             return x
         b, t, h, w, c = x.shape
@@ -326,10 +326,10 @@ class SpaceToDepthDownsample(nn.Module):
         self.stride, self.out_channels = stride, out_channels
         self.conv = CausalConv3d(in_channels, out_channels // cells, style.padding)
 
-    def __call__(self, x: mx.array, clip: Clip) -> mx.array:
+    def __call__(self, x: mx.array, cache: ConvCache) -> mx.array:
         if self.stride[0] == 2:
-            x = clip.pairs(self, x)
-        h = space_to_depth(self.conv(x, clip), self.stride)
+            x = cache.pairs(self, x)
+        h = space_to_depth(self.conv(x, cache), self.stride)
         groups = space_to_depth(x, self.stride)
         shared = groups.shape[-1] // self.out_channels
         return h + mx.mean(groups.reshape(*groups.shape[:4], self.out_channels, shared), axis=-1)
@@ -348,14 +348,14 @@ class DepthToSpaceUpsample(nn.Module):
         self.stride, self.residual = stride, residual
         self.conv = CausalConv3d(in_channels, cells * out_channels, style.padding)
 
-    def __call__(self, x: mx.array, clip: Clip) -> mx.array:
-        y = self.conv(x, clip)
+    def __call__(self, x: mx.array, cache: ConvCache) -> mx.array:
+        y = self.conv(x, cache)
         frames = y.shape[1]
         y = depth_to_space(y, self.stride)
         if self.residual:
-            shortcut = depth_to_space(clip.catch_up(self, x, frames), self.stride)  # [..., C/P]
+            shortcut = depth_to_space(cache.catch_up(self, x, frames), self.stride)  # [..., C/P]
             y = y + mx.tile(shortcut, (1, 1, 1, 1, y.shape[-1] // shortcut.shape[-1]))
-        return y[:, 1:] if self.stride[0] == 2 and clip.begins(self, y) else y
+        return y[:, 1:] if self.stride[0] == 2 and cache.begins(self, y) else y
 
 
 def make_encoder_block(block: BlockConfig, width: int, style: BlockStyle) -> tuple[nn.Module, int]:
@@ -438,7 +438,7 @@ class VideoEncoder(nn.Module):
             warnings.warn(message, stacklevel=3)
             video = video[:, :, : video.shape[2] - surplus]
         stages = [Stage(run, sys.maxsize) for run in self._parts()]
-        (x,) = stream(stages, [(self._patches(video), True)], Clip(causal=True))
+        (x,) = stream(stages, [(self._patches(video), True)], ConvCache(causal=True))
         return self._distribution(x)
 
     def sample(self, video: Tensor, noise: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
@@ -458,7 +458,7 @@ class VideoEncoder(nn.Module):
         require_streamable(self)
         stages = [Stage(run, sys.maxsize) for run in self._parts()]
         pieces = ((self._patches(chunk), False) for chunk in chunks)
-        latents = [self._distribution(x)[0] for x in stream(stages, pieces, Clip(causal=True))]
+        latents = [self._distribution(x)[0] for x in stream(stages, pieces, ConvCache(causal=True))]
         if not latents:
             raise ConfigError("video has 0 frames, expected at least 1")
         return channels_first(self.per_channel_statistics.normalize(mx.concatenate(latents, axis=1)))
@@ -474,8 +474,8 @@ class VideoEncoder(nn.Module):
     def _parts(self) -> list[Run]:
         return [self.conv_in, *self.down_blocks, self._head]
 
-    def _head(self, x: mx.array, clip: Clip) -> mx.array:
-        return self.conv_out(silu(self.conv_norm_out(x)), clip)
+    def _head(self, x: mx.array, cache: ConvCache) -> mx.array:
+        return self.conv_out(silu(self.conv_norm_out(x)), cache)
 
     def _distribution(self, x: mx.array) -> tuple[mx.array, mx.array | None]:
         mean, rest = mx.split(x, [self.config.latent_channels], axis=-1)
@@ -509,9 +509,9 @@ class VideoDecoder(nn.Module):
 
     def __call__(self, latent: Tensor, conditioning: DecodeConditioning | None = None) -> Tensor:
         """The whole video at once, in the latent's dtype."""
-        z, clip = self._start(latent, conditioning)
+        z, cache = self._start(latent, conditioning)
         stages = [Stage(run, sys.maxsize) for run in (self.conv_in, *self.up_blocks, self._head)]
-        (video,) = stream(stages, [(self.per_channel_statistics.un_normalize(z), True)], clip)
+        (video,) = stream(stages, [(self.per_channel_statistics.un_normalize(z), True)], cache)
         return channels_first(video, latent)
 
     def decode_streaming(
@@ -564,33 +564,33 @@ class VideoDecoder(nn.Module):
         require_streamable(self)
         if chunk < 1:
             raise ConfigError(f"chunk is {chunk} latent frames, expected at least 1")
-        z, clip = self._start(latent, conditioning)
+        z, cache = self._start(latent, conditioning)
         ends = range(chunk, z.shape[1] + chunk, chunk)
         un_normalize = self.per_channel_statistics.un_normalize
         pieces = ((un_normalize(z[:, end - chunk : end]), end >= z.shape[1]) for end in ends)
-        yield from stream(self._stages(chunk), pieces, clip)
+        yield from stream(self._stages(chunk), pieces, cache)
 
-    def _start(self, latent: Tensor, conditioning: DecodeConditioning | None) -> tuple[mx.array, Clip]:
+    def _start(self, latent: Tensor, conditioning: DecodeConditioning | None) -> tuple[mx.array, ConvCache]:
         """The latent in the weights' dtype, with its share of noise, and a clip that carries the conditioning."""
         dtype, noise = self.conv_in.conv.weight.dtype, conditioning.noise if conditioning else None
-        z, clip = channels_last(latent, dtype), Clip(causal=self.config.causal_decoder, noise=noise)
+        z, cache = channels_last(latent, dtype), ConvCache(causal=self.config.causal_decoder, noise=noise)
         if self.config.timestep_conditioning:
             scale, timestep = (conditioning.noise_scale, conditioning.timestep) if conditioning else (None, None)
             scale = self.config.decode_noise_scale if scale is None else scale
             if scale:
-                z = scale * channels_last(clip.draw(tuple(latent.shape), dtype), dtype) + (1 - scale) * z
+                z = scale * channels_last(cache.draw(tuple(latent.shape), dtype), dtype) + (1 - scale) * z
             timestep = torch.as_tensor(self.config.decode_timestep if timestep is None else timestep).float()
             given = to_mlx(timestep.expand(z.shape[0]), dtype)
-            clip.timestep = given * self.timestep_scale_multiplier.astype(dtype)
-        return z, clip
+            cache.timestep = given * self.timestep_scale_multiplier.astype(dtype)
+        return z, cache
 
-    def _head(self, x: mx.array, clip: Clip) -> mx.array:
+    def _head(self, x: mx.array, cache: ConvCache) -> mx.array:
         h = self.conv_norm_out(x)
-        if (timestep := clip.timestep) is not None:
-            embedding = clip.once(id(self), lambda: self.last_time_embedder(timestep))  # [B, 2*C]
+        if (timestep := cache.timestep) is not None:
+            embedding = cache.once(id(self), lambda: self.last_time_embedder(timestep))  # [B, 2*C]
             rows = self.last_scale_shift_table + embedding.reshape(embedding.shape[0], 2, -1)
             h = modulate(h, rows[:, 1], rows[:, 0])
-        return unpatchify(self.conv_out(silu(h), clip), self.config.patch_size)
+        return unpatchify(self.conv_out(silu(h), cache), self.config.patch_size)
 
     def _stages(self, chunk: int) -> list[Stage]:
         """The network as steps, resnet by resnet; each is given no more than ``chunk`` latent frames become."""

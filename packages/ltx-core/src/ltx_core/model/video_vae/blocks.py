@@ -1,4 +1,4 @@
-"""The blocks of the video VAE. All are called ``block(x, clip)``: ``[B, C, T, H, W]`` to ``[B, C', T', H', W']``.
+"""The blocks of the video VAE. All are called ``block(x, cache)``: ``[B, C, T, H, W]`` to ``[B, C', T', H', W']``.
 
 Tensors, with ``<conv>`` short for ``conv.{weight,bias}``::
 
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ltx_core.errors import ConfigError
-from ltx_core.model.video_vae.clip import Clip
 from ltx_core.model.video_vae.config import Family, NormLayer, PaddingMode
+from ltx_core.model.video_vae.conv_cache import ConvCache
 from ltx_core.model.video_vae.layers import (
     NORM_EPS,
     CausalConv3d,
@@ -71,16 +71,16 @@ class ResnetBlock(nn.Module):
         if timestep_conditioning:
             self.scale_shift_table = nn.Parameter(torch.randn(4, in_channels) / math.sqrt(in_channels))
 
-    def forward(self, x: Tensor, clip: Clip, embedding: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: ConvCache, embedding: Tensor | None = None) -> Tensor:
         """``embedding`` is the stack's timestep embedding ``[B, 4*C]``."""
         shift1, scale1, shift2, scale2 = self.modulation(embedding) if embedding is not None else (None,) * 4
         h = _modulated(self.norm1(x), scale1, shift1)
-        h = self.conv1(silu(h), clip)
-        h = self._add_noise(h, clip, "per_channel_scale1")
+        h = self.conv1(silu(h), cache)
+        h = self._add_noise(h, cache, "per_channel_scale1")
         h = _modulated(self.norm2(h), scale2, shift2)
-        h = self.conv2(silu(h), clip)
-        h = self._add_noise(h, clip, "per_channel_scale2")
-        x = clip.catch_up(self, x, h.shape[2])
+        h = self.conv2(silu(h), cache)
+        h = self._add_noise(h, cache, "per_channel_scale2")
+        x = cache.catch_up(self, x, h.shape[2])
         if self.has_shortcut and x.shape[2]:
             x = self.conv_shortcut(self.norm3(x))
         return _add(h, x) if h.shape[2] else h
@@ -89,10 +89,10 @@ class ResnetBlock(nn.Module):
         """``shift1, scale1, shift2, scale2``, each ``[B, C]``."""
         return (self.scale_shift_table + embedding.unflatten(1, (4, -1))).unbind(dim=1)
 
-    def _add_noise(self, h: Tensor, clip: Clip, scale: str) -> Tensor:
+    def _add_noise(self, h: Tensor, cache: ConvCache, scale: str) -> Tensor:
         if not self.inject_noise:
             return h
-        noise = clip.once((self, scale), lambda: clip.draw(tuple(h.shape[3:]), h))  # [H, W], the same for all frames
+        noise = cache.once((self, scale), lambda: cache.draw(tuple(h.shape[3:]), h))  # [H, W], the same for all frames
         return _add(h, (noise * self.get_parameter(scale))[:, None])  # [C, 1, H, W]
 
 
@@ -120,27 +120,27 @@ class ResnetStack(nn.Module):
             ResnetBlock(channels, channels, style, inject_noise, style.timestep_conditioning) for _ in range(num_layers)
         )
 
-    def forward(self, x: Tensor, clip: Clip) -> Tensor:
+    def forward(self, x: Tensor, cache: ConvCache) -> Tensor:
         for run in self.parts():
-            x = run(x, clip)
+            x = run(x, cache)
         return x
 
-    def parts(self) -> list[Callable[[Tensor, Clip], Tensor]]:
+    def parts(self) -> list[Callable[[Tensor, ConvCache], Tensor]]:
         """The resnets, one by one."""
 
-        def part(block: nn.Module) -> Callable[[Tensor, Clip], Tensor]:
-            return lambda x, clip: block(x, clip, self.embedding(clip))
+        def part(block: nn.Module) -> Callable[[Tensor, ConvCache], Tensor]:
+            return lambda x, cache: block(x, cache, self.embedding(cache))
 
         return [part(block) for block in self.res_blocks]
 
-    def embedding(self, clip: Clip) -> Tensor | None:
+    def embedding(self, cache: ConvCache) -> Tensor | None:
         """``[B, 4*C]``, or None without timestep conditioning. Raises ``ConfigError`` when the timestep is missing."""
         embedder = self.time_embedder
         if embedder is None:
             return None
-        if (timestep := clip.timestep) is None:
+        if (timestep := cache.timestep) is None:
             raise ConfigError("timestep is None, expected one for a timestep-conditioned decoder")
-        return clip.once(embedder, lambda: embedder(timestep))
+        return cache.once(embedder, lambda: embedder(timestep))
 
 
 class ChannelRmsNorm(nn.Module):
@@ -163,7 +163,7 @@ class AttentionBlock(nn.Module):
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, clip: Clip) -> Tensor:
+    def forward(self, x: Tensor, cache: ConvCache) -> Tensor:
         if not x.shape[2]:
             return x
         b, c, t, h, w = x.shape
@@ -189,10 +189,10 @@ class SpaceToDepthDownsample(nn.Module):
         self.stride, self.out_channels = stride, out_channels
         self.conv = CausalConv3d(in_channels, out_channels // cells, style.padding)
 
-    def forward(self, x: Tensor, clip: Clip) -> Tensor:
+    def forward(self, x: Tensor, cache: ConvCache) -> Tensor:
         if self.stride[0] == 2:
-            x = clip.pairs(self, x)
-        h = space_to_depth(self.conv(x, clip), self.stride)
+            x = cache.pairs(self, x)
+        h = space_to_depth(self.conv(x, cache), self.stride)
         return _add(h, self.shortcut(x))
 
     def shortcut(self, x: Tensor) -> Tensor:
@@ -216,11 +216,11 @@ class DepthToSpaceUpsample(nn.Module):
         self.stride, self.residual = stride, residual
         self.conv = CausalConv3d(in_channels, cells * out_channels, style.padding)
 
-    def forward(self, x: Tensor, clip: Clip) -> Tensor:
-        y = self.conv(x, clip)
+    def forward(self, x: Tensor, cache: ConvCache) -> Tensor:
+        y = self.conv(x, cache)
         frames = y.shape[2]
         y = depth_to_space(y, self.stride)
         if self.residual:
-            shortcut = depth_to_space(clip.catch_up(self, x, frames), self.stride)  # [B, C/P, ...]
+            shortcut = depth_to_space(cache.catch_up(self, x, frames), self.stride)  # [B, C/P, ...]
             y = _add(y, shortcut.repeat(1, y.shape[1] // shortcut.shape[1], 1, 1, 1))
-        return y[:, :, 1:] if self.stride[0] == 2 and clip.begins(self, y) else y
+        return y[:, :, 1:] if self.stride[0] == 2 and cache.begins(self, y) else y

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ltx_core.errors import ConfigError
-from ltx_core.model.video_vae.clip import KERNEL, Clip
 from ltx_core.model.video_vae.config import NormLayer, PaddingMode
+from ltx_core.model.video_vae.conv_cache import KERNEL, ConvCache
 from ltx_core.model.video_vae.ops import Stride
 
 PIXEL_NORM_EPS = 1e-8
@@ -37,10 +37,10 @@ class CausalConv3d(nn.Module):
         super().__init__()
         self.conv = nn.Conv3d(in_channels, out_channels, KERNEL, stride, (0, 1, 1), padding_mode=padding_mode)
 
-    def forward(self, x: Tensor, clip: Clip) -> Tensor:
+    def forward(self, x: Tensor, cache: ConvCache) -> Tensor:
         if self.conv.padding_mode == "reflect" and min(x.shape[3:]) < 2:
             raise ConfigError(f"reflect padding of {x.shape[3]} x {x.shape[4]} cells, expected at least 2 x 2")
-        x = clip.conv_window(self, x, self.conv.stride[0])
+        x = cache.conv_window(self, x, self.conv.stride[0])
         if x.shape[2]:
             return self.conv(x) if _torch_chooses_well(x) else self._convolved(x)
         height, width = ((side - 1) // step + 1 for side, step in zip(x.shape[3:], self.conv.stride[1:], strict=True))

@@ -30,8 +30,8 @@ from ltx_core.model.video_vae.blocks import (
     ResnetStack,
     SpaceToDepthDownsample,
 )
-from ltx_core.model.video_vae.clip import KERNEL, Clip, NoiseSource, Stage, stream
 from ltx_core.model.video_vae.config import BlockConfig, VideoVaeConfig
+from ltx_core.model.video_vae.conv_cache import KERNEL, ConvCache, NoiseSource, Stage, stream
 from ltx_core.model.video_vae.layers import CausalConv3d, TimestepEmbedder, make_norm, modulate, silu
 from ltx_core.model.video_vae.ops import PerChannelStatistics, patchify, unpatchify
 
@@ -88,9 +88,9 @@ class VideoEncoder(nn.Module):
             message = f"video has {video.shape[2]} frames; the last {surplus} do not fill a latent frame and are cut"
             warnings.warn(message, stacklevel=2)
             video = video[:, :, : video.shape[2] - surplus]
-        x, clip = self._patches(video), Clip(causal=True)
+        x, cache = self._patches(video), ConvCache(causal=True)
         for run in self._parts():
-            x = run(x, clip)
+            x = run(x, cache)
         return self._distribution(x)
 
     def sample(self, video: Tensor, noise: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
@@ -107,7 +107,7 @@ class VideoEncoder(nn.Module):
         require_streamable(self)
         stages = [Stage(run, sys.maxsize) for run in self._parts()]
         pieces = ((self._patches(chunk), False) for chunk in chunks)
-        latents = [self._distribution(x).mean for x in stream(stages, pieces, Clip(causal=True))]
+        latents = [self._distribution(x).mean for x in stream(stages, pieces, ConvCache(causal=True))]
         if not latents:
             raise ConfigError("video has 0 frames, expected at least 1")
         return self.per_channel_statistics.normalize(torch.cat(latents, dim=2))
@@ -122,11 +122,11 @@ class VideoEncoder(nn.Module):
         weight = self.conv_in.conv.weight
         return patchify(video.to(device=weight.device, dtype=weight.dtype), self.config.patch_size)
 
-    def _parts(self) -> list[Callable[[Tensor, Clip], Tensor]]:
+    def _parts(self) -> list[Callable[[Tensor, ConvCache], Tensor]]:
         return [self.conv_in, *self.down_blocks, self._head]
 
-    def _head(self, x: Tensor, clip: Clip) -> Tensor:
-        return self.conv_out(silu(self.conv_norm_out(x)), clip)
+    def _head(self, x: Tensor, cache: ConvCache) -> Tensor:
+        return self.conv_out(silu(self.conv_norm_out(x)), cache)
 
     def _distribution(self, x: Tensor) -> LatentDistribution:
         mean, rest = x.split([self.config.latent_channels, x.shape[1] - self.config.latent_channels], dim=1)
@@ -192,10 +192,10 @@ class VideoDecoder(nn.Module):
 
     def forward(self, latent: Tensor, conditioning: DecodeConditioning | None = None) -> Tensor:
         """The whole video at once, in the latent's dtype."""
-        z, clip = self._start(latent, conditioning or DecodeConditioning())
+        z, cache = self._start(latent, conditioning or DecodeConditioning())
         x = self.per_channel_statistics.un_normalize(z)
         for run in [self.conv_in, *self.up_blocks, self._head]:
-            x = run(x, clip)
+            x = run(x, cache)
         return x.to(latent.dtype)
 
     @torch.no_grad()
@@ -210,12 +210,12 @@ class VideoDecoder(nn.Module):
         require_streamable(self)
         if chunk < 1:
             raise ConfigError(f"chunk is {chunk} latent frames, expected at least 1")
-        z, clip = self._start(latent, conditioning or DecodeConditioning())
+        z, cache = self._start(latent, conditioning or DecodeConditioning())
         if z.shape[2] > chunk:
-            clip.reserve(self._kept_sizes(z, clip.causal), z)
+            cache.reserve(self._kept_sizes(z, cache.causal), z)
         un_normalize, ends = self.per_channel_statistics.un_normalize, range(chunk, z.shape[2] + chunk, chunk)
         pieces = ((un_normalize(z[:, :, end - chunk : end]), end >= z.shape[2]) for end in ends)
-        for frames in stream(self._stages(chunk), pieces, clip):
+        for frames in stream(self._stages(chunk), pieces, cache):
             yield frames.to(latent.dtype)
 
     @property
@@ -223,28 +223,28 @@ class VideoDecoder(nn.Module):
         """Whether ``decode_streaming`` can serve this network: no norm spans the frames."""
         return is_streamable(self)
 
-    def _start(self, latent: Tensor, conditioning: DecodeConditioning) -> tuple[Tensor, Clip]:
+    def _start(self, latent: Tensor, conditioning: DecodeConditioning) -> tuple[Tensor, ConvCache]:
         """The latent in the weights' dtype, with its share of noise, and a clip that carries the conditioning."""
         weight = self.conv_in.conv.weight
         z = latent.to(device=weight.device, dtype=weight.dtype)
-        clip = Clip(causal=self.config.causal_decoder, noise=conditioning.noise)
+        cache = ConvCache(causal=self.config.causal_decoder, noise=conditioning.noise)
         if self.config.timestep_conditioning:
             scale, timestep = conditioning.noise_scale, conditioning.timestep
             scale = self.config.decode_noise_scale if scale is None else scale
             if scale:
-                z = scale * clip.draw(tuple(z.shape), z) + (1 - scale) * z
+                z = scale * cache.draw(tuple(z.shape), z) + (1 - scale) * z
             timestep = self.config.decode_timestep if timestep is None else timestep
-            clip.timestep = torch.as_tensor(timestep).to(z).expand(z.shape[0]) * self.timestep_scale_multiplier
-        return z, clip
+            cache.timestep = torch.as_tensor(timestep).to(z).expand(z.shape[0]) * self.timestep_scale_multiplier
+        return z, cache
 
-    def _head(self, x: Tensor, clip: Clip) -> Tensor:
+    def _head(self, x: Tensor, cache: ConvCache) -> Tensor:
         h = self.conv_norm_out(x)
-        if clip.timestep is not None:
-            timestep = clip.timestep
-            embedding = clip.once(self.last_time_embedder, lambda: self.last_time_embedder(timestep))  # [B, 2*C]
+        if cache.timestep is not None:
+            timestep = cache.timestep
+            embedding = cache.once(self.last_time_embedder, lambda: self.last_time_embedder(timestep))  # [B, 2*C]
             shift, scale = (self.last_scale_shift_table + embedding.unflatten(1, (2, -1))).unbind(dim=1)
             h = modulate(h, scale, shift)
-        return unpatchify(self.conv_out(silu(h), clip), self.config.patch_size)
+        return unpatchify(self.conv_out(silu(h), cache), self.config.patch_size)
 
     def _stages(self, chunk: int) -> list[Stage]:
         """The network as steps, resnet by resnet; each is given no more than ``chunk`` latent frames become."""

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.precision import Precision, computed_and_stored
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
-from ltx_core.text_encoders.gemma.system_prompts import SYSTEM_PROMPTS
 from ltx_core.text_encoders.pretrained import quiet_transformers, widen_pretrained
 
 DEFAULT_SEED = 42
@@ -70,14 +70,14 @@ class PromptEnhancer:
 
     def enhance_t2v(self, prompt: str, system_prompt: str | None = None, seed: int = DEFAULT_SEED) -> str:
         """The prompt rewritten for text to video."""
-        system = system_prompt or SYSTEM_PROMPTS[self.model_type, "t2v"]
+        system = system_prompt or read_system_prompt(self.model_type, "t2v")
         return self.respond(self.prepare(prompt, system), seed)
 
     def enhance_i2v(
         self, prompt: str, image: Tensor, system_prompt: str | None = None, seed: int = DEFAULT_SEED
     ) -> str:
         """The prompt rewritten for a clip that starts with ``image``, uint8 ``[H, W, 3]`` in sRGB."""
-        system = system_prompt or SYSTEM_PROMPTS[self.model_type, "i2v"]
+        system = system_prompt or read_system_prompt(self.model_type, "i2v")
         return self.respond(self.prepare(prompt, system, shrink_image(image)), seed)
 
     def prepare(self, prompt: str, system_prompt: str, image: Tensor | None = None) -> dict[str, Tensor]:
@@ -111,6 +111,13 @@ class PromptEnhancer:
             torch.manual_seed(seed)
             ids = self.model.generate(**moved, **self.decoding.options())
         return ids[:, inputs["input_ids"].shape[1] :]
+
+
+def read_system_prompt(model_type: str, task: str) -> str:
+    """What a model of a family is told for ``t2v`` or ``i2v``: package data such as ``gemma_t2v_system_prompt.txt``."""
+    family = "gemma" if model_type == "gemma3" else model_type
+    file = files("ltx_core.text_encoders.gemma") / "prompts" / f"{family}_{task}_system_prompt.txt"
+    return file.read_text(encoding="utf-8").rstrip("\n")
 
 
 def load_enhancer(

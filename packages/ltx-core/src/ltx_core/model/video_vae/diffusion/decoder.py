@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ltx_core.model.video_vae.clip import Clip
+from ltx_core.model.video_vae.conv_cache import ConvCache
 from ltx_core.model.video_vae.diffusion.blocks import (
     NORM_EPS,
     Block,
@@ -185,10 +185,10 @@ class DiffusionVideoDecoder(nn.Module):
 
     def _noise(self, latent: Tensor, plan: TilePlan, conditioning: DecodeConditioning) -> Callable[[Tile], Tensor]:
         """What gives each tile the noise of its canvas, which has at least the frames stage 5's kernel needs."""
-        clip, dtype = Clip(noise=conditioning.noise), self.conv_in.weight.dtype
+        cache, dtype = ConvCache(noise=conditioning.noise), self.conv_in.weight.dtype
 
         def draw(*sides: int) -> Tensor:
-            return clip.draw((latent.shape[0], self.config.out_channels, *sides), latent).to(dtype)
+            return cache.draw((latent.shape[0], self.config.out_channels, *sides), latent).to(dtype)
 
         def frames_of(tile: Tile) -> int:
             return max(tile[0].pixels.length, self.config.denoising.kernel[0])

@@ -1,7 +1,7 @@
 """One pass over one clip, whole or in pieces along time.
 
-Every block takes ``(x, clip)``. In a whole pass x is the entire clip. In a streamed pass the blocks see consecutive
-pieces, and the clip keeps for each of them the few frames the next piece will need: a 3-tap convolution keeps the two
+Every block takes ``(x, cache)``. In a whole pass x is the entire clip. In a streamed pass the blocks see consecutive
+pieces, and the cache keeps for each of them the few frames the next piece will need: a 3-tap convolution keeps the two
 frames before its window, a residual keeps what its lagging branch has not caught up with. Copies of edge frames are
 made at the true start and the true end only, so the pieces join to exactly what the whole pass gives. Where the sizes
 are known the room for all kept frames is taken at the start, so that a pass that has begun needs no more later.
@@ -26,7 +26,7 @@ KERNEL = 3  # taps of every temporal convolution
 
 
 @dataclass
-class Clip:
+class ConvCache:
     """What blocks share and remember during a pass. Frames are axis 2 of ``[B, C, T, H, W]``."""
 
     causal: bool = True  # whether convolutions see the past only, or one frame to each side
@@ -120,11 +120,11 @@ def slice_format(x: Tensor) -> torch.memory_format:
 class Stage(NamedTuple):
     """A block as a step of a streamed pass; ``max_frames`` bounds the piece it is given at once."""
 
-    run: Callable[[Tensor, Clip], Tensor]
+    run: Callable[[Tensor, ConvCache], Tensor]
     max_frames: int
 
 
-def stream(stages: Sequence[Stage], pieces: Iterable[tuple[Tensor, bool]], clip: Clip) -> Iterator[Tensor]:
+def stream(stages: Sequence[Stage], pieces: Iterable[tuple[Tensor, bool]], cache: ConvCache) -> Iterator[Tensor]:
     """Push pieces ``(frames, is_last)`` through the stages and yield what comes out, as soon as it does.
 
     At the end of the clip each stage gives the frames it still owes on top of its last piece. Pieces above a stage's
@@ -142,7 +142,7 @@ def stream(stages: Sequence[Stage], pieces: Iterable[tuple[Tensor, bool]], clip:
             if x.shape[2] > limit:
                 todo.append((index, _own(x[:, :, limit:]), last))
                 x, last = x[:, :, :limit], False
-            clip.last = last
-            x = run(x, clip)
+            cache.last = last
+            x = run(x, cache)
             if x.shape[2]:
                 todo.append((index + 1, x, last))

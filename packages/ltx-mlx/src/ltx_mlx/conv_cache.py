@@ -1,4 +1,4 @@
-"""One pass of the video VAE over one clip, whole or in pieces along time: the rules of ``ltx_core``'s ``clip``.
+"""One pass of the video VAE over one clip, whole or in pieces along time: the rules of ``ltx_core``'s ``conv_cache``.
 
 Frames are axis 1 of ``[B, T, H, W, C]``. A whole pass sees the entire clip as its first and last piece. In a streamed
 pass the clip keeps, for each layer, the few frames the next piece will need, so pieces join to what the whole pass
@@ -22,7 +22,7 @@ NoiseSource = Callable[[tuple[int, ...]], Tensor]  # from a shape to standard no
 
 
 @dataclass
-class Clip:
+class ConvCache:
     """What blocks share and remember during a pass; owners are told apart by ``id``."""
 
     causal: bool = True  # whether convolutions see the past only, or one frame to each side
@@ -88,11 +88,11 @@ class Clip:
 class Stage(NamedTuple):
     """A block as a step of a streamed pass; ``max_frames`` bounds the piece it is given at once."""
 
-    run: Callable[[mx.array, Clip], mx.array]
+    run: Callable[[mx.array, ConvCache], mx.array]
     max_frames: int
 
 
-def stream(stages: Sequence[Stage], pieces: Iterable[tuple[mx.array, bool]], clip: Clip) -> Iterator[mx.array]:
+def stream(stages: Sequence[Stage], pieces: Iterable[tuple[mx.array, bool]], cache: ConvCache) -> Iterator[mx.array]:
     """Push pieces ``(frames, is_last)`` through the stages and yield what comes out, as soon as it does.
 
     Every stage is evaluated before the next, so that no graph grows and no GPU command runs long.
@@ -108,8 +108,8 @@ def stream(stages: Sequence[Stage], pieces: Iterable[tuple[mx.array, bool]], cli
             if x.shape[1] > limit:
                 todo.append((index, x[:, limit:], last))
                 x, last = x[:, :limit], False
-            clip.last = last
-            x = run(x, clip)
-            mx.eval(x, *clip.frames.values())
+            cache.last = last
+            x = run(x, cache)
+            mx.eval(x, *cache.frames.values())
             if x.shape[1]:
                 todo.append((index + 1, x, last))
