@@ -118,7 +118,9 @@ def encode_sounds(clips: Sequence[Audio], work: Workspace) -> Iterator[Record]:
     from ltx_core.model.audio_vae.audio_vae import encode_audio
 
     for clip in clips:
-        latent: Tensor = encode_audio(clip, work.network("audio_encoder"))[0].float().cpu()
+        latent: Tensor = (
+            encode_audio(clip.to(device=work.options.device), work.network("audio_encoder"))[0].float().cpu()
+        )
         yield {"latents": latent, "num_time_steps": latent.shape[1], "frequency_bins": latent.shape[2]}
 
 

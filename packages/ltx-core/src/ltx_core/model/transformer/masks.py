@@ -62,7 +62,7 @@ class QueryGroup:
 AttentionBias = Tensor | tuple[QueryGroup, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class StrengthGroups:
     """A self-attention mask by groups of queries whose rows are equal, so that no dense bias is needed.
 
@@ -74,7 +74,7 @@ class StrengthGroups:
     starts: tuple[int, ...]  # first query of each group; empty: too many groups
     spans: tuple[tuple[int, int], ...]  # keys of each group that any sample sees
     full: tuple[bool, ...]  # whether all strengths of a group are 1
-    _biases: dict[torch.dtype, AttentionBias] = field(default_factory=dict, compare=False)
+    _biases: dict[torch.dtype, AttentionBias] = field(default_factory=dict)  # made when first asked for
 
     @classmethod
     def of(cls, mask: Tensor) -> StrengthGroups:

@@ -61,7 +61,7 @@ class TimestepGroups:
         return TimestepGroups(timesteps, self.values, take_rows(self.index, samples))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TextMemory:
     """Projections of the texts of a batch, per module; samples with equal labels have equal texts.
 
