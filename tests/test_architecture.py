@@ -34,6 +34,7 @@ DOORS = {"ltx_mlx.pipelines": {"ltx_pipelines"}, "ltx_mlx.generate": {"ltx_pipel
 FLOOR = {
     "types": 0,
     "errors": 0,
+    "textfiles": 0,
     "precision": 0,
     "utils": 0,
     "optimizations": 0,

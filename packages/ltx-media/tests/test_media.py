@@ -18,6 +18,7 @@ from ltx_core.errors import ConfigError, MediaError
 from ltx_core.types import Audio
 from ltx_media.color import HDRColorSpace, rgb_to_i420
 from ltx_media.contact_sheet import spectrogram
+from ltx_media.files import MACHINE
 from ltx_media.writer import sdr_encoding
 from ltx_pipelines.utils.media_io import (
     HLG,
@@ -288,6 +289,21 @@ class TestWriterRefuses:
         assert partial.name.startswith("a.partial-")
         with av.open(str(partial)) as source:
             assert sum(1 for _ in source.decode(video=0)) > 50
+        (tmp_path / f"b.partial-1-{MACHINE}.mp4").touch()  # of a process that runs
+        (tmp_path / "d.partial-99999999-other.mp4").touch()  # of another machine
+        write_wav(tmp_path / "c.wav", tone(0.1))
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            f"b.partial-1-{MACHINE}.mp4",
+            "c.wav",
+            "d.partial-99999999-other.mp4",
+        ]
+
+    def test_long_names(self, tmp_path):
+        for stem in ("n" * 251, "ä" * 125):
+            write_wav(tmp_path / f"{stem}.wav", tone(0.1))
+            assert (tmp_path / f"{stem}.wav").is_file()
+        with pytest.raises(MediaError, match="the name has 256 bytes, at most 255"):
+            write_wav(tmp_path / f"{'n' * 252}.wav", tone(0.1))
 
 
 class TestReader:

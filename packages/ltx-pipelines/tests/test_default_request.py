@@ -115,7 +115,7 @@ def test_without_wishes_nothing_changes(small_model: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "default_request is no JSON"),
+        ("{", "default_request: it is no JSON"),
         ("[256]", "default_request is list, expected an object"),
         ('{"heigth": 256}', "no field is called heigth; nearest valid: height"),
         ('{"height": "256"}', "height is '256', expected an integer"),

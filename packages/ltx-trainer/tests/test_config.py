@@ -109,7 +109,7 @@ def test_yaml_with_tuple_tags_loads_and_other_tags_do_not(raw, tmp_path):
     (tmp_path / "run.yaml").write_text(text)
     assert read_config(tmp_path / "run.yaml").validation.video_dims == (64, 64, 9)
     (tmp_path / "evil.yaml").write_text("!!python/object/apply:os.system ['true']")
-    with pytest.raises(ConfigError, match=r"evil\.yaml is no YAML file"):
+    with pytest.raises(ConfigError, match=r"evil\.yaml: it is no YAML"):
         read_config(tmp_path / "evil.yaml")
 
 
@@ -120,7 +120,7 @@ def test_files_that_are_no_configuration(tmp_path):
     with pytest.raises(ConfigError, match="holds a list, expected sections"):
         read_config(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("model: [1")
-    with pytest.raises(ConfigError, match="is no YAML file") as caught:
+    with pytest.raises(ConfigError, match="it is no YAML") as caught:
         read_config(tmp_path / "broken.yaml")
     assert "\n" not in str(caught.value)
 

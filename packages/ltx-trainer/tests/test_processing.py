@@ -240,10 +240,11 @@ class TestBadInput:
             ("a.json", "", "a.json is empty"),
             ("a.json", "[]", "a.json is empty"),
             ("a.jsonl", "\n\n", "a.jsonl is empty"),
-            ("a.json", "{", "a.json is no json file"),
+            ("a.json", "{", "a.json: it is no JSON"),
             ("a.json", '{"a": 1}', "holds no list of objects"),
             ("a.jsonl", "[1]\n", "holds no list of objects"),
             ("a.xlsx", "", "is a .xlsx file, expected one of .csv, .json, .jsonl"),
+            ("a.csv", "caption,video\na red, round ball,a.mp4\n", "row 1 has 3 cells, the header 2; put quotes"),
             ("a.json", '[{"caption": "x", "video": ""}]', "row 1 names no video and no audio"),
             ("a.json", '[{"caption": "x", "video": "a"}, {"video": "b"}]', "row 2 has no caption"),
             ("a.json", '[{"caption": "x", "video": "a.mp4"}, {"caption": "y", "video": "a.png"}]', "suffix only"),
@@ -255,6 +256,15 @@ class TestBadInput:
             self.run(tmp_path / name)
         assert message in str(caught.value) and "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
+
+    def test_two_rows_of_one_clip_are_two_examples(self, tmp_path):
+        path = write_rows(
+            tmp_path / "a.json", *({"video": "b/a.mp4", "caption": c} for c in ("one", " two\n", "three"))
+        )
+        rows = read_rows(path)
+        assert [str(row.stem) for row in rows] == ["b/a", "b/a+2", "b/a+3"]
+        assert [row.caption for row in rows] == ["one", "two", "three"]
+        assert {row.target for row in rows} == {tmp_path / "b" / "a.mp4"}
 
     def test_a_missing_file_and_a_missing_named_column(self, tmp_path):
         with pytest.raises(ConfigError, match=r"cannot read .*none\.csv: No such file"):

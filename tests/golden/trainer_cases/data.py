@@ -23,7 +23,7 @@ from ltx_trainer.precomputed import read_record
 from ltx_trainer.processing.buckets import parse_buckets, select_bucket
 from ltx_trainer.processing.captions import parse_answer, prompt_of, remove_opening
 from ltx_trainer.processing.masks import audio_mask, image_mask, kept_frames, reference_frames, video_mask
-from ltx_trainer.processing.metadata import column_roles, read_rows
+from ltx_trainer.processing.metadata import column_roles, output_stem, read_rows
 from ltx_trainer.processing.tiles import encode_in_tiles
 from tests.golden.case import Case, assert_close
 
@@ -140,9 +140,13 @@ def caption_file(case: Case) -> dict[str, torch.Tensor]:
                 read_rows(path, *columns)
             return {}
         trigger, remove = options.get("lora_trigger"), options.get("remove_llm_prefixes", False)
+        last = {row.target: row for row in read_rows(path, *columns)}  # the case keeps the last of two for one clip
         items = [
-            {"prompt": prompt_of(row.caption, trigger, remove), "output_path": f"{row.stem}.pt"}
-            for row in read_rows(path, *columns)
+            {
+                "prompt": prompt_of(row.caption, trigger, remove),
+                "output_path": f"{output_stem(target, path.parent)}.pt",
+            }
+            for target, row in last.items()
         ]
         assert items == expected["items"]
     return {}

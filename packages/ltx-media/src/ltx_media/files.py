@@ -3,27 +3,70 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ltx_core.errors import MediaError
 from ltx_media.errors import media_errors
+
+LONGEST = 255  # bytes of a file's name
+MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # folders are shared between machines
+LEFT = re.compile(rf".+\.(?:partial|writing)-(\d+)-{MACHINE}(?:\.[^.]*)?")
 
 
 @contextmanager
 def temporary_beside(path: str | Path, label: str) -> Iterator[Path]:
     """A name in the folder of ``path`` for a file that is removed on the way out; parent folders are made.
 
-    The name is ``<stem>.<label>-<process><suffix>``: after a crash it tells what it was going to be.
+    The name is ``<stem>.<label>-<process>-<machine><suffix>``: after a crash it tells what it was going to be. What
+    processes of this machine that are gone have left there is removed.
     """
     path = Path(path)
+    check_length(path)
     with media_errors(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.{label}-{os.getpid()}{path.suffix}")
+        remove_left(path.parent)
+    ending = f".{label}-{os.getpid()}-{MACHINE}{path.suffix}"
+    stem = os.fsencode(path.stem)[: LONGEST - len(os.fsencode(ending))]
+    temporary = path.with_name(stem.decode("utf-8", "ignore") + ending)
     try:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_length(path: Path) -> None:
+    """Refuse a name that no file system keeps. Raises ``MediaError``."""
+    if len(os.fsencode(path.name)) > LONGEST:
+        raise MediaError(f"{path.name[:40]}...: the name has {len(os.fsencode(path.name))} bytes, at most {LONGEST}")
+
+
+def remove_left(folder: Path) -> None:
+    """Remove what killed processes of this machine have left half-written in a folder."""
+    for path in folder.iterdir():
+        left = LEFT.fullmatch(path.name)
+        if left is not None and not _is_running(int(left[1])):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextmanager

@@ -33,6 +33,6 @@ def read_recipe(path: str | Path) -> dict[str, Any] | None:
                 text = source.metadata.get(CONTAINER_KEY)
     try:
         recipe = json.loads(text) if text else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     return recipe if isinstance(recipe, dict) else None

@@ -1,6 +1,6 @@
 """Video out: frames are encoded while the next ones are being decoded, and the file appears whole or not at all.
 
-Two steps. A fragmented MP4 beside the target (``<name>.partial-<process>.mp4``) takes the picture as it comes; after a
+Two steps. A fragmented MP4 beside the target (``<name>.partial-...mp4``) takes the picture as it comes; after a
 crash it plays up to its last half second. At the end its packets and the sound are copied, without encoding again, into
 an ordinary MP4 with its index in front, which replaces the target.
 """

@@ -6,7 +6,6 @@ it in a subclass of `Request` in its own file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from ltx_core.components.guiders import GuiderName, MultiModalGuiderParams
 from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.loader.metadata import DEFAULTS_FROM
 from ltx_core.precision import DtypeName
+from ltx_core.textfiles import parse_json
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape, nearest_multiple
 from ltx_pipelines.planning.plan import BackendName, ImageCondition, Lora, SamplerName
 from ltx_pipelines.planning.schema import File, Option, option, options_of
@@ -278,10 +278,7 @@ def read_default_request(text: str, where: str) -> dict[str, Any]:
     names of `Request`. Raises `ConfigError` that names the file ``where`` it stands, and the field.
     """
     place = f"{where}: default_request"
-    try:
-        asked = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{place} is no JSON: {error}") from error
+    asked = parse_json(text, place)
     if not isinstance(asked, dict):
         raise ConfigError(f"{place} is {type(asked).__name__}, expected an object")
     wanted: dict[str, Any] = {}

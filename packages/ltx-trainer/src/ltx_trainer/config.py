@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from ltx_core.errors import ConfigError
+from ltx_core.textfiles import read_yaml
 from ltx_trainer.config_schema import describe_problem
 from ltx_trainer.training_strategies.config import (
     Probability,
@@ -274,12 +275,7 @@ def parse_config(raw: Mapping[str, Any], where: str = "configuration") -> Traine
 
 def read_config(path: str | Path) -> TrainerConfig:
     """Read and validate a YAML file. Raises `ConfigError` where it is no mapping, `InvalidConfig` for its content."""
-    try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+    raw = read_yaml(path)
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path} holds a {type(raw).__name__}, expected sections model, data, ...")
     return parse_config(raw, str(path))
@@ -289,14 +285,3 @@ def write_config(config: TrainerConfig, path: Path) -> None:
     """Write ``config`` as YAML that `read_config` reads back to an equal value."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader, which also takes tuples as lists: some trainers write them."""
-
-
-def _sequence(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> list[Any]:
-    return loader.construct_sequence(node)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.safetensors_file import save_tensors
+from ltx_core.textfiles import parse_json
 
 Record = Mapping[str, Tensor | int | float]
 
@@ -54,7 +55,7 @@ def read_record(path: Path) -> dict[str, Tensor | int | float]:
         return _read_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
-            record: dict[str, Tensor | int | float] = json.loads((file.metadata() or {}).get(VALUES, "{}"))
+            record: dict[str, Tensor | int | float] = _values(file.metadata())
             record |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is no precomputed file: {error}") from error
@@ -67,9 +68,16 @@ def read_values(path: Path) -> dict[str, Any]:
         return {name: value for name, value in _read_pickle(path).items() if not isinstance(value, Tensor)}
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(json.loads((file.metadata() or {}).get(VALUES, "{}")))
+            return _values(file.metadata())
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is no precomputed file: {error}") from error
+
+
+def _values(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    values = parse_json((metadata or {}).get(VALUES, "{}"), VALUES)
+    if not isinstance(values, dict):
+        raise ValueError(f"{VALUES} is a {type(values).__name__}, expected an object")
+    return values
 
 
 def signature(path: Path) -> tuple[Any, ...]:

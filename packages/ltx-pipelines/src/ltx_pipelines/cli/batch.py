@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import ConfigError, LtxError, MediaError
+from ltx_core.textfiles import read_json_lines, read_yaml
 from ltx_pipelines.cli.command import Command, with_absolute_paths
 from ltx_pipelines.cli.fields import every_option, from_json
 from ltx_pipelines.pipeline import pipeline_named
@@ -129,22 +130,11 @@ def read_lines(file: Path, folder: Path, seeds: str, defaults: dict[str, Any]) -
 
 def entries(file: Path) -> Iterator[tuple[int, Any]]:
     """Number and content of each request: a JSON object in a line, or an item of a list in YAML."""
-    text = file.read_text(encoding="utf-8")
     if file.suffix.lower() in (".yaml", ".yml"):
-        import yaml
-
-        try:
-            listed = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{file}: it is no YAML: {' '.join(str(error).split())}") from error
+        listed = read_yaml(file)
         yield from enumerate(listed if isinstance(listed, list) else [listed], 1)
-        return
-    for number, raw in enumerate(text.splitlines(), 1):
-        if raw.strip():
-            try:
-                yield number, json.loads(raw)
-            except ValueError as error:
-                raise ConfigError(f"{file}, line {number}: it is no JSON: {error}") from error
+    else:
+        yield from read_json_lines(file)
 
 
 def output_name(given: dict[str, Any], folder: Path, number: int, seed: int | None) -> str:

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ltx_core.components.sigmas import LTXV_DISTILLED_SIGMAS, LTXV_SECOND_PASS_SIGMAS
 from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.guidance.perturbations import SKIP_STRATEGIES
+from ltx_core.textfiles import read_yaml
 
 PerStep = float | tuple[float, ...]
 Blocks = tuple[int, ...]
@@ -121,13 +122,8 @@ CONFIG: TypeAdapter[LTXVConfig] = TypeAdapter(LTXVConfig)
 
 def read_config(path: str | Path) -> LTXVConfig:
     """Read a YAML pipeline config. Relative model paths that exist beside the file are taken from there."""
-    import yaml
-
     path = Path(path)
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot read pipeline config: {' '.join(str(error).split())}") from error
+    given = read_yaml(path)
     if not isinstance(given, Mapping):
         raise ConfigError(f"{path}: holds {type(given).__name__}, expected keys and values")
     config = LTXVConfig.from_mapping(given, str(path))

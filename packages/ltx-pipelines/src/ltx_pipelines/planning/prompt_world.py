@@ -10,11 +10,11 @@ A prompt is inside when it uses no other words and at least one of ``one_of``. `
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, fields
 
 from ltx_core.errors import ConfigError
+from ltx_core.textfiles import parse_json
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PromptWorld:
     def read(cls, text: str, where: str) -> PromptWorld:
         """Raises `ConfigError` that names the file ``where`` it stands."""
         try:
-            given = json.loads(text)
+            given = parse_json(text, where)
             lists = {name: given[name] for name in ("words", "one_of", "examples")}
             world = cls(frozenset(lists["words"]), frozenset(lists["one_of"]), given["says"], tuple(lists["examples"]))
         except (ValueError, TypeError, KeyError) as error:

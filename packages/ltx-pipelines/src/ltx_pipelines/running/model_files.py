@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ltx_core.errors import CheckpointError, LtxError
+from ltx_core.errors import CheckpointError, ConfigError, LtxError
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.lora import is_lora
 from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.textfiles import read_json
 from ltx_pipelines.planning.plan import Lora, ModelFiles
 from ltx_pipelines.running import hub
 
@@ -110,8 +110,8 @@ def find_text_encoder(folder: Path, packed: Sequence[Path]) -> str | None:
     """A Gemma folder (a config.json of a Gemma model, weights beside it), else a packed file or the folder of a T5."""
     for config in sorted(folder.rglob("config.json")):
         try:
-            kind = json.loads(config.read_text()).get("model_type", "")
-        except (OSError, ValueError, AttributeError):
+            kind = read_json(config).get("model_type", "")
+        except (ConfigError, AttributeError):
             continue
         if str(kind).startswith("gemma"):
             return str(config.parent)

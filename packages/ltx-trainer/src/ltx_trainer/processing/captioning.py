@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ltx_core.errors import ConfigError, LtxError
+from ltx_core.textfiles import lines_of, read_text
 from ltx_media.images import IMAGE_SUFFIXES
 from ltx_trainer.processing.metadata import read_records
 from ltx_trainer.processing.progress import progress
@@ -62,10 +63,10 @@ def read_captions(path: Path) -> dict[str, str]:
     """Captions by media path in an output file, none where there is no file yet."""
     if path.suffix not in WRITERS:
         raise ConfigError(f"output is {path}, expected a file that ends with {', '.join(WRITERS)}")
-    if not path.is_file() or not path.read_text(encoding="utf-8").strip():
+    if not path.is_file() or not (text := read_text(path)).strip():
         return {}
     if path.suffix == ".txt":
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(text)
         return {name: caption for name, _, caption in (line.partition("\t") for line in lines)}
     return {str(record[MEDIA]): str(record[CAPTION]) for record in read_records(path)}
 

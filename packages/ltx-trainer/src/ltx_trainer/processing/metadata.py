@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ltx_core.errors import ConfigError
+from ltx_core.textfiles import read_csv, read_json, read_json_lines, read_text
 
 # What a column means, with the names it may have, the usual one first.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -40,7 +39,7 @@ class Row:
 
 
 def read_rows(path: str | Path, video_column: str | None = None, caption_column: str | None = None) -> list[Row]:
-    """The examples a metadata file lists; of two with the same video the later counts.
+    """The examples a metadata file lists; two with the same video are two examples.
 
     The two columns may be named; others go by convention and unknown ones are ignored. Raises `ConfigError` for files
     that hold no row or lack the caption, or both video and audio.
@@ -64,6 +63,9 @@ def read_rows(path: str | Path, video_column: str | None = None, caption_column:
             raise ConfigError(
                 f"{path}: {rival.target} and {row.target} differ in their suffix only, rename one of them"
             )
+        again = 2
+        while row.stem in rows:
+            row, again = replace(row, stem=rows[row.stem].stem.with_name(f"{row.target.stem}+{again}")), again + 1
         rows[row.stem] = row
     return list(rows.values())
 
@@ -72,18 +74,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The rows of a csv, json or jsonl file as they stand. Raises `ConfigError`."""
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"{path} is a {path.suffix or 'nameless'} file, expected one of {', '.join(FORMATS)}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".csv":
-            records: Any = list(csv.DictReader(text.splitlines(keepends=True)))
-        elif path.suffix.lower() == ".json":
-            records = json.loads(text) if text.strip() else []
-        else:
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, csv.Error) as error:
-        raise ConfigError(f"{path} is no {path.suffix[1:]} file: {error}") from error
+    if path.suffix.lower() == ".csv":
+        records: Any = read_csv(path)
+    elif path.suffix.lower() == ".json":
+        records = read_json(path) if read_text(path).strip() else []
+    else:
+        records = [record for _, record in read_json_lines(path)]
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ConfigError(f"{path} holds no list of objects, expected one object per example")
     if not records:
@@ -126,4 +122,4 @@ def _row(path: Path, number: int, record: Mapping[str, Any], roles: Mapping[str,
     if target is None:
         raise ConfigError(f"{path}: row {number} names no video and no audio")
     files = {role: path.parent / file for role, file in media.items()}
-    return Row(output_stem(target, path.parent), str(caption), files)
+    return Row(output_stem(target, path.parent), str(caption).strip(), files)

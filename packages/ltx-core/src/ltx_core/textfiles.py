@@ -1,0 +1,131 @@
+"""Text people write: one guarded reader, in which whatever is wrong with a file becomes one line that names it.
+
+Files are UTF-8, with or without a byte order mark. Lines end at ``\\n`` or ``\\r\\n`` and nowhere else: U+2028, U+0085
+and vertical tabs are content.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ltx_core.errors import ConfigError
+
+BOM = "\ufeff"
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, without its byte order mark. Raises `ConfigError`."""
+    try:
+        data = Path(path).read_bytes()
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}, line {line}: it is no UTF-8 text; save it as UTF-8") from error
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text without their ends."""
+    lines = [line.removesuffix("\r") for line in text.removeprefix(BOM).split("\n")]
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def parse_json(text: str, where: str) -> Any:
+    """JSON as Python values; a key that is given twice and numbers without a value are refused.
+
+    Raises `ConfigError` that begins with ``where``.
+    """
+    try:
+        return json.loads(
+            text.removeprefix(BOM), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
+        )
+    except RecursionError as error:
+        raise ConfigError(f"{where}: it is nested too deeply") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: it is no JSON: {error}") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """A JSON file. Raises `ConfigError`."""
+    return parse_json(read_text(path), str(path))
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """Number and value of every line of a file that is not blank. Raises `ConfigError` that names the line."""
+    for number, line in enumerate(lines_of(read_text(path)), 1):
+        if line.strip():
+            yield number, parse_json(line, f"{path}, line {number}")
+
+
+def read_yaml(path: str | Path) -> Any:
+    """A YAML file; a key that is given twice is refused, tuples are lists. Raises `ConfigError`."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.value != "<<"]
+            _refuse_twice([key for key in keys if isinstance(key, str)])
+            return super().construct_mapping(node, deep)
+
+    Loader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)
+    try:
+        return yaml.load(read_text(path), Loader=Loader)
+    except RecursionError as error:
+        raise ConfigError(f"{path}: it is nested too deeply") from error
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"{path}: it is no YAML: {' '.join(str(error).split())}") from error
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by the names in its first line. Raises `ConfigError` for a row with more cells than those.
+
+    A comma in a cell needs quotes around the cell.
+    """
+    text = read_text(path)
+    lines = text.split("\n")
+    reader = csv.reader(line + "\n" for line in (lines[:-1] if lines[-1] == "" else lines))
+    rows: list[dict[str, str]] = []
+    header: list[str] | None = None
+    try:
+        for row in reader:
+            if header is None:
+                header = row
+                _refuse_twice([name for name in header if name])
+            elif len(row) > len(header):
+                count = f"row {len(rows) + 1} has {len(row)} cells, the header {len(header)}"
+                raise ConfigError(f"{path}: {count}; put quotes around cells that hold commas")
+            elif row:
+                rows.append(dict(zip(header, row, strict=False)))
+    except (csv.Error, ValueError) as error:
+        raise ConfigError(f"{path}, line {reader.line_num}: it is no CSV: {error}") from error
+    return rows
+
+
+def _sequence(loader: Any, node: Any) -> Any:
+    return loader.construct_sequence(node)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _refuse_twice([key for key, _ in pairs])
+    return dict(pairs)
+
+
+def _refuse_twice(keys: list[str]) -> None:
+    twice = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
+    if twice is not None:
+        raise ValueError(f"{twice!r} is given twice")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no number that can be kept")
+    return value
