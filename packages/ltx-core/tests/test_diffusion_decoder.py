@@ -18,12 +18,10 @@ from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.model.common.tiling import TileCountConfig
 from ltx_core.model.video_vae.config import VideoVaeConfig
-from ltx_core.model.video_vae.decoders import make_video_decoder
 from ltx_core.model.video_vae.diffusion import attention, blocks
-from ltx_core.model.video_vae.diffusion.attention import BACKENDS, neighbourhood_attention
+from ltx_core.model.video_vae.diffusion.attention import BACKENDS, axis_widths, neighbourhood_attention, rotate
 from ltx_core.model.video_vae.diffusion.config import DiffusionDecoderConfig
 from ltx_core.model.video_vae.diffusion.decoder import DiffusionVideoDecoder, padded
-from ltx_core.model.video_vae.diffusion.rope import axis_widths, rotate
 from ltx_core.model.video_vae.diffusion.tiling import (
     MemoryBudget,
     cells_of,
@@ -31,7 +29,7 @@ from ltx_core.model.video_vae.diffusion.tiling import (
     tile_plan,
     whole_decode_work,
 )
-from ltx_core.model.video_vae.frames import decode_video
+from ltx_core.model.video_vae.frames import decode_video, make_video_decoder
 from ltx_core.model.video_vae.tiling import TileSizeConfig
 from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
 
@@ -334,7 +332,7 @@ def test_frames_come_in_tiles_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         whole = decoder(latent[:1], seeded())
     torch.testing.assert_close(frames, (whole[0].permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1))
-    monkeypatch.setattr("ltx_core.model.video_vae.decoders.free_bytes", lambda device: 0)
+    monkeypatch.setattr("ltx_core.model.video_vae.frames.free_bytes", lambda device: 0)
     with pytest.raises(ConfigError, match="no tiles"):
         list(decode_video(decoder, latent))
 

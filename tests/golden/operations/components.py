@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltx_core.components import sigmas as sigma_tables
+from ltx_core.components import schedulers as sigma_tables
 from ltx_core.components.diffusion_steps import (
     EulerAncestralDiffusionStep,
     EulerCfgPpDiffusionStep,

@@ -27,10 +27,9 @@ from ltx_core.model.common.tiling import (
 from ltx_core.model.video_vae.blocks import AttentionBlock, ResnetStack, SpaceToDepthDownsample
 from ltx_core.model.video_vae.config import Family, VideoVaeConfig
 from ltx_core.model.video_vae.conv_cache import ConvCache, NoiseSource
-from ltx_core.model.video_vae.diffusion.attention import neighbourhood_attention
+from ltx_core.model.video_vae.diffusion.attention import axis_frequencies, axis_widths, neighbourhood_attention, rotate
 from ltx_core.model.video_vae.diffusion.config import DiffusionDecoderConfig
 from ltx_core.model.video_vae.diffusion.decoder import DiffusionVideoDecoder, padded
-from ltx_core.model.video_vae.diffusion.rope import axis_frequencies, axis_widths, rotate
 from ltx_core.model.video_vae.diffusion.tiling import MemoryBudget, recommended_tiling
 from ltx_core.model.video_vae.frames import decode_video
 from ltx_core.model.video_vae.layers import CausalConv3d, TimestepEmbedder, pixel_norm, sinusoidal_embedding

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
-from ltx_core.model.video_vae.diffusion.attention import Run, axis_mask, axis_runs, box_mask
+from ltx_core.model.video_vae.diffusion.attention import (
+    Run,
+    axis_frequencies,
+    axis_mask,
+    axis_runs,
+    axis_widths,
+    box_mask,
+)
 from ltx_core.model.video_vae.diffusion.config import (
     MODULATIONS,
     Axes,
@@ -31,7 +38,6 @@ from ltx_core.model.video_vae.diffusion.config import (
     UpsampleConfig,
     round_up,
 )
-from ltx_core.model.video_vae.diffusion.rope import axis_frequencies, axis_widths
 from ltx_core.model.video_vae.diffusion.tiling import (
     MemoryBudget,
     extended,

@@ -11,7 +11,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ltx_core.components.sigmas import TEMPORAL_ROUND_SIGMAS
+from ltx_core.components.schedulers import TEMPORAL_ROUND_SIGMAS
 from ltx_core.errors import ConditioningError, ConfigError
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines.pipeline import COMMON, TwoStagePipeline

@@ -12,8 +12,7 @@ import torch
 import typer
 from torch import Tensor
 
-from ltx_core.components.schedulers import LTX2Scheduler
-from ltx_core.components.sigmas import DISTILLED_SIGMAS
+from ltx_core.components.schedulers import DISTILLED_SIGMAS, LTX2Scheduler
 from ltx_core.loader import Checkpoint
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.text_encoders.gemma.backbone import load_backbone

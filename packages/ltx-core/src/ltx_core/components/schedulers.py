@@ -9,17 +9,32 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ltx_core.components.beta_quantile import beta_quantile
 from ltx_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Published tables of the distilled models: falling noise levels, n values for n - 1 steps.
+#: Distilled LTX-2, stage 1: 8 steps.
+DISTILLED_SIGMAS: tuple[float, ...] = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
+#: Stage 2 after the spatial upsampler: 3 steps.
+STAGE_2_SIGMAS = DISTILLED_SIGMAS[5:]
+#: Stage 2 in tiles on several accelerators: 2 steps.
+TILED_STAGE_2_SIGMAS: tuple[float, ...] = (0.625, 0.4, 0.0)
+#: Stage 2 of HDR clips: 2 steps.
+HDR_STAGE_2_SIGMAS: tuple[float, ...] = (0.909375, 0.725, 0.0)
+#: Each round of temporal upsampling: 4 steps.
+TEMPORAL_ROUND_SIGMAS = DISTILLED_SIGMAS[4:]
+#: Distilled LTX-Video 0.9.8, first and second pass; its config files hold rounded numbers and no final 0.
+LTXV_DISTILLED_SIGMAS: tuple[float, ...] = (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725)
+LTXV_SECOND_PASS_SIGMAS: tuple[float, ...] = (0.9094, 0.725, 0.4219)
 
 BASE_SHIFT_TOKENS = 1024
 MAX_SHIFT_TOKENS = 4096
 BETA_TABLE_SIZE = 10000
 BETA_TABLE_SHIFT = 2.37
 SMALLEST_HEADROOM = 1e-6  # below this ``1 - sigma`` is mostly float32 rounding
+TINY, EPSILON = 1e-300, 2.0**-52
 LARGEST_EXPONENT = 80.0  # e^80 is finite in float32; every sigma has long rounded to 1 by then
 
 
@@ -154,3 +169,46 @@ def _beta_table() -> Tensor:
 def _check_steps(steps: int) -> None:
     if steps < 1:
         raise ConfigError(f"steps is {steps}, expected at least 1")
+
+
+def beta_quantile(probability: float, a: float, b: float) -> float:
+    """The x in [0, 1] with ``I_x(a, b) = probability``: in closed form, or by bisection to the last bit.
+
+    Raises ``ConfigError`` for shapes that are not positive.
+    """
+    if not (a > 0 and b > 0):
+        raise ConfigError(f"beta shape parameters are {a} and {b}, expected positive numbers")
+    if not 0 < probability < 1:
+        return min(max(probability, 0.0), 1.0)
+    if b == 1:
+        return probability ** (1 / a)
+    if a == 1:
+        return 1 - (1 - probability) ** (1 / b)
+    if a == b == 0.5:
+        return math.sin(probability * math.pi / 2) ** 2
+    if probability > 0.5:
+        return 1 - beta_quantile(1 - probability, b, a)
+    low, high = 0.0, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if beta_cdf(middle, a, b) < probability else (low, middle)
+    return high
+
+
+def beta_cdf(x: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function ``I_x(a, b)``: a continued fraction by Lentz's method."""
+    if not 0 < x < 1:
+        return min(max(x, 0.0), 1.0)
+    if x > (a + 1) / (a + b + 2):
+        return 1 - beta_cdf(1 - x, b, a)
+    logarithm = a * math.log(x) + b * math.log1p(-x) + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    c, d, fraction = 1.0, 0.0, 1.0
+    for n in range(1, 1000):
+        m, odd = divmod(n, 2)
+        term = -(a + m) * (a + b + m) * x / (a + 2 * m + 1) if odd else m * (b - m) * x / (a + 2 * m - 1)
+        term /= a + 2 * m
+        d = 1 / ((1 + term * d) or TINY)
+        c = (1 + term / c) or TINY
+        fraction *= c * d
+        if abs(c * d - 1) < EPSILON:
+            break
+    return math.exp(logarithm) / a / fraction

@@ -23,8 +23,7 @@ from ltx_core.loader.weights import ComponentWeights
 from ltx_core.model.common.memory import free_bytes
 from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
 from ltx_core.model.transformer.model import LTXModel
-from ltx_core.model.video_vae.decoders import AnyVideoDecoder
-from ltx_core.model.video_vae.frames import decode_video
+from ltx_core.model.video_vae.frames import AnyVideoDecoder, decode_video
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
 from ltx_core.networks import AdaptedTransformer, BuildSettings, TextEncoder
 from ltx_core.precision import DtypeName, Precision, resolve

@@ -110,7 +110,7 @@ TRANSFORMER = ComponentSpec(
 
 
 _VIDEO_VAE = "ltx_core.model.video_vae.video_vae"
-_VIDEO_DECODERS = "ltx_core.model.video_vae.decoders"
+_VIDEO_DECODERS = "ltx_core.model.video_vae.frames"
 _VIDEO_VAE_CONFIG = "ltx_core.model.video_vae.config:VideoVaeConfig"
 _AUDIO_VAE = "ltx_core.model.audio_vae.audio_vae"
 _AUDIO_VAE_CONFIG = "ltx_core.model.audio_vae.config:AudioVaeConfig"

@@ -187,7 +187,7 @@ def run_passes(
         context, kept = memory.texts.setdefault(name, RunTexts()).of([each.contexts[name] for each in passes])
         masks = [each.masks[name] for each in passes if name in each.masks]
         batched[name] = replace(
-            repeat_modality(modality, len(passes)),
+            modality.select(tuple(range(modality.batch_size)) * len(passes)),
             context=context,
             context_mask=torch.cat(masks) if masks else None,
             text_memory=kept if keep_text else None,
@@ -204,27 +204,6 @@ def run_passes(
             for each, chunk in zip(passes, prediction.split(size), strict=True):
                 chunks[each.name][name] = chunk
     return chunks
-
-
-def repeat_modality(modality: Modality, count: int) -> Modality:
-    """One stream for ``count`` passes, all but its text."""
-    if count == 1:
-        return modality
-    parts: dict[str, Any] = {
-        part: _repeat(value, count)
-        for part, value in vars(modality).items()
-        if isinstance(value, Tensor) and part != "context"
-    }
-    if (groups := modality.timestep_groups) is not None:
-        parts["timestep_groups"] = TimestepGroups(
-            parts["timesteps"],
-            groups.values if groups.index is not None else _repeat(groups.values, count),
-            None if groups.index is None else _repeat(groups.index, count),
-        )
-    if (strengths := modality.strength_groups) is not None:
-        repeated = strengths.select(tuple(range(modality.batch_size)) * count)
-        parts |= {"attention_mask": repeated.mask, "strength_groups": repeated}
-    return replace(modality, **parts)
 
 
 def batch_perturbations(
@@ -290,10 +269,3 @@ def _self_attention_skipped(guiders: Mapping[str, MultiModalGuider]) -> Perturba
             for name, indices in blocks.items()
         )
     )
-
-
-def _repeat(value: Tensor, count: int) -> Tensor:
-    """``[B, ...] -> [count * B, ...]``; a view where B is 1."""
-    if value.shape[0] == 1:
-        return value.expand(count, *value.shape[1:])
-    return value.repeat(count, *[1] * (value.ndim - 1))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ltx_core.components.sigmas import LTXV_DISTILLED_SIGMAS, LTXV_SECOND_PASS_SIGMAS
+from ltx_core.components.schedulers import LTXV_DISTILLED_SIGMAS, LTXV_SECOND_PASS_SIGMAS
 from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.guidance.perturbations import SKIP_STRATEGIES
 from ltx_core.textfiles import read_yaml

@@ -8,8 +8,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 from ltx_core.components.guiders import MultiModalGuiderParams
-from ltx_core.components.schedulers import BetaScheduler, LinearQuadraticScheduler, LTX2Scheduler
-from ltx_core.components.sigmas import DISTILLED_SIGMAS, STAGE_2_SIGMAS
+from ltx_core.components.schedulers import (
+    DISTILLED_SIGMAS,
+    STAGE_2_SIGMAS,
+    BetaScheduler,
+    LinearQuadraticScheduler,
+    LTX2Scheduler,
+)
 from ltx_core.errors import ConfigError
 from ltx_core.types import SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
 from ltx_pipelines.planning.plan import Condition, KeyframeSlots, Lora, SamplerPlan, StagePlan, StreamPlan

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltx_core.components.sigmas import DISTILLED_SIGMAS
+from ltx_core.components.schedulers import DISTILLED_SIGMAS
 from ltx_trainer.draws import Draws, step_draws
 from ltx_trainer.lora import LoraSettings, add_lora, lora_layers, lora_tensors, save_lora
 from ltx_trainer.pretrain.data import Examples

@@ -122,7 +122,7 @@ class StrengthGroups:
 
 def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
     """``x[rows]``: a view where the rows follow each other or are all one tensor."""
-    if x.stride(0) == 0:
+    if x.stride(0) == 0 or x.shape[0] == 1:
         return x[:1].expand(len(rows), *x.shape[1:])
     if tuple(rows) == tuple(range(rows[0], rows[0] + len(rows))):
         return x if len(rows) == x.shape[0] else x[rows[0] : rows[0] + len(rows)]

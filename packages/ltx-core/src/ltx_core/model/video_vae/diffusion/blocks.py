@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ltx_core.model.video_vae.diffusion.attention import AUTO, BOX, neighbourhood_attention
+from ltx_core.model.video_vae.diffusion.attention import AUTO, BOX, neighbourhood_attention, rotate
 from ltx_core.model.video_vae.diffusion.config import MODULATIONS, StageConfig, UpsampleConfig, round_up
-from ltx_core.model.video_vae.diffusion.rope import rotate
 from ltx_core.model.video_vae.layers import silu
 from ltx_core.model.video_vae.ops import depth_to_space
 
