@@ -29,7 +29,7 @@ from ltx_pipelines.pipeline import Pipeline, pipeline_named, pipelines
 from ltx_pipelines.planning.plan import ImageCondition, Lora
 from ltx_pipelines.planning.schema import options_of
 from ltx_pipelines.request import AutoDuration, Networks, Output
-from ltx_pipelines.running import enhance
+from ltx_pipelines.running import enhance, generation
 from ltx_pipelines.utils.media_io import probe_video, read_audio, read_frames, read_recipe
 
 FULL = Known(distilled=False, has_upsampler=True, has_distilled_lora=True)
@@ -202,7 +202,7 @@ def test_errors_for_programs(here: Path, capfd: pytest.CaptureFixture[str], monk
     def full(*_: Any, **__: Any) -> None:
         raise MediaError("bell.mp4: cannot write video: No space left on device")
 
-    monkeypatch.setattr(job, "write_video", full)
+    monkeypatch.setattr(generation, "write_video", full)
     assert line("distilled -p bell -o bell.mp4 --json") == 1
     shown = capfd.readouterr()
     assert json.loads(shown.out.splitlines()[-1]) == {

@@ -73,6 +73,9 @@ class RecordedNoise:
     def get_state(self) -> None:
         return None
 
+    def set_state(self, state: None) -> None:
+        """What is recorded goes on where it is."""
+
 
 class RecordedEncoder:
     """Latents made before, given again in their order, whatever is encoded."""

@@ -1,6 +1,11 @@
 """From a request to a clip: pipelines, plans, the engine, memory policy and the command line.
 
-Every pipeline is exported here and imported when it is used.
+What is exported here is imported when it is used::
+
+    from ltx_pipelines import DistilledPipeline
+
+    clip = DistilledPipeline.from_pretrained("tiny")("a red ball bounces")
+    clip.save("ball.mp4")
 """
 
 from importlib import import_module
@@ -23,7 +28,20 @@ PIPELINES = {
     "T2AOneStagePipeline": "t2a_one_stage",
     "LTXVideoPipeline": "ltx_video.pipeline",
 }
-_EXPORTS = PIPELINES | {"request_schema": "pipeline"}
+_EXPORTS = PIPELINES | {
+    "AutoDuration": "request",
+    "Generation": "running.generation",
+    "ImageCondition": "planning.plan",
+    "Lora": "planning.plan",
+    "ModelFiles": "planning.plan",
+    "ModelLedger": "utils.model_ledger",
+    "Pipeline": "pipeline",
+    "Plan": "planning.plan",
+    "Reference": "request",
+    "generate": "running.engine",
+    "plan_from_json": "planning.plan",
+    "request_schema": "pipeline",
+}
 __all__ = [*_EXPORTS]
 
 

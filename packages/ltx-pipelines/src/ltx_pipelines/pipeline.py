@@ -20,9 +20,18 @@ from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines import PIPELINES
 from ltx_pipelines.planning.plan import Condition, Lora, Plan, StagePlan
-from ltx_pipelines.planning.schema import Option, UsageError, documented, options_of, read_all
+from ltx_pipelines.planning.schema import Option, UsageError, documented, options_of, plain, read_all
 from ltx_pipelines.planning.stages import default_guidance, keyframe_slots
-from ltx_pipelines.request import STREAMS, AutoDuration, Guidance, Request, fitted, guidance_options, request_options
+from ltx_pipelines.request import (
+    STREAMS,
+    AutoDuration,
+    Guidance,
+    Networks,
+    Request,
+    fitted,
+    guidance_options,
+    request_options,
+)
 
 if TYPE_CHECKING:
     from ltx_media.video import VideoInfo
@@ -42,6 +51,7 @@ SIZE = frozenset({"height", "width"})
 TIME = frozenset({"num_frames", "duration", "frame_rate"})
 COMMON = frozenset({"prompt", "seed", "sigmas", "snap", "background"}) | SIZE | TIME
 GUIDANCE = {stream: frozenset({f"{stream}_guider_params", *guidance_options(stream)}) for stream in STREAMS}
+SOME_NETWORKS = frozenset({"spatial_upsampler", "distilled_loras", "temporal_upsampler"})  # those in ``uses``
 GUIDERS = frozenset({"guider", "apg_eta", "apg_norm_threshold", "apg_momentum"})
 APG_OFF: dict[str, Any] = {"apg_eta": 1.0, "apg_norm_threshold": 0.0, "apg_momentum": 0.0}
 SAMPLING = frozenset({"num_inference_steps", "scheduler", "sampler", "eta", "s_noise", "gamma", "max_batch_size"})
@@ -74,23 +84,43 @@ class Pipeline(ABC):
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         for method in (Pipeline.__call__, Pipeline.plan, Pipeline.stream):
-            setattr(cls, method.__name__, documented(method, cls))
+            setattr(cls, method.__name__, documented(method, cls.fields(), cls.__qualname__))
+        opened: Any = cls.__dict__.get("from_pretrained", Pipeline.__dict__["from_pretrained"])
+        opened = documented(opened.__func__, cls.network_fields(), cls.__qualname__)
+        setattr(cls, "from_pretrained", classmethod(opened))  # noqa: B010 - mypy refuses the plain assignment
 
     @classmethod
-    def from_pretrained(
-        cls, model: str | Path, loras: Loras = (), distilled_loras: Loras | None = None, **session: Any
-    ) -> Self:
-        """A pipeline on ``model``: a file, a folder, a hub id, or ``"tiny"`` for the bundled model.
+    def from_pretrained(cls, model: str | Path | None = None, loras: Loras = (), **networks: Any) -> Self:
+        """A pipeline on a model: a file, a folder, a hub id, or ``"tiny"`` for the bundled model.
 
-        ``session`` goes to the `ModelLedger` (``dtype``, ``device``, ``policy``, ``quantization``). Distilled adapters
-        found beside the model are used where the pipeline needs them, unless some are given.
+        What is not named is looked for beside the model. ``torch_dtype`` is another name of ``dtype``. Raises
+        `ConfigError` for a name or value that is none, `CheckpointError` for files that are missing or foreign.
         """
-        from ltx_pipelines.running.model_files import find_model
-        from ltx_pipelines.utils.model_ledger import ModelLedger
+        from ltx_pipelines.running.networks import existing, find_networks, make_ledger
 
-        found = find_model(str(model))
-        distilled = found.distilled_loras if distilled_loras is None else distilled_loras
-        return cls(ModelLedger(found.files, **session), loras, distilled)
+        given: dict[str, Any] = {"model": model, "loras": loras, **networks}
+        if "torch_dtype" in given:
+            given["dtype"] = given.pop("torch_dtype")
+        for name in ("device", "dtype"):
+            if given.get(name) is not None:
+                given[name] = str(given[name]).removeprefix("torch.")
+        present = {name: value for name, value in given.items() if value is not None}
+        read = read_all(cls.network_fields(), present, f"{cls.__name__}.from_pretrained", options_of(Networks))
+        read = cls.complete(read)
+        found = find_networks(read, cls.variant)
+        distilled = read.get("distilled_loras", found.distilled_loras)
+        return cls(make_ledger(found.files, read), existing(read["loras"], "loras"), distilled)
+
+    def to(self, device: Any = None, dtype: Any = None) -> Self:
+        """Move to another device or precision, this pipeline itself; networks are loaded anew when they are needed."""
+        from ltx_pipelines.running.networks import checked_device
+
+        if dtype is None and str(device).startswith("torch."):
+            device, dtype = None, device
+        changes = {"device": checked_device(str(device))} if device is not None else {}
+        changes |= {"dtype": str(dtype).removeprefix("torch.")} if dtype is not None else {}
+        self.ledger = self.ledger.moved(**read_all(options_of(Networks), changes, "to"))
+        return self
 
     @classmethod
     def complete(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,82 +161,124 @@ class Pipeline(ABC):
         }
         return found | usual
 
+    @classmethod
+    def network_fields(cls) -> dict[str, Option]:
+        """Every field of `Networks` that has an effect, by name."""
+        fields = options_of(Networks)
+        return {name: one for name, one in fields.items() if name not in SOME_NETWORKS or name in cls.uses}
+
     # What it does -------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def make_plan(self, request: Any) -> Plan:
         """The plan of a request that is complete but for what pipelines take from the model alone."""
 
-    def plan(self, prompt: str | None = None, **request: Any) -> Plan:
+    def plan(self, prompt: str | None = None, *, generator: Any = None, **request: Any) -> Plan:
         """The validated plan of a request, without reading any weight (but those of an automatic length).
 
-        What is left out, or None, is as the model wants it, else as is usual for this pipeline. Raises `ConfigError`,
-        `ConditioningError` or `MediaError` that names the field and the nearest valid value.
+        What is left out, or None, is as the model wants it, else as is usual for this pipeline. A `torch.Generator`
+        gives the seed: its next number. Raises `ConfigError`, `ConditioningError` or `MediaError` that names the field
+        and the nearest valid value.
         """
-        from ltx_pipelines.planning.validation import validate_plan
+        return self._planned(self.read(prompt, generator, request))
 
-        plan = self.make_plan(self.request(prompt, **request))
-        validate_plan(plan, self.ledger)
-        from ltx_pipelines.planning.notes import notes_of  # takes torch, as what follows a plan does
-
-        return plan.with_(dtype=self.ledger.precision.name, notes=notes_of(plan, self.ledger))
-
-    def stream(self, prompt: str | None = None, **request: Any) -> Iterator[Event]:
+    def stream(self, prompt: str | None = None, *, generator: Any = None, **request: Any) -> Iterator[Event]:
         """Run a request event by event; the last event carries the `Generation`. Close the iterator to cancel."""
         from ltx_pipelines.running.engine import generate
 
-        return generate(self._announced(prompt, **request), self.ledger)
-
-    def _announced(self, prompt: str | None, **request: Any) -> Plan:
-        """The plan of a request, its notes logged."""
-        plan = self.plan(prompt, **request)
-        for note in plan.notes:
-            logger.warning(note)
-        return plan
+        return generate(self._announced(self.read(prompt, generator, request)), self.ledger)
 
     def __call__(
         self,
         prompt: str | None = None,
         *,
+        generator: Any = None,
         callback: Callable[[Event], None] | None = None,
         output_type: Literal["media", "latent"] = "media",
+        progress: bool | None = None,
         **request: Any,
     ) -> Generation:
-        """Run a request to the end. ``output_type="latent"`` leaves the result undecoded, to be joined by hand.
+        """Run a request to the end: a result to look at, to `save`, and to take frames and sound from.
 
-        ``callback`` is given every event; what it raises stops the run between two steps.
+        ``generator``, a `torch.Generator`, gives the seed: its next number. ``callback`` is given every event; what it
+        raises stops the run between two steps. ``output_type="latent"`` leaves the result undecoded. ``progress`` shows
+        bars, by default on a terminal and in a notebook. Raises `ConfigError`, `ConditioningError` or `MediaError`
+        before any weight is read.
         """
+        from ltx_pipelines.cli.progress import Reporter, is_watched
         from ltx_pipelines.running.engine import generate
 
-        generation = None
-        for event in generate(self._announced(prompt, **request), self.ledger, decode=output_type == "media"):
-            if callback is not None:
-                callback(event)
-            generation = event.generation or generation
+        read = self.read(prompt, generator, request)
+        decode = Option("output_type", Literal["media", "latent"], "media", "").read(output_type) == "media"
+        plan, generation = self._announced(read), None
+        reporter = Reporter("bars" if (is_watched() if progress is None else progress) else "quiet")
+        with reporter.running():
+            for event in generate(plan, self.ledger, decode=decode):
+                if event.phase != "decode":  # frames are decoded when they are read
+                    reporter.event(event)
+                if callback is not None:
+                    callback(event)
+                generation = event.generation or generation
+            reporter.finish()
         assert generation is not None
-        return generation
+        return replace(generation, request=self.kept(read, plan))
+
+    def _planned(self, read: Mapping[str, Any]) -> Plan:
+        from ltx_pipelines.planning.validation import validate_plan
+
+        plan = self.make_plan(self.filled(read))
+        validate_plan(plan, self.ledger)
+        from ltx_pipelines.planning.notes import notes_of  # takes torch, as what follows a plan does
+
+        return plan.with_(dtype=self.ledger.precision.name, notes=notes_of(plan, self.ledger))
+
+    def _announced(self, read: Mapping[str, Any]) -> Plan:
+        """The plan of a request, its notes logged."""
+        plan = self._planned(read)
+        for note in plan.notes:
+            logger.warning(note)
+        return plan
 
     # From what is given to a request ------------------------------------------------------------------------------
 
-    def request(self, prompt: str | None = None, **given: Any) -> Request:
-        """The complete request, every value of its type and in its range."""
-        given = {"prompt": prompt, **given} if prompt is not None else given
-        present = {name: value for name, value in given.items() if value is not None}
-        who = type(self).__name__
-        wanted, unknown = self.wishes(), present.keys() - self.fields().keys()
-        read = read_all(self.fields(), present, who, every_field() if unknown else None)
+    def read(self, prompt: Any, generator: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What is given, every value of its type and in its range. Raises `ConfigError`."""
+        present = {name: value for name, value in {"prompt": prompt, **given}.items() if value is not None}
+        if generator is not None:
+            present["seed"] = _next_seed(generator, given)
+        if "images" in present:
+            from ltx_pipelines.running.pictures import with_picture_files
+
+            present["images"] = with_picture_files(present["images"])
+        unknown = present.keys() - self.fields().keys()
+        read = read_all(self.fields(), present, type(self).__name__, every_field() if unknown else None)
         for what, names in TWICE.items():
             if len(both := [name for name in names if name in read]) > 1:
                 raise UsageError(f"the {what} is given twice: {' and '.join(both)}")
-        merged = {**self.usual, **wanted, **read}
+        if read.get("seed") == DRAWN:
+            read["seed"] = random.SystemRandom().randrange(2**31)
+        return read
+
+    def filled(self, read: Mapping[str, Any]) -> Request:
+        """The request with what the model, then this pipeline, puts where nothing is given."""
+        merged = {**self.usual, **self.wishes(), **read}
         single = {name for stream in STREAMS for name in guidance_options(stream)}
         values = {name: value for name, value in merged.items() if name not in single | GUIDERS}
         for stream in STREAMS if self.accepts & GUIDED else ():
             values[f"{stream}_guider_params"] = self._guidance_of(stream, read)
         values["num_frames"] = self._length(read, merged)
-        if values.get("seed") == DRAWN:
-            values["seed"] = random.SystemRandom().randrange(2**31)
         return self.request_type()(**values)
+
+    def kept(self, read: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+        """What was asked, for the recipe: with it `ltx rerun` can change something."""
+        files = {**dict(plan.models.paths()), "checkpoint_path": plan.models.checkpoint}
+        networks: dict[str, Any] = {**files, "loras": self.loras, "distilled_loras": self.distilled_loras}
+        options = {name: found for name, found in networks.items() if found and name in self.network_fields()}
+        options |= {**read, "prompt": plan.prompt, "seed": plan.seed, "dtype": plan.dtype}
+        if options.pop("auto_duration", None) is not None or isinstance(options.get("num_frames"), AutoDuration):
+            options["num_frames"] = plan.stages[0].shown.frames
+        name = self.command() if type(self).__name__ in PIPELINES else f"{type(self).__module__}:{type(self).__name__}"
+        return {"command": name, "options": plain(options)}
 
     def _length(self, read: Mapping[str, Any], merged: Mapping[str, Any]) -> int | AutoDuration:
         if (seconds := read.get("duration")) is not None:
@@ -402,6 +474,16 @@ def owners() -> dict[str, str]:
         for name in kind.own_fields():
             found.setdefault(name, command)
     return found
+
+
+def _next_seed(generator: Any, given: Mapping[str, Any]) -> int:
+    import torch
+
+    if given.get("seed") is not None:
+        raise UsageError("the seed is given twice: seed and generator")
+    if not isinstance(generator, torch.Generator):
+        raise ConfigError(f"generator is {type(generator).__name__}, expected a torch.Generator")
+    return int(torch.randint(2**31, (), generator=generator, device=generator.device))
 
 
 def _at(value: Any, level: float) -> Any:

@@ -188,6 +188,7 @@ class Networks:
     backend: BackendName | None = memory(
         None, "What networks are computed with.", shown="mlx on Apple silicon where it is installed, else torch"
     )
+    embedding_cache: str | None = memory(None, "Folder that keeps encoded prompts.", metavar="FOLDER")
     quantization: str | None = memory(None, "Keep the transformer's weights in a smaller type.", metavar="NAME")
     compile_blocks: bool = memory(False, "Fuse what a block computes; the first step waits for it.", "--compile")
     device: str | None = memory(None, "cuda, cuda:1, mps, cpu.", metavar="DEVICE", shown="the best there is")

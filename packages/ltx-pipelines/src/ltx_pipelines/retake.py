@@ -46,14 +46,14 @@ class RetakePipeline(Pipeline):
     usual: ClassVar[Mapping[str, Any]] = {"num_frames": 121}  # the size is that of the clip
     variant = "distilled"
 
-    def request(self, prompt: str | None = None, **given: Any) -> RetakeRequest:
-        request = super().request(prompt, **given)
-        assert isinstance(request, RetakeRequest)
-        if request.distilled is None:
-            request = replace(request, distilled="distilled" in Path(self.ledger.files.checkpoint).name)
-        useless = [name for name in given if name in GUIDED and given[name] is not None]
-        if request.distilled and useless:
+    def filled(self, read: Mapping[str, Any]) -> RetakeRequest:
+        distilled = read.get("distilled")
+        if distilled is None:
+            distilled = "distilled" in Path(self.ledger.files.checkpoint).name
+        if distilled and (useless := [name for name in read if name in GUIDED]):
             raise UsageError(f"{useless[0]} has no effect on a distilled model; leave it out or say --full-model")
+        request = super().filled({**read, "distilled": distilled})
+        assert isinstance(request, RetakeRequest)
         return request
 
     def make_plan(self, request: RetakeRequest) -> Plan:

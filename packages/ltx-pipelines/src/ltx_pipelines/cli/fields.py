@@ -11,10 +11,7 @@ from ltx_pipelines.pipeline import Pipeline, every_field, pipeline_named
 from ltx_pipelines.planning.schema import Option, UsageError, options_of
 from ltx_pipelines.request import Networks, Output
 
-SOMETIMES = {  # what only pipelines offer that say so in their ``uses``
-    *("spatial_upsampler", "distilled_loras", "temporal_upsampler"),
-    *("contact_sheet", "crf", "keep_latents", "first_stage"),
-}
+SOME_OUTPUTS = {"contact_sheet", "crf", "keep_latents", "first_stage"}  # of pipelines that say so in their ``uses``
 PIPELINE = Option("pipeline", str | None, None, "Take this pipeline.", group="Request", metavar="NAME")
 
 
@@ -26,8 +23,8 @@ def every_option() -> dict[str, Option]:
 
 def options_for(kind: type[Pipeline]) -> dict[str, Option]:
     """The options that have an effect in a pipeline."""
-    shared = {**options_of(Networks), **options_of(Output)}
-    return grouped(kind.fields() | {k: one for k, one in shared.items() if k not in SOMETIMES or k in kind.uses})
+    outputs = {k: one for k, one in options_of(Output).items() if k not in SOME_OUTPUTS or k in kind.uses}
+    return grouped({**kind.fields(), **kind.network_fields(), **outputs})
 
 
 def grouped(options: Mapping[str, Option]) -> dict[str, Option]:

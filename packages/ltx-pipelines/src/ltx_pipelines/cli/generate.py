@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.fields import PIPELINE, every_option, options_for
-from ltx_pipelines.cli.output import SOUND, check_output, free_output
 from ltx_pipelines.pipeline import Pipeline, pipeline_named
 from ltx_pipelines.planning.schema import plain
+from ltx_pipelines.running.output import SOUND, check_output, free_output
 
 if TYPE_CHECKING:
     from ltx_pipelines.cli.progress import Reporter

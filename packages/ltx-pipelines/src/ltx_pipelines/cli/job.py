@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,21 +16,17 @@ from ltx_core.errors import ConfigError, LtxError, MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.common.memory import peak_bytes
 from ltx_media.files import replacing
-from ltx_pipelines.cli.output import PREVIEW, VIDEO, check_output
 from ltx_pipelines.cli.progress import Reporter, human_bytes
 from ltx_pipelines.planning.plan import Plan, plan_from_json
-from ltx_pipelines.running.engine import Event, Generation, generate
-from ltx_pipelines.running.kept import kept_encoding, what_is_kept
+from ltx_pipelines.running.engine import Event, generate
+from ltx_pipelines.running.generation import Generation, write
+from ltx_pipelines.running.kept import what_is_kept
+from ltx_pipelines.running.output import VIDEO, check_output
 from ltx_pipelines.running.recipe import make_recipe
 from ltx_pipelines.utils.media_io import (
-    RECIPE_KEY,
     read_audio,
     read_frames,
     write_contact_sheet,
-    write_png_sequence,
-    write_preview,
-    write_video,
-    write_wav,
 )
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -71,7 +66,10 @@ def execute(job: Job, reporter: Reporter) -> Path:
                 resume = follow(first, job, reporter, decode=False)
                 keep_stage(resume, job)
             generation = follow(delivered.plan, job, reporter, resume=resume)
-            write(generation, delivered, reporter)
+            recipe = make_recipe(delivered.plan, delivered.request, str(delivered.ledger.device))
+            total = delivered.plan.shape.frames
+            watch = lambda chunks: _counted(chunks, total, reporter)  # noqa: E731
+            write(generation, delivered.output, recipe, watch, delivered.crf)
             if job.contact_sheet is not None:
                 write_sheet(delivered)
             seconds = reporter.finish()
@@ -95,25 +93,6 @@ def follow(
             generation = event.generation or generation
     assert generation is not None
     return generation
-
-
-def write(generation: Generation, job: Job, reporter: Reporter) -> None:
-    """The result to the kind of file its name asks for, with the recipe inside where the kind can hold it."""
-    recipe = make_recipe(job.plan, job.request, str(job.ledger.device))
-    metadata = {RECIPE_KEY: json.dumps(recipe, ensure_ascii=False)}
-    fps, suffix = job.plan.shape.fps, job.output.suffix.lower()
-    if generation.video is None:
-        if generation.audio is None:
-            raise MediaError(f"{job.output}: there is neither picture nor sound to write")
-        write_wav(job.output, generation.audio, metadata)
-        return
-    frames = _counted(generation.video, job.plan.shape.frames, reporter)
-    if suffix in VIDEO:
-        write_video(job.output, frames, fps, generation.audio, kept_encoding(job.plan, job.crf), metadata)
-    elif suffix in PREVIEW:
-        write_preview(job.output, frames, fps)
-    else:
-        write_png_sequence(job.output, frames, metadata)
 
 
 def write_sheet(job: Job) -> None:
@@ -153,7 +132,7 @@ def load_stage(path: Path) -> tuple[Plan, Generation]:
     return plan, Generation(plan, (tensors,), rng_state=rng_state)
 
 
-def _counted(chunks: Iterator[Tensor], total: int, reporter: Reporter) -> Iterator[Tensor]:
+def _counted(chunks: Iterable[Tensor], total: int, reporter: Reporter) -> Iterator[Tensor]:
     done = 0
     for chunk in chunks:
         done += chunk.shape[0]

@@ -29,6 +29,11 @@ def style_of(given: Mapping[str, Any]) -> Style:
     return "bars" if sys.stderr.isatty() else "lines"
 
 
+def is_watched() -> bool:
+    """Whether somebody sees bars: on a terminal or in a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
 @dataclass
 class Reporter:
     """Follows one generation. Text goes to standard error, JSON events to standard output."""

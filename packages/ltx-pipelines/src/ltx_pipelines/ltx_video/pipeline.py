@@ -80,22 +80,18 @@ class LTXVideoPipeline(Pipeline):
         return find_config(given["pipeline_config"]).networks() | dict(given)
 
     @classmethod
-    def from_pretrained(
-        cls, model: str | Path, loras: Loras = (), distilled_loras: Loras | None = None, **networks: Any
-    ) -> Self:
+    def from_pretrained(cls, model: str | Path | None = None, loras: Loras = (), **networks: Any) -> Self:
         """A pipeline on ``model``: a file, a folder, a hub id, or the YAML file of a pipeline config.
 
         The settings are those of the YAML file, of ``pipeline_config`` in a request, or the published ones that the
         file's name says. ``networks`` as for every pipeline.
         """
         from ltx_pipelines.ltx_video.settings import find_config
-        from ltx_pipelines.running.networks import find_networks, make_ledger
 
-        if Path(str(model)).suffix not in (".yaml", ".yml"):
-            return super().from_pretrained(model, loras, distilled_loras, **networks)
+        if model is None or Path(model).suffix not in (".yaml", ".yml"):
+            return super().from_pretrained(model, loras, **networks)
         config = find_config(model)
-        given = config.networks() | networks
-        pipeline = cls(make_ledger(find_networks(given).files, given), loras)
+        pipeline = super().from_pretrained(None, loras, **(config.networks() | networks))
         pipeline.config = config
         return pipeline
 

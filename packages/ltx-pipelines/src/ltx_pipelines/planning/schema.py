@@ -248,7 +248,8 @@ def _fit_one_of(hints: Sequence[Any], value: Any) -> Any:
         try:
             return fit(hint, value)
         except Misfit as misfit:
-            said += [] if hint is NoneType else [str(misfit)]
+            alone = is_dataclass(hint) and not isinstance(value, Mapping | Sequence)
+            said += [] if hint is NoneType else [words(hint) if alone else str(misfit)]
     raise Misfit(" or ".join(said))
 
 
@@ -418,20 +419,26 @@ def json_type(hint: Any) -> dict[str, Any]:
     return {"type": "object", "properties": parts, "required": needed, "additionalProperties": False}
 
 
-def documented(method: Callable[..., Any], kind: Any) -> Callable[..., Any]:
-    """A method that takes a request, with each of ``kind.fields()`` in its signature and docstring."""
+def documented(method: Callable[..., Any], options: Mapping[str, Option], owner: str) -> Callable[..., Any]:
+    """A method of a class that takes ``options`` by name, each in its signature and docstring."""
+
+    own = [one for one in signature(method).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    unnamed = [one.name for one in own if one.kind is one.POSITIONAL_OR_KEYWORD][1:]
 
     @wraps(method)
-    def call(self: Any, *args: Any, **request: Any) -> Any:
-        return method(self, *args, **request)
+    def call(self: Any, *args: Any, **given: Any) -> Any:
+        if len(args) > len(unnamed):
+            raise UsageError(f"{len(args)} values have no name, expected only {', '.join(unnamed)} without one")
+        for name in unnamed[: len(args)]:
+            if name in given:
+                raise UsageError(f"the {name} is given twice, in front and by name")
+        return method(self, *args, **given)
 
-    options: Mapping[str, Option] = kind.fields()
-    own = [one for one in signature(method).parameters.values() if one.kind is not one.VAR_KEYWORD]
     more = [Parameter(one.name, Parameter.KEYWORD_ONLY, default=one.default) for one in options.values()]
     names = {one.name for one in own}
     call.__signature__ = Signature([*own, *(one for one in more if one.name not in names)])  # type: ignore[attr-defined]
     call.__doc__ = f"{getdoc(method)}\n\nArguments:\n{describe(options)}\n"
-    call.__qualname__ = f"{kind.__qualname__}.{method.__name__}"
+    call.__qualname__ = f"{owner}.{method.__name__}"
     return call
 
 

@@ -38,6 +38,7 @@ from ltx_pipelines.ltx_video.run import LTXVideoRun
 from ltx_pipelines.planning.plan import CarriedKeyframes, Plan, SamplerPlan, StagePlan
 from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.running.conditions import conditioning_items, source_latent
+from ltx_pipelines.running.generation import Frames, Generation
 from ltx_pipelines.running.kept import kept_frames, kept_sound
 from ltx_pipelines.running.stage_inputs import (
     KEYFRAMES,
@@ -70,28 +71,6 @@ class Event:
     def preview(self) -> Tensor | None:
         """The video's x0 prediction of this step ``[B, N, C]``, what a preview is drawn from."""
         return self.results["video"].denoised if "video" in self.results else None
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What a plan made. Latents are those of each stage; frames are decoded when they are pulled, once."""
-
-    plan: Plan
-    stages: tuple[StageResult, ...]  # per stage: video [1, C, F, h, w], audio [1, C, T, M], keyframes [1, C, K, h, w]
-    upsampled: Tensor | None = None  # what the enlarged stage began with [1, C, F, H, W]
-    rng_state: Tensor | None = None  # of the generator after the stages: what a later stage goes on with
-    video: Iterator[Tensor] | None = None  # chunks [f, H, W, 3], float in [0, 1]
-    audio: Audio | None = None
-
-    @property
-    def latents(self) -> Mapping[str, Tensor]:
-        """Of the last stage."""
-        return self.stages[-1]
-
-    @property
-    def generated_keyframes(self) -> Tensor | None:
-        """``[1, C, K, h, w]``, each a clip of its own, of the last stage that carried some on."""
-        return next((stage[KEYFRAMES] for stage in reversed(self.stages) if KEYFRAMES in stage), None)
 
 
 def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Generation | None = None) -> Iterator[Event]:
@@ -247,12 +226,12 @@ def sampler_of(plan: SamplerPlan) -> Sampler:
 
 
 def decode_latents(generation: Generation, run: Run | LTXVideoRun) -> Generation:
-    """The generation with sound, and with frames that are decoded as they are pulled; what is kept is the source's."""
+    """The generation with sound, and with frames that are decoded as they are read; what is kept is the source's."""
     plan, made = generation.plan, decode_streams(generation, run)
     video, audio = made.video, made.audio
     if plan.new_span("video") is not None:
-        single = (frame for chunk in made.video or () for frame in chunk)
-        video = kept_frames(plan, single, run.ledger.scale_factors.time)
+        single = lambda: (frame for chunk in made.video or () for frame in chunk)  # noqa: E731
+        video = Frames(lambda: kept_frames(plan, single(), run.ledger.scale_factors.time))
     if plan.new_span("audio") is not None:
         audio = kept_sound(plan, made.audio)
     return replace(generation, video=video, audio=audio)
@@ -260,7 +239,13 @@ def decode_latents(generation: Generation, run: Run | LTXVideoRun) -> Generation
 
 def decode_streams(generation: Generation, run: Run | LTXVideoRun) -> Generation:
     """The generation with what its latents decode to, cut to the delivered shape; nothing of a source is put back."""
-    video = run.decode(generation.latents["video"]) if "video" in generation.plan.decoded else None
+    state = run.noise.get_state()
+
+    def frames() -> Iterator[Tensor]:
+        run.noise.set_state(state)
+        return run.decode(generation.latents["video"])
+
+    video = Frames(frames) if "video" in generation.plan.decoded else None
     return replace(generation, video=video, audio=decode_sound(generation, run.ledger))
 
 

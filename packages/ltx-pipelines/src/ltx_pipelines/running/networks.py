@@ -19,7 +19,10 @@ from ltx_pipelines.utils.model_ledger import ModelLedger
 MODEL_VARIABLE = "LTX_MODEL"
 OFFLOAD = {"none": "resident", "cpu": "streamed", "disk": "sequential"}
 SPLIT = ("transformer", "text_encoder", "audio_vae", "duration_head")
-PLACEMENT = ("backend", "policy", "offload", "device", "dtype", "quantization", "compile_blocks")
+PLACEMENT = (
+    *("backend", "policy", "offload", "device", "dtype", "quantization", "compile_blocks"),
+    "embedding_cache",
+)
 
 
 def model_name(given: Mapping[str, Any]) -> str:
@@ -80,6 +83,8 @@ def make_ledger(files: ModelFiles, given: Mapping[str, Any]) -> ModelLedger:
         find_backend(backend).check_quantization(given["quantization"])
     chosen = {name: given[name] for name in ("dtype", "quantization", "compile_blocks") if given.get(name)}
     chosen["backend"] = backend
+    if given.get("embedding_cache"):
+        chosen["embedding_cache"] = Path(given["embedding_cache"])
     policy: Any = given.get("policy") or OFFLOAD.get(given.get("offload") or "", "auto")
     return ModelLedger(files, device=checked_device(given.get("device")), policy=policy, **chosen)
 

@@ -70,6 +70,8 @@ class ModelLedger(ModelFacts):
         backend: BackendName | None = None,
     ) -> None:
         super().__init__(files)
+        self._asked: dict[str, Any] = {"dtype": dtype, "device": device, "policy": policy, "quantization": quantization}
+        self._asked |= {"embedding_cache": embedding_cache, "compile_blocks": compile_blocks, "backend": backend}
         self.backend: BackendName = backend or default_backend()
         self.quantization = quantization
         self._dtype, self._device, self._policy = dtype, device, policy
@@ -128,6 +130,11 @@ class ModelLedger(ModelFacts):
     @cached_property
     def _settings(self) -> BuildSettings:
         return replace(self._unplaced, streamed=self.policy == "streamed")
+
+    def moved(self, **changes: Any) -> ModelLedger:
+        """The same model with other settings, this one emptied."""
+        self.release()
+        return ModelLedger(self.files, **{**self._asked, **changes})
 
     @property
     def dtype(self) -> torch.dtype:
