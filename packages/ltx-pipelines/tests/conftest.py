@@ -81,4 +81,5 @@ def here(tmp_path: Path, media_folder: Path, small_model: Path, monkeypatch: pyt
     monkeypatch.chdir(folder)
     monkeypatch.setenv("LTX_MODEL", str(small_model))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where pictures given as values are kept
     return folder
