@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Tests run one process per core; more threads per process only fight each other on small tensors.
 torch.set_num_threads(1)
@@ -21,3 +22,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = chosen
+
+
+# Examples may take as long as a busy machine needs.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
