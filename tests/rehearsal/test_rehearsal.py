@@ -135,16 +135,18 @@ def plan_of(name: str, ledger: ModelLedger, folder: Path) -> Plan:
     return replace(plan, stages=stages)
 
 
-def rehearse(plan: Plan, ledger: ModelLedger) -> dict[str, Any]:
+def rehearse(plan: Plan, ledger: ModelLedger, decode: bool = True) -> None:
     """Run a plan to its last frame and sample; everything stays on ``meta`` and has the shape that was planned."""
     generation = None
-    for event in generate(plan, ledger):
+    for event in generate(plan, ledger, decode=decode):
         generation = event.generation or generation
         for state in event.states.values():
             assert state.latent.is_meta and state.latent.dtype == ledger.dtype
             assert state.positions.is_meta and state.positions.dtype == torch.float32
     assert generation is not None
     assert all(latent.is_meta for stage in generation.stages for latent in stage.values())
+    if not decode:
+        return
     frames = 0
     for chunk in generation.video or ():
         assert chunk.is_meta and tuple(chunk.shape[1:]) == (plan.shape.height, plan.shape.width, 3)
@@ -154,13 +156,17 @@ def rehearse(plan: Plan, ledger: ModelLedger) -> dict[str, Any]:
     if "audio" in plan.decoded:
         assert generation.audio is not None and generation.audio.waveform.is_meta
         assert generation.audio.waveform.shape[0] == 2
-    return {"frames": frames, "audio": generation.audio}
 
 
-@pytest.mark.parametrize("name", sorted(pipelines()))
+#: Pipelines that deliver what a source holds: its frames are on the host, where the decoded ones meet them.
+KEEPING = {"retake", "extend", "v2a-one-stage"}
+ELSEWHERE = {"ltxv"}  # LTX-Video's models, whose text encoder is T5
+
+
+@pytest.mark.parametrize("name", sorted(pipelines().keys() - ELSEWHERE))
 def test_every_pipeline(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with meta_ledger(files(folder, "ltx-2.5-22b"), monkeypatch, dtype="bfloat16") as ledger:
-        rehearse(plan_of(name, ledger, folder), ledger)
+        rehearse(plan_of(name, ledger, folder), ledger, decode=name not in KEEPING)
 
 
 def test_generated_keyframes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +176,7 @@ def test_generated_keyframes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_every_pipeline_has_a_request(folder: Path) -> None:
-    assert requests(folder).keys() == pipelines().keys()
+    assert requests(folder).keys() == pipelines().keys() - ELSEWHERE
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -201,7 +207,7 @@ class NoDouble(TorchDispatchMode):
 def test_without_double_precision(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltx_core.utils.has_doubles", lambda device: device.type == "cpu")
     with meta_ledger(files(folder, "ltx-2.3-22b"), monkeypatch, dtype="float16") as ledger, NoDouble():
-        rehearse(plan_of(name, ledger, folder), ledger)
+        rehearse(plan_of(name, ledger, folder), ledger, decode=name not in KEEPING)
 
 
 @pytest.mark.parametrize("name", ["ti2vid-one-stage", "distilled", "v2a-one-stage"])

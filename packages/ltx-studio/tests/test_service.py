@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -99,14 +100,21 @@ def test_what_a_dead_worker_had_is_made_by_the_next(tmp_path: Path) -> None:
 
     with served(tmp_path) as (address, _):
         store = Store(tmp_path)
-        jobs = [store.add({"prompt": PROMPT, "model": "tiny", "seed": n, **SMALLEST}, "tiny") for n in range(3)]
-        urllib.request.urlopen(f"{address}/v1/models", timeout=5).read()
+        jobs = [store.get(ask(address, seed=n)["id"]) for n in range(3)]
         wait_for(lambda: any(store.get(job.id).status == "in_progress" for job in jobs), 120)
         for pid in workers_of(tmp_path):
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda: all(store.get(job.id).ended for job in jobs), 240)
         assert [store.get(job.id).status for job in jobs] == ["completed"] * 3
         assert sorted(store.get(job.id).attempts for job in jobs) == [1, 1, 2]
+
+
+def ask(address: str, **more: Any) -> dict[str, Any]:
+    """Put a clip into the queue."""
+    body = json.dumps({"prompt": PROMPT, **SMALLEST, **more}).encode()
+    asked = urllib.request.Request(f"{address}/v1/videos", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=90) as answer:
+        return json.load(answer)
 
 
 def workers_of(data: Path) -> list[int]:
