@@ -407,3 +407,34 @@ def test_the_installed_command_ends_with_the_code_of_the_run() -> None:
     began = time.monotonic()
     done = subprocess.run([str(script), "--version"], capture_output=True, text=True, check=False, env=dict(os.environ))
     assert done.returncode == 0 and time.monotonic() > began
+
+
+def test_what_is_there_is_refused_before_anything_is_loaded(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("a.mp4").write_bytes(b"the one before")
+    assert run(["generate", "a bell", "-o", "a.mp4", "-f", "9"]) == 1
+    assert "a.mp4 is there already; choose another name, or replace it with --overwrite" in capfd.readouterr().err
+    assert Path("a.mp4").read_bytes() == b"the one before"
+    assert run([*["generate", "a", "-H", "64", "-W", "64", "-f", "9", "-o", "a.mp4", "--overwrite", "--quiet"]]) == 0
+    assert probe_video("a.mp4").frames == 9
+    long = "n" * 252 + ".mp4"
+    assert run(["generate", "a bell", "-o", long]) == 1 and "has 256 bytes, at most 255" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_being_told_to_end_is_like_ctrl_c(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    from ltx_pipelines.cli.errors import exit_code
+
+    before = signal.getsignal(getattr(signal, name))
+    assert exit_code(lambda: signal.raise_signal(getattr(signal, name))) == 130
+    assert "nothing was left half-written" in capfd.readouterr().err
+    assert signal.getsignal(getattr(signal, name)) is before
+
+
+def test_a_reader_that_goes_away_does_not_cost_the_clip(tmp_path: Path) -> None:
+    line = ["generate", "a", "-H", "64", "-W", "64", "-f", "9", "--json", "-o", "a.mp4"]
+    program = f"import sys\nfrom ltx_pipelines.cli.app import run\nsys.exit(run({line}))"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        process.stdout.close()
+        assert process.wait() == 0
+    assert probe_video(tmp_path / "a.mp4").frames == 9

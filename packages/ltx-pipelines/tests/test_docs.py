@@ -42,7 +42,17 @@ def test_commands_of_cli(here: Path) -> None:
     """They build on each other, so they run in one folder."""
     for line in commands("cli.md"):
         assert run(shlex.split(line)[1:]) == 0, line
-    names = {"demo.mp4", "demo.png", "bell.mp4", "bell.png", "bell-again.mp4", "other.mp4", "draft.mp4", "final.mp4"}
+    names = {
+        "demo.mp4",
+        "demo.png",
+        "bell.mp4",
+        "ring.mp4",
+        "ring.png",
+        "ring-again.mp4",
+        "other.mp4",
+        "draft.mp4",
+        "final.mp4",
+    }
     assert names <= {path.name for path in here.iterdir()}
     assert probe_video(here / "final.mp4").width == 2 * probe_video(here / "draft.mp4").width
 

@@ -146,9 +146,8 @@ class Worker:
         self.store.advance(job.id, "text", 0.0, facts)
         steps = sum(one.steps for one in plan.stages)
         reporter = StudioReporter("quiet", store=self.store, job=job, preview=self._preview(session), steps_total=steps)
-        clip = ClipJob(
-            plan, session.ledger, output, keep_latents=len(plan.stages) > 1 and resume is None, resume=resume
-        )
+        keep = len(plan.stages) > 1 and resume is None
+        clip = ClipJob(plan, session.ledger, output, overwrite=True, keep_latents=keep, resume=resume)
         execute(clip, reporter)
         stage.unlink(missing_ok=True)
         self._pictures(output, plan.has_video)

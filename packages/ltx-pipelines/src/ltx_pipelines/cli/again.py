@@ -18,7 +18,7 @@ CHANGEABLE = (
     *("model", "checkpoint_path", "gemma_root"),
 )
 PLACES = ("backend", "policy", "offload", "device")
-SHARED = ("output", *PLACES, "contact_sheet", "crf", "json", "quiet")
+SHARED = ("output", *PLACES, "contact_sheet", "crf", "overwrite", "json", "quiet")
 FILE = Option("file", File, "", "The clip, or a WAV or PNG made by ltx.", group="Request")
 ABOUT_RERUN = """Make a clip again from the recipe inside it.
 
@@ -65,7 +65,7 @@ def rerun(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.job import Job, execute
 
     output = Path(given.get("output") or free_name(file, "again"))
-    execute(Job(plan, ledger, output, request, contact_sheet=sheet_of(given), crf=given.get("crf")), reporter)
+    execute(Job(plan, ledger, output, request, **written(given)), reporter)
 
 
 def finish(given: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ def finish(given: dict[str, Any]) -> None:
     validate_plan(plan, ledger)
     stem = Path(file.name.removesuffix(".stage1.safetensors")).stem
     output = Path(given.get("output") or free_name(file.with_name(f"{stem}.mp4"), "finished"))
-    execute(Job(plan, ledger, output, contact_sheet=sheet_of(given), crf=given.get("crf"), resume=resume), reporter)
+    execute(Job(plan, ledger, output, resume=resume, **written(given)), reporter)
 
 
 def given_file(given: dict[str, Any]) -> Path:
@@ -121,8 +121,10 @@ def free_name(file: Path, label: str) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def sheet_of(given: dict[str, Any]) -> Path | None:
-    return Path(given["contact_sheet"]) if "contact_sheet" in given else None
+def written(given: dict[str, Any]) -> dict[str, Any]:
+    """How a clip is written, as fields of a job."""
+    sheet = Path(given["contact_sheet"]) if "contact_sheet" in given else None
+    return {"contact_sheet": sheet, "crf": given.get("crf"), "overwrite": bool(given.get("overwrite"))}
 
 
 def _replaced(name: str, changes: dict[str, Any]) -> bool:

@@ -85,7 +85,7 @@ def make_line(line: Line, ledgers: dict[str, ModelLedger], reporter: Reporter) -
     from ltx_pipelines.cli.session import open_session
 
     session = open_session(line.given, pipeline_named(line.pipeline) if line.pipeline else None, share=ledgers)
-    plan = planned(session, line.given, reporter)
+    plan = planned(session, {**line.given, "overwrite": True}, reporter)  # what is there may be this very clip
     output = Path(line.given["output"])
     if is_made(output, plan.to_json()):
         reporter.note(f"{output} is already there", path=str(output))
@@ -93,7 +93,8 @@ def make_line(line: Line, ledgers: dict[str, ModelLedger], reporter: Reporter) -
     from ltx_pipelines.cli.job import Job, execute
 
     request = kept_request(line.given, session, plan)
-    execute(Job(plan, session.ledger, output, request, crf=line.given.get("crf")), reporter)
+    replaces = bool(line.given.get("overwrite"))
+    execute(Job(plan, session.ledger, output, request, crf=line.given.get("crf"), overwrite=replaces), reporter)
 
 
 def is_made(output: Path, plan: str) -> bool:

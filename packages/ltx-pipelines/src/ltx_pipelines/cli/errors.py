@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from ltx_core.errors import LtxError
 from ltx_pipelines.planning.schema import UsageError
@@ -20,7 +23,8 @@ DISTRIBUTION_OF = {"PIL": "pillow", "yaml": "pyyaml"} | {name: name for name in 
 def exit_code(command: Callable[[], None], debug: bool = False) -> int:
     """Run a command; what it raises becomes its exit code and one line, with ``debug`` after the traceback."""
     try:
-        command()
+        with ended_like_ctrl_c():
+            command()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
@@ -35,6 +39,21 @@ def exit_code(command: Callable[[], None], debug: bool = False) -> int:
         _say(describe(error))
         return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+@contextmanager
+def ended_like_ctrl_c() -> Iterator[None]:
+    """Inside, being told to end and losing the terminal raise `KeyboardInterrupt`, where they would have killed."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    main = threading.current_thread() is threading.main_thread()
+    changed = [kind for name in names if main and signal.getsignal(kind := getattr(signal, name)) is signal.SIG_DFL]
+    for kind in changed:
+        signal.signal(kind, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for kind in changed:
+            signal.signal(kind, signal.SIG_DFL)
 
 
 def describe(error: BaseException) -> str:

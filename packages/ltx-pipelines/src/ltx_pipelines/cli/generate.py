@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ENHANCING = ("enhance_prompt", "prompt_enhancer")
 PLACES = (
-    *("output", "json", "quiet", "contact_sheet", "crf", "keep_latents", "first_stage"),
+    *("output", "json", "quiet", "contact_sheet", "crf", "overwrite", "keep_latents", "first_stage"),
     *("backend", "policy", "offload", "device"),
 )
 OTHER_MODELS = "for anything else name a larger model, such as --model Lightricks/LTX-2.3 (`ltx models` lists them)"
@@ -52,6 +52,7 @@ def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
         request=kept_request(given, session, plan),
         contact_sheet=Path(sheet) if sheet else None,
         crf=given.get("crf"),
+        overwrite=bool(given.get("overwrite")),
         keep_latents=first_stage or bool(given.get("keep_latents")),
         first_stage=first_stage,
     )
@@ -61,7 +62,7 @@ def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
 def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> Plan:
     """The validated plan of a session, with a line on what was chosen and what was moved."""
     if "output" in given:
-        check_output(Path(given["output"]), session.pipeline.suffix not in SOUND)
+        check_output(Path(given["output"]), session.pipeline.suffix not in SOUND, bool(given.get("overwrite")))
     plan = session.pipeline.plan(**session.request)
     if given.get("enhance_prompt"):
         plan = plan.with_(prompt=enhanced(session, given, reporter))

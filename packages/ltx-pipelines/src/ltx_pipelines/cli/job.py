@@ -21,7 +21,7 @@ from ltx_pipelines.planning.plan import Plan, plan_from_json
 from ltx_pipelines.running.engine import Event, generate
 from ltx_pipelines.running.generation import Generation, write
 from ltx_pipelines.running.kept import what_is_kept
-from ltx_pipelines.running.output import VIDEO, check_output
+from ltx_pipelines.running.output import VIDEO, check_free, check_output
 from ltx_pipelines.running.recipe import make_recipe
 from ltx_pipelines.utils.media_io import (
     read_audio,
@@ -43,6 +43,7 @@ class Job:
     request: Mapping[str, Any] | None = None
     contact_sheet: Path | None = None
     crf: float | None = None  # of an MP4
+    overwrite: bool = False  # what is there already
     keep_latents: bool = False
     first_stage: bool = False  # stop after it
     resume: Generation | None = None
@@ -52,7 +53,9 @@ def execute(job: Job, reporter: Reporter) -> Path:
     """Run a job to its file. Whatever stops it, no part of a file is left behind."""
     first = replace(job.plan, stages=job.plan.stages[:1])
     delivered = replace(job, plan=first) if job.first_stage else job
-    check_output(delivered.output, delivered.plan.has_video)
+    check_output(delivered.output, delivered.plan.has_video, job.overwrite)
+    if job.contact_sheet is not None:
+        check_free(job.contact_sheet, job.overwrite)
     if job.crf is not None and job.output.suffix.lower() not in VIDEO:
         raise ConfigError(f"crf is for {', '.join(VIDEO)}, not {job.output.name}; leave it out")
     if job.ledger.device.type == "cuda":

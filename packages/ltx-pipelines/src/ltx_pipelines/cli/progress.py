@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 Style = Literal["bars", "lines", "json", "quiet"]
 PHASES = {
@@ -95,8 +96,7 @@ class Reporter:
 
     def emit(self, kind: str, **fields: Any) -> None:
         """One JSON object on standard output."""
-        sys.stdout.write(json.dumps({"event": kind, **fields}) + "\n")
-        sys.stdout.flush()
+        self._send(sys.stdout, json.dumps({"event": kind, **fields}))
 
     def _begin(self, name: str, event: Any) -> None:
         self._close()
@@ -130,8 +130,16 @@ class Reporter:
         if self._bars is not None:
             self._bars.console.print(text, markup=False, highlight=False)
         else:
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+            self._send(sys.stderr, text)
+
+    def _send(self, stream: TextIO, line: str) -> None:
+        """A line, unless its reader has gone away: that costs the report and not the clip."""
+        try:
+            stream.write(line + "\n")
+            stream.flush()
+        except BrokenPipeError:
+            self.style = "quiet"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def human_bytes(count: float) -> str:

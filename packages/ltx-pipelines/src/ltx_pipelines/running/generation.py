@@ -71,10 +71,11 @@ class Generation:
     def save(self, path: str | Path, crf: float | None = None) -> Path:
         """Write it with its recipe: .mp4, .mov, .gif, .webp, .wav for sound alone, or a folder for PNG files.
 
-        ``crf`` is the quality of a video file, 0 lossless. Raises `MediaError` for a name it cannot be written to.
+        A file that is there is replaced. ``crf`` is the quality of a video file, 0 lossless. Raises `MediaError` for a
+        name it cannot be written to.
         """
         path = Path(path).expanduser()
-        check_output(path, self.plan.has_video)
+        check_output(path, self.plan.has_video, overwrite=True)
         write(self, path, self.recipe, crf=crf)
         return path
 

@@ -12,9 +12,17 @@ from ltx_core.errors import MediaError
 VIDEO, PREVIEW, SOUND = (".mp4", ".mov", ".m4v"), (".gif", ".webp"), (".wav",)
 
 
-def check_output(path: Path, has_video: bool) -> None:
-    """Refuse a file name this result cannot be written to."""
+def check_output(path: Path, has_video: bool, overwrite: bool = False) -> None:
+    """Refuse a file name this result cannot be written to, and one that is taken unless ``overwrite``."""
     check_name(path, (*VIDEO, *PREVIEW, "") if has_video else SOUND)
+    check_free(path, overwrite)
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Refuse a name that is taken; an empty folder is not."""
+    taken = any(path.iterdir()) if path.is_dir() else path.exists()
+    if taken and not overwrite:
+        raise MediaError(f"{path} is there already; choose another name, or replace it with --overwrite")
 
 
 def check_name(path: Path, suffixes: Sequence[str]) -> None:
@@ -23,6 +31,9 @@ def check_name(path: Path, suffixes: Sequence[str]) -> None:
         kinds = ", ".join(suffix or "a folder for PNG files" for suffix in suffixes)
         valid = path.with_suffix(suffixes[0]).name
         raise MediaError(f"output is {path.name}, expected {kinds}; nearest valid: {valid}")
+    from ltx_media.files import check_length
+
+    check_length(path)
     if path.suffix and path.is_dir():
         raise MediaError(f"output is {path}, which is a folder, expected a file name")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
