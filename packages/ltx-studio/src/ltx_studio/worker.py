@@ -6,7 +6,6 @@ worker uses no time, and one without a server ends after its clip.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -22,7 +21,6 @@ from ltx_studio.files import Files
 from ltx_studio.store import Job, Store
 
 STAGE_FILE = "clip.stage1.safetensors"
-PREVIEW_SIDE = 192  # pixels
 
 
 class Cancelled(Exception):
@@ -35,7 +33,6 @@ class StudioReporter(Reporter):
 
     store: Store | None = None
     job: Job | None = None
-    preview: Any = None  # event -> JPEG or None
     steps_total: int = 1
     _step_count: int = field(default=0)
 
@@ -46,8 +43,7 @@ class StudioReporter(Reporter):
             raise Cancelled
         if event.step:
             self._step_count += 1
-        picture = self.preview(event) if self.preview is not None and event.step else None
-        self._tell(event.phase, 0.9 * self._step_count / self.steps_total, event, picture)
+        self._tell(event.phase, 0.9 * self._step_count / self.steps_total, event)
 
     def wrote_frames(self, frames: int, total: int) -> None:
         assert self.store is not None and self.job is not None
@@ -59,7 +55,7 @@ class StudioReporter(Reporter):
         if self.job is not None:
             say(self.job.id, "note", text=text)
 
-    def _tell(self, phase: str, progress: float, event: Any = None, picture: bytes | None = None) -> None:
+    def _tell(self, phase: str, progress: float, event: Any = None) -> None:
         assert self.store is not None and self.job is not None
         self.store.advance(self.job.id, phase, min(progress, 1.0))
         facts: dict[str, Any] = {"phase": phase, "progress": round(min(progress, 1.0), 4)}
@@ -67,8 +63,6 @@ class StudioReporter(Reporter):
             elapsed = time.perf_counter() - self.started
             facts |= {"step": event.step, "total": event.total, "stage": event.stage + 1}
             facts["eta"] = round(elapsed / max(progress, 1e-6) * (1 - progress), 1)
-        if picture is not None:
-            facts["preview"] = base64.b64encode(picture).decode()
         say(self.job.id, "progress", **facts)
 
 
@@ -145,7 +139,7 @@ class Worker:
         }
         self.store.advance(job.id, "text", 0.0, facts)
         steps = sum(one.steps for one in plan.stages)
-        reporter = StudioReporter("quiet", store=self.store, job=job, preview=self._preview(session), steps_total=steps)
+        reporter = StudioReporter("quiet", store=self.store, job=job, steps_total=steps)
         keep = len(plan.stages) > 1 and resume is None
         clip = ClipJob(plan, session.ledger, output, overwrite=True, keep_latents=keep, resume=resume)
         execute(clip, reporter)
@@ -153,15 +147,10 @@ class Worker:
         self._pictures(output, plan.has_video)
         return {**facts, "made_in": round(time.perf_counter() - reporter.started, 2), "bytes": output.stat().st_size}
 
-    def _preview(self, session: Any) -> Any:
-        from ltx_studio.previews import previewer
-
-        return previewer(session.ledger, PREVIEW_SIDE)
-
     def _pictures(self, clip: Path, has_video: bool) -> None:
         """A thumbnail and a sheet of frames beside the clip."""
         if has_video:
-            from ltx_studio.previews import write_spritesheet, write_thumbnail
+            from ltx_studio.pictures import write_spritesheet, write_thumbnail
 
             write_thumbnail(clip, clip.with_name("thumbnail.webp"))
             write_spritesheet(clip, clip.with_name("spritesheet.jpg"))

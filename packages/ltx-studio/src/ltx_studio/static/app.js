@@ -147,21 +147,9 @@ async function onEvent(kind, event) {
     const step = event.step ? `, step ${event.step} of ${event.total}` : "";
     const eta = event.eta !== undefined ? `, ${Math.ceil(event.eta)} s left` : "";
     row.querySelector(".hint").textContent = `${event.phase}${step}${eta}`;
-    if (event.preview) preview(row, event.preview);
     return;
   }
   if (kind !== "note") update(await api.get(event.id).catch(() => ({ ...jobs.get(event.id), status: "failed" })));
-}
-
-function preview(row, data) {
-  const image = new Image();
-  image.addEventListener("load", () => {
-    const canvas = row.querySelector("canvas");
-    canvas.width = image.width; canvas.height = image.height;
-    canvas.getContext("2d").drawImage(image, 0, 0);
-    row.dataset.previews = String(Number(row.dataset.previews ?? 0) + 1);
-  });
-  image.src = `data:image/jpeg;base64,${data}`;
 }
 
 function status() {

@@ -1,31 +1,12 @@
-"""Small pictures: of a clip while it is denoised, by a linear map from latents to colours, and of one that is made.
-
-The map is fitted once for each video VAE by least squares on noise-free latents the decoder itself has shown, and kept
-beside the user's other caches; until then there is no preview.
-"""
+"""Small pictures of a clip that is made: its first frame, and frames over its whole length."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 SHEET_FRAMES = 12
-
-
-def jpeg(image: Image.Image, quality: int = 70) -> bytes:
-    """A picture as JPEG."""
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
-def previewer(ledger: Any, side: int) -> Callable[[Any], bytes | None] | None:
-    """What turns an event of the engine into a small JPEG of the middle frame; None where the VAE has no map yet."""
-    return None
 
 
 def frames_of(clip: Path, count: int) -> list[Image.Image]:
