@@ -63,7 +63,6 @@ NOT_ENTERED = {
     "ltx_media.camera.moves": LONG,
     "ltx_media.camera.path": LONG,
     "ltx_media.camera.warp": LONG,
-    "ltx_media.metrics": LONG,
 }
 
 

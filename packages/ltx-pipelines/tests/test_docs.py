@@ -50,6 +50,7 @@ def test_commands_of_cli(here: Path) -> None:
         "ring.png",
         "ring-again.mp4",
         "other.mp4",
+        "apart.png",
         "draft.mp4",
         "final.mp4",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -72,6 +72,24 @@ def write_contact_sheet(
     )
     with replacing(path) as temporary, media_errors(path, "write contact sheet"):
         draw_contact_sheet(sheet).save(temporary, format="PNG")
+
+
+def write_rows(path: str | Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None:
+    """Write a PNG with a row of frames, uint8 ``[H, W, 3]``, under each label. Raises ``MediaError``."""
+    columns = max(len(frames) for _, frames in rows)
+    cell = (PAGE - 2 * MARGIN - (columns - 1) * GAP) // columns
+    heights = [round(cell * frames[0].shape[0] / frames[0].shape[1]) for _, frames in rows]
+    page = Image.new("RGB", (PAGE, 2 * MARGIN + sum(heights) + len(rows) * (CAPTION + GAP) - GAP), BACKGROUND)
+    draw, top = ImageDraw.Draw(page), MARGIN
+    for (label, frames), height in zip(rows, heights, strict=True):
+        draw.text((MARGIN, top), label, INK, _font(17))
+        for index, frame in enumerate(frames):
+            picture = Image.fromarray(np.ascontiguousarray(frame.cpu().numpy()))
+            picture = picture.resize((cell, height), Image.Resampling.LANCZOS)
+            page.paste(picture, (MARGIN + index * (cell + GAP), top + CAPTION))
+        top += height + CAPTION + GAP
+    with replacing(path) as temporary, media_errors(path, "write sheet"):
+        page.save(temporary, format="PNG")
 
 
 def draw_contact_sheet(sheet: ContactSheet) -> Image.Image:
