@@ -35,6 +35,7 @@ FLOOR = {
     "types": 0,
     "errors": 0,
     "textfiles": 0,
+    "fingerprint": 0,
     "precision": 0,
     "utils": 0,
     "optimizations": 0,

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ltx_core import fingerprint as fingerprints
+from ltx_core.fingerprint import fingerprint
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_pipelines.planning.cost import cost_of, measure_forward, tokens_of
 from ltx_pipelines.planning.plan import ImageCondition
-from ltx_pipelines.running import recipe
-from ltx_pipelines.running.recipe import changes_since, fingerprint, make_recipe, plan_of
+from ltx_pipelines.running.recipe import changes_since, make_recipe, plan_of
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
 from ltx_pipelines.utils.media_io import write_png
 
@@ -110,9 +111,9 @@ def test_a_recipe_gives_its_plan_back_and_names_what_changed(pipeline: TI2VidTwo
 def test_fingerprints_see_every_byte_of_small_files_and_samples_of_large_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe, "HEAD", 64)
-    monkeypatch.setattr(recipe, "PIECE", 4)
-    monkeypatch.setattr(recipe, "PIECES", 8)
+    monkeypatch.setattr(fingerprints, "HEAD", 64)
+    monkeypatch.setattr(fingerprints, "PIECE", 4)
+    monkeypatch.setattr(fingerprints, "PIECES", 8)
 
     def changed(size: int, place: int) -> bool:
         data = bytearray(size)

@@ -63,7 +63,7 @@ def run_task(recipe: Recipe, name: str, task: Task) -> bool:
     for report in train(task, settings, folder, accelerator):
         log = log or CsvLog(folder, report.step - 1)
         since.append(report)
-        if report.step % LOG_EVERY == 0 or report.metrics or report.files:
+        if report.step % LOG_EVERY == 0 or report.metrics or report.files or report.non_finite:
             figures = {**mean_figures(since), **report.metrics}
             log.write(report.step, figures)
             draw_curves(folder / "curves.png", read_csv_log(folder / LOG_NAME))

@@ -27,6 +27,7 @@ from ltx_trainer.precomputed import SUFFIX, SUFFIXES, read_record, signature
 EMPTY_CAPTION = f"empty_caption{SUFFIX}"
 DEFAULT_SOURCES = {"latents": "latent_conditions", "conditions": "text_conditions"}
 SIGNATURE_WORKERS = 8
+EDGE = 4096  # bytes of a record that tell it from another
 
 Example = dict[str, Any]  # {key of a source: its record} and ``idx``
 Batch = dict[str, Any]  # the same, collated
@@ -77,6 +78,18 @@ class PrecomputedDataset:
     def signature(self, index: int) -> tuple[Any, ...]:
         """Examples with equal signatures can share a batch."""
         return tuple(signature(self.root / name / path) for name, path in self.examples[index].items())
+
+    def fingerprint(self) -> str:
+        """How many examples, and a digest of their names, sizes and the beginning and end of every file."""
+        digest = hashlib.blake2b(digest_size=8)
+        for example in self.examples:
+            for name, path in example.items():
+                with (self.root / name / path).open("rb") as file:
+                    digest.update(f"{name}/{path}".encode() + file.read(EDGE))
+                    digest.update(str(size := file.seek(0, 2)).encode())
+                    file.seek(max(size - EDGE, 0))
+                    digest.update(file.read(EDGE))
+        return f"{len(self)} examples {digest.hexdigest()}"
 
     def empty_caption(self) -> Mapping[str, Any]:
         """The record of the empty caption, for caption dropout. Raises `ConfigError` where it was not stored."""

@@ -8,6 +8,8 @@ last state goes on bit for bit (one process, CPU, float32), and N processes see 
 
 from __future__ import annotations
 
+import logging
+import math
 import signal
 import threading
 import time
@@ -35,10 +37,22 @@ from ltx_core.precision import resolve_mixed
 from ltx_trainer.draws import Draws, GeneratorDraws, derived_seed
 from ltx_trainer.muon import Muon
 from ltx_trainer.schedules import learning_rate_schedule
-from ltx_trainer.state import TrainingState, latest_state, retain, rng_state, save_state, set_rng_state
+from ltx_trainer.state import (
+    TrainingState,
+    check_unused,
+    checkpoint_files,
+    latest_state,
+    load_state,
+    retain,
+    rng_state,
+    save_state,
+    set_rng_state,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_FOLDER = "checkpoints"
 OWN_STATE = StateDictOptions(ignore_frozen_params=True, strict=False)  # of this process, as it is sharded
@@ -87,6 +101,7 @@ class LoopSettings:
     save_state: str = "full"  # full | minimal | off
     offload_optimizer: bool = False  # keep the optimizer's moments on the CPU during validation
     resume: bool = True
+    overwrite: bool = False  # start anew where another run has left checkpoints, which go
     seed: int = 42
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
 
@@ -104,6 +119,12 @@ class StepReport:
     metrics: Mapping[str, float] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     stopped: bool = False
+
+    @property
+    def non_finite(self) -> str | None:
+        """The first figure of the step that is no finite number."""
+        figures = {**self.losses, "gradient norm": self.grad_norm}
+        return next((f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value)), None)
 
 
 class SharedDraws(GeneratorDraws):
@@ -247,8 +268,7 @@ class _Run:
         self.optimizer = make_optimizer(self.module, settings)
         self.step = 0
         self.ema: dict[str, Tensor] = {}
-        if settings.resume and (state := latest_state(folder / CHECKPOINT_FOLDER)) is not None:
-            self.restore(state)
+        self.start(folder / CHECKPOINT_FOLDER)
         if settings.ema_decay is not None and not self.ema:
             self.ema = {name: tensor.clone() for name, tensor in self.trainable().items()}
 
@@ -262,17 +282,35 @@ class _Run:
         inner = self.accelerator.unwrap_model(self.module)
         return {name: p.detach() for name, p in inner.named_parameters() if p.requires_grad}
 
+    def start(self, folder: Path) -> None:
+        """Go on from the newest state, or begin where no other run has been; says which."""
+        if self.settings.overwrite:
+            if self.accelerator.is_main_process:
+                for path in checkpoint_files(folder):
+                    path.unlink()
+            self.accelerator.wait_for_everyone()
+        found = latest_state(folder) if self.settings.resume else None
+        if found is None:
+            check_unused(folder)
+            logger.info("a new run in %s", self.folder)
+            return
+        state = load_state(found)
+        self.restore(state)
+        without = "" if state.optimizer else ", without the optimizer's moments, which it does not hold"
+        logger.info("resuming from %s%s", found, without)
+
     def restore(self, state: TrainingState) -> None:
-        differing = {
-            key: (state.fingerprint.get(key), value)
-            for key, value in self.settings.fingerprint.items()
-            if state.fingerprint.get(key) != value
-        }
+        known, now = state.fingerprint, self.settings.fingerprint
+        differing = [
+            f"{key} was {known[key]} and is now {now[key]}" for key in now if known.get(key, now[key]) != now[key]
+        ]
         if differing:
-            key, (old, new) = next(iter(differing.items()))
             raise ConfigError(
-                f"cannot resume {self.folder}: {key} was {old!r} and is now {new!r}; choose another output_dir"
+                f"cannot resume {self.folder}: {'; '.join(differing)}. Choose another output_dir, or start anew with "
+                "--overwrite; model.load_checkpoint starts from its weights"
             )
+        if silent := [key for key in now if key not in known]:
+            logger.warning("the state does not say what its %s was: it is not compared", ", ".join(silent))
         trained = self.trainable().keys()
         if missing := [name for name in trained if name not in state.model]:
             raise ConfigError(
@@ -290,9 +328,19 @@ class _Run:
                 {"state": {name: dict(slots) for name, slots in state.optimizer.items()}, "param_groups": groups},
                 options=options,
             )
+            self.forget_slots(state.optimizer)
         live = self.trainable()
         self.ema = {name: placed_like(tensor, live[name]) for name, tensor in state.ema.items()}
         set_rng_state(state.rng)
+
+    def forget_slots(self, kept: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Drop what loading made up: moments of parameters that had received no gradient, and slots they lack."""
+        for name, parameter in self.accelerator.unwrap_model(self.module).named_parameters():
+            slots = self.optimizer.state.get(parameter, {})
+            for slot in [slot for slot in slots if slot not in kept.get(name, {})]:
+                del slots[slot]
+            if not slots:
+                self.optimizer.state.pop(parameter, None)
 
     def collect(self) -> TrainingState:
         """The whole state on the CPU; under sharding every process takes part in gathering it."""
@@ -312,15 +360,29 @@ class _Run:
 
     def save(self) -> tuple[Path, ...]:
         state = self.collect()
+        for name, tensor in {**state.model, **state.ema}.items():
+            if not tensor.isfinite().all():
+                raise self.diverged(f"{name} is no longer finite")
         files: list[Path] = []
         if self.accelerator.is_main_process:
             folder = self.folder / CHECKPOINT_FOLDER
             files += self.task.export(folder, self.step, state.ema or state.model)
             if self.settings.save_state != "off":
                 files.append(save_state(folder, state))
-            retain(folder, self.settings.keep_last_n)
+            retain(folder, self.settings.keep_last_n, self.step)
         self.accelerator.wait_for_everyone()
         return tuple(files)
+
+    def was_skipped(self, report: StepReport) -> bool:
+        """Whether a step of float16 changed nothing, because its gradients overflowed while its scale is found."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and all(map(math.isfinite, report.losses.values())) and scaler.get_scale() >= 1
+
+    def diverged(self, what: str) -> ConfigError:
+        """The error that ends a run before anything that is no number gets into a checkpoint."""
+        kept = checkpoint_files(self.folder / CHECKPOINT_FOLDER)
+        last = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
+        return ConfigError(f"stopped at step {self.step}: {what}; {last}. Try a lower learning_rate or max_grad_norm")
 
     def draws(self, micro_step: int) -> Draws:
         """This process's random numbers of one micro-step; also seeds the global generators (dropout)."""
@@ -420,8 +482,9 @@ def train(
     """Train ``task`` from its newest state in ``folder`` (or from the start) to ``settings.steps``.
 
     Yields a `StepReport` per optimizer step. States and weights are written every ``checkpoint_interval`` steps, at
-    the end, and when SIGINT or SIGTERM asks to stop (then the last report has ``stopped`` set). Raises `ConfigError`
-    for settings that cannot work and `CheckpointError` when a state cannot be written.
+    the end, and when SIGINT or SIGTERM asks to stop (then the last report has ``stopped`` set). A step whose loss or
+    gradients are not finite is the last: it is reported, and nothing is written. Raises `ConfigError` then, for
+    settings that cannot work or are not those of the state, `CheckpointError` when one cannot be read or written.
     """
     from accelerate import Accelerator
 
@@ -438,6 +501,9 @@ def train(
             yield StepReport(0, {}, 0.0, 0.0, 0.0, 0.0, run.validate())
         while run.step < settings.steps:
             report = run.optimizer_step(batches)
+            if (wrong := report.non_finite) and not run.was_skipped(report):
+                yield report
+                raise run.diverged(wrong)
             stopping = run.agreed(stop.is_set())  # asked once: a later signal is for the next step
             last = run.step == settings.steps or stopping
             due = {

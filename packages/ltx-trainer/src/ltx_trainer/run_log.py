@@ -150,13 +150,12 @@ class Logs:
 def figures_of(report: StepReport) -> dict[str, float]:
     """The figures of one optimizer step under their logged names."""
     figures = {f"train/{name}": value for name, value in report.losses.items()}
-    figures |= {
+    return figures | {
         "train/learning_rate": report.learning_rate,
         "train/grad_norm": report.grad_norm,
         "train/step_time": report.seconds,
         "train/data_time": report.data_seconds,
     }
-    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 class LiveView:

@@ -8,6 +8,7 @@ and a JSON header entry ``state`` with the step and the fingerprint of the setti
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,8 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ltx_core.errors import CheckpointError
+from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.safetensors_file import save_tensors
+from ltx_core.textfiles import parse_json
+
+logger = logging.getLogger(__name__)
 
 STATE_NAME = "training_state_step_{step:05d}.safetensors"
 STEP_PATTERN = re.compile(r"step_(\d+)")
@@ -52,10 +56,10 @@ def save_state(folder: Path, state: TrainingState) -> Path:
 
 def load_state(path: Path) -> TrainingState:
     """Read a state file. Raises `CheckpointError` when it is not one."""
+    step, fingerprint = state_header(path)
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}, "rng": {}}
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["state"])
             for key in file.keys():  # noqa: SIM118
                 group, name = key.split(".", 1)
                 groups[group][name] = file.get_tensor(key)
@@ -65,9 +69,20 @@ def load_state(path: Path) -> TrainingState:
     for key, tensor in groups["optimizer"].items():
         name, slot = key.rsplit(".", 1)
         optimizer.setdefault(name, {})[slot] = tensor
-    return TrainingState(
-        header["step"], groups["model"], optimizer, groups["ema"], groups["rng"], header["fingerprint"]
-    )
+    return TrainingState(step, groups["model"], optimizer, groups["ema"], groups["rng"], fingerprint)
+
+
+def state_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Step and fingerprint of a whole state file, without its tensors. Raises `CheckpointError` when it is not one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = parse_json((file.metadata() or {}).get("state", "null"), "state")
+        step, fingerprint = header["step"], header["fingerprint"]
+        if not isinstance(step, int) or not isinstance(fingerprint, dict):
+            raise TypeError("its header names no step")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a training state: {error}") from error
+    return step, fingerprint
 
 
 def step_of(path: Path) -> int:
@@ -81,23 +96,47 @@ def newest(paths: Iterable[Path]) -> list[Path]:
     return sorted((path for path in paths if step_of(path) >= 0), key=step_of, reverse=True)
 
 
-def latest_state(folder: Path) -> TrainingState | None:
-    """The newest readable state in ``folder``; an unreadable one is passed over for the one before it."""
+def latest_state(folder: Path) -> Path | None:
+    """The newest whole state in ``folder``; a damaged one is passed over, with a line, for the one before it.
+
+    Raises `CheckpointError` where there are states and none can be read.
+    """
+    problems = []
     for path in newest(folder.glob("training_state_step_*.safetensors")):
         try:
-            return load_state(path)
-        except CheckpointError:
+            state_header(path)
+        except CheckpointError as error:
+            problems.append(str(error))
             continue
+        for problem in problems:
+            logger.warning("%s; going on from the one before it", problem)
+        return path
+    if problems:
+        hint = "choose another output_dir, or give --overwrite to start anew"
+        raise CheckpointError(f"{folder}: none of {len(problems)} states can be read, first: {problems[0]}; {hint}")
     return None
 
 
-def retain(folder: Path, keep_last_n: int) -> None:
-    """Delete all but the newest ``keep_last_n`` files of each kind; -1 and 0 keep all."""
+def checkpoint_files(folder: Path) -> list[Path]:
+    """States and weights of a run in its folder of checkpoints, newest first."""
+    return newest(folder.glob("*step_*.safetensors"))
+
+
+def check_unused(folder: Path) -> None:
+    """Refuse a folder of checkpoints for a new run where another has left some. Raises `ConfigError`."""
+    if files := checkpoint_files(folder):
+        hint = "a new run needs a new or empty output_dir, or --overwrite, which deletes them"
+        raise ConfigError(f"{folder} holds {len(files)} checkpoints, newest {files[0].name}; {hint}")
+
+
+def retain(folder: Path, keep_last_n: int, step: int) -> None:
+    """Of each kind keep the ``keep_last_n`` newest files up to ``step``, and all later ones; -1 and 0 keep all."""
     if keep_last_n <= 0:
         return
     kinds: dict[str, list[Path]] = {}
-    for path in newest(folder.glob("*step_*.safetensors")):
-        kinds.setdefault(STEP_PATTERN.sub("", path.name), []).append(path)
+    for path in checkpoint_files(folder):
+        if step_of(path) <= step:
+            kinds.setdefault(STEP_PATTERN.sub("", path.name), []).append(path)
     for paths in kinds.values():
         for path in paths[keep_last_n:]:
             path.unlink(missing_ok=True)

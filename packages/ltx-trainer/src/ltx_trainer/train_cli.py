@@ -32,8 +32,11 @@ def print_schema(wanted: bool) -> None:
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file; `--schema` prints what it may hold.")],
     resume: Annotated[
-        Resume, typer.Option(help="Go on from the newest state in the output folder, or start anew.")
+        Resume, typer.Option(help="Go on from the newest state in the output folder, or begin in a new or empty one.")
     ] = "latest",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew in a folder in use; its checkpoints are deleted.")
+    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print the memory the run will need, and stop.")] = False,
     disable_progress_bars: Annotated[
         bool, typer.Option("--disable-progress-bars", help="Print a line now and then instead of a live view.")
@@ -56,7 +59,7 @@ def train(
         from ltx_trainer.run_log import log_to_stderr
         from ltx_trainer.trainer import LtxvTrainer
 
-        trainer = LtxvTrainer(parsed, resume=resume == "latest")
+        trainer = LtxvTrainer(parsed, resume=resume == "latest", overwrite=overwrite)
         log_to_stderr(trainer.accelerator.process_index)
         result = trainer.train(live=not disable_progress_bars)
         if trainer.accelerator.is_main_process:

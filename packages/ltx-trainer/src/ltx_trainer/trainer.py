@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ltx_core.errors import ConfigError
+from ltx_core.fingerprint import fingerprint
 from ltx_core.model.common.memory import peak_bytes
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.precision import Precision, resolve_mixed
@@ -36,7 +38,7 @@ from ltx_trainer.models import (
 )
 from ltx_trainer.run_log import CsvLog, LiveView, Logs, TensorboardLog, WandbLog, figures_of
 from ltx_trainer.sigma_tracker import SigmaLossTracker
-from ltx_trainer.state import latest_state
+from ltx_trainer.state import check_unused, latest_state, state_header
 from ltx_trainer.timestep_samplers import make_timestep_sampler
 from ltx_trainer.training_strategies.config import VideoToVideoConfig
 from ltx_trainer.training_strategies.inputs import Batch
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
+
+CONFIG_NAME = "training_config.yaml"
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,13 @@ class LtxvTrainer:
     refused on construction, as `ConfigError` or `CheckpointError`, before any weight is read.
     """
 
-    def __init__(self, config: TrainerConfig, resume: bool = True) -> None:
-        """``resume`` False starts at step 0 even where the output folder holds a state."""
-        self.config = config
-        self.resume = resume and not config.checkpoints.no_resume
+    def __init__(self, config: TrainerConfig, resume: bool = True, overwrite: bool = False) -> None:
+        """``resume`` False refuses an output folder in use; ``overwrite`` starts anew there, old checkpoints go."""
+        self.config, self.overwrite = config, overwrite
+        self.resume = resume and not overwrite and not config.checkpoints.no_resume
         self.output = Path(config.output_dir)
+        if not overwrite:
+            check_output(self.output, self.resume)
         self.last_files: list[Path] = []  # samples of the last validation
         self.shown_files = self.last_files
         model = config.model
@@ -267,16 +273,36 @@ class LtxvTrainer:
             save_state=config.checkpoints.save_training_state,
             offload_optimizer=config.acceleration.offload_optimizer_during_validation,
             resume=self.resume,
+            overwrite=self.overwrite,
             seed=config.seed,
-            fingerprint=fingerprint(config),
+            fingerprint=self.fingerprint(),
         )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a resumed run must share with the one it continues."""
+        config = self.config
+        values: dict[str, Any] = {
+            "training_mode": config.model.training_mode,
+            "optimizer_type": config.optimization.optimizer_type,
+            "data": self.dataset.fingerprint(),
+            "base model": fingerprint(self.files.model_path),
+            "seed": config.seed,
+            "batch": config.optimization.batch_size * self.accelerator.num_processes,
+            "gradient_accumulation_steps": config.optimization.gradient_accumulation_steps,
+        }
+        if config.lora is not None and config.model.training_mode == "lora":
+            lora = config.lora
+            values |= {"lora.rank": lora.rank, "lora.alpha": lora.alpha, "lora.targets": ", ".join(lora.target_modules)}
+        elif config.model.trainable_modules is not None:
+            values["trainable_modules"] = ", ".join(config.model.trainable_modules)
+        return values
 
     # Running it.
 
     def steps(self) -> Iterator[StepReport]:
         """Train; yields after every optimizer step. The output folder gets its configuration first."""
         if self.accelerator.is_main_process:
-            write_config(self.config, self.output / "training_config.yaml")
+            write_config(self.config, self.output / CONFIG_NAME)
         if self.validates:
             _ = self.samples  # the text encoder and the VAEs are done before the transformer is there
         yield from train(self.task, self.settings, self.output, self.accelerator)
@@ -296,21 +322,21 @@ class LtxvTrainer:
         with LiveView(total, lambda: peak_bytes(device), live=live and main) as view:
             if not main:
                 view.console.quiet = True
-            for report in self.steps():
-                self._log(logs, view, report)
-                weights = next((path for path in report.files if "weights" in path.name), weights)
-                if callback is not None:
-                    callback(report.step, total, self.last_files)
-        result = self._result(report, weights, first, time.monotonic() - started)
-        logs.write(result.step, {"stats/steps_per_second": result.steps_per_second})
-        logs.close()
+            with closing(logs):
+                for report in self.steps():
+                    self._log(logs, view, report)
+                    weights = next((path for path in report.files if "weights" in path.name), weights)
+                    if callback is not None:
+                        callback(report.step, total, self.last_files)
+                result = self._result(report, weights, first, time.monotonic() - started)
+                logs.write(result.step, {"stats/steps_per_second": result.steps_per_second})
         if main and weights is not None and not result.stopped and self.config.hub.push_to_hub:
             push_to_hub(self.config, weights, sorted((self.output / "samples").glob(f"step_{result.step:06d}_*")))
         return result
 
     def _first_step(self) -> int:
         state = latest_state(self.output / CHECKPOINT_FOLDER) if self.resume else None
-        return 0 if state is None else state.step
+        return 0 if state is None else state_header(state)[0]
 
     def _logs(self, first: int) -> Logs:
         if not self.accelerator.is_main_process:
@@ -370,15 +396,15 @@ def lora_settings(config: TrainerConfig) -> LoraSettings:
     return LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.target_modules)
 
 
-def fingerprint(config: TrainerConfig) -> dict[str, Any]:
-    """The settings that a resumed run must share with the one it continues."""
-    values: dict[str, Any] = {
-        "training_mode": config.model.training_mode,
-        "optimizer_type": config.optimization.optimizer_type,
-    }
-    if config.lora is not None and config.model.training_mode == "lora":
-        lora = config.lora
-        values |= {"lora.rank": lora.rank, "lora.alpha": lora.alpha, "lora.targets": ", ".join(lora.target_modules)}
-    elif config.model.trainable_modules is not None:
-        values["trainable_modules"] = ", ".join(config.model.trainable_modules)
-    return values
+def check_output(folder: Path, resume: bool) -> None:
+    """Refuse a folder that holds what a run would bury: files of others, or checkpoints it does not go on from.
+
+    Raises `ConfigError`; `CheckpointError` where there are states to go on from and none can be read.
+    """
+    checkpoints = folder / CHECKPOINT_FOLDER
+    if not resume or latest_state(checkpoints) is None:
+        check_unused(checkpoints)
+        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        if found and CONFIG_NAME not in found:  # with it, a run that was killed before its first checkpoint
+            hint = "a new run needs a new or empty output_dir, or --overwrite, which leaves other files alone"
+            raise ConfigError(f"{folder} holds {len(found)} files of no run, first {found[0]}; {hint}")

@@ -6,26 +6,21 @@ A recipe is a JSON object:
 ``request``   what was asked, by option name, where a command made the clip; lets `ltx rerun` change something
 ``pipeline``  the command that was chosen
 ``versions``  our packages, torch, Python, and the device the clip was made on
-``files``     a fingerprint of every file that was read: weights, adapters, pictures, clips
-
-A fingerprint is ``<bytes>-<digest>``. The digest is BLAKE2b over the size, the first MiB (which holds a safetensors
-header: every name, shape and offset) and 64 evenly spread pieces of 4 KiB. It costs 1.3 MB of reading whatever the size
-of the file, and covers small files whole. Two trained models of one architecture differ in every piece.
+``files``     a fingerprint (`ltx_core.fingerprint`) of every file that was read: weights, adapters, pictures, clips
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ltx_core import __version__
 from ltx_core.errors import ConfigError
+from ltx_core.fingerprint import fingerprint
 from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
     ImageCondition,
@@ -36,7 +31,6 @@ from ltx_pipelines.planning.plan import (
 
 RECIPE_VERSION = 1
 PACKAGES = ("torch", "av")
-HEAD, PIECE, PIECES = 2**20, 4096, 64  # bytes, bytes, number
 
 
 def make_recipe(plan: Plan, request: Mapping[str, Any] | None = None, device: str = "cpu") -> dict[str, Any]:
@@ -98,30 +92,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def fingerprint(path: str | Path) -> str:
-    """The fingerprint of a file, or of the weights, tokenizer and config in a folder."""
-    path = Path(path)
-    if path.is_dir():
-        inside = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json", ".model"))
-        sizes = sum(file.stat().st_size for file in inside)
-        prints = "".join(f"{file.name}={fingerprint(file)};" for file in inside)
-        return f"{sizes}-{hashlib.blake2b(prints.encode(), digest_size=16).hexdigest()}"
-    stat = path.stat()
-    return _fingerprint(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _fingerprint(path: Path, size: int, modified: int) -> str:
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with path.open("rb") as file:
-        digest.update(file.read(HEAD))
-        rest = max(size - HEAD, 0)
-        if rest <= PIECE * PIECES:
-            digest.update(file.read())
-        else:
-            for index in range(PIECES):
-                file.seek(HEAD + (rest - PIECE) * index // (PIECES - 1))
-                digest.update(file.read(PIECE))
-    return f"{size}-{digest.hexdigest()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,8 @@ def draw_curves(path: Path, rows: Iterable[tuple[int, str, float]]) -> None:
 
     curves: dict[str, list[tuple[int, float]]] = {}
     for step, name, value in rows:
-        curves.setdefault(name, []).append((step, value))
+        if math.isfinite(value):
+            curves.setdefault(name, []).append((step, value))
     width, height = PLOT_SIZE
     down = max((len(curves) + 1) // 2, 1)
     sheet = Image.new("RGB", (2 * width, down * height), "white")
