@@ -17,19 +17,22 @@ import torch
 from PIL import Image, ImageCms
 
 from ltx_core.errors import ConfigError, MediaError
-from ltx_core.types import Audio
+from ltx_core.types import Audio, SpatioTemporalScaleFactors, VideoPixelShape
 from ltx_media.audio import read_audio, write_wav
 from ltx_media.color import HDRColorSpace
 from ltx_media.exr import write_exr
-from ltx_media.images import decode_image
+from ltx_media.images import decode_image, write_png
 from ltx_media.pixels import Look
 from ltx_media.source import Wanted, changes_of, normalize_source, sound_changes
 from ltx_media.video import probe_video, read_frames, read_frames_at
 from ltx_media.writer import write_video
 from ltx_pipelines.extend import ExtendPipeline
 from ltx_pipelines.ic_lora import ICLoraPipeline
+from ltx_pipelines.ltx_video.media import read_media, wanted_media
+from ltx_pipelines.ltx_video.size import PaddedSize
 from ltx_pipelines.planning.plan import Plan
 from ltx_pipelines.retake import RetakePipeline
+from ltx_pipelines.running.conditions import attention_mask
 from ltx_pipelines.running.kept import kept_frames, kept_sound, what_is_kept
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.utils.model_ledger import ModelLedger
@@ -619,10 +622,31 @@ def short_reference(folder: Path) -> None:
     assert "clip.mp4: 0.50 s long, the clip is 1.04 s: its rest follows nothing" in plan.notes
 
 
-def followed(path: str, frames: int) -> Plan:
+@kind("attention mask of another rate or length")
+def other_mask(folder: Path) -> None:
+    path, shape = source(folder, 12, fps=30), VideoPixelShape(1, 17, 48, 64, 24.0)  # 0.4 s
+    mask, own = attention_mask(path, shape), torch.stack(list(read_frames(path)))[..., 0] / 255
+    by_time = [min(int(k * 30 / 24 + 0.1), 11) for k in range(17)]
+    assert (mask[0, 0] - own[by_time]).abs().max() < 0.01
+    write_png(folder / "still.png", torch.full((48, 64, 3), 255, dtype=torch.uint8))
+    assert (attention_mask(str(folder / "still.png"), shape) == 1).all()
+    (folder / "clip.mp4").rename(folder / "mask.mp4")
+    plan = followed(source(folder, 17), 17, conditioning_attention_mask=str(folder / "mask.mp4"))
+    assert "mask.mp4: 30 fps sampled by time at 24 fps" in plan.notes
+
+
+@kind("clip for LTX-Video of another rate")
+def slower_clip(folder: Path) -> None:
+    path, shape = source(folder, 24), VideoPixelShape(1, 9, 48, 64, 12.0)
+    frames = read_media(path, wanted_media(PaddedSize.of(shape, SpatioTemporalScaleFactors.default())))
+    assert torch.equal(frames, torch.stack(list(read_frames(path)))[: 2 * len(frames) : 2])
+    assert dict(changes_of(probe_video(path), wanted(fps=12)))["rate"] == "24 fps sampled by time at 12 fps"
+
+
+def followed(path: str, frames: int, **request) -> Plan:
     adapter = str(TINY_CHECKPOINT / "ic-lora-tiny.safetensors")
     sizes = {"height": 128, "width": 128, "num_frames": frames}
-    return ICLoraPipeline(ledger(), [adapter]).plan(prompt="x", video_conditioning=[(path, 1.0)], **sizes)
+    return ICLoraPipeline(ledger(), [adapter]).plan(prompt="x", video_conditioning=[(path, 1.0)], **sizes, **request)
 
 
 def test_the_document_lists_what_is_tested() -> None:

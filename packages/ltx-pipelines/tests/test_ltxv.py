@@ -33,7 +33,16 @@ from ltx_core.sampling.velocity import TokenLevelSampler, VelocityDenoiser
 from ltx_core.types import LatentState, SpatioTemporalScaleFactors, VideoPixelShape
 from ltx_pipelines.cli.app import run as ltx
 from ltx_pipelines.ltx_video import run as ltx_video_run
-from ltx_pipelines.ltx_video.media import blur, crop, crop_to_aspect, load_condition, load_source, pad
+from ltx_pipelines.ltx_video.media import (
+    blur,
+    crop,
+    crop_to_aspect,
+    load_condition,
+    load_source,
+    pad,
+    read_media,
+    wanted_media,
+)
 from ltx_pipelines.ltx_video.noise import SeededNoise
 from ltx_pipelines.ltx_video.pipeline import LTXVideoPipeline
 from ltx_pipelines.ltx_video.run import LTXVideoRun
@@ -629,7 +638,7 @@ def _with_texts(pipeline: LTXVideoPipeline, ledger: ModelLedger) -> LTXVideoPipe
 
 
 def padded_size(height: int, width: int, frames: int) -> PaddedSize:
-    return PaddedSize.of(VideoPixelShape(1, frames, height, width, 30.0), FACTORS)
+    return PaddedSize.of(VideoPixelShape(1, frames, height, width, 24.0), FACTORS)
 
 
 class TestMedia:
@@ -660,18 +669,36 @@ class TestMedia:
 
     def test_clips_are_cut_to_what_fits(self, clip: Path) -> None:
         size = padded_size(40, 60, 15)  # 17 frames of 64 x 64
-        assert load_condition(clip, size, 0, FACTORS).shape == (1, 3, 17, 64, 64)
-        assert load_condition(clip, size, 8, FACTORS).shape[2] == 9
-        assert load_condition(clip, size, 10, FACTORS).shape[2] == 1
-        video = load_condition(clip, size, 16, FACTORS)
+
+        def load(start: int) -> torch.Tensor:
+            return load_condition(str(clip), size, wanted_media(size, start), FACTORS)
+
+        assert load(0).shape == (1, 3, 17, 64, 64)
+        assert load(8).shape[2] == 9
+        assert load(10).shape[2] == 1
+        video = load(16)
         assert video.shape[2] == 1 and video[..., :12, :].abs().max() == 0 and video[..., 12:52, 2:62].abs().min() > 0
 
     def test_sources_are_filled_with_their_last_frame(self, clip: Path) -> None:
-        source = load_source(clip, padded_size(40, 60, 20))
+        size = padded_size(40, 60, 20)
+        source = load_source(str(clip), size, wanted_media(size))
         assert source.shape == (1, 3, 25, 64, 64)
         assert torch.equal(source[:, :, 19], source[:, :, 24])
-        with pytest.raises(MediaError, match="holds 20 frames, expected at least num_frames, 21"):
-            load_source(clip, padded_size(40, 60, 21))
+
+    def test_clips_are_taken_by_time_and_said(self, ledger: ModelLedger, clip: Path) -> None:
+        plan = pipeline_on(ledger, PLAIN_BASE).plan(**asked(images=[(str(clip), 0, 1.0)], frame_rate=12))
+        assert plan.notes == (
+            "clip.mp4: 60 x 40 scaled and cropped to 64 x 32",
+            "clip.mp4: 24 fps sampled by time at 12 fps",
+        )
+        size = padded_size(40, 60, 17)
+        size = PaddedSize(size.asked._replace(fps=12.0), size.padded._replace(fps=12.0))
+        slow = read_media(str(clip), wanted_media(size))
+        assert torch.equal(slow, torch.stack(list(read_frames(clip)))[::2])
+        sampling = replace(PLAIN, num_inference_steps=10, skip_initial_inference_steps=8)
+        pipeline = pipeline_on(ledger, replace(BASE, passes=(sampling,), sampler="uniform"))
+        with pytest.raises(MediaError, match=r"lasts 10 frames at 12 fps, expected at least num_frames, 17"):
+            pipeline.plan(**asked(input_media_path=str(clip), frame_rate=12))
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ import torch
 from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.waveform import to_stereo
 from ltx_core.types import Audio, SpatioTemporalScaleFactors
-from ltx_media.fit import resize_and_center_crop, resize_and_crop, to_model_input
+from ltx_media.fit import resize_and_crop, to_signed
 from ltx_trainer.config import InvalidConfig, parse_config
 from ltx_trainer.datasets import PrecomputedDataset, collate
 from ltx_trainer.precomputed import read_record
 from ltx_trainer.processing.buckets import parse_buckets, select_bucket
 from ltx_trainer.processing.captions import parse_answer, prompt_of, remove_opening
-from ltx_trainer.processing.masks import audio_mask, image_mask, kept_frames, reference_frames, video_mask
+from ltx_trainer.processing.masks import audio_mask, image_mask, kept_frames, video_mask
 from ltx_trainer.processing.metadata import column_roles, output_stem, read_rows
 from ltx_trainer.processing.tiles import encode_in_tiles
 from tests.golden.case import Case, assert_close
@@ -180,12 +180,17 @@ def bucket_selection(case: Case) -> dict[str, torch.Tensor]:
 def resize_crop(case: Case) -> dict[str, torch.Tensor]:
     size = case.args["target_height"], case.args["target_width"]
     frames = case.inputs["frames"]
-    fitted = resize_and_center_crop(frames, *size)
+    fitted = fitted_signed(frames, *size)
     if "out.frames" in case.tensors:
-        return {"out.frames": fitted}
+        return {"out.frames": (fitted + 1) / 2}
     middle = resize_and_crop(frames, *size)
     middle = middle if case.tensors["mid.resized_cropped"].ndim == 4 else middle[0]
-    return {"mid.resized_cropped": middle, "out.model_input": to_model_input(fitted)}
+    return {"mid.resized_cropped": middle, "out.model_input": fitted.movedim(0, 1)}
+
+
+def fitted_signed(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Frames in [0, 1] as media are fitted: as codes, then in [-1, 1]."""
+    return to_signed(resize_and_crop(frames * 255, height, width).clamp(0, 255))
 
 
 def temporal_subsample(case: Case) -> dict[str, torch.Tensor]:
@@ -197,8 +202,10 @@ def reference_preparation(case: Case) -> dict[str, torch.Tensor]:
     args, scale = case.args, case.args["downscale_factor"]
     size = args["target_height"] // scale, args["target_width"] // scale
     factors = SpatioTemporalScaleFactors.default()
-    pixels = reference_frames(case.inputs["frames"], *size, args["temporal_scale_factor"], factors)
-    return {"out.pixels": pixels.movedim(0, 1), "out.preprocessed": to_model_input(pixels)[None]}
+    frames = case.inputs["frames"]
+    kept = kept_frames(factors.snap_frames(len(frames)), args["temporal_scale_factor"])
+    signed = fitted_signed(frames, *size)[kept].movedim(0, 1)
+    return {"out.pixels": (signed + 1) / 2, "out.preprocessed": signed[None]}
 
 
 def tiled_encode(case: Case) -> dict[str, torch.Tensor]:

@@ -70,16 +70,6 @@ def resize_and_crop(
     return frames[..., top : top + height, left : left + width]
 
 
-def resize_and_center_crop(frames: Tensor, height: int, width: int) -> Tensor:
-    """``[N, 3, h, w]`` brought to ``height x width``, still in [0, 1]."""
-    return resize_and_crop(frames, height, width).clamp(0, 1)
-
-
-def to_model_input(frames: Tensor) -> Tensor:
-    """Frames ``[F, 3, H, W]`` in [0, 1] as the encoder takes them: ``[3, F, H, W]`` in [-1, 1]."""
-    return frames.mul(2).sub(1).movedim(0, 1)
-
-
 def _resize(pictures: Tensor, height: int, width: int) -> Tensor:
     if pictures.shape[-2:] == (height, width):
         return pictures

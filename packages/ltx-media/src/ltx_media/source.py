@@ -24,8 +24,8 @@ SAME_RATE = 1e-3  # relative difference of frame rates that counts as none
 class Wanted:
     """What a task wants of a clip or picture."""
 
-    height: int  # pixels
-    width: int
+    height: int | None  # pixels; None: as the file has it
+    width: int | None
     frames: int | None = None  # at most
     fps: float | None = None  # None: as the file has it, evenly spaced
     start: float = 0.0  # seconds
@@ -112,9 +112,11 @@ def load_video(
     return normalize_source(path, wanted).video
 
 
-def load_mask_video(path: str | Path, height: int, width: int, max_frames: int | None = None) -> Tensor:
-    """A grey clip as float32 ``[1, 1, F, height, width]`` in [0, 1], fitted like ``load_video``."""
-    return (load_video(path, height, width, max_frames).mean(1, keepdim=True) + 1) / 2
+def load_mask_video(
+    path: str | Path, height: int, width: int, max_frames: int | None = None, fps: float | None = None
+) -> Tensor:
+    """A grey clip as float32 ``[1, 1, F, height, width]`` in [0, 1], fitted like ``load_video``, taken by time."""
+    return (normalize_source(path, Wanted(height, width, max_frames, fps)).video.mean(1, keepdim=True) + 1) / 2
 
 
 def changes_of(info: VideoInfo, wanted: Wanted) -> tuple[Change, ...]:
@@ -128,9 +130,10 @@ def changes_of(info: VideoInfo, wanted: Wanted) -> tuple[Change, ...]:
         changes.append(Change("colour", f"HDR ({info.transfer}) tone-mapped to SDR"))
     if info.transparent:
         changes.append(Change("background", f"transparent parts filled with {wanted.background}"))
-    if (info.height, info.width) != (wanted.height, wanted.width):
-        verb = "continued by its mirror image" if wanted.fit == "mirror" else _resized(info, wanted)
-        changes.append(Change("size", f"{info.width} x {info.height} {verb} to {wanted.width} x {wanted.height}"))
+    size = wanted.height or info.height, wanted.width or info.width
+    if (info.height, info.width) != size:
+        verb = "continued by its mirror image" if wanted.fit == "mirror" else _resized(info, *size)
+        changes.append(Change("size", f"{info.width} x {info.height} {verb} to {size[1]} x {size[0]}"))
     rate = sampling_rate(info, wanted.fps)
     if rate is not None:
         before = "frames of varying length" if info.variable_rate else f"{float(info.fps):.5g} fps"
@@ -171,7 +174,7 @@ def _fitted(frame: Tensor, wanted: Wanted) -> Tensor:
 
 
 def _fit(frame: Tensor, wanted: Wanted) -> Tensor:
-    size = wanted.height, wanted.width
+    size = wanted.height or frame.shape[2], wanted.width or frame.shape[3]
     if wanted.fit == "cover":
         return resize_and_crop(frame, *size, crop=wanted.at)
     return reflect_pad_fit(frame, *size) if wanted.fit == "mirror" else center_crop_fit(frame, *size)
@@ -185,6 +188,6 @@ def _exr(path: str | Path, wanted: Wanted) -> Tensor:
     return torch.stack(codes, 2)
 
 
-def _resized(info: VideoInfo, wanted: Wanted) -> str:
-    aspect = info.width * wanted.height / (info.height * wanted.width)
-    return "scaled" if abs(aspect - 1) * min(wanted.height, wanted.width) < 1 else "scaled and cropped"
+def _resized(info: VideoInfo, height: int, width: int) -> str:
+    aspect = info.width * height / (info.height * width)
+    return "scaled" if abs(aspect - 1) * min(height, width) < 1 else "scaled and cropped"

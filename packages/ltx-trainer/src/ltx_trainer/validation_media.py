@@ -23,14 +23,13 @@ from ltx_core.model.video_vae.video_vae import VideoDecoder
 from ltx_core.types import Audio, AudioLatentShape, VideoPixelShape
 from ltx_media.audio import fit_duration, read_audio, write_wav
 from ltx_media.contact_sheet import write_contact_sheet
-from ltx_media.fit import resize_and_center_crop, resize_and_crop, to_model_input
-from ltx_media.images import decode_image, is_image, write_png
-from ltx_media.source import Wanted, changes_of, source_frames
-from ltx_media.video import probe_video
+from ltx_media.fit import resize_and_crop
+from ltx_media.images import is_image, write_png
+from ltx_media.source import Wanted, normalize_source
 from ltx_media.writer import write_video
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.precomputed import read_record
-from ltx_trainer.processing.masks import audio_mask, image_mask, reference_frames, video_mask
+from ltx_trainer.processing.masks import audio_mask, image_mask, kept_frames, video_mask
 from ltx_trainer.validation_config import (
     SampleAudioToVideo,
     SampleCondition,
@@ -115,7 +114,7 @@ class Studio:
             return self._encode_audio(condition, shape)
         frames = condition_frames(condition, shape, self.files)
         with self.network("video_encoder") as encoder:
-            video = to_model_input(frames).to(self.device, self.dtype)[None]
+            video = frames.movedim(0, 1).to(self.device, self.dtype)[None]
             latent = encoder(video).cpu()
         factors = self.files.scale_factors()
         mask = None
@@ -180,40 +179,40 @@ class Studio:
 
 
 def condition_frames(condition: SampleCondition, shape: VideoPixelShape, files: ModelFiles) -> Tensor:
-    """The frames ``[F, 3, H, W]`` in [0, 1] of a video condition, cut to whole latent frames."""
+    """The frames ``[F, 3, H, W]`` in [-1, 1] of a video condition, cut to whole latent frames."""
     path: str = getattr(condition, "image_or_video", None) or getattr(condition, "video", None) or ""
     factors, count = files.scale_factors(), shape.frames
     if isinstance(condition, SampleFirstFrame):
         count = 1
     elif isinstance(condition, SamplePrefix) and condition.num_frames is not None:
         count = min(condition.num_frames, count)
-    frames = read_planes(path, count, shape.fps)
-    for change in changes_of(probe_video(path), Wanted(shape.height, shape.width, count, shape.fps)):
-        logger.info("%s: %s", path, change.how)
-    if isinstance(condition, SampleReference):
-        scale, factor = condition.downscale_factor, condition.temporal_scale_factor
-        return reference_frames(frames, shape.height // scale, shape.width // scale, factor, factors)
+    scale = condition.downscale_factor if isinstance(condition, SampleReference) else 1
+    frames = fitted_frames(path, Wanted(shape.height // scale, shape.width // scale, count, shape.fps, fit="cover"))
     whole = isinstance(condition, SampleMask | SampleVideoToAudio) or condition.type == "spatial_crop"
     if whole and len(frames) < shape.frames:
         raise MediaError(f"{path}: it holds {len(frames)} frames, {condition.type} needs {shape.frames}")
-    return resize_and_center_crop(frames[: factors.snap_frames(len(frames))], shape.height, shape.width)
+    frames = frames[: factors.snap_frames(len(frames))]
+    if isinstance(condition, SampleReference):
+        return frames[kept_frames(len(frames), condition.temporal_scale_factor)]
+    return frames
 
 
-def read_planes(path: str | Path, count: int, fps: float) -> Tensor:
-    """At most ``count`` frames ``[F, 3, H, W]`` in [0, 1], taken by time at ``fps``."""
-    frames = source_frames(probe_video(path), fps, count)
-    return torch.stack([frame.permute(2, 0, 1).float() / 255 for frame in frames])
+def fitted_frames(path: str | Path, wanted: Wanted) -> Tensor:
+    """Frames of a file as wanted, ``[F, 3, H, W]`` in [-1, 1]; what was changed is logged."""
+    source = normalize_source(path, wanted)
+    for change in source.changes:
+        logger.info("%s: %s", path, change.how)
+    return source.video[0].movedim(1, 0)
 
 
 def read_video_mask(path: Path, shape: VideoPixelShape, grid: tuple[int, int, int], files: ModelFiles) -> Tensor:
     """A mask file on the latent grid ``[F, H, W]``."""
     factors = files.scale_factors()
     if is_image(path):
-        grey = decode_image(path).float().mean(dim=-1)[None, None] / 255
-        return image_mask(resize_and_crop(grey, shape.height, shape.width).clamp(0, 1)[0, 0], grid, factors)
-    frames = resize_and_crop(
-        read_planes(path, shape.frames, shape.fps).mean(dim=1, keepdim=True), shape.height, shape.width, mode="nearest"
-    )
+        picture = fitted_frames(path, Wanted(shape.height, shape.width, 1, fit="cover"))
+        return image_mask((picture[0].mean(dim=0) + 1) / 2, grid, factors)
+    stored = (fitted_frames(path, Wanted(None, None, shape.frames, shape.fps)) + 1) / 2
+    frames = resize_and_crop(stored.mean(dim=1, keepdim=True), shape.height, shape.width, mode="nearest")
     return video_mask(torch.cat((frames[:1].expand(factors.time - 1, -1, -1, -1), frames)), grid, factors)
 
 
@@ -243,10 +242,9 @@ def shown_references(sample: ValidationSample, shape: VideoPixelShape) -> dict[i
     shown = {}
     for index, condition in enumerate(sample.conditions):
         if isinstance(condition, SampleReference) and condition.include_in_output and condition.video is not None:
-            frames = resize_and_center_crop(
-                read_planes(condition.video, shape.frames, shape.fps), shape.height, shape.width
-            )
-            shown[index] = (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+            wanted = Wanted(shape.height, shape.width, shape.frames, shape.fps, fit="cover")
+            frames = normalize_source(condition.video, wanted).video[0]
+            shown[index] = ((frames + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
     return shown
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltx_core.errors import MediaError
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_media.fit import to_signed
-from ltx_media.images import is_image
+from ltx_media.source import Wanted, normalize_source
 from ltx_pipelines.ltx_video.size import PaddedSize
-from ltx_pipelines.utils.media_io import decode_image, read_frames, recompress_image
+from ltx_pipelines.utils.media_io import recompress_image
 
 CRF = 29  # of the H.264 pass every conditioning picture goes through
 BLUR = (0.27406862, 0.45186276, 0.27406862)  # Gaussian of deviation 1 pixel on three taps
@@ -42,25 +41,29 @@ def resize_video(video: Tensor, height: int, width: int) -> Tensor:
     return frames.unflatten(0, (video.shape[0], -1)).transpose(1, 2)
 
 
-def load_condition(path: str | Path, size: PaddedSize, start_frame: int, factors: SpatioTemporalScaleFactors) -> Tensor:
+def wanted_media(size: PaddedSize, start_frame: int = 0, background: str = "black") -> Wanted:
+    """A picture or clip at the time and size of the clip that shows it from ``start_frame`` on."""
+    frames, asked = max(size.padded.frames - start_frame, 1), size.asked
+    return Wanted(asked.height, asked.width, frames, asked.fps, background=background)
+
+
+def load_condition(path: str, size: PaddedSize, wanted: Wanted, factors: SpatioTemporalScaleFactors) -> Tensor:
     """A picture or clip as a condition ``[1, 3, f, padded H, padded W]`` in [-1, 1].
 
-    A clip is cut to the 8k+1 frames that fit behind ``start_frame``. Raises ``MediaError``.
+    A clip is cut to 8k+1 frames. Raises ``MediaError``.
     """
-    frames = read_media(path, max(size.padded.frames - start_frame, 1))
+    frames = read_media(path, wanted)
     frames = frames[: factors.snap_frames(len(frames))]
     height, width = size.asked.height, size.asked.width
     return pad(resize_video(soften(crop_to_aspect(frames, height / width)), height, width), size)
 
 
-def load_source(path: str | Path, size: PaddedSize) -> Tensor:
+def load_source(path: str, size: PaddedSize, wanted: Wanted) -> Tensor:
     """A clip to start from, ``[1, 3, padded frames, padded H, padded W]`` in [-1, 1]; its last frame fills the rest.
 
-    Raises ``MediaError`` for a clip shorter than the request.
+    Raises ``MediaError``.
     """
-    frames, height, width = read_media(path, size.padded.frames), size.asked.height, size.asked.width
-    if len(frames) < size.asked.frames:
-        raise MediaError(f"{path}: it holds {len(frames)} frames, expected at least num_frames, {size.asked.frames}")
+    frames, height, width = read_media(path, wanted), size.asked.height, size.asked.width
     frames = crop_to_aspect(frames, height / width)
     video = soften(torch.stack([shrink(frame, height, width) for frame in frames]))
     video = pad(resize_video(video, height, width), size)
@@ -68,11 +71,10 @@ def load_source(path: str | Path, size: PaddedSize) -> Tensor:
     return torch.cat((video, video[:, :, -1:].expand(-1, -1, missing, -1, -1)), 2) if missing else video
 
 
-def read_media(path: str | Path, max_frames: int) -> Tensor:
-    """uint8 frames ``[f, h, w, 3]`` of a clip; one of a picture."""
-    if is_image(path):
-        return decode_image(path)[None]
-    return torch.stack(list(read_frames(path, max_frames=max_frames)))
+def read_media(path: str, wanted: Wanted) -> Tensor:
+    """uint8 frames ``[f, h, w, 3]`` of a clip, at its own size; one of a picture."""
+    video = normalize_source(path, replace(wanted, height=None, width=None)).video
+    return ((video[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
 
 
 def crop_to_aspect(frames: Tensor, aspect: float) -> Tensor:

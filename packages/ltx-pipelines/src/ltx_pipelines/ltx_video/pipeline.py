@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from ltx_core.errors import ConditioningError, ConfigError
+from ltx_core.errors import ConditioningError, ConfigError, MediaError
 from ltx_core.types import VideoLatentShape, VideoPixelShape
 from ltx_pipelines.ltx_video.size import PaddedSize
 from ltx_pipelines.pipeline import SIZE, TIME, Loras, Pipeline
@@ -26,6 +26,7 @@ from ltx_pipelines.planning.schema import File, UsageError
 from ltx_pipelines.request import Request, condition, sampling
 
 if TYPE_CHECKING:
+    from ltx_media.video import VideoInfo
     from ltx_pipelines.ltx_video.schedule import SchedulerConfig
     from ltx_pipelines.ltx_video.settings import LTXVConfig, Sampling
 
@@ -51,7 +52,7 @@ class LTXVideoPipeline(Pipeline):
     An image may also be a clip, shown from its frame on; it is prepared like the training data.
     """
 
-    accepts = frozenset({"prompt", "negative_prompt", "seed", "snap", "images"}) | SIZE | TIME
+    accepts = frozenset({"prompt", "negative_prompt", "seed", "snap", "images", "background"}) | SIZE | TIME
     uses = Pipeline.uses | {"spatial_upsampler", "keep_latents", "first_stage"}
     usual: ClassVar[Mapping[str, Any]] = {
         "height": 704,
@@ -171,7 +172,21 @@ class LTXVideoPipeline(Pipeline):
         for image in request.images:
             if image.crf is not None or image.as_keyframe:
                 raise UsageError("images have neither a CRF nor a kind with LTX-Video, expected file, frame, strength")
-            check_frame(image, self.probe(image.path).frames, size, self.ledger.scale_factors.time)
+            clip = self.probe(image.path)
+            check_frame(image, shown_frames(clip, size), size, self.ledger.scale_factors.time)
+        if (source := request.input_media_path) is not None:
+            frames, asked = shown_frames(self.probe(source), size), size.asked
+            if frames < asked.frames:
+                lasts = f"it lasts {frames} frames at {asked.fps:g} fps"
+                raise MediaError(f"{source}: {lasts}, expected at least num_frames, {asked.frames}")
+
+
+def shown_frames(clip: VideoInfo, size: PaddedSize) -> int:
+    """How many frames of a clip are shown at the rate that is asked for."""
+    from ltx_media.source import sampling_rate
+
+    rate = sampling_rate(clip, size.asked.fps)
+    return clip.frames if rate is None else round(clip.duration * rate)
 
 
 def check_frame(image: ImageCondition, frames: int, size: PaddedSize, step: int) -> None:

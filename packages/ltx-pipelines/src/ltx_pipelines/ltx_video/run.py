@@ -21,7 +21,7 @@ from ltx_core.model.video_vae.video_vae import DecodeConditioning
 from ltx_core.networks import Contexts, Transformer, VideoDecoder, VideoEncoder
 from ltx_core.sampling.velocity import TokenLevelSampler, VelocityDenoiser
 from ltx_core.types import LatentState, VideoLatentShape
-from ltx_pipelines.ltx_video.media import crop, load_condition, load_source, resize_video
+from ltx_pipelines.ltx_video.media import crop, load_condition, load_source, resize_video, wanted_media
 from ltx_pipelines.ltx_video.noise import SeededNoise
 from ltx_pipelines.ltx_video.size import PaddedSize
 from ltx_pipelines.planning.plan import ImageCondition, Plan, StagePlan
@@ -84,7 +84,8 @@ class LTXVideoRun:
         stream, grid, like = stage.streams["video"], tools.target_shape, self._like
         source = inputs.latents.get("video")
         if stream.start == "source":
-            source = self.encode(load_source(self.plan.sources["video"].path, self.size), stage)
+            wanted = wanted_media(self.size, background=self.plan.background)
+            source = self.encode(load_source(self.plan.sources["video"].path, self.size, wanted), stage)
         latent = tools.patchifier.unpatchify(
             self.noise.draw("initial", (1, grid.token_count, grid.channels), like), grid
         )
@@ -107,7 +108,8 @@ class LTXVideoRun:
     def _place(self, condition: ImageCondition, stage: StagePlan, latent: Tensor, strengths: Tensor) -> Tensor | None:
         """Blend what of a condition lies in the grid into ``latent``; returns the latents that stand outside."""
         factors, start, strength = self.ledger.scale_factors, condition.frame_idx, condition.strength
-        encoded = self.encode(load_condition(condition.path, self.size, start, factors), stage)
+        wanted = wanted_media(self.size, start, self.plan.background)
+        encoded = self.encode(load_condition(condition.path, self.size, wanted, factors), stage)
         leading = LEADING_LATENTS if start else 0
         inside, first = encoded[:, :, leading:], start // factors.time + leading
         if inside.shape[2]:

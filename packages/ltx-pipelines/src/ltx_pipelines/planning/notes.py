@@ -7,8 +7,10 @@ from pathlib import Path
 
 from ltx_media.audio import probe_sound
 from ltx_media.exr import is_exr
-from ltx_media.source import Change, changes_of, sound_changes
+from ltx_media.source import Change, Wanted, changes_of, sound_changes
 from ltx_media.video import VideoInfo, probe_video
+from ltx_pipelines.ltx_video.media import wanted_media
+from ltx_pipelines.ltx_video.size import PaddedSize
 from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
     Condition,
@@ -32,6 +34,9 @@ def notes_of(plan: Plan, ledger: ModelLedger) -> tuple[str, ...]:
 
 
 def _changes(plan: Plan, ledger: ModelLedger) -> Iterator[tuple[str, tuple[Change, ...]]]:
+    if plan.ltx_video is not None:
+        yield from _of_ltx_video(plan, ledger)
+        return
     for stage, condition in plan.conditions():
         yield from _of_condition(condition, stage, plan, ledger)
     for name, source in plan.sources.items():
@@ -44,6 +49,15 @@ def _changes(plan: Plan, ledger: ModelLedger) -> Iterator[tuple[str, tuple[Chang
             yield source.path, (*said, *_of_source(clip, plan.stages[-1]))
 
 
+def _of_ltx_video(plan: Plan, ledger: ModelLedger) -> Iterator[tuple[str, tuple[Change, ...]]]:
+    assert plan.ltx_video is not None
+    size = PaddedSize.of(plan.ltx_video.asked, ledger.scale_factors)
+    given = [(source.path, 0) for source in plan.sources.values()]
+    images = (condition for _, condition in plan.conditions() if isinstance(condition, ImageCondition))
+    for path, start in [*given, *((image.path, image.frame_idx) for image in images)]:
+        yield path, changes_of(probe_video(path), wanted_media(size, start, plan.background))
+
+
 def _of_condition(
     condition: Condition, stage: StagePlan, plan: Plan, ledger: ModelLedger
 ) -> Iterator[tuple[str, tuple[Change, ...]]]:
@@ -54,6 +68,10 @@ def _of_condition(
         case ReferenceCondition(path=str() as path):
             wanted = wanted_reference(condition, stage.shape, plan.background)
             yield path, (*changes_of(clip := probe_video(path), wanted), *_of_reference(clip, stage))
+            if (mask := condition.attention_mask) is not None and not mask.endswith(".safetensors"):
+                shape = stage.shape
+                wanted = Wanted(shape.height, shape.width, shape.frames, shape.fps)
+                yield mask, changes_of(probe_video(mask), wanted)
         case AudioReferenceCondition(path=str() as path):
             yield path, sound_changes(sound.channels if (sound := probe_sound(path)) else 0)
 

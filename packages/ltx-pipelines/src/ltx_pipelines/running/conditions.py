@@ -106,13 +106,13 @@ def _reference_item(
         assert inputs.video_before is not None
         latent = inputs.video_before
     else:
-        clip = normalize_source(reference.path, wanted).video
-        clip = temporal_subsample(continued(clip, every * ledger.scale_factors.time), every)
-        latent = encode_video(clip, ledger)
+        clip = continued(normalize_source(reference.path, wanted).video, every * ledger.scale_factors.time)
+        latent = encode_video(temporal_subsample(clip, every), ledger)
     item = VideoConditionByReferenceLatent(latent, factor, every, reference.strength)
     strength: float | Tensor = reference.attention_strength
     if reference.attention_mask is not None:
-        mask = attention_mask(reference.attention_mask, shape).to(ledger.device)
+        frames = shape.frames if reference.path is None else clip.shape[2]
+        mask = attention_mask(reference.attention_mask, shape._replace(frames=frames)).to(ledger.device)
         strength = strength * downsample_mask_video_to_latent(mask, VideoLatentShape.from_torch_shape(latent.shape))
     elif strength == 1.0:
         return item
@@ -143,10 +143,15 @@ def _audio_reference_item(
 
 
 def attention_mask(path: str, shape: VideoPixelShape) -> Tensor:
-    """Where a reference is attended to, ``[1, 1, F, h, w]`` in [0, 1]: a grey video, or a tensor ``mask`` in a file."""
+    """Where a reference is attended to, ``[1, 1, F, h, w]`` in [0, 1]: a tensor ``mask`` in a file, or grey pictures.
+
+    Grey pictures are taken by time; the last of them holds to the end.
+    """
     if path.endswith(".safetensors"):
         return SafetensorsFile(Path(path)).read("mask").float()
-    return load_mask_video(path, shape.height, shape.width, shape.frames)
+    mask = load_mask_video(path, shape.height, shape.width, shape.frames, shape.fps)
+    held = mask[:, :, -1:].expand(-1, -1, shape.frames - mask.shape[2], -1, -1)
+    return torch.cat((mask, held), dim=2)
 
 
 def source_latent(

@@ -1,4 +1,4 @@
-"""References at another rate, and masks on latent grids. Frames are ``[..., 3, H, W]`` in [0, 1]."""
+"""The frames of slower references, and masks on latent grids."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltx_core.types import SpatioTemporalScaleFactors
-from ltx_media.fit import resize_and_center_crop
 
 MASK_THRESHOLD = 0.5
 
@@ -14,14 +13,6 @@ MASK_THRESHOLD = 0.5
 def kept_frames(count: int, factor: int) -> list[int]:
     """Indices of the frames a slower reference keeps: the first, then every ``factor``-th from the second."""
     return [0, *range(1, count, factor)]
-
-
-def reference_frames(
-    frames: Tensor, height: int, width: int, factor: int, factors: SpatioTemporalScaleFactors
-) -> Tensor:
-    """A reference ``[F, 3, h, w]`` fitted, cut to whole latent frames and slowed: [F', 3, H, W], still in [0, 1]."""
-    frames = frames[: factors.snap_frames(len(frames))]
-    return resize_and_center_crop(frames[kept_frames(len(frames), factor)], height, width)
 
 
 def video_mask(mask: Tensor, grid: tuple[int, int, int], factors: SpatioTemporalScaleFactors) -> Tensor:
