@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.components import transformer_component
-from ltx_core.loader.layouts import Source
 from ltx_core.loader.lora import Lora
 from ltx_core.loader.quantization import policy_named
+from ltx_core.loader.sources import Derived
 from ltx_core.loader.streaming import StreamingModel, build_streaming
 from ltx_core.loader.weights import ComponentWeights
 from ltx_core.model.common.memory import free_bytes
@@ -100,17 +100,6 @@ class FrameDecoder:
         return decode_video(self.network, latent, conditioning=conditioning)
 
 
-@dataclass(frozen=True)
-class HeldSource(Source):
-    """A tensor that was read once and stays in memory, because adapters change it in place."""
-
-    held: Tensor | None = None
-
-    def read(self) -> Tensor:
-        assert self.held is not None
-        return self.held
-
-
 class ResidentTransformer:
     """The transformer and the adapters now fused into it. Base values of adapted layers stay in host memory."""
 
@@ -123,6 +112,7 @@ class ResidentTransformer:
             compile_blocks(self.network)
         self.weights: ComponentWeights = checkpoint.weights(*how, quantization=settings.quantization)
         self.loras: tuple[Lora, ...] = ()
+        self.held: set[str] = set()  # tensors that stay in memory, because adapters change their layers
 
     def serves(self, streams: Sequence[str]) -> bool:
         return self.component in ("transformer", transformer_component(self.config, streams))
@@ -147,8 +137,10 @@ class ResidentTransformer:
             for leaf in self.weights.layers[path]:
                 key = f"{path}.{leaf}" if path else leaf
                 source = self.weights.sources[key]
-                if not isinstance(source, HeldSource):
-                    held[key] = HeldSource(source.file, source.key, held=source.read())
+                if key not in self.held:
+                    tensor = source.read()
+                    held[key] = Derived(source.file, source.key, source.info, (), lambda tensor=tensor: tensor)
+        self.held |= held.keys()
         self.weights = replace(self.weights, sources={**self.weights.sources, **held})
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import CheckpointError, ConfigError, as_checkpoint_error
 from ltx_core.loader.components import COMPONENTS, DIFFUSION_MODEL
-from ltx_core.loader.layouts import Part, Source, as_paths, find_files, open_file, read_parts
+from ltx_core.loader.layouts import Part, as_paths, find_files, open_file, read_parts
 from ltx_core.loader.lora import Lora, is_lora
 from ltx_core.loader.metadata import Version, detect_version
+from ltx_core.loader.sources import Source
 
 if TYPE_CHECKING:
     import torch
@@ -156,6 +157,7 @@ class Checkpoint:
         if not COMPONENTS[name].quantizable:
             raise CheckpointError(f"{name} cannot be quantised, only the transformer can")
         policy = policy_named(quantization) if isinstance(quantization, str) else quantization
+        sources = policy.stored(sources)
         if policy.folds_scales:
             _check_scale_names(self.parts_of(name))
         return ComponentWeights.of(name, sources, dtype, device, policy)

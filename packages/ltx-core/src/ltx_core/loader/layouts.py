@@ -10,44 +10,21 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.components import COMPONENTS, DIFFUSION_MODEL
 from ltx_core.loader.gguf import GgufFile
 from ltx_core.loader.metadata import parse_metadata
-from ltx_core.loader.safetensors_file import SafetensorsFile, TensorInfo
+from ltx_core.loader.packed import plain_layers
+from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.loader.sources import Derived, Source, TensorFile, scale_rows
 from ltx_core.model.transformer.foreign import from_diffusers_name, infer_transformer_config
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-TensorFile = SafetensorsFile | GgufFile
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
 DIFFUSERS_INDEX = "model_index.json"
-
-
-@dataclass(frozen=True)
-class Source:
-    """One tensor in one file."""
-
-    file: TensorFile
-    key: str
-    gate: Source | None = None  # [C]: scales the rows of the tensor [C, ...], in float32
-
-    @property
-    def info(self) -> TensorInfo:
-        return self.file.tensors[self.key]
-
-    def read(self) -> Tensor:
-        tensor = self.file.read(self.key)
-        if self.gate is None:
-            return tensor
-        gate = self.gate.read().float().view(-1, *[1] * (tensor.ndim - 1))
-        return (tensor.float() * gate).to(tensor.dtype)
 
 
 @dataclass(frozen=True)
@@ -78,7 +55,9 @@ class Part:
             for part in ("weight", "bias"):
                 scaled = f"{block}.{spec.gates[leaf]}.{part}"
                 if scaled in sources:
-                    sources[scaled] = replace(sources[scaled], gate=gate)
+                    plain = sources[scaled]
+                    kind = (plain.info.shape, plain.info.stored_as)
+                    sources[scaled] = Derived.of(plain, *kind, (plain, gate), scale_rows)
         return sources
 
 
@@ -128,6 +107,7 @@ def _read_part(files: tuple[TensorFile, ...]) -> Part:
             tensors[key] = Source(file, key)
     metadata = next((file.metadata for file in files if "config" in file.metadata), files[0].metadata)
     config = _config(files[0].path, metadata)
+    tensors = plain_layers(files[0].path, tensors, metadata)
     if _is_bare_transformer(tensors):
         named = {_native_name(key): source for key, source in tensors.items()}
         tensors = {DIFFUSION_MODEL + name: source for name, source in named.items()}

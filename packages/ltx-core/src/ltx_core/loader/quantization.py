@@ -26,6 +26,7 @@ from ltx_core.loader.fp8 import (
     to_fp8,
 )
 from ltx_core.loader.safetensors_file import TensorInfo
+from ltx_core.loader.sources import Derived, Source
 
 LayerTensors = dict[str, Tensor]
 LayerInfos = Mapping[str, TensorInfo]
@@ -65,6 +66,19 @@ class QuantizationPolicy:
     prequantized: bool = False  # the file must hold layers in this format
     streamable: bool = False
     spares_ends: bool = False  # the first and the last block keep their precision
+
+    def stored(self, sources: Mapping[str, Source]) -> dict[str, Source]:
+        """The tensors of a component, those of layers this covers as the file stores them."""
+        result = dict(sources)
+        for name, source in sources.items() if self.prequantized else ():
+            if isinstance(source, Derived) and name.endswith(".weight"):
+                path = name.removesuffix(".weight")
+                raw = {part.key.rpartition(".")[2]: part for part in source.parts}
+                if f"{path}.input_scale" in sources:
+                    raw["input_scale"] = sources[f"{path}.input_scale"]
+                if self.covers(path, {leaf: part.info for leaf, part in raw.items()}):
+                    result |= {f"{path}.{leaf}": part for leaf, part in raw.items()}
+        return result
 
 
 def load_plain(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
@@ -135,7 +149,7 @@ def _rowwise_module(linear: nn.Linear, infos: LayerInfos) -> nn.Module:
 
 
 def _fp8_scaled_covers(path: str, infos: LayerInfos) -> bool:
-    return infos["weight"].dtype == FP8 and "weight_scale" in infos
+    return infos["weight"].dtype == FP8 and {"weight_scale", "input_scale"} <= infos.keys()
 
 
 def _fp8_scaled_load(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError
-from ltx_core.loader.layouts import Source
 from ltx_core.loader.lora import Lora, bias_delta, fit_loras, weight_delta
 from ltx_core.loader.quantization import (
     COMPANIONS,
@@ -24,6 +23,7 @@ from ltx_core.loader.quantization import (
     widen_plain,
 )
 from ltx_core.loader.safetensors_file import TensorInfo
+from ltx_core.loader.sources import Source
 from ltx_core.precision import Precision, computed_and_stored
 
 PACKING = frozenset({"scales", "biases"})  # beside a weight that is packed for MLX

@@ -50,6 +50,7 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
     for name, source in plan.sources.items():
         check_source(name, source, plan)
     check_adapters(plan, ledger)  # last, since it takes torch
+    check_headers(plan, ledger)
 
 
 def check_files(plan: Plan, ledger: ModelLedger) -> None:
@@ -82,12 +83,9 @@ def check_sizes(plan: Plan, ledger: ModelLedger) -> None:
 
 def check_components(plan: Plan, ledger: ModelLedger) -> None:
     """Every network the plan uses is in the files."""
-    texts_known = ledger.knows([text for text in (plan.prompt, plan.negative_prompt) if text is not None])
+    texts_known = knows_texts(plan, ledger)
     wanted = {"transformer"} if texts_known or ledger.is_ltx_video else {"transformer", "embeddings"}
-    for name in plan.decoded:
-        wanted |= set(NEEDS[name])
-    wanted |= set(plan.encoders())
-    for component in sorted(wanted):
+    for component in sorted(wanted | networks_of(plan)):
         if not ledger.holds(component):
             raise ConfigError(f"the model has no {component}, which {plan.pipeline} needs: {ledger.files.checkpoint}")
     if not texts_known:
@@ -101,6 +99,22 @@ def check_components(plan: Plan, ledger: ModelLedger) -> None:
     frames = {stage.shape.frames for stage in plan.stages if "video" in stage.streams}
     if len(frames) > 1 and plan.models.temporal_upsampler is None:
         raise ConfigError("temporal_upsampler is not given, expected the file of a latent upsampler in time")
+
+
+def networks_of(plan: Plan) -> set[str]:
+    """Components that encode and decode pixels and sound."""
+    return {component for name in plan.decoded for component in NEEDS[name]} | set(plan.encoders())
+
+
+def knows_texts(plan: Plan, ledger: ModelLedger) -> bool:
+    """Whether no prompt has to be encoded."""
+    return ledger.knows([text for text in (plan.prompt, plan.negative_prompt) if text is not None])
+
+
+def check_headers(plan: Plan, ledger: ModelLedger) -> None:
+    """The files fill every network exactly, by the names and shapes in their headers."""
+    texts = () if knows_texts(plan, ledger) else ("text_encoder",)
+    ledger.check("transformer", *networks_of(plan), *texts)
 
 
 def check_condition(condition: Condition, stage: StagePlan, ledger: ModelLedger) -> None:

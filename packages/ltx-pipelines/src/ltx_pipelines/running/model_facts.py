@@ -37,6 +37,7 @@ class ModelFacts:
         self.files = files
         self._checkpoints: dict[str, Checkpoint] = {}
         self._loras: dict[Lora, LoraWeights] = {}
+        self._checked: set[str] = set()
 
     def open(self, path: str) -> Checkpoint:
         """The checkpoint at ``path``."""
@@ -51,6 +52,20 @@ class ModelFacts:
     def holds(self, component: str) -> bool:
         """Whether the files can give a component."""
         return component in self.source(component).components
+
+    def check(self, *components: str) -> None:
+        """Raise ``CheckpointError`` where the files do not fill these components; reads headers, each once."""
+        for component in set(components) - self._checked:
+            if component == "text_encoder" and self.is_ltx_video:
+                continue
+            if component == "text_encoder":
+                from ltx_core.text_encoders.gemma.encoder import check_text_encoder
+
+                check_text_encoder(self.text_encoder_path(), self.source("embeddings"))
+            else:
+                checkpoint = self.source(component)
+                checkpoint.empty_network(checkpoint.weights(component))
+            self._checked.add(component)
 
     def lora(self, lora: Lora) -> LoraWeights:
         """An adapter; its tensors stay in the file until they are used."""

@@ -18,8 +18,9 @@ import torch
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.checkpoint import Checkpoint
+from ltx_core.loader.packed import plain_layers
 from ltx_core.loader.safetensors_file import SafetensorsFile
-from ltx_core.loader.weights import Source
+from ltx_core.loader.sources import Source
 from ltx_core.text_encoders.gemma.config import EmbeddingsConfig
 
 MODEL_TYPES = ("gemma3", "gemma4_unified", "gemma4")
@@ -72,20 +73,20 @@ class GemmaAssets:
     def language_model(self) -> dict[str, Source]:
         """The tensors of the decoder under its own names (``embed_tokens.weight``, ``layers.0...``, ``norm.weight``).
 
-        Vision and audio towers and the output head are not read. Raises ``CheckpointError`` for quantised packs.
+        Vision and audio towers and the output head are not read. Raises ``CheckpointError`` for unknown formats.
         """
-        sources = {name: file for file in self.weights for name in file.tensors}
+        stored = {name: Source(file, name) for file in self.weights for name in file.tensors}
+        sources = plain_layers(self.path, stored, self.weights[0].metadata)
         tables = [name for name in sources if re.fullmatch(r"((language_)?model\.)*embed_tokens\.weight", name)]
         if len(tables) != 1:
             raise CheckpointError(f"{self.path} has {len(tables)} embedding tables, expected one language model")
         prefix = tables[0].removesuffix("embed_tokens.weight")
         parts = ("embed_tokens", "layers.", "norm.", "per_layer_")
-        names = [name for name in sources if name.startswith(tuple(prefix + part for part in parts))]
-        for name in names:
-            dtype = sources[name].tensors[name].dtype
-            if not dtype.is_floating_point or dtype.itemsize == 1:
-                raise CheckpointError(f"{self.path}: {name} is {dtype}, expected 16 or 32 bit weights")
-        return {name.removeprefix(prefix): Source(sources[name], name) for name in names}
+        named = {name: source for name, source in sources.items() if name.startswith(tuple(prefix + p for p in parts))}
+        for name, source in named.items():
+            if not source.info.dtype.is_floating_point:
+                raise CheckpointError(f"{self.path}: {name} is {source.info.dtype}, expected floating-point weights")
+        return {name.removeprefix(prefix): source for name, source in named.items()}
 
 
 def embeddings_parts(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import as_checkpoint_error
-from ltx_core.loader.build import build
+from ltx_core.loader.build import build, empty
 from ltx_core.loader.weights import ComponentWeights
 from ltx_core.precision import Precision
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
@@ -90,9 +90,20 @@ def load_backbone(
     Raises ``CheckpointError`` where the files describe no model that is built here, or the weights do not fill it
     exactly.
     """
+    network = build(*_backbone(assets, dtype, device))
+    assert isinstance(network, GemmaBackbone)
+    return network
+
+
+def check_backbone(assets: GemmaAssets) -> None:
+    """Raises ``CheckpointError`` as ``load_backbone`` would; reads headers only."""
+    empty(*_backbone(assets, None, "cpu"))
+
+
+def _backbone(
+    assets: GemmaAssets, dtype: torch.dtype | Precision | None, device: torch.device | str
+) -> tuple[Callable[[], GemmaBackbone], ComponentWeights]:
     with as_checkpoint_error(f"{assets.path} describes no language model to encode with"):
         config = GemmaConfig.from_json(assets.config)
     weights = ComponentWeights.of(f"a {assets.model_type} decoder", assets.language_model(), dtype, device)
-    network = build(partial(GemmaBackbone, config), weights)
-    assert isinstance(network, GemmaBackbone)
-    return network
+    return partial(GemmaBackbone, config), weights

@@ -11,12 +11,12 @@ from torch import nn
 
 from ltx_core.errors import ConfigError
 from ltx_core.loader import Checkpoint
-from ltx_core.loader.build import build
+from ltx_core.loader.build import build, empty
 from ltx_core.loader.metadata import check_gemma_source, parse_metadata
 from ltx_core.loader.weights import ComponentWeights
 from ltx_core.precision import Precision
 from ltx_core.text_encoders.gemma.assets import GemmaAssets, embeddings_parts
-from ltx_core.text_encoders.gemma.backbone import GemmaBackbone, load_backbone
+from ltx_core.text_encoders.gemma.backbone import GemmaBackbone, check_backbone, load_backbone
 from ltx_core.text_encoders.gemma.embeddings import AVGemmaEncoderOutput, EmbeddingsProcessor, VideoGemmaEncoderOutput
 from ltx_core.text_encoders.gemma.feature_extractor import PromptFeatures
 from ltx_core.text_encoders.gemma.tokenizer import MAX_LENGTH, GemmaTokenizer
@@ -94,12 +94,26 @@ def load_text_encoder(
     ``audio`` False builds the video-only encoder. Raises ``CheckpointError`` when files are missing, do not fit, or
     the checkpoint was trained with another text encoder.
     """
-    assets = GemmaAssets.open(gemma)
-    check_gemma_source(parse_metadata(checkpoint.metadata), checkpoint.model_version, assets.config)
+    assets = _assets(gemma, checkpoint)
     processor = load_embeddings_processor(assets, checkpoint, dtype, device, audio=audio)
     tokenizer = load_tokenizer(assets, max_length)
     kind = AVGemmaTextEncoderModel if audio else VideoGemmaTextEncoderModel
     return kind(tokenizer, load_backbone(assets, dtype, device), processor).eval()
+
+
+def check_text_encoder(gemma: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Raises ``CheckpointError`` as ``load_text_encoder`` would; reads headers only."""
+    assets = _assets(gemma, checkpoint)
+    config, sources = embeddings_parts(assets, checkpoint)
+    empty(partial(EmbeddingsProcessor, config), ComponentWeights.of("embeddings", sources))
+    check_backbone(assets)
+    load_tokenizer(assets)
+
+
+def _assets(gemma: str | os.PathLike[str], checkpoint: Checkpoint) -> GemmaAssets:
+    assets = GemmaAssets.open(gemma)
+    check_gemma_source(parse_metadata(checkpoint.metadata), checkpoint.model_version, assets.config)
+    return assets
 
 
 def load_tokenizer(assets: GemmaAssets, max_length: int = MAX_LENGTH) -> GemmaTokenizer:

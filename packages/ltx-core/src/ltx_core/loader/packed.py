@@ -1,0 +1,248 @@
+"""Quantised layers of ComfyUI's and similar files: which formats a file declares, and the plain weight of each.
+
+A layer says its format in a tensor ``X.comfy_quant`` (UTF-8 bytes of a JSON object), in the header's
+``_quantization_metadata``, or, in older files, by ``X.scale_weight`` beside one tensor ``scaled_fp8``. 8-bit floats
+with a scale stay as they are, since every format of `quantization` reads them; all others become sources of the plain
+float32 weight. What this does not know is refused from the header.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ltx_core.errors import CheckpointError
+from ltx_core.loader.sources import Derived, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HEADER = "_quantization_metadata"
+RENAMED = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
+PLAIN = ("float8_e4m3fn", "float8_e5m2")
+#: Tensors of schemes that are not read -> what they are.
+FOREIGN = {
+    r"\.(absmax|quant_map|nested_absmax|SCB)$|\.quant_state\.": "bitsandbytes",
+    r"\.(qweight|qzeros|g_idx)$": "GPTQ or AWQ",
+    r"\.(wscales|smooth_factor|proj_down)$": "SVDQuant (Nunchaku)",
+    r"\.(zero_point|svd_up|svd_down)$": "SDNQ",
+    r"\.weight_packed$": "compressed-tensors",
+}
+#: Stored tensors of each format, what they are multiplied out by, and values a byte of the weight holds.
+WIDEN: dict[str, tuple[tuple[str, ...], int]] = {
+    "nvfp4": (("weight_scale", "weight_scale_2"), 2),
+    "mxfp8": (("weight_scale",), 1),
+    "int8_tensorwise": (("weight_scale",), 1),
+    "convrot_w4a4": (("weight_scale",), 2),
+    "asym_w4a8_int8": (("weight_s_rel", "weight_s_channel"), 2),
+}
+OPTIONAL = ("weight_codebook", "weight_correction")
+STORED_AS = {"nvfp4": "U8", "mxfp8": "F8_E4M3", "int8_tensorwise": "I8", "convrot_w4a4": "I8", "asym_w4a8_int8": "I8"}
+
+
+def plain_layers(path: Path, tensors: Mapping[str, Source], metadata: Mapping[str, str]) -> dict[str, Source]:
+    """A file's tensors with the weights of quantised layers plain and their markers gone.
+
+    Reads no more than the markers. Raises ``CheckpointError`` for formats that are not known.
+    """
+    _refuse_foreign(path, tensors)
+    formats = _formats(path, tensors, metadata)
+    named = {_renamed(name): source for name, source in tensors.items() if not _is_marker(name)}
+    for layer, settings in formats.items():
+        if settings["format"] not in PLAIN and f"{layer}.weight" in named:
+            _widen_layer(path, named, layer, settings)
+    for name, scale in list(named.items()):
+        if name.endswith(".pre_quant_scale"):
+            _scale_columns(named, name, scale)
+    return named
+
+
+def _refuse_foreign(path: Path, tensors: Mapping[str, Source]) -> None:
+    for name in tensors:
+        for pattern, scheme in FOREIGN.items():
+            if re.search(pattern, name):
+                raise CheckpointError(f"{path} is quantised by {scheme}, which is not supported: {name}")
+
+
+def _is_marker(name: str) -> bool:
+    return name.rpartition(".")[2] in ("scaled_fp8", "comfy_quant")
+
+
+def _renamed(name: str) -> str:
+    layer, dot, leaf = name.rpartition(".")
+    return layer + dot + RENAMED.get(leaf, leaf)
+
+
+def _formats(path: Path, tensors: Mapping[str, Source], metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Settings of each layer that declares a format, or shows it by its tensors as NVFP4 does."""
+    declared = _parsed(path, HEADER, metadata.get(HEADER, "{}")).get("layers", {})
+    if not isinstance(declared, dict):
+        raise CheckpointError(f"{path}: {HEADER} has layers {declared!r:.60}, expected an object")
+    formats = {name: _settings(path, name, given) for name, given in declared.items()}
+    for name, source in tensors.items():
+        layer, _, leaf = name.rpartition(".")
+        if leaf == "comfy_quant":
+            text = source.read().numpy().tobytes().decode("utf-8", "replace")
+            formats[layer] = _settings(path, layer, _parsed(path, name, text))
+        elif leaf == "weight" and layer not in formats:
+            stored = source.info.stored_as
+            if stored == "U8" and {f"{layer}.weight_scale", f"{layer}.weight_scale_2"} <= tensors.keys():
+                formats.setdefault(layer, {"format": "nvfp4"})
+            elif stored == "I8" and f"{layer}.comfy_quant" not in tensors:
+                raise CheckpointError(
+                    f"{path}: {name} is I8 without a comfy_quant marker, which says how it is rotated"
+                )
+    return formats
+
+
+def _parsed(path: Path, name: str, text: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {name} is no JSON ({error})") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{path}: {name} is {parsed!r:.60}, expected a JSON object")
+    return parsed
+
+
+def _settings(path: Path, layer: str, given: Any) -> dict[str, Any]:
+    settings = {**given, **(given.get("params") or {})} if isinstance(given, dict) else {"format": given}
+    if (name := settings.get("format")) not in (*PLAIN, *WIDEN):
+        raise CheckpointError(f"{path}: {layer} has format {name!r}, expected one of {', '.join((*PLAIN, *WIDEN))}")
+    return settings
+
+
+def _widen_layer(path: Path, named: dict[str, Source], layer: str, settings: Mapping[str, Any]) -> None:
+    """Put the plain weight in the place of a layer's stored tensors."""
+    kind = settings["format"]
+    leaves, per_byte = WIDEN[kind]
+    weight = named[f"{layer}.weight"]
+    if weight.info.stored_as not in (STORED_AS[kind], "U8") or len(weight.info.shape) != 2:
+        found = f"{weight.info.stored_as} {list(weight.info.shape)}"
+        raise CheckpointError(f"{path}: {layer}.weight is {found}, expected a matrix of {STORED_AS[kind]} for {kind}")
+    if missing := [leaf for leaf in leaves if f"{layer}.{leaf}" not in named]:
+        raise CheckpointError(f"{path}: {layer} has no {missing[0]}, which {kind} needs")
+    rows, columns = weight.info.shape[0], weight.info.shape[1] * per_byte
+    groups = _rotation(path, layer, columns, settings)
+    more = [leaf for leaf in OPTIONAL if f"{layer}.{leaf}" in named]
+    parts = tuple(named.pop(f"{layer}.{leaf}") for leaf in (*leaves, *more))
+    widen = partial(_widened, kind, (*leaves, *more), groups, rows)
+    named[f"{layer}.weight"] = Derived.of(weight, (rows, columns), "F32", (weight, *parts), widen)
+
+
+def _rotation(path: Path, layer: str, columns: int, settings: Mapping[str, Any]) -> int | None:
+    """Size of the groups whose rotation is undone, None for a weight that is not rotated."""
+    if not (settings.get("convrot") or settings["format"].startswith("convrot")):
+        return None
+    size = settings.get("convrot_groupsize", 256)
+    power = round(math.log(size, 4)) if isinstance(size, int) and size > 1 else 0
+    if power < 1 or 4**power != size or columns % size:
+        raise CheckpointError(
+            f"{path}: {layer} is rotated in groups of {size!r}, expected a power of 4 that divides {columns}"
+        )
+    return size
+
+
+def _scale_columns(named: dict[str, Source], name: str, scale: Source) -> None:
+    """Multiply what belongs to a layer's input into its weight, scales too."""
+    layer = name.removesuffix(".pre_quant_scale")
+    weight = named[f"{layer}.weight"]
+    parts = [weight, named.pop(name)]
+    if f"{layer}.weight_scale" in named:
+        parts.append(named.pop(f"{layer}.weight_scale"))
+    named[f"{layer}.weight"] = Derived.of(weight, weight.info.shape, "F32", tuple(parts), _columns_scaled)
+
+
+def _columns_scaled(weight: Tensor, columns: Tensor, scale: Tensor | None = None) -> Tensor:
+    wide = weight.float() * columns.float()
+    if scale is None:
+        return wide
+    return wide * (scale.float() if scale.numel() == 1 else scale.float().reshape(-1, 1))
+
+
+def _widened(kind: str, leaves: tuple[str, ...], groups: int | None, rows: int, *tensors: Tensor) -> Tensor:
+    """The float32 weight of a layer's stored tensors."""
+    weight = tensors[0]
+    parts = dict(zip(leaves, tensors[1:], strict=True))
+    wide = _DEQUANTIZE[kind](weight, parts)
+    return unrotated(wide, groups) if groups else wide
+
+
+def _nvfp4(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    from ltx_core.loader import nvfp4
+
+    return nvfp4.dequantize_layer(weight, _bytes(parts["weight_scale"]), parts["weight_scale_2"].float())
+
+
+def _mxfp8(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    import torch
+
+    from ltx_core.loader import nvfp4
+
+    rows, columns = weight.shape
+    exponents = _bytes(nvfp4.from_tiles(_bytes(parts["weight_scale"]), rows, columns // 32)).int()
+    factors = torch.where(exponents == 0, 0.0, torch.exp2((exponents - 127).float()))
+    return (weight.view(torch.float8_e4m3fn).float().view(rows, -1, 32) * factors.unsqueeze(-1)).view(rows, columns)
+
+
+def _int8(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    scale = parts["weight_scale"].float()
+    return weight.float() * (scale if scale.numel() == 1 else scale.reshape(-1, 1))
+
+
+def _w4a4(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    signed = (_nibbles(weight) ^ 8) - 8  # two's complement
+    return signed.float() * parts["weight_scale"].float().reshape(-1, 1)
+
+
+def _w4a8(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    import torch
+
+    codes = _nibbles(weight)
+    table = parts["weight_codebook"].float() if "weight_codebook" in parts else torch.arange(-8, 8).float()
+    relative = _bytes(parts["weight_s_rel"]).view(torch.float8_e4m3fn).float()
+    rows, groups = relative.shape
+    steps = (table[codes.long()].view(rows, groups, -1) * relative.unsqueeze(-1)).round().clamp(-127, 127)
+    wide = steps * parts["weight_s_channel"].float().reshape(-1, 1, 1)
+    if "weight_correction" in parts:  # [groups, rows]
+        wide = wide + parts["weight_correction"].float().t().unsqueeze(-1)
+    return wide.view(rows, -1)
+
+
+_DEQUANTIZE: dict[str, Callable[[Tensor, Mapping[str, Tensor]], Tensor]] = {
+    "nvfp4": _nvfp4,
+    "mxfp8": _mxfp8,
+    "int8_tensorwise": _int8,
+    "convrot_w4a4": _w4a4,
+    "asym_w4a8_int8": _w4a8,
+}
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    import torch
+
+    return tensor.view(torch.uint8)
+
+
+def _nibbles(packed: Tensor) -> Tensor:
+    """int32 values 0 to 15, the even column in the low nibble."""
+    import torch
+
+    raw = _bytes(packed).int()
+    return torch.stack([raw & 15, raw >> 4], dim=-1).flatten(-2)
+
+
+def unrotated(weight: Tensor, size: int) -> Tensor:
+    """A float32 weight whose groups of ``size`` inputs were multiplied by a Hadamard matrix, without that."""
+    import torch
+
+    seed = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=torch.float32)
+    matrix = torch.ones(1, 1)
+    while matrix.shape[0] < size:
+        matrix = torch.kron(matrix, seed)
+    return (weight.unflatten(-1, (-1, size)) @ (matrix / math.sqrt(size))).flatten(-2)

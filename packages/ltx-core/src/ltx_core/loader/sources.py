@@ -1,0 +1,65 @@
+"""Where a tensor of a component comes from: one tensor of one file, or something made of several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ltx_core.loader.gguf import GgufFile
+from ltx_core.loader.safetensors_file import DTYPES, SafetensorsFile, TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TensorFile = SafetensorsFile | GgufFile
+
+
+@dataclass(frozen=True)
+class Source:
+    """One tensor in one file."""
+
+    file: TensorFile
+    key: str
+
+    @property
+    def info(self) -> TensorInfo:
+        return self.file.tensors[self.key]
+
+    def read(self) -> Tensor:
+        return self.file.read(self.key)
+
+
+@dataclass(frozen=True)
+class Derived(Source):
+    """A tensor made of others when it is read; ``file`` and ``key`` name the first of them."""
+
+    kind: TensorInfo
+    parts: tuple[Source, ...]
+    make: Callable[..., Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        shape: tuple[int, ...],
+        stored_as: str,
+        parts: tuple[Source, ...],
+        make: Callable[..., Tensor],
+    ) -> Derived:
+        """What ``make`` makes of the tensors of ``parts``: a tensor of this shape and type."""
+        nbytes = math.prod(shape) * DTYPES[stored_as][1]
+        return cls(source.file, source.key, TensorInfo(stored_as, shape, 0, nbytes), parts, make)
+
+    @property
+    def info(self) -> TensorInfo:
+        return self.kind
+
+    def read(self) -> Tensor:
+        return self.make(*(part.read() for part in self.parts))
+
+
+def scale_rows(tensor: Tensor, gate: Tensor) -> Tensor:
+    """A tensor ``[C, ...]`` with row c multiplied by ``gate[c]`` in float32."""
+    return (tensor.float() * gate.float().view(-1, *[1] * (tensor.ndim - 1))).to(tensor.dtype)
