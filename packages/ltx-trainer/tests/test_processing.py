@@ -29,15 +29,16 @@ from ltx_trainer.precomputed import read_record, read_values, write_record
 from ltx_trainer.processing.buckets import parse_buckets, select_bucket
 from ltx_trainer.processing.captioning import caption_media, find_media
 from ltx_trainer.processing.captions import parse_answer
-from ltx_trainer.processing.dataset import process_dataset
+from ltx_trainer.processing.dataset import check_dataset, process_dataset
 from ltx_trainer.processing.masks import audio_mask, video_mask
 from ltx_trainer.processing.metadata import output_stem, read_rows
-from ltx_trainer.processing.stage import ProcessingOptions
 from ltx_trainer.processing.tiles import encode_in_tiles
 from ltx_trainer.processing.transformers_captioner import transformers_captioner
+from ltx_trainer.processing.workspace import ProcessingOptions
 
 FACTORS = SpatioTemporalScaleFactors.default()
 MODELS = ModelFiles.of(TINY_CHECKPOINT / "ltx-2-tiny.safetensors", TINY_CHECKPOINT / "gemma-3-tiny")
+OPTIONS = ProcessingOptions(batch_size=2, trigger="TOK", remove_openings=True)
 BUCKETS = "96x64x17;64x96x17;96x64x1"
 
 
@@ -93,8 +94,7 @@ def processed(clips, tmp_path_factory):
         {"video": "none.mp4", "caption": "not there"},
     ]
     output = tmp_path_factory.mktemp("out") / "set"
-    options = ProcessingOptions(batch_size=2, trigger="TOK", remove_openings=True)
-    return output, process_dataset(write_rows(clips / "all.json", *rows), MODELS, BUCKETS, options, output)
+    return output, process_dataset(write_rows(clips / "all.json", *rows), MODELS, BUCKETS, OPTIONS, output)
 
 
 class TestProcessing:
@@ -159,7 +159,7 @@ class TestProcessing:
         before = records(output)
         monkeypatch.setattr(ModelFiles, "build", lambda *args: pytest.fail("a network was built"))
         monkeypatch.setattr(ModelFiles, "text_encoder", lambda *args: pytest.fail("the text encoder was built"))
-        report = process_dataset(clips / "all.json", MODELS, BUCKETS, ProcessingOptions(), output)
+        report = process_dataset(clips / "all.json", MODELS, BUCKETS, OPTIONS, output)
         assert records(output) == before
         assert report.written.total() == 0 and report.present["latents"] == 4
 
@@ -221,6 +221,66 @@ class TestNothingIsLost:
         report = process_dataset(path, MODELS, BUCKETS, ProcessingOptions(overwrite=True), tmp_path)
         assert report.written["latents"] == 1 and report.present.total() == 0
         assert all(records(tmp_path)[name] > time for name, time in before.items())
+
+
+class TestWhatTheTableSays:
+    """A record whose caption, trigger, clip, rate or bucket changed is made again; what no table names is not read."""
+
+    @pytest.fixture
+    def folder(self, clips, tmp_path) -> Path:
+        for name in ("a.mp4", "silent.mp4"):
+            shutil.copy(clips / name, tmp_path / name)
+        write_rows(tmp_path / "t.json", {"video": "a.mp4", "caption": "a"}, {"video": "silent.mp4", "caption": "s"})
+        self.run(tmp_path)
+        return tmp_path
+
+    def run(self, folder: Path, buckets: str = BUCKETS, **options):
+        options = ProcessingOptions(skip_audio=True, **options)
+        return process_dataset(folder / "t.json", MODELS, buckets, options, folder / "out")
+
+    def test_a_changed_input_makes_its_record_again_and_no_other(self, folder, clips):
+        assert not self.run(folder).written
+        write_rows(folder / "t.json", {"video": "a.mp4", "caption": "b"}, {"video": "silent.mp4", "caption": "s"})
+        report = self.run(folder)
+        assert report.written == {"conditions": 1} and "conditions: 1 made again, another caption" in report.lines()
+        assert self.run(folder, trigger="TOK").stale == {("conditions", "trigger"): 2}
+        shutil.copy(clips / "sub" / "b.mp4", folder / "a.mp4")
+        assert self.run(folder, trigger="TOK").stale == {("latents", "file"): 1}
+        assert self.run(folder, trigger="TOK", fps=15.0, buckets="96x64x9;64x96x9").stale == {("latents", "rate"): 2}
+        assert self.run(folder, trigger="TOK", fps=15.0, buckets="96x64x9").stale == {("latents", "buckets"): 2}
+
+    def test_a_clip_that_is_gone_keeps_its_record_and_one_that_broke_loses_it(self, folder):
+        (folder / "a.mp4").unlink()
+        (folder / "silent.mp4").write_bytes(b"junk")
+        report = self.run(folder)
+        assert report.present["latents"] == 1 and [row for _, row, _ in report.skipped] == ["silent"]
+        assert [path.name for path in (folder / "out" / "latents").iterdir()] == ["a.safetensors"]
+
+    def test_a_removed_row_is_not_trained_on_and_check_prunes_it(self, folder):
+        data = lambda: PrecomputedDataset(folder / "out", ["latents", "conditions"])  # noqa: E731
+        assert len(data()) == 2
+        write_rows(folder / "t.json", {"video": "a.mp4", "caption": "other"})
+        arguments = ["check", str(folder / "t.json"), "--output-dir", str(folder / "out")]
+        result = CliRunner().invoke(command, arguments)
+        assert result.exit_code == 1 and "stale conditions/a: another caption" in result.stdout
+        assert "orphan latents/silent.safetensors: no table names it" in result.stdout
+        self.run(folder)
+        assert len(data()) == 1 and data().orphans == 1
+        assert len(list((folder / "out" / "latents").iterdir())) == 2
+        result = CliRunner().invoke(command, [*arguments, "--prune"])
+        assert result.exit_code == 0 and result.stdout.endswith("0 stale, 0 missing, 2 orphans deleted\n")
+        assert [path.name for path in (folder / "out" / "latents").iterdir()] == ["a.safetensors"]
+
+    def test_records_that_do_not_say_what_they_were_made_of_are_kept_and_told(self, folder):
+        path = folder / "out" / "latents" / "a.safetensors"
+        write_record(path, read_record(path))
+        report = self.run(folder)
+        assert not report.written and "latents: 1 kept that do not say what they were made of" in report.lines()[-4]
+
+    def test_two_tables_share_a_folder(self, folder):
+        write_rows(folder / "u.json", {"video": "silent.mp4", "caption": "s"})
+        process_dataset(folder / "u.json", MODELS, BUCKETS, ProcessingOptions(skip_audio=True), folder / "out")
+        assert not check_dataset(folder / "u.json", folder / "out").lines()
 
 
 class TestBadInput:

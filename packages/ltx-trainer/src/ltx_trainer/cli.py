@@ -12,7 +12,7 @@ import typer
 from ltx_core.errors import LtxError
 
 if TYPE_CHECKING:
-    from ltx_trainer.processing.stage import Report
+    from ltx_trainer.processing.workspace import Report
 
 dataset = typer.Typer(no_args_is_help=True, help="Make and inspect precomputed data sets.")
 
@@ -72,7 +72,7 @@ def process(  # noqa: PLR0913
     with one_line_errors():
         from ltx_trainer.model_files import ModelFiles
         from ltx_trainer.processing.dataset import process_dataset
-        from ltx_trainer.processing.stage import ProcessingOptions, default_device
+        from ltx_trainer.processing.workspace import ProcessingOptions, default_device
 
         options = ProcessingOptions(
             fps=fps,
@@ -118,7 +118,7 @@ def videos(  # noqa: PLR0913
     with one_line_errors():
         from ltx_trainer.model_files import ModelFiles
         from ltx_trainer.processing.dataset import VIDEO, process_dataset
-        from ltx_trainer.processing.stage import ProcessingOptions, default_device
+        from ltx_trainer.processing.workspace import ProcessingOptions, default_device
 
         options = ProcessingOptions(
             fps=fps,
@@ -153,7 +153,7 @@ def captions(  # noqa: PLR0913
     with one_line_errors():
         from ltx_trainer.model_files import ModelFiles
         from ltx_trainer.processing.dataset import CAPTIONS, process_dataset
-        from ltx_trainer.processing.stage import ProcessingOptions, default_device
+        from ltx_trainer.processing.workspace import ProcessingOptions, default_device
 
         options = ProcessingOptions(
             trigger=lora_trigger,
@@ -169,6 +169,30 @@ def captions(  # noqa: PLR0913
 
 
 @dataset.command()
+def check(
+    metadata: Metadata,
+    output_dir: OutputDir = None,
+    video_column: VideoColumn = None,
+    caption_column: CaptionColumn = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Delete records that no table names.")] = False,
+) -> None:
+    """Compare a prepared data set with its table: stale, missing, orphaned records; status 1 if any."""
+    with one_line_errors():
+        from ltx_trainer.processing.dataset import check_dataset
+
+        found = check_dataset(metadata, output_dir, (video_column, caption_column))
+        for line in found.lines():
+            typer.echo(line)
+        root = output_dir or metadata.parent / ".precomputed"
+        for path in found.orphans if prune else ():
+            (root / path).unlink()
+        gone = " deleted" if prune else ""
+        typer.echo(f"{len(found.stale)} stale, {len(found.missing)} missing, {len(found.orphans)} orphans{gone}")
+    if found.stale or found.missing or (found.orphans and not prune):
+        raise typer.Exit(1)
+
+
+@dataset.command()
 def caption(
     media: Annotated[Path, typer.Argument(help="A video or picture, or a folder of them.")],
     output: Annotated[Path, typer.Option(help="json, jsonl, csv or txt.")] = Path("dataset.json"),
@@ -180,8 +204,8 @@ def caption(
     """Write captions for clips with a language model on this machine."""
     with one_line_errors():
         from ltx_trainer.processing.captioning import caption_media, find_media
-        from ltx_trainer.processing.stage import default_device
         from ltx_trainer.processing.transformers_captioner import INSTRUCTION, transformers_captioner
+        from ltx_trainer.processing.workspace import default_device
 
         files = find_media(media)
         captioner = transformers_captioner(model, device or default_device(), instruction or INSTRUCTION)
@@ -245,7 +269,7 @@ def decode_command(
     with one_line_errors():
         from ltx_trainer.model_files import ModelFiles
         from ltx_trainer.processing.decode import decode_latents
-        from ltx_trainer.processing.stage import default_device
+        from ltx_trainer.processing.workspace import default_device
 
         models = ModelFiles.of(model_path, None, video_vae_path, audio_vae_path)
         paths = decode_latents(root, output, models, device or default_device(), with_audio)

@@ -7,6 +7,7 @@ and N processes take slices of the batch that one process would see.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +23,9 @@ from ltx_core.errors import ConfigError
 from ltx_trainer.background import in_background
 from ltx_trainer.config import PRECOMPUTED
 from ltx_trainer.draws import derived_seed
-from ltx_trainer.precomputed import SUFFIX, SUFFIXES, read_record, signature
+from ltx_trainer.precomputed import SUFFIX, SUFFIXES, is_listed, listed_rows, read_record, signature
+
+logger = logging.getLogger(__name__)
 
 EMPTY_CAPTION = f"empty_caption{SUFFIX}"
 DEFAULT_SOURCES = {"latents": "latent_conditions", "conditions": "text_conditions"}
@@ -38,11 +41,12 @@ class MissingDirectoryError(ConfigError, FileNotFoundError):
 
 
 class PrecomputedDataset:
-    """Examples whose files are there in every source.
+    """Examples whose files are there in every source, and which a table of the data set still names.
 
     ``sources`` maps directories under ``root`` to keys of an example; a list names keys after directories. The
     directory ``latents``, else the first source, decides which examples there are; ``skipped`` counts those with a file
-    missing elsewhere. Raises `ConfigError` when a directory is missing or no example is whole.
+    missing elsewhere, ``orphans`` those that no table names. Raises `ConfigError` when a directory is missing or no
+    example is whole.
     """
 
     def __init__(self, root: str | Path, sources: Mapping[str, str] | Sequence[str] | None = None) -> None:
@@ -54,12 +58,21 @@ class PrecomputedDataset:
             if not (self.root / name).is_dir():
                 raise MissingDirectoryError(f"{self.root} holds no {name}/, expected {', '.join(self.sources)}")
         primary = "latents" if "latents" in self.sources else next(iter(self.sources))
-        candidates = [self._counterparts(primary, path) for path in _files(self.root / primary)]
+        self.listed = listed_rows(self.root)
+        found = _files(self.root / primary)
+        named = [path for path in found if self._is_listed(primary, path)]
+        self.orphans = len(found) - len(named)
+        if self.orphans:
+            logger.warning(
+                "%d of %s are named by no table and not read; `ltx dataset check` shows them", self.orphans, primary
+            )
+        candidates = [self._counterparts(primary, path) for path in named]
         self.examples = [example for example in candidates if example is not None]
         self.skipped = len(candidates) - len(self.examples)
         if not self.examples:
-            found = f"{len(candidates)} files in {primary}/, none with a counterpart in every other directory"
-            raise ConfigError(f"{self.root} holds no whole example: {found if candidates else f'{primary}/ is empty'}")
+            what = f"{len(candidates)} files in {primary}/, none with a counterpart in every other directory"
+            none = f"no table names any of {len(found)} files in {primary}/" if found else f"{primary}/ is empty"
+            raise ConfigError(f"{self.root} holds no whole example: {what if candidates else none}")
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -121,7 +134,11 @@ class PrecomputedDataset:
         if directory == "conditions" and stem.startswith("latent_"):
             stems.append(Path(f"condition_{stem.removeprefix('latent_')}"))
         names = [one.with_name(one.name + suffix) for one in stems for suffix in SUFFIXES]
-        return next((name for name in names if (self.root / directory / name).is_file()), None)
+        there = (name for name in names if (self.root / directory / name).is_file())
+        return next((name for name in there if self._is_listed(directory, name)), None)
+
+    def _is_listed(self, directory: str, path: Path) -> bool:
+        return self.listed is None or is_listed(directory, path, self.listed)
 
 
 def _files(directory: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from ltx_trainer.lora import is_target, linear_size, matching_linears
 from ltx_trainer.memory import storage_format
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.models import open_trainable
-from ltx_trainer.processing.stage import default_device
+from ltx_trainer.processing.workspace import default_device
 
 GIB = 2**30
 LOOKED_AT = 64  # examples whose size is read to find the longest

@@ -6,9 +6,10 @@
                                              prompt_attention_mask [L], valid tokens at the end
     video_masks, audio_masks                 mask [F', H', W'] or [T], 1 = given
 
-A record is a safetensors file: tensors as tensors, numbers as JSON in the header entry ``values``. Of a caption only
-the valid tokens are stored; reading pads them to ``padded_length``. `torch.save` files of plain dicts are read as well,
-by the unpickler that builds nothing but tensors and plain values.
+A record is a safetensors file: tensors as tensors, numbers as JSON in the header entry ``values``, what it was made of
+in the entry ``inputs``. The lists ``table.<name>.json`` say which records tables call for; others are not read. Of a
+caption only the valid tokens are stored; reading pads them to ``padded_length``. `torch.save` files of plain dicts are
+read as well, by the unpickler that builds nothing but tensors and plain values.
 """
 
 from __future__ import annotations
@@ -24,23 +25,44 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ltx_core.errors import CheckpointError
+from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.safetensors_file import save_tensors
-from ltx_core.textfiles import parse_json
+from ltx_core.textfiles import parse_json, read_json
 
 Record = Mapping[str, Tensor | int | float]
 
 SUFFIX = ".safetensors"
 SUFFIXES = (SUFFIX, ".pt")
-VALUES, PADDED_LENGTH, MASK = "values", "padded_length", "prompt_attention_mask"
+VALUES, INPUTS, PADDED_LENGTH, MASK = "values", "inputs", "padded_length", "prompt_attention_mask"
+LISTS = "table.*.json"
+# Directories, and the roles of which a row of a table needs one to have a record there.
+ROLES_OF = {
+    "conditions": ("caption",),
+    "latents": ("video",),
+    "reference_latents": ("reference_video",),
+    "video_masks": ("video_mask",),
+    "audio_latents": ("audio", "video"),
+    "reference_audio_latents": ("reference_audio",),
+    "audio_masks": ("audio_mask",),
+}
 EMBEDS = "prompt_embeds"  # the end of the name of every caption tensor
 
 
-def write_record(path: Path, record: Record) -> None:
-    """Write a record under a temporary name, then rename it. Raises `CheckpointError` when the disk refuses."""
+def write_record(path: Path, record: Record, inputs: Mapping[str, str] | None = None) -> None:
+    """Write a record under a temporary name, then rename it. Raises `CheckpointError` when the disk refuses.
+
+    ``inputs`` says what it was made of.
+    """
     tensors = {name: value for name, value in record.items() if isinstance(value, Tensor)}
     values = {name: value for name, value in record.items() if not isinstance(value, Tensor)}
-    save_tensors(path, tensors, {VALUES: json.dumps(values)})
+    made_of = {} if inputs is None else {INPUTS: json.dumps(inputs)}
+    save_tensors(path, tensors, {VALUES: json.dumps(values), **made_of})
+
+
+def record_path(root: Path, directory: str, stem: Path) -> Path | None:
+    """The record of a row, where there is one."""
+    base = root / directory / stem
+    return next((path for suffix in SUFFIXES if (path := base.with_name(base.name + suffix)).is_file()), None)
 
 
 def caption_record(embeds: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor | int]:
@@ -73,10 +95,46 @@ def read_values(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no precomputed file: {error}") from error
 
 
-def _values(metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    values = parse_json((metadata or {}).get(VALUES, "{}"), VALUES)
+def read_inputs(path: Path) -> dict[str, str] | None:
+    """What a record was made of, None where it does not say."""
+    if path.suffix == ".pt":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            return _values(metadata, INPUTS) if INPUTS in metadata else None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is no precomputed file: {error}") from error
+
+
+def listed_rows(root: Path, but: Path | None = None) -> dict[str, set[str]] | None:
+    """The roles of every row that the lists of a data set name, by its stem; None where there is no list.
+
+    ``but`` is a list that does not count. Raises `ConfigError` for a damaged one.
+    """
+    lists = [path for path in sorted(root.glob(LISTS)) if path != but]
+    rows: dict[str, set[str]] = {}
+    for path in lists:
+        named = read_json(path)
+        named = named.get("rows") if isinstance(named, dict) else None
+        if not isinstance(named, dict) or not all(isinstance(roles, list) for roles in named.values()):
+            raise ConfigError(f"{path} lists no rows; process the table again to make it")
+        for stem, roles in named.items():
+            rows.setdefault(stem, set()).update(map(str, roles))
+    return rows if lists else None
+
+
+def is_listed(directory: str, path: Path, rows: Mapping[str, set[str]]) -> bool:
+    """Whether a row calls for the record at ``path``, relative to its directory."""
+    roles = rows.get(path.with_suffix("").as_posix())
+    known = ROLES_OF.get(directory)
+    return roles is not None and (known is None or any(role in roles for role in known))
+
+
+def _values(metadata: Mapping[str, str] | None, entry: str = VALUES) -> dict[str, Any]:
+    values = parse_json((metadata or {}).get(entry, "{}"), entry)
     if not isinstance(values, dict):
-        raise ValueError(f"{VALUES} is a {type(values).__name__}, expected an object")
+        raise ValueError(f"{entry} is a {type(values).__name__}, expected an object")
     return values
 
 

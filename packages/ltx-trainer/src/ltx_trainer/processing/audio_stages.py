@@ -17,8 +17,9 @@ from ltx_media.video import probe_video
 from ltx_trainer.precomputed import Record, read_record
 from ltx_trainer.processing.masks import audio_mask
 from ltx_trainer.processing.metadata import Row
-from ltx_trainer.processing.stage import Prepared, Stage, Workspace
+from ltx_trainer.processing.stage import Prepared, Stage
 from ltx_trainer.processing.video_stages import target_bucket, target_fps
+from ltx_trainer.processing.workspace import Workspace
 
 SHORTEST = 0.04  # seconds; of the silence that stands for the sound of a still: one latent step
 TENSOR_SUFFIXES = (".pt", ".safetensors")

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ltx_trainer.datasets import EMPTY_CAPTION
-from ltx_trainer.precomputed import Record, caption_record, write_record
+from ltx_trainer.precomputed import Record, caption_record, read_inputs, write_record
 from ltx_trainer.processing.captions import prompt_of
+from ltx_trainer.processing.inputs import changed
 from ltx_trainer.processing.metadata import Row
-from ltx_trainer.processing.stage import Prepared, Stage, Workspace, run_stage
+from ltx_trainer.processing.stage import Prepared, Stage, run_stage
+from ltx_trainer.processing.workspace import Workspace
 
 if TYPE_CHECKING:
     from ltx_core.text_encoders.gemma.encoder import GemmaTextEncoder as TextEncoder
@@ -34,8 +36,9 @@ def run_caption_stage(rows: Sequence[Row], work: Workspace) -> None:
         return list(caption_records(text_encoder(), prompts))
 
     empty = work.output / EMPTY_CAPTION
-    if options.overwrite or not empty.is_file():
-        write_record(empty, encode([""])[0])
+    made_of = {"model": work.print_of("text_encoder")}
+    if options.overwrite or not empty.is_file() or changed(read_inputs(empty), made_of):
+        write_record(empty, encode([""])[0], made_of)
     run_stage(Stage("conditions", prepare, encode, options.batch_size), rows, work)
     blank = sum(not row.caption.strip() for row in rows)
     if blank:

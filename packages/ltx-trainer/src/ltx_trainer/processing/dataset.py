@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ltx_core.errors import ConfigError
 from ltx_trainer.config import PRECOMPUTED
 from ltx_trainer.model_files import ModelFiles
+from ltx_trainer.precomputed import ROLES_OF, listed_rows, read_inputs, record_path
 from ltx_trainer.processing.audio_stages import audio_mask_stage, audio_reference_stage, audio_stage, has_sound
 from ltx_trainer.processing.buckets import Bucket, parse_buckets
 from ltx_trainer.processing.caption_stage import run_caption_stage
+from ltx_trainer.processing.inputs import changed, list_path, orphans, roles_of, table_inputs, write_list
 from ltx_trainer.processing.metadata import Row, read_rows
-from ltx_trainer.processing.stage import ProcessingOptions, Report, Workspace, rank, run_stage, share
+from ltx_trainer.processing.stage import run_stage
 from ltx_trainer.processing.video_stages import (
     check_reference_factors,
     mask_stage,
@@ -22,6 +24,7 @@ from ltx_trainer.processing.video_stages import (
     target_bucket,
     video_stage,
 )
+from ltx_trainer.processing.workspace import ProcessingOptions, Report, Workspace, rank, share
 
 CAPTIONS, VIDEO, AUDIO = "captions", "video", "audio"  # parts of the work
 
@@ -38,8 +41,9 @@ def process_dataset(
     """Make the records of all rows of ``metadata`` below ``output`` (by default ``.precomputed`` beside it).
 
     ``buckets`` is ``"WxHxF;..."``, needed with videos; ``columns`` may name those of the video and the caption;
-    ``parts`` restricts the work to captions, video or audio. Records that are there already stay as they are. Rows that
-    cannot be read are left out and reported, also in ``report.txt``. Raises `ConfigError` for what makes the whole run
+    ``parts`` restricts the work to captions, video or audio. Records that are there already stay as they are, unless
+    what they were made of has changed. Rows that cannot be read are left out and reported, also in ``report.txt``.
+    Raises `ConfigError` for what makes the whole run
     pointless, before any network is loaded.
     """
     rows = read_rows(metadata, *columns)
@@ -47,6 +51,8 @@ def process_dataset(
     work = Workspace(output or metadata.parent / PRECOMPUTED, models, options, models.scale_factors())
     if VIDEO in parts:
         work = with_buckets(work, rows, buckets)
+    if not rank():
+        write_list(work.output, metadata, rows)
     mine = share(rows)
     if CAPTIONS in parts:
         run_caption_stage(mine, work)
@@ -59,6 +65,45 @@ def process_dataset(
     report = work.output / (f"report.{rank()}.txt" if rank() else "report.txt")
     report.write_text("".join(f"{line}\n" for line in work.report.lines()), encoding="utf-8")
     return work.report
+
+
+@dataclass(frozen=True)
+class Findings:
+    """How a prepared data set differs from its table: what is stale or missing, and what no table names."""
+
+    stale: tuple[str, ...]
+    missing: tuple[str, ...]
+    orphans: tuple[Path, ...]
+
+    def lines(self) -> list[str]:
+        """One fact a line."""
+        return [*self.stale, *self.missing, *(f"orphan {path}: no table names it" for path in self.orphans)]
+
+
+def check_dataset(
+    metadata: Path, output: Path | None = None, columns: tuple[str | None, str | None] = (None, None)
+) -> Findings:
+    """Compare the records below ``output`` with the captions and files of ``metadata``; no model is needed.
+
+    Other tables of the same folder keep their records. Raises `ConfigError` for a table that cannot be read.
+    """
+    rows, root = read_rows(metadata, *columns), output or metadata.parent / PRECOMPUTED
+    stale, missing = [], []
+    for directory, roles in ROLES_OF.items():
+        if not (root / directory).is_dir():
+            continue
+        for row in rows:
+            if not set(roles) & set(roles_of(row)):
+                continue
+            path = record_path(root, directory, row.stem)
+            if path is None:
+                missing.append(f"missing {directory}/{row.stem}")
+            elif other := changed(read_inputs(path), table_inputs(directory, row)):
+                stale.append(f"stale {directory}/{row.stem}: another {other[0]}")
+    listed = listed_rows(root, but=list_path(root, metadata)) or {}
+    for row in rows:
+        listed.setdefault(row.stem.as_posix(), set()).update(roles_of(row))
+    return Findings(tuple(stale), tuple(missing), tuple(orphans(root, listed)))
 
 
 def with_buckets(work: Workspace, rows: Sequence[Row], buckets: str | None) -> Workspace:

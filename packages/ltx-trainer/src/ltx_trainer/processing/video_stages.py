@@ -18,8 +18,9 @@ from ltx_trainer.precomputed import Record
 from ltx_trainer.processing.buckets import Bucket, select_bucket
 from ltx_trainer.processing.masks import image_mask, kept_frames, video_mask
 from ltx_trainer.processing.metadata import Row
-from ltx_trainer.processing.stage import Prepared, Stage, Workspace
+from ltx_trainer.processing.stage import Prepared, Stage
 from ltx_trainer.processing.tiles import encode_in_tiles
+from ltx_trainer.processing.workspace import Workspace
 
 
 def video_stage(work: Workspace) -> Stage:
