@@ -1,11 +1,17 @@
 """Test settings shared by all packages."""
 
+import os
+import tempfile
+
 import pytest
 import torch
 from hypothesis import settings
 
 # Tests run one process per core; more threads per process only fight each other on small tensors.
 torch.set_num_threads(1)
+
+# What commands keep in the user's cache goes where it hurts nobody.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ltx-test-cache-")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,7 +6,7 @@ pipeline = TI2VidOneStagePipeline.from_pretrained()
 events = pipeline.stream("a green square spins", seed=1)
 for event in events:
     if event.phase == "denoise" and event.step:
-        preview = event.preview()  # the prediction of the finished clip, in tokens [1, N, 128]
+        preview = event.preview()  # the predicted latent of the finished clip [1, 128, F, h, w]
         print(f"step {event.step} of {event.total}, sigma {event.sigma:.3f}, spread {preview.std():.3f}")
         if event.step == 2:
             events.close()  # ends the run between two steps; the networks stay loaded

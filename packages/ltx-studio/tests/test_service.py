@@ -143,6 +143,12 @@ def test_the_page_makes_a_clip(tmp_path: Path) -> None:
         page.fill("#num_frames", "9")
         page.click("button.primary")
         playwright.expect(page.locator(".job .hint")).to_contain_text("step", timeout=120_000)
+        preview = page.locator(".job .preview")
+        playwright.expect(preview).to_be_visible(timeout=60_000)
+        looks = {preview.evaluate("p => p.style.backgroundImage")}
+        while len(looks) < 2 and preview.count():
+            looks.add(preview.evaluate("p => p.style.backgroundImage"))
+        assert len(looks) > 1, "the preview does not follow the steps"
         playwright.expect(page.locator(".clip video")).to_have_count(1, timeout=240_000)
         page.click(".clip .open")
         video = page.locator("#viewer video")

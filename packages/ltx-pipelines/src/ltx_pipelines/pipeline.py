@@ -64,7 +64,7 @@ class Pipeline(ABC):
     #: Fields of `Request` that have an effect; those that the request of ``make_plan`` adds need not be named.
     accepts: ClassVar[frozenset[str]] = COMMON
     #: Fields of `Networks` and `Output` that have an effect here and not everywhere.
-    uses: ClassVar[frozenset[str]] = frozenset({"contact_sheet", "crf"})
+    uses: ClassVar[frozenset[str]] = frozenset({"contact_sheet", "crf", "preview"})
     #: What stands where neither the request nor the model says anything. Sizes it lacks are those of a given clip.
     usual: ClassVar[Mapping[str, Any]] = {"height": 512, "width": 768, "num_frames": 121}
     #: 2 where a twofold enlargement follows the first stage.
@@ -196,14 +196,15 @@ class Pipeline(ABC):
         callback: Callable[[Event], None] | None = None,
         output_type: Literal["media", "latent"] = "media",
         progress: bool | None = None,
+        preview: bool = False,
         **request: Any,
     ) -> Generation:
         """Run a request to the end: a result to look at, to `save`, and to take frames and sound from.
 
         ``generator``, a `torch.Generator`, gives the seed: its next number. ``callback`` is given every event; what it
         raises stops the run between two steps. ``output_type="latent"`` leaves the result undecoded. ``progress`` shows
-        bars, by default on a terminal and in a notebook. Raises `ConfigError`, `ConditioningError` or `MediaError`
-        before any weight is read.
+        bars, by default on a terminal and in a notebook; ``preview`` with them what each step predicts. Raises
+        `ConfigError`, `ConditioningError` or `MediaError` before any weight is read.
         """
         from ltx_pipelines.cli.progress import Reporter, is_watched
         from ltx_pipelines.running.engine import generate
@@ -212,6 +213,8 @@ class Pipeline(ABC):
         decode = Option("output_type", Literal["media", "latent"], "media", "").read(output_type) == "media"
         plan, generation = self._announced(read), None
         reporter = Reporter("bars" if (is_watched() if progress is None else progress) else "quiet")
+        if preview:
+            reporter.show_previews(self.ledger)
         with reporter.running():
             for event in generate(plan, self.ledger, decode=decode):
                 if event.phase != "decode":  # frames are decoded when they are read

@@ -1,12 +1,19 @@
-"""Small pictures of a clip that is made: its first frame, and frames over its whole length."""
+"""Small pictures: of a clip that is made its first frame and frames over its length, of one in the making previews."""
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SHEET_FRAMES = 12
+PREVIEW_SIDE = 160  # pixels of a frame of a preview, at most
 
 
 def frames_of(clip: Path, count: int) -> list[Image.Image]:
@@ -23,6 +30,18 @@ def frames_of(clip: Path, count: int) -> list[Image.Image]:
                 found.append(Image.fromarray(frame.numpy()))
             at += 1
     return found
+
+
+def preview_strip(frames: Tensor) -> str:
+    """Frames ``[f, H, W, 3]``, uint8, side by side in a small JPEG, as a data URL."""
+    _, height, width, _ = frames.shape
+    strip = Image.fromarray(frames.transpose(0, 1).reshape(height, -1, 3).numpy())
+    scale = min(1, PREVIEW_SIDE / max(height, width))
+    if scale < 1:
+        strip = strip.resize((len(frames) * max(round(width * scale), 1), max(round(height * scale), 1)))
+    buffer = io.BytesIO()
+    strip.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def write_thumbnail(clip: Path, path: Path) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from ltx_studio.files import Files
 from ltx_studio.store import Job, Store
 
 STAGE_FILE = "clip.stage1.safetensors"
+PREVIEW_FRAMES = 8
+PREVIEW_EVERY = 0.2  # seconds between two previews, at least
 
 
 class Cancelled(Exception):
@@ -34,7 +36,8 @@ class StudioReporter(Reporter):
     store: Store | None = None
     job: Job | None = None
     steps_total: int = 1
-    _step_count: int = field(default=0)
+    _step_count: int = 0
+    _last_preview: float = 0.0
 
     def event(self, event: Any) -> None:
         assert self.store is not None and self.job is not None
@@ -63,7 +66,19 @@ class StudioReporter(Reporter):
             elapsed = time.perf_counter() - self.started
             facts |= {"step": event.step, "total": event.total, "stage": event.stage + 1}
             facts["eta"] = round(elapsed / max(progress, 1e-6) * (1 - progress), 1)
+            facts |= self._previewed(event)
         say(self.job.id, "progress", **facts)
+
+    def _previewed(self, event: Any) -> dict[str, Any]:
+        """A strip of frames of what a step predicts; nothing where none is due."""
+        now = time.perf_counter()
+        if self.preview is None or now - self._last_preview < PREVIEW_EVERY or (latent := event.preview()) is None:
+            return {}
+        from ltx_studio.pictures import preview_strip
+
+        self._last_preview = now
+        frames = self.preview.frames(latent, PREVIEW_FRAMES)
+        return {"preview": preview_strip(frames), "preview_frames": len(frames)}
 
 
 def say(job_id: str, kind: str, **facts: Any) -> None:
@@ -113,6 +128,7 @@ class Worker:
         from ltx_pipelines.cli.job import execute, load_stage
         from ltx_pipelines.cli.session import open_session
         from ltx_pipelines.pipeline import pipeline_named
+        from ltx_pipelines.running.preview import find_map
 
         given = from_json({**self.defaults, **self.files.resolve(job.request)}, "request")
         named = given.pop("pipeline", None)
@@ -139,7 +155,9 @@ class Worker:
         }
         self.store.advance(job.id, "text", 0.0, facts)
         steps = sum(one.steps for one in plan.stages)
-        reporter = StudioReporter("quiet", store=self.store, job=job, steps_total=steps)
+        reporter = StudioReporter(
+            "quiet", preview=find_map(session.ledger), store=self.store, job=job, steps_total=steps
+        )
         keep = len(plan.stages) > 1 and resume is None
         clip = ClipJob(plan, session.ledger, output, overwrite=True, keep_latents=keep, resume=resume)
         execute(clip, reporter)

@@ -60,3 +60,22 @@ def evaluate(
 
     session = {"backend": backend, "quantization": quantization}
     typer.echo(measure(model, path or tuple(PATHS), count, out, **session))
+
+
+@app.command()
+def preview(
+    count: Annotated[int, typer.Option("--count", "-n", help="Scenes to fit it on.")] = 40,
+) -> None:
+    """Fit the bundled map from latents to pixels anew, which previews are drawn with; after the VAE was trained."""
+    import torch
+
+    from ltx_core.loader.safetensors_file import save_tensors
+    from ltx_pipelines.running.model_files import find_model
+    from ltx_pipelines.running.preview import KEY, beside
+    from ltx_pipelines.utils.model_ledger import ModelLedger
+    from ltx_tiny.preview import fit
+
+    ledger = ModelLedger(find_model("tiny").files)
+    weights = fit(ledger, count).weights.to(torch.float16)
+    save_tensors(beside(ledger), {"map": weights}, {KEY: ledger.decoder_digest})
+    typer.echo(f"wrote {beside(ledger)}")

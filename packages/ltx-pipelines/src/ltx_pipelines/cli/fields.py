@@ -11,7 +11,7 @@ from ltx_pipelines.pipeline import Pipeline, every_field, pipeline_named
 from ltx_pipelines.planning.schema import Option, UsageError, options_of
 from ltx_pipelines.request import Networks, Output
 
-SOME_OUTPUTS = {"contact_sheet", "crf", "keep_latents", "first_stage"}  # of pipelines that say so in their ``uses``
+SOME_OUTPUTS = {"contact_sheet", "crf", "preview", "keep_latents", "first_stage"}  # in ``uses`` of some pipelines
 PIPELINE = Option("pipeline", str | None, None, "Take this pipeline.", group="Request", metavar="NAME")
 
 

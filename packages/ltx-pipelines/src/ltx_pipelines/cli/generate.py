@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ENHANCING = ("enhance_prompt", "prompt_enhancer")
 PLACES = (
-    *("output", "json", "quiet", "contact_sheet", "crf", "overwrite", "keep_latents", "first_stage"),
+    *("output", "json", "quiet", "contact_sheet", "crf", "preview", "overwrite", "keep_latents", "first_stage"),
     *("backend", "policy", "offload", "device"),
 )
 OTHER_MODELS = "for anything else name a larger model, such as --model Lightricks/LTX-2.3 (`ltx models` lists them)"
@@ -40,6 +40,8 @@ def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
     named = given.pop("pipeline", None)
     session = open_session(given, pipeline_named(named) if named else kind)
     plan = planned(session, given, reporter)
+    if given.get("preview"):
+        reporter.show_previews(session.ledger)
     from ltx_pipelines.cli.job import Job, execute  # torch and the networks, once the plan is known to be good
 
     output = Path(given.get("output") or free_output(plan.prompt, plan.seed, session.pipeline.suffix))

@@ -9,7 +9,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+if TYPE_CHECKING:
+    from ltx_pipelines.running.preview import PreviewMap
+    from ltx_pipelines.utils.model_ledger import ModelLedger
 
 Style = Literal["bars", "lines", "json", "quiet"]
 PHASES = {
@@ -44,6 +48,7 @@ class Reporter:
     phases: dict[str, float] = field(default_factory=dict)  # seconds per phase
     steps: int = 0
     _open: tuple[str, float] | None = None
+    preview: PreviewMap | None = None  # draws what each step predicts
     _bars: Any = None
     _bar: Any = None
 
@@ -55,7 +60,12 @@ class Reporter:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bars = Progress(*columns, console=Console(stderr=True), transient=False)
+            kind: type[Progress] = Progress
+            if self.preview is not None:
+                from ltx_pipelines.cli.preview import PicturedProgress
+
+                kind = PicturedProgress
+            self._bars = kind(*columns, console=Console(stderr=True), transient=False)
             self._bars.start()
         try:
             yield self
@@ -70,6 +80,17 @@ class Reporter:
             self.emit("note", text=text, **fields)
         elif self.style != "quiet":
             self._print(text)
+
+    def show_previews(self, ledger: ModelLedger) -> None:
+        """Draw what each step predicts, where there are bars and the model's map of latents is known."""
+        from ltx_pipelines.running.preview import find_map
+
+        if self.style != "bars":
+            self.note("previews are left out: they are shown on a terminal or in a notebook")
+            return
+        self.preview = find_map(ledger)
+        if self.preview is None:
+            self.note("previews come with the next clip: this one, decoded, teaches the colours of the model's latents")
 
     def event(self, event: Any) -> None:
         """One event of the engine."""
@@ -112,6 +133,9 @@ class Reporter:
             self.emit("step", sigma=round(float(event.sigma), 6), **position)
         elif self._bars is not None:
             self._bars.update(self._bar, completed=event.step)
+            if self.preview is not None and (latent := event.preview()) is not None:
+                middle = latent.shape[2] // 2
+                self._bars.show(self.preview.frames(latent[:, :, middle : middle + 1], 1)[0])
 
     def _close(self) -> None:
         if self._open is None:

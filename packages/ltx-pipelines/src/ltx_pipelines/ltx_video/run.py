@@ -25,6 +25,7 @@ from ltx_pipelines.ltx_video.media import crop, load_condition, load_source, res
 from ltx_pipelines.ltx_video.noise import SeededNoise
 from ltx_pipelines.ltx_video.size import PaddedSize
 from ltx_pipelines.planning.plan import ImageCondition, Plan, StagePlan
+from ltx_pipelines.running.preview import fitting
 from ltx_pipelines.running.stage_inputs import StageInputs, StageRun
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -145,6 +146,7 @@ class LTXVideoRun:
         latent = tone_map_latent(latent, settings.tone_map)
         noise = partial(self.noise.draw, "decoder", like=latent)
         chunks = decoder.decode_frames(latent, DecodeConditioning(timestep, noise_scale=0.0, noise=noise))
+        chunks = fitting(latent, chunks, self.ledger)
         yield from chunks if stage.delivered is None else self._deliver(chunks)
 
     def _deliver(self, chunks: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -40,6 +40,7 @@ from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.running.conditions import conditioning_items, source_latent
 from ltx_pipelines.running.generation import Frames, Generation
 from ltx_pipelines.running.kept import kept_frames, kept_sound
+from ltx_pipelines.running.preview import fitting
 from ltx_pipelines.running.stage_inputs import (
     KEYFRAMES,
     StageInputs,
@@ -66,11 +67,16 @@ class Event:
     sigma: float = 0.0
     states: States = field(default_factory=dict)  # token states: at the start of a stage, and after each step
     results: Results = field(default_factory=dict)  # the predictions of a step
+    tools: Mapping[str, LatentTools[Any]] = field(default_factory=dict)  # from tokens to latents
     generation: Generation | None = None
 
     def preview(self) -> Tensor | None:
-        """The video's x0 prediction of this step ``[B, N, C]``, what a preview is drawn from."""
-        return self.results["video"].denoised if "video" in self.results else None
+        """The video's x0 prediction of this step as a latent ``[1, C, F, h, w]``, what a preview is drawn from."""
+        if "video" not in self.results:
+            return None
+        tools, state = self.tools["video"], self.states["video"]
+        predicted = replace(state, latent=self.results["video"].denoised)
+        return tools.unpatchify(tools.clear_conditioning(predicted)).latent
 
 
 def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Generation | None = None) -> Iterator[Event]:
@@ -125,7 +131,7 @@ def run_stage(
     sigmas = torch.tensor(stage.sigmas, dtype=torch.float32)
     for step in denoise(run.model(stage), begun.denoiser, states, sigmas, begun.sampler):
         states = step.states
-        yield Event("denoise", index, step.index + 1, step.total, step.sigma, states, step.results)
+        yield Event("denoise", index, step.index + 1, step.total, step.sigma, states, step.results, begun.tools)
     final = finish_streams(begun.tools, states)
     result = {name: state.latent for name, state in final.items()}
     if keyframes := keyframes_to_carry(stage, final, inputs):
@@ -252,7 +258,7 @@ def decode_streams(generation: Generation, run: Run | LTXVideoRun) -> Generation
 def decode_frames(latent: Tensor, ledger: ModelLedger, generator: torch.Generator) -> Iterator[Tensor]:
     """Chunks ``[f, H, W, 3]`` in [0, 1]; the decoder is loaded when the first is pulled."""
     decoder: VideoDecoder = ledger.network("video_decoder")
-    yield from decoder.decode_frames(latent, DecodeConditioning(noise=generator))
+    yield from fitting(latent, decoder.decode_frames(latent, DecodeConditioning(noise=generator)), ledger)
 
 
 def cut_frames(chunks: Iterator[Tensor], shape: VideoPixelShape) -> Iterator[Tensor]:

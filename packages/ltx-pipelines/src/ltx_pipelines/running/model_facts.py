@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 from ltx_core.errors import ConfigError
@@ -121,6 +122,17 @@ class ModelFacts:
     def latent_channels(self) -> int:
         """Channels of a video latent."""
         return self.source("video_decoder").network_config("video_decoder").latent_channels
+
+    @cached_property
+    def decoder_digest(self) -> str:
+        """Of the video decoder's vectors, statistics of the latents among them: tells its latents from others."""
+        import torch
+
+        digest = blake2b(digest_size=16)
+        for name, source in sorted(self.source("video_decoder").sources("video_decoder").items()):
+            if len(source.info.shape) == 1:
+                digest.update(name.encode() + source.read().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     @cached_property
     def text_tokens(self) -> int:

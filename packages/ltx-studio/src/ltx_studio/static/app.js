@@ -147,9 +147,21 @@ async function onEvent(kind, event) {
     const step = event.step ? `, step ${event.step} of ${event.total}` : "";
     const eta = event.eta !== undefined ? `, ${Math.ceil(event.eta)} s left` : "";
     row.querySelector(".hint").textContent = `${event.phase}${step}${eta}`;
+    if (event.preview) showPreview(row.querySelector(".preview"), event.preview, event.preview_frames);
     return;
   }
   if (kind !== "note") update(await api.get(event.id).catch(() => ({ ...jobs.get(event.id), status: "failed" })));
+}
+
+// A strip of frames side by side, played by moving it behind a window one frame wide.
+function showPreview(place, strip, frames) {
+  const image = Object.assign(new Image(), { src: strip });
+  image.addEventListener("load", () => {
+    place.style.setProperty("--frames", frames);
+    place.style.aspectRatio = `${image.naturalWidth / frames} / ${image.naturalHeight}`;
+    place.style.backgroundImage = `url("${strip}")`;
+    place.hidden = false;
+  }, { once: true });
 }
 
 function status() {
