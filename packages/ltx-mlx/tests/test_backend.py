@@ -23,7 +23,7 @@ from ltx_core.precision import Precision  # noqa: E402
 from ltx_mlx.arrays import flat_parameters  # noqa: E402
 from ltx_mlx.backend import MLXBackend, prepare  # noqa: E402
 from ltx_mlx.convert import convert  # noqa: E402
-from ltx_mlx.quantization import Quantization  # noqa: E402
+from ltx_mlx.quantization import Quantization, WidenedLinear  # noqa: E402
 
 pytestmark = pytest.mark.backend("mlx")
 
@@ -180,6 +180,22 @@ def test_names_of_quantisations() -> None:
     assert Quantization.named("mlx-mxfp4") == Quantization(4, 32, "mxfp4")
     with pytest.raises(ConfigError, match="quantization is 'fp8-cast', expected one such as mlx-q8"):
         Quantization.named("fp8-cast")
+
+
+@pytest.mark.parametrize("name", ["mlx-q8", "mlx-q4-g32", "mlx-mxfp4"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_widened_linears_are_quantised_ones(name: str, bias: bool) -> None:
+    plain = mlx.nn.Linear(128, 96, bias)
+    form = Quantization.named(name)
+    weights = list({**plain.parameters(), **form.quantize(plain.weight)}.items())
+    x = mlx.core.random.normal((3, 128))
+    answers = []
+    for kind in (WidenedLinear, mlx.nn.QuantizedLinear):
+        layer = kind(128, 96, bias, form.group_size, form.bits, form.mode)
+        layer.load_weights(weights)
+        answers.append(layer(x))
+    assert mlx.core.allclose(*answers, rtol=1e-4, atol=1e-5)
+    assert not mlx.core.allclose(answers[0], plain(x), rtol=1e-4, atol=1e-5)
 
 
 def test_foreign_adapters_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:

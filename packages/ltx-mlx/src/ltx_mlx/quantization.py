@@ -56,7 +56,8 @@ class Quantization:
     def linear(self, layer: nn.Linear) -> nn.QuantizedLinear:
         """A layer of the same size in this format, empty."""
         outputs, inputs = layer.weight.shape
-        return nn.QuantizedLinear(inputs, outputs, "bias" in layer, self.group_size, self.bits, self.mode)
+        kind = nn.QuantizedLinear if mx.metal.is_available() else WidenedLinear
+        return kind(inputs, outputs, "bias" in layer, self.group_size, self.bits, self.mode)
 
     def quantize(self, weight: mx.array) -> dict[str, mx.array]:
         """A weight ``[out, in]`` as stored."""
@@ -79,6 +80,15 @@ class Quantization:
             and layer.weight.shape[1] % self.group_size == 0
         }
         return frozenset(found - _of_end_blocks(found) if self.bits < 8 else found)
+
+
+class WidenedLinear(nn.QuantizedLinear):
+    """A quantised linear whose weight is widened at each call: MLX has no fast quantised product on a CPU."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        stored = (self["weight"], self["scales"], self.get("biases"))
+        weight = mx.dequantize(*stored, self.group_size, self.bits, self.mode).astype(x.dtype)
+        return x @ weight.T + self["bias"] if "bias" in self else x @ weight.T
 
 
 def _of_end_blocks(paths: Iterable[str]) -> set[str]:
