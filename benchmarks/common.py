@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ltx_core.model.common.meter import LiveBytes
+from ltx_core.model.common.meter import Meter
 
 Arm = Callable[[], Any]
 
@@ -121,7 +121,7 @@ def peak_of(arm: Arm, device: torch.device) -> tuple[Any, int]:
         torch.cuda.synchronize(device)
         return result, torch.cuda.max_memory_allocated(device) - before
     held = {tensor.untyped_storage()._cdata for tensor in gc.get_objects() if type(tensor) in TENSORS}
-    live = LiveBytes(held)
+    live = Meter(held)
     with live:
         result = arm()
     return result, live.peak

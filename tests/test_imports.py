@@ -99,9 +99,13 @@ main()
     assert all(section in before.splitlines() for section in ("packages", "models", "disk", "media"))
 
 
-def test_a_clip_is_made_without_transformers_or_the_compiler(tmp_path: Path) -> None:
-    """They take longer to import than a small clip takes to sample."""
-    line = "generate ball --height 64 --width 64 --num-frames 9 --steps 1 -o ball.mp4 --quiet"
+@pytest.mark.parametrize(
+    "line",
+    ["generate ball --height 64 --width 64 --num-frames 9 --steps 1 -o ball.mp4 --quiet", "plan ball"],
+    ids=["clip", "plan"],
+)
+def test_what_computes_takes_neither_transformers_nor_the_compiler(line: str, tmp_path: Path) -> None:
+    """They take longer to import than a small clip takes to sample, or a plan to be counted."""
     heavy = "bool({'transformers', 'torch._dynamo', 'sympy'} & set(sys.modules))"
     code = f"{CLI.format(line=line.split())}; sys.exit(code or {heavy})"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0

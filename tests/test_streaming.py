@@ -15,7 +15,7 @@ import torch
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader import Checkpoint
-from ltx_core.model.common.meter import LiveBytes
+from ltx_core.model.common.meter import Meter
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.video_vae import VideoDecoder, VideoEncoder
 from tests.golden.case import Case, find_cases, golden_root
@@ -107,7 +107,7 @@ def test_memory_does_not_grow_with_the_duration(device: str, config: VideoVaeCon
         latents = -(-(frames - 1) // decoder.scale_factors.time) + 1
         latent = torch.zeros(1, config.latent_channels, latents, 3, 3, device=device)
         held = (*decoder.parameters(), *decoder.buffers(), latent)
-        live = LiveBytes({tensor.untyped_storage()._cdata for tensor in held})
+        live = Meter({tensor.untyped_storage()._cdata for tensor in held})
         with live, torch.device("meta") if device == "meta" else nullcontext():
             for _ in decoder.decode_streaming(latent):
                 pass

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ltx_core.errors import CheckpointError, as_checkpoint_error
 from ltx_core.loader.lora import Lora
 from ltx_core.loader.weights import ComponentWeights, Kind, check_fit
+from ltx_core.model.common.meter import without_data
 
 
 def build(
@@ -28,7 +28,7 @@ def build(
 
 def empty(construct: Callable[[], nn.Module], weights: ComponentWeights, spare: Sequence[str] = ()) -> nn.Module:
     """The network without data, checked against the files, with the layers of the weights' format in place."""
-    with torch.device("meta"), _Unset():
+    with without_data():
         with as_checkpoint_error(f"{weights.where}: no {weights.name} can be made of its config"):
             network = construct()
         expected = {
@@ -43,15 +43,6 @@ def empty(construct: Callable[[], nn.Module], weights: ComponentWeights, spare: 
     for path in weights.widened:
         _widen(network.get_submodule(path), weights.dtype)
     return network
-
-
-class _Unset(TorchFunctionMode):
-    """Leaves parameters unset whose values come from files: to compute them without data imports the compiler."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", "") == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], spare: Sequence[str] = ()) -> nn.Module:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ltx_core.model.common.meter import Work, measure
+from ltx_core.model.common.meter import Work, measure, without_data
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
@@ -199,7 +199,7 @@ def measure_forward(
     config: TransformerConfig, tokens: Mapping[str, int], batch: int, dtype: torch.dtype, text_tokens: int = MAX_LENGTH
 ) -> Work:
     """One pass of a transformer, without its weights."""
-    with torch.device("meta"):
+    with without_data():
         network = LTXModel(config).to(dtype)
         shapes = {name: (tokens[name], text_tokens, batch) for name in config.streams}
         streams = {name: _empty_modality(config, name, *shape, dtype) for name, shape in shapes.items()}
@@ -232,7 +232,7 @@ def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:
     if config.diffusion_decoder is not None:
         cells = (latent.frames, latent.height, latent.width)
         return Work(*whole_decode_work(config.diffusion_decoder, cells, ledger.dtype.itemsize))
-    with torch.device("meta"):
+    with without_data():
         decoder = VideoDecoder(config).to(ledger.dtype)
         whole = torch.empty(latent, dtype=ledger.dtype)
     work = measure(decoder, lambda: decoder(whole))

@@ -7,7 +7,8 @@ rounding by the allocator.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
+
+from ltx_core.model.common.shapes import ShapesOnly
 
 
 @dataclass(frozen=True)
@@ -30,22 +33,45 @@ class Work:
 def measure(network: torch.nn.Module, call: Callable[[], Any]) -> Work:
     """Operations and live bytes of ``call()``, which runs ``network`` on the meta device."""
     held = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
-    flops, live, attention = FlopCounterMode(display=False), LiveBytes(held), CountedAttention()
-    with torch.no_grad(), torch.device("meta"), attention, flops, live:
+    meter, attention = Meter(held), CountedAttention()
+    with torch.no_grad(), torch.device("meta"), attention, ShapesOnly(), meter:
         call()
-    return Work(flops.get_total_flops() + attention.flops, live.peak)
+    return Work(meter.flops + attention.flops, meter.peak)
 
 
-class LiveBytes(TorchDispatchMode):
-    """Follows the storages that operations make until they are freed; ``peak`` is the most bytes at once."""
+@contextmanager
+def without_data() -> Iterator[None]:
+    """Inside, networks are made on the meta device, their parameters unset: to compute them imports the compiler."""
+    with torch.device("meta"), _Unset():
+        yield
+
+
+class _Unset(TorchFunctionMode):
+    """Leaves out what `torch.nn.init` does."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == torch.nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+class Meter(TorchDispatchMode):
+    """Counts ``flops``, and follows storages until they are freed: ``peak`` is the most bytes at once."""
 
     def __init__(self, held: set[int]) -> None:
         super().__init__()
         self.held = set(held)  # storages that were there before, and those alive now
         self.now = self.peak = 0
+        self.flops = 0.0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(function.overloadpacket)) is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.held:
                 self._follow(tensor.untyped_storage())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ltx_core.model.common.memory import free_bytes
-from ltx_core.model.common.meter import measure
+from ltx_core.model.common.meter import measure, without_data
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.diffusion.decoder import DiffusionVideoDecoder
 from ltx_core.model.video_vae.tiling import Tiling, balanced_tiling, stream_tiles, tiled_decode
@@ -94,7 +94,7 @@ def decode_parts(decoder: AnyVideoDecoder, latent: Tensor, free: int) -> int:
 
 def streamed_bytes(decoder: VideoDecoder, frames: int, dtype: torch.dtype) -> int:
     """Bytes alive at once in a streamed decode of ``MEASURED_CELLS`` x ``MEASURED_CELLS`` latent cells."""
-    with torch.device("meta"):
+    with without_data():
         network = VideoDecoder(decoder.config).to(dtype)
         probe = torch.empty(1, decoder.config.latent_channels, frames, MEASURED_CELLS, MEASURED_CELLS, dtype=dtype)
     return measure(network, lambda: list(network.decode_streaming(probe))).activations
