@@ -170,6 +170,9 @@ class Networks:
     gemma_root: File | None = network(None, "Gemma folder, where it is not beside the model.", metavar="FOLDER")
     transformer: File | None = network(None, "Split model: transformer and connectors.", "--transformer-path")
     text_encoder: File | None = network(None, "Split model: text encoder in one file.", "--text-encoder-path")
+    text_projection: File | None = network(
+        None, "Text projections and connectors, where the transformer's file has none.", "--text-projection-path"
+    )
     video_vae: File | None = network(None, "Video VAE, instead of the model's own.", "--video-vae-path")
     audio_vae: File | None = network(None, "Audio VAE and vocoder, instead of the model's own.", "--audio-vae-path")
     duration_head: File | None = network(None, "Duration head, where the model has none.", "--duration-head-path")

@@ -14,6 +14,7 @@ from ltx_core.loader.layouts import Part, as_paths, find_files, open_file, read_
 from ltx_core.loader.lora import Lora, is_lora
 from ltx_core.loader.metadata import Version, detect_version
 from ltx_core.loader.sources import Source
+from ltx_core.text_encoders.gemma.config import infer_connectors
 
 if TYPE_CHECKING:
     import torch
@@ -77,9 +78,18 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The config sections of all parts, the first part's winning; an upscaler's flat config is not among them."""
-        sections = [part.config for part in self.parts if "_class_name" not in part.config]
-        return {key: value for config in reversed(sections) for key, value in config.items()}
+        """The config sections of all parts, the first part's winning; an upscaler's flat config is not among them.
+
+        Of the ``transformer`` section, which describes connectors too, those with a transformer come first.
+        """
+        ordered = sorted(self.parts, key=lambda part: not part.holds("transformer"))
+        sections = [part.config for part in ordered if "_class_name" not in part.config]
+        merged: dict[str, Any] = {key: value for config in reversed(sections) for key, value in config.items()}
+        described = [config.get("transformer") for config in reversed(sections)]
+        if any(described):
+            known = [section for section in described if isinstance(section, Mapping)]
+            merged["transformer"] = {name: setting for section in known for name, setting in section.items()}
+        return merged
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -99,9 +109,16 @@ class Checkpoint:
         own: dict[str, Any] = {}
         for part in self.parts_of(name):
             for section, value in part.config.items():
-                if own.setdefault(section, value) != value:
+                if name == "embeddings" and section == "transformer":  # each describes what lies in its file
+                    own[section] = {**value, **own.get(section, {})}
+                elif own.setdefault(section, value) != value:
                     raise CheckpointError(f"{self._where(name)} contradict each other on config {section!r}")
-        return own if "_class_name" in own else {**self.config, **own}
+        config = own if "_class_name" in own else {**self.config, **own}
+        described = config.get("transformer")
+        if name == "embeddings" and isinstance(described, Mapping) and "connector_num_attention_heads" not in described:
+            inferred = infer_connectors({key: source.info.shape for key, source in self.sources(name).items()})
+            config["transformer"] = {**inferred, **described}
+        return config
 
     def network_config(self, name: str) -> Any:
         """The frozen config of a component's network; ``CheckpointError`` when the files describe none."""

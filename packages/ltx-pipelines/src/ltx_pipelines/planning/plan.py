@@ -31,6 +31,7 @@ class ModelFiles:
 
     checkpoint: str  # the transformer's file; the default of every other slot
     text_encoder: str | None = None  # Gemma folder or packed file
+    text_projection: str | None = None  # projections or connectors that the transformer's file lacks
     video_vae: str | None = None
     audio_vae: str | None = None
     duration_head: str | None = None

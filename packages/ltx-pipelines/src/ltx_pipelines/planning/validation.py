@@ -23,6 +23,16 @@ from ltx_pipelines.planning.plan import (
 if TYPE_CHECKING:
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
+OPTIONS = {  # component -> option that gives a file of it
+    "embeddings": "--text-projection",
+    "video_encoder": "--video-vae",
+    "video_decoder": "--video-vae",
+    "audio_encoder": "--audio-vae",
+    "audio_decoder": "--audio-vae",
+    "vocoder": "--audio-vae",
+    "transformer": "--model",
+    "text_encoder": "--gemma-root",
+}
 NEEDS = {  # stream -> components that decode it
     "video": ("video_decoder",),
     "audio": ("audio_decoder", "vocoder"),
@@ -85,11 +95,12 @@ def check_components(plan: Plan, ledger: ModelLedger) -> None:
     """Every network the plan uses is in the files."""
     texts_known = knows_texts(plan, ledger)
     wanted = {"transformer"} if texts_known or ledger.is_ltx_video else {"transformer", "embeddings"}
-    for component in sorted(wanted | networks_of(plan)):
-        if not ledger.holds(component):
-            raise ConfigError(f"the model has no {component}, which {plan.pipeline} needs: {ledger.files.checkpoint}")
-    if not texts_known:
-        ledger.text_encoder_path()
+    wanted |= networks_of(plan) | (set() if texts_known else {"text_encoder"})
+    if missing := [name for name in sorted(wanted) if not ledger.holds(name)]:
+        found = ", ".join(f"{Path(path).name} ({slot})" for slot, path in ledger.files.paths())
+        options = ", ".join(dict.fromkeys(OPTIONS[name] for name in missing))
+        lacks = f"the model has no {', '.join(missing)}, which {plan.pipeline} needs"
+        raise ConfigError(f"{lacks}; found {found}; give the rest with {options}")
     sizes = {(stage.shape.height, stage.shape.width) for stage in plan.stages if "video" in stage.streams}
     if len(sizes) > 1:
         if plan.models.spatial_upsampler is None:

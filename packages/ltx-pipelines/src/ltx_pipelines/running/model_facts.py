@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 from ltx_core.errors import ConfigError
@@ -36,23 +37,36 @@ class ModelFacts:
 
     def __init__(self, files: ModelFiles) -> None:
         self.files = files
-        self._checkpoints: dict[str, Checkpoint] = {}
+        self._checkpoints: dict[tuple[str, ...], Checkpoint] = {}
         self._loras: dict[Lora, LoraWeights] = {}
         self._checked: set[str] = set()
 
-    def open(self, path: str) -> Checkpoint:
-        """The checkpoint at ``path``."""
-        if path not in self._checkpoints:
-            self._checkpoints[path] = Checkpoint.open(path)
-        return self._checkpoints[path]
+    def open(self, *paths: str) -> Checkpoint:
+        """The checkpoint of these files."""
+        if paths not in self._checkpoints:
+            self._checkpoints[paths] = Checkpoint.open(paths)
+        return self._checkpoints[paths]
 
     def source(self, component: str) -> Checkpoint:
         """The checkpoint a component is read from."""
+        if component == "embeddings" and self.files.text_projection:
+            return self.open(self.files.checkpoint, self.files.text_projection)
         return self.open(getattr(self.files, SLOTS[component]) or self.files.checkpoint)
 
     def holds(self, component: str) -> bool:
         """Whether the files can give a component."""
+        if component == "text_encoder":
+            return self.files.text_encoder is not None
+        if component == "embeddings" and self.packed_text_encoder:
+            return True
         return component in self.source(component).components
+
+    @cached_property
+    def packed_text_encoder(self) -> bool:
+        """Whether the text encoder is one file that has projections of its own."""
+        path = self.files.text_encoder
+        packed = path is not None and Path(path).is_file()
+        return packed and "embeddings" in self.open(str(path)).components
 
     def check(self, *components: str) -> None:
         """Raise ``CheckpointError`` where the files do not fill these components; reads headers, each once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +10,14 @@ from pathlib import Path
 
 from ltx_core.errors import CheckpointError, ConfigError, LtxError
 from ltx_core.loader.checkpoint import Checkpoint
+from ltx_core.loader.layouts import INDEX, SUFFIXES, diffusers_kind, find_files, is_diffusers_model
 from ltx_core.loader.lora import is_lora
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.textfiles import read_json
 from ltx_pipelines.planning.plan import Lora, ModelFiles
 from ltx_pipelines.running import hub
+
+logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -38,7 +42,8 @@ def find_model(model: str, variant: str | None = None) -> FoundModel:
         raise CheckpointError(hub.NOT_BUNDLED)
     path = Path(model).expanduser()
     if path.is_file():
-        return find_in_folder(path.parent, variant, chosen=path)
+        chosen = find_files(path)[0] if path.name.endswith((INDEX, *SUFFIXES)) else path
+        return find_in_folder(path.parent, variant, chosen)
     if path.is_dir():
         return find_in_folder(path, variant)
     if HUB_ID.fullmatch(model) and path.suffix not in (".safetensors", ".gguf"):
@@ -55,38 +60,95 @@ def from_hub(repo: str, variant: str | None = None) -> FoundModel:
     return replace(found, files=replace(found.files, text_encoder=next(filter(None, encoders), None)))
 
 
+#: ComfyUI's folders below the one for models, in which the parts of a model lie.
+COMFY_FOLDERS = (
+    *("diffusion_models", "unet", "checkpoints", "text_encoders", "clip", "vae", "loras"),
+    *("latent_upscale_models", "model_patches"),
+)
+#: Slot of `ModelFiles` -> what it is called in messages.
+KINDS = {
+    "text_projection": "text projections",
+    "video_vae": "video VAEs",
+    "audio_vae": "audio VAEs",
+    "spatial_upsampler": "spatial upscalers",
+    "temporal_upsampler": "temporal upscalers",
+    "duration_head": "duration heads",
+}
+
+
 def find_in_folder(folder: Path, variant: str | None = None, chosen: Path | None = None) -> FoundModel:
-    """Sort the files of a folder by what their headers say they hold."""
-    slots: dict[str, list[Path]] = {}
-    for file in sorted(folder.rglob("*.safetensors")):
-        if (kind := kind_of(file)) is not None:
-            slots.setdefault(kind, []).append(file)
+    """Sort the files of a folder by what their headers say they hold; ``chosen`` is the transformer's."""
+    if chosen is None and is_diffusers_model(folder) and not any(folder.glob("*.safetensors")):
+        return _diffusers_model(folder)
+    slots = _sorted_files(_model_root(folder))
     transformers = [chosen] if chosen else slots.get("checkpoint", [])
     if variant:
         transformers = [file for file in transformers if variant in file.name] or transformers
     if not transformers:
-        raise CheckpointError(f"{folder} holds no LTX transformer")
+        held = ", ".join(f"{file.name} ({slot})" for slot, files in slots.items() for file in files)
+        raise CheckpointError(f"{folder} holds no LTX transformer; found {held or 'no weights'}")
     if len(transformers) > 1:
         names = ", ".join(file.name for file in transformers)
         raise CheckpointError(f"{folder} holds several models: {names}; name one of these files")
     checkpoint = transformers[0]
-    files = ModelFiles(str(checkpoint), text_encoder=find_text_encoder(folder, slots.get("text_encoder", [])))
-    held = Checkpoint.open(checkpoint).components
-    for slot, component in (("video_vae", "video_decoder"), ("audio_vae", "audio_decoder")):
-        if component not in held and slots.get(slot):
-            files = replace(files, **{slot: str(slots[slot][0])})
-    for slot in ("spatial_upsampler", "temporal_upsampler", "duration_head"):
-        if slots.get(slot):
-            files = replace(files, **{slot: str(slots[slot][0])})
+    held_components = Checkpoint.open(checkpoint).components
+    encoder = find_text_encoder(_model_root(folder), slots.get("text_encoder", []))
+    files = ModelFiles(str(checkpoint), text_encoder=encoder)
+    own = {"text_projection": "embeddings", "video_vae": "video_decoder", "audio_vae": "audio_decoder"}
+    for slot in KINDS:
+        if slots.get(slot) and own.get(slot) not in held_components:
+            files = replace(files, **{slot: str(_fitting(slot, slots[slot], checkpoint))})
     distilled = tuple(Lora(str(file)) for file in slots.get("lora", ()) if "distilled" in file.name)
     return FoundModel(files, distilled[:1], is_distilled="distilled" in checkpoint.name)
+
+
+def _diffusers_model(folder: Path) -> FoundModel:
+    """A diffusers folder, its Gemma or T5 with it; distilled where its scheduler does not shift by size."""
+    upscaler = folder / "latent_upsampler"
+    files = ModelFiles(str(folder), find_text_encoder(folder, ()))
+    if diffusers_kind(upscaler) is not None:
+        files = replace(files, spatial_upsampler=str(upscaler))
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    settings = read_json(scheduler) if scheduler.is_file() else {}
+    return FoundModel(files, is_distilled=settings.get("use_dynamic_shifting") is False)
+
+
+def _model_root(folder: Path) -> Path:
+    """The folder a model's parts lie in: above ComfyUI's folders where this is in one of them."""
+    below = next((place for place in (folder, *folder.parents[:2]) if place.name in COMFY_FOLDERS), None)
+    return below.parent if below is not None else folder
+
+
+def _sorted_files(root: Path) -> dict[str, list[Path]]:
+    """Files by the slot they fill, one for each set of shards."""
+    comfy = [root / name for name in COMFY_FOLDERS if (root / name).is_dir()]
+    places = comfy if len(comfy) > 1 else [root]
+    found = sorted(file for place in places for file in place.rglob("*") if file.suffix in SUFFIXES)
+    slots: dict[str, list[Path]] = {}
+    for file in found:
+        if find_files(file)[0] == file and (kind := kind_of(file)) is not None:
+            slots.setdefault(kind, []).append(file)
+    return slots
+
+
+def _fitting(slot: str, files: Sequence[Path], checkpoint: Path) -> Path:
+    """Of several files for one slot the one of the transformer's version by header or name, else the first."""
+    if len(files) == 1:
+        return files[0]
+    version = Checkpoint.open(checkpoint).version[:2]
+    fitting = [file for file in files if Checkpoint.open(file).version[:2] == version]
+    chosen = (fitting or files)[0]
+    names = ", ".join(file.name for file in files)
+    logger.info(
+        "several %s: %s; %s is used, --%s names another", KINDS[slot], names, chosen.name, slot.replace("_", "-")
+    )
+    return chosen
 
 
 def kind_of(file: Path) -> str | None:
     """The slot a file fills, from its header alone; None for files that are none of ours."""
     try:
-        header = SafetensorsFile(file)
-        if is_lora(header.tensors):
+        if file.suffix == ".safetensors" and is_lora(SafetensorsFile(file).tensors):
             return "lora"
         checkpoint = Checkpoint.open(file)
     except LtxError:
@@ -102,6 +164,7 @@ def kind_of(file: Path) -> str | None:
         "video_decoder": "video_vae",
         "audio_decoder": "audio_vae",
         "duration_head": "duration_head",
+        "embeddings": "text_projection",
     }
     return next((slot for component, slot in by_component.items() if component in held), None)
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ltx_core.loader.layouts import open_file
+from ltx_core.loader.layouts import find_files, open_file
 from ltx_core.precision import WIDENED, Precision
 from ltx_pipelines.planning.plan import BackendName, ModelFiles
 
@@ -48,9 +48,7 @@ def weight_bytes(files: ModelFiles, precision: Precision, quantization: str | No
     """Bytes that the weights of each slot take in memory; a quantised transformer at most what it takes on disk."""
     itemsize, sizes = (precision.stored or precision.dtype).itemsize, {}
     for slot, name in files.paths():
-        path = Path(name)
-        inside = list(path.glob("*.safetensors")) or path.rglob("*.safetensors")  # a T5 lies in a folder of its folder
-        found = [file for file in (inside if path.is_dir() else [path]) if file.is_file()]
+        found = [file for file in find_files(Path(name)) if file.is_file()]
         infos = [info for file in found for info in open_file(file, None).tensors.values()]
         sizes[slot] = sum(math.prod(i.shape) * (itemsize if i.dtype.is_floating_point else 1) for i in infos)
         if slot == "checkpoint" and quantization is not None:

@@ -178,7 +178,7 @@ class ModelLedger(ModelFacts):
 
     def text_encoder(self) -> TextEncoder:
         """Tokenizer, language model, projections and connectors: prompts in, contexts out."""
-        path, checkpoint = self.text_encoder_path(), self.checkpoint
+        path, checkpoint = self.text_encoder_path(), self.source("embeddings")
         encoder: TextEncoder = self._keep(
             "text_encoder", lambda: self._builder.text_encoder(path, checkpoint, self._settings)
         )

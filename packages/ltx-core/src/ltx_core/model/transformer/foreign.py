@@ -118,17 +118,26 @@ def _shape(shapes: Shapes, name: str, default: tuple[int, int] = (1, 1)) -> tupl
     return (shape[0], shape[1]) if len(shape) == 2 else default
 
 
+def infer_metadata(section: Mapping[str, Any]) -> dict[str, str]:
+    """What the header of a published file says besides the config, for a transformer of this section."""
+    if section.get("use_keyframes_abs_pos_embedding") or not section.get("ff_bias", True):
+        return {"model_version": "2.5.0", "gemma_source_checkpoint": '{"gemma_version": "gemma4-12b-ltx-v1"}'}
+    return {"model_version": "2.3.0"} if section.get("cross_attention_adaln") else {}
+
+
 def _switches(shapes: Shapes) -> dict[str, bool]:
     """LTX-2's optional parts, on where their tensors are."""
     block = "transformer_blocks.0"
-    return {
-        "apply_gated_attention": f"{block}.attn1.to_gate_logits.weight" in shapes,
-        "cross_attention_adaln": f"{block}.prompt_scale_shift_table" in shapes,
-        "use_prompt_adaln_single": "prompt_adaln_single.linear.weight" in shapes,
-        "caption_proj_before_connector": "caption_projection.linear_1.weight" not in shapes,
+    ready = {
+        "caption_proj_before_connector": True,
         "caption_projection_first_linear": False,
         "caption_projection_second_linear": False,
         "caption_proj_input_norm": False,
+    }
+    return ({} if "caption_projection.linear_1.weight" in shapes else ready) | {
+        "apply_gated_attention": f"{block}.attn1.to_gate_logits.weight" in shapes,
+        "cross_attention_adaln": f"{block}.prompt_scale_shift_table" in shapes,
+        "use_prompt_adaln_single": "prompt_adaln_single.linear.weight" in shapes,
         "ff_bias": f"{block}.ff.net.2.bias" in shapes,
         "audio_ff_bias": f"{block}.audio_ff.net.2.bias" in shapes,
         "use_keyframes_abs_pos_embedding": "keyframes_abs_pos_embedding" in shapes,

@@ -18,6 +18,7 @@ import torch
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.checkpoint import Checkpoint
+from ltx_core.loader.layouts import component_files
 from ltx_core.loader.packed import plain_layers
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.loader.sources import Source
@@ -116,6 +117,9 @@ def _open_folder(folder: Path) -> GemmaAssets:
     config = next((file for file in files if file.name == "config.json"), None)
     if config is None:
         raise CheckpointError(f"{folder} has no config.json, expected a Gemma folder (such as {PUBLISHED})")
+    beside = folder.parent / "tokenizer"
+    if beside.is_dir() and not any(file.name == "tokenizer.json" for file in files):  # a diffusers folder
+        files += sorted(file for file in beside.iterdir() if file.is_file())
     tokenizer = next((file for file in files if file.name == "tokenizer.json"), None)
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no tokenizer.json; download it from {PUBLISHED} into this folder")
@@ -131,7 +135,7 @@ def _open_folder(folder: Path) -> GemmaAssets:
         config=_parse(config, _read(config)),
         tokenizer_json=_read(tokenizer),
         side_cars=side_cars,
-        weights=tuple(SafetensorsFile(file) for file in sorted(model.parent.glob("*.safetensors"))),
+        weights=tuple(SafetensorsFile(file) for file in component_files(model.parent)),
         is_packed=False,
     )
 

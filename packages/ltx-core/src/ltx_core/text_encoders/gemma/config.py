@@ -163,6 +163,25 @@ class EmbeddingsConfig:
         return replace(self, features=features, audio=None)
 
 
+def infer_connectors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The connectors' keys of a ``transformer`` section, for their tensors ``{video,audio}_connector.*``."""
+    section: dict[str, Any] = {"connector_positional_embedding_max_pos": [4096]}
+    for name, prefix in (("video", ""), ("audio", "audio_")):
+        start = f"{name}_connector.transformer_1d_blocks."
+        if (query := shapes.get(f"{start}0.attn1.to_q.weight")) is None:
+            continue
+        gates = shapes.get(f"{start}0.attn1.to_gate_logits.weight")
+        heads = gates[0] if gates else query[0] // 128
+        section[f"{prefix}connector_num_attention_heads"] = heads
+        section[f"{prefix}connector_attention_head_dim"] = query[0] // heads
+        blocks = {key.split(".")[2] for key in shapes if key.startswith(start)}
+        section[f"{prefix}connector_num_layers"] = len(blocks)
+        section["connector_apply_gated_attention"] = gates is not None
+        registers = shapes.get(f"{name}_connector.learnable_registers")
+        section["connector_num_learnable_registers"] = registers[0] if registers else None
+    return section
+
+
 def gemma_text_config(gemma: Mapping[str, Any]) -> Mapping[str, Any]:
     """The language model's section of a Gemma config, or the config itself where it has no sections."""
     text = gemma.get("text_config", gemma)
