@@ -62,7 +62,7 @@ def test_saving(made: Generation, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(MediaError, match="nearest valid: bell"):
         made.save(tmp_path / "bell.avi")
     monkeypatch.chdir(tmp_path)
-    assert run(["rerun", str(path), "--seed", "4", "-o", "other.mp4", "-q"]) == 0
+    assert run(["rerun", str(path), "--trust", "--seed", "4", "-o", "other.mp4", "-q"]) == 0
     recipe = read_recipe(tmp_path / "other.mp4")
     assert recipe is not None and recipe["plan"]["seed"] == 4 and recipe["plan"]["prompt"] == "a bell"
     assert recipe["plan"]["stages"][0]["shape"] == made.recipe["plan"]["stages"][0]["shape"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,20 @@ from typing import Any
 from ltx_core.errors import ConfigError
 
 BOM = "\ufeff"
+LARGEST = 2**26  # bytes of a file
+DEEPEST = 64  # objects in objects
+MOST_NODES = 10**6  # of a YAML file with its aliases written out
+LONGEST_NUMBER = 40  # digits
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file, without its byte order mark. Raises `ConfigError`."""
+    """The text of a file, without its byte order mark. Raises `ConfigError`, also for one of more than `LARGEST`."""
     try:
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ConfigError(f"{path} is larger than {LARGEST // 2**20} MiB, expected a text that people write")
         return data.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
@@ -37,14 +46,20 @@ def lines_of(text: str) -> list[str]:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """JSON as Python values; a key that is given twice and numbers without a value are refused.
+    """JSON as Python values. Refused are a key that is given twice, numbers without a value or of more digits than
+    numbers have, text that no file can hold (half a surrogate pair), and objects nested deeper than `DEEPEST`.
 
     Raises `ConfigError` that begins with ``where``.
     """
     try:
-        return json.loads(
-            text.removeprefix(BOM), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
+        text = text.removeprefix(BOM)
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_int=_whole, parse_float=_finite, parse_constant=_finite
         )
+        _check_depth(value)
+        if SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except RecursionError as error:
         raise ConfigError(f"{where}: it is nested too deeply") from error
     except ValueError as error:
@@ -74,8 +89,17 @@ def read_yaml(path: str | Path) -> Any:
             return super().construct_mapping(node, deep)
 
     Loader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)
+    text = read_text(path)
     try:
-        return yaml.load(read_text(path), Loader=Loader)
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _nodes(node, {})
+        value = loader.construct_document(node)
+        if SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+        return value
     except RecursionError as error:
         raise ConfigError(f"{path}: it is nested too deeply") from error
     except ConfigError:
@@ -107,6 +131,42 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     except (csv.Error, ValueError) as error:
         raise ConfigError(f"{path}, line {reader.line_num}: it is no CSV: {error}") from error
     return rows
+
+
+def _nodes(node: Any, known: dict[int, int], depth: int = 0) -> int:
+    """How many nodes a YAML node stands for with its aliases written out. Raises ``ValueError`` for too many."""
+    if depth > DEEPEST:
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    if id(node) not in known:
+        known[id(node)] = MOST_NODES  # until it is known: an alias to itself is endless
+        inside = node.value if isinstance(node.value, list) else ()
+        parts = (part for one in inside for part in (one if isinstance(one, tuple) else (one,)))
+        known[id(node)] = 1 + sum(_nodes(part, known, depth + 1) for part in parts)
+        if isinstance(node.value, str) and node.tag.endswith(":int") and len(node.value) > LONGEST_NUMBER:
+            raise ValueError(f"{node.value[:20]}... has {len(node.value)} digits, expected at most {LONGEST_NUMBER}")
+    if known[id(node)] >= MOST_NODES:
+        raise ValueError(f"its aliases stand for more than {MOST_NODES:,} values")
+    return known[id(node)]
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse values nested deeper than what reads them goes. Raises ``ValueError``."""
+    level, depth = [value], 0
+    while level := [
+        inner
+        for one in level
+        if isinstance(one, dict | list)
+        for inner in (one.values() if isinstance(one, dict) else one)
+    ]:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} deep")
+
+
+def _whole(text: str) -> int:
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError(f"{text[:20]}... has {len(text)} digits, expected at most {LONGEST_NUMBER}")
+    return int(text)
 
 
 def _sequence(loader: Any, node: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Opening files: those that were cut off are found by what their own headers say is missing at the end."""
+"""Opening files, and nothing but files: no protocol but ``file``, no format whose content names further places.
+
+Files that were cut off are found by what their own headers say is missing at the end.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,36 @@ from typing import BinaryIO
 import av
 
 from ltx_core.errors import MediaError
-from ltx_media.errors import media_errors
+from ltx_media.errors import check_regular, media_errors
 
+# Formats whose content names other files or hosts, and devices.
+REFERRING = {
+    *("concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp", "vobsub", "webm_dash_manifest"),
+    *("alsa", "fbdev", "kmsgrab", "lavfi", "oss", "video4linux2,v4l2", "x11grab"),
+}
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def open_container(path: str | Path) -> av.container.InputContainer:
+    """A regular file on this machine, open for reading; call it inside `media_errors`.
+
+    Raises ``MediaError`` for devices, pipes and folders, before any of them is opened.
+    """
+    check_regular(path)
+    formats = ",".join(sorted(av.formats_available - REFERRING))
+    options = {"protocol_whitelist": "file", "format_whitelist": formats}
+    return av.open(f"file:{path}", metadata_errors="ignore", options=options)
 
 
 @contextmanager
 def opened(path: str | Path, action: str) -> Iterator[av.container.InputContainer]:
     """The file, open for reading. Raises ``MediaError`` for files that are cut off or of no known kind."""
     with media_errors(path, action):
+        check_regular(path)
         if missing := missing_bytes(path):
             raise MediaError(f"{path}: cannot {action}: it is cut off, {missing} bytes are missing at its end")
-        with av.open(str(path), metadata_errors="ignore") as source:
+        with open_container(path) as source:
             yield source
 
 

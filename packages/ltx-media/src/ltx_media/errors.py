@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 
 from ltx_core.errors import MediaError
+from ltx_core.fingerprint import is_regular
 
 
 @contextmanager
@@ -26,6 +27,13 @@ def check_exists(path: str | Path, action: str) -> None:
     """Raise ``MediaError`` for a missing file without importing what would read it."""
     with media_errors(path, action):
         Path(path).stat()
+
+
+def check_regular(path: str | Path) -> None:
+    """Raise ``MediaError`` for what is there and no regular file, without opening it; ``OSError`` for a missing one."""
+    if not is_regular(path):
+        Path(path).stat()
+        raise MediaError(f"{path} is no regular file")
 
 
 def _cause(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ltx_core.errors import MediaError
 from ltx_media.color import HDRColorSpace
+from ltx_media.containers import open_container
 from ltx_media.errors import media_errors
 from ltx_media.files import replacing
 
@@ -43,7 +44,7 @@ def exr_frames(folder: str | Path) -> list[Path]:
 
 def read_exr(path: str | Path) -> Tensor:
     """The values as stored, float32 ``[h, w, 3]``; a single channel is repeated, alpha is dropped."""
-    with media_errors(path, "read image"), av.open(str(path)) as source:
+    with media_errors(path, "read image"), open_container(path) as source:
         frame = next(source.decode(video=0), None)
         if frame is None:
             raise MediaError(f"{path}: cannot read image: it holds no picture")

@@ -16,7 +16,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from ltx_core.errors import MediaError
-from ltx_media.errors import media_errors
+from ltx_media.errors import check_regular, media_errors
 from ltx_media.files import replacing
 from ltx_media.fit import long_side_fit
 from ltx_media.pixels import composite
@@ -61,6 +61,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         _register_heif(path)
     with media_errors(path, "read image"), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        check_regular(path)
         try:
             file = Image.open(path)
         except Image.DecompressionBombError as error:

@@ -25,6 +25,7 @@ from ltx_core.errors import MediaError
 from ltx_core.types import Audio
 from ltx_media.audio import LAYOUTS, sound_track
 from ltx_media.color import Primaries, hlg_to_yuv420p10, linear_to_hlg, rgb_to_i420
+from ltx_media.containers import open_container
 from ltx_media.errors import media_errors
 from ltx_media.files import replacing, temporary_beside
 from ltx_media.pixels import to_bytes
@@ -207,7 +208,7 @@ def _assemble(
     """Copy the picture's packets and encode the sound into an MP4 that starts playing before it is whole."""
     container = "mov" if path.suffix.lower() == ".mov" else "mp4"
     options = {"movflags": "faststart"}
-    with av.open(str(fragments)) as source, av.open(str(path), "w", format=container, options=options) as sink:
+    with open_container(fragments) as source, av.open(str(path), "w", format=container, options=options) as sink:
         sink.metadata.update(tags)
         stream = sink.add_stream_from_template(source.streams.video[0])
         stream.codec_context.codec_tag = encoding.tag

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ltx_core.errors import CheckpointError
+from ltx_core.fingerprint import is_regular
 
 if TYPE_CHECKING:
     import torch
@@ -215,6 +216,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     """(parsed header, offset of the data, size of the file)."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, expected a safetensors file")
+    if path.exists() and not is_regular(path):
+        raise CheckpointError(f"{path} is no regular file, expected a safetensors file")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

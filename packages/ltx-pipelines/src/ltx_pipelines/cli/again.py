@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.fields import every_option
+from ltx_pipelines.cli.trust import TRUST, ask_to_open, trusted_by
 from ltx_pipelines.planning.schema import File, Option, UsageError, read_all
 
 if TYPE_CHECKING:
@@ -40,15 +42,22 @@ def rerun(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.session import open_session
     from ltx_pipelines.pipeline import pipeline_named
     from ltx_pipelines.planning.validation import validate_plan
-    from ltx_pipelines.running.recipe import changes_since, plan_of
+    from ltx_pipelines.running.recipe import changes_since, files_of, plan_of
 
     reporter = Reporter(style_of(given))
     file = given_file(given)
     recipe = recipe_in(first_of(file))
     changes = {name: given[name] for name in CHANGEABLE if name in given}
-    for line in changes_since(recipe):
-        reporter.note(f"since then: {line}")
+    plan = plan_of(recipe, str(file))
     request = recipe.get("request")
+    named, others = list(files_of(plan)), list[str]()
+    if changes and request is not None:
+        files, others = named_in(request, changes)
+        named += files
+    ask_to_open(named, given, file, others)
+    trusted = trusted_by(given, file)
+    for line in changes_since(recipe, lambda path: str(path) in named or trusted(path)):
+        reporter.note(f"since then: {line}")
     if changes and not isinstance(request, dict):
         raise ConfigError(f"{file} was not made by a command, so nothing can be changed; rerun it as it is")
     if changes and isinstance(request, dict):
@@ -59,7 +68,6 @@ def rerun(given: dict[str, Any]) -> None:
         plan, ledger = planned(session, merged, reporter), session.ledger
         request = kept_request(merged, session, plan)
     else:
-        plan = plan_of(recipe, str(file))
         ledger = ledger_for(plan, given)
         validate_plan(plan, ledger)
     from ltx_pipelines.cli.job import Job, execute
@@ -73,10 +81,12 @@ def finish(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.job import Job, execute, latents_path, load_stage
     from ltx_pipelines.cli.progress import Reporter, style_of
     from ltx_pipelines.planning.validation import validate_plan
+    from ltx_pipelines.running.recipe import files_of
 
     reporter = Reporter(style_of(given))
     file = given_file(given)
     plan, resume = load_stage(file if file.suffix == ".safetensors" else latents_path(file))
+    ask_to_open(files_of(plan), given, file)
     ledger = ledger_for(plan, given)
     validate_plan(plan, ledger)
     stem = Path(file.name.removesuffix(".stage1.safetensors")).stem
@@ -127,6 +137,25 @@ def written(given: dict[str, Any]) -> dict[str, Any]:
     return {"contact_sheet": sheet, "crf": given.get("crf"), "overwrite": bool(given.get("overwrite"))}
 
 
+def named_in(request: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What the request of a recipe names and no change replaces: files, and programs or models of the hub."""
+    from ltx_pipelines.running.hub import bundled_model
+
+    known, files = every_option(), []
+    others = [request["command"]] if ":" in request["command"] else []
+    for name, value in request["options"].items():
+        one = known.get(name)
+        if one is None or name in changes or _replaced(name, dict(changes)):
+            continue
+        several = value if isinstance(value, list) else [value]
+        texts = [single.get("path") if isinstance(single, dict) else single for single in several]
+        if one.element == File or one.parts[0][0] == "path" or name == "pipeline_config":
+            files += [text for text in texts if isinstance(text, str)]
+        elif name == "model" and isinstance(value, str):
+            (files if Path(value).expanduser().exists() else others).append(value)
+    return files, [name for name in others if bundled_model(name) is None]
+
+
 def _replaced(name: str, changes: dict[str, Any]) -> bool:
     """Whether an option of the first request gives way to a change under another name."""
     rivals: dict[str, tuple[str, ...]] = {"duration": ("num_frames",), "sigmas": ("num_inference_steps",)}
@@ -135,7 +164,7 @@ def _replaced(name: str, changes: dict[str, Any]) -> bool:
 
 
 def options(*names: str) -> dict[str, Option]:
-    return {"file": FILE, **{name: every_option()[name] for name in names}}
+    return {"file": FILE, "trust": TRUST, **{name: every_option()[name] for name in names}}
 
 
 RERUN = Command("rerun", ABOUT_RERUN, options(*CHANGEABLE, *SHARED), rerun, "file", every_option)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_pipelines.cli.command import AS_JSON, Command
+from ltx_pipelines.cli.trust import TRUST, trusted_by
 from ltx_pipelines.planning.schema import File, Option, UsageError
 
 if TYPE_CHECKING:
@@ -31,11 +33,11 @@ def inspect(given: dict[str, Any]) -> None:
     if file.is_dir() or file.suffix in (".safetensors", ".gguf"):
         show_weights(file, as_json)
     else:
-        show_recipe(file, as_json)
+        show_recipe(file, as_json, trusted_by(given, file))
 
 
-def show_recipe(file: Path, as_json: bool) -> None:
-    """A recipe as facts, then what has changed since."""
+def show_recipe(file: Path, as_json: bool, trusted: Callable[[Path], bool]) -> None:
+    """A recipe as facts, then what has changed since of the files that are trusted."""
     from ltx_core.errors import MediaError
     from ltx_media.recipe import read_recipe
     from ltx_pipelines.running.recipe import changes_since, plan_of
@@ -69,7 +71,7 @@ def show_recipe(file: Path, as_json: bool) -> None:
     for path, print_ in recipe.get("files", {}).items():
         print(f"file             {path}  {print_}")
     print("made with        " + ", ".join(f"{name} {value}" for name, value in recipe.get("versions", {}).items()))
-    for line in changes_since(recipe):
+    for line in changes_since(recipe, trusted):
         print(f"changed since    {line}")
 
 
@@ -111,4 +113,4 @@ def weights_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     return facts | {"components": components, "config": checkpoint.config}
 
 
-INSPECT = Command("inspect", ABOUT, {"file": FILE, "json": AS_JSON}, inspect, "file")
+INSPECT = Command("inspect", ABOUT, {"file": FILE, "json": AS_JSON, "trust": TRUST}, inspect, "file")

@@ -24,6 +24,7 @@ from ltx_core.errors import ConfigError, nearest_hint
 
 File = Annotated[str, "file"]  # of a file or folder that is read
 MANY = 1000  # any number of values
+MODEL_VARIABLE = "LTX_MODEL"  # of the environment: the model where none is named
 KINDS: dict[Any, tuple[str, str, str]] = {  # in words, in JSON schema, on a line
     int: ("an integer", "integer", "N"),
     float: ("a number", "number", "X"),

@@ -111,6 +111,11 @@ def bundled_model(name: str) -> Path | None:
     return None
 
 
+def bundled_folders() -> list[Path]:
+    """Where installed packages keep models."""
+    return [Path(entry.load()()) for entry in entry_points(group="ltx.models")]
+
+
 def on_disk(repo: str) -> Path | None:
     """The folder of a repository in the local cache; None when nothing of it is there. Never asks the network."""
     from huggingface_hub import snapshot_download

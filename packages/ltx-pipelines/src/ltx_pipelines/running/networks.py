@@ -10,13 +10,12 @@ from typing import Any
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_pipelines.planning.plan import Lora, ModelFiles
-from ltx_pipelines.planning.schema import UsageError
+from ltx_pipelines.planning.schema import MODEL_VARIABLE, UsageError
 from ltx_pipelines.running.hub import TINY
 from ltx_pipelines.running.model_files import FoundModel, find_model
 from ltx_pipelines.running.placement import default_backend
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
-MODEL_VARIABLE = "LTX_MODEL"
 OFFLOAD = {"none": "resident", "cpu": "streamed", "disk": "sequential"}
 SPLIT = ("transformer", "text_encoder", "audio_vae", "duration_head")
 PLACEMENT = (

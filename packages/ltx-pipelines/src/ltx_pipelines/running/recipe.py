@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ltx_core import __version__
 from ltx_core.errors import ConfigError
-from ltx_core.fingerprint import fingerprint
+from ltx_core.fingerprint import fingerprint, is_regular
 from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
     ImageCondition,
@@ -30,6 +30,7 @@ from ltx_pipelines.planning.plan import (
 )
 
 RECIPE_VERSION = 1
+MOST_ENTRIES = 1000
 PACKAGES = ("torch", "av")
 
 
@@ -47,22 +48,48 @@ def make_recipe(plan: Plan, request: Mapping[str, Any] | None = None, device: st
 
 def plan_of(recipe: Mapping[str, Any], where: str) -> Plan:
     """The plan inside a recipe. Raises `ConfigError` for something else, or for one from a newer program."""
-    if recipe.get("recipe", RECIPE_VERSION) > RECIPE_VERSION:
-        raise ConfigError(f"{where}: its recipe is version {recipe['recipe']}, this program reads {RECIPE_VERSION}")
-    if "plan" not in recipe:
-        raise ConfigError(f"{where}: its metadata holds no plan, expected a file made by ltx")
+    check_recipe(recipe, where)
     return plan_from_json(json.dumps(recipe["plan"]))
 
 
-def changes_since(recipe: Mapping[str, Any]) -> Iterator[str]:
-    """One line for everything that could make the clip come out differently now."""
+def check_recipe(recipe: Mapping[str, Any], where: str) -> None:
+    """Refuse a recipe that is not what `make_recipe` writes, whoever wrote it. Raises `ConfigError`."""
+    version = recipe.get("recipe", RECIPE_VERSION)
+    if isinstance(version, int) and version > RECIPE_VERSION:
+        raise ConfigError(f"{where}: its recipe is version {version}, this program reads {RECIPE_VERSION}")
+    if not isinstance(recipe.get("plan"), dict):
+        raise ConfigError(f"{where}: its metadata holds no plan, expected a file made by ltx")
+    for name in ("versions", "files"):
+        texts = recipe.get(name, {})
+        if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+            raise ConfigError(f"{where}: {name} of its recipe is {texts!r:.60}, expected texts by name")
+        if len(texts) > MOST_ENTRIES:
+            raise ConfigError(
+                f"{where}: {name} of its recipe has {len(texts)} entries, expected at most {MOST_ENTRIES}"
+            )
+    request = recipe.get("request")
+    if request is not None and not (
+        isinstance(request, dict)
+        and isinstance(request.get("command"), str)
+        and isinstance(request.get("options"), dict)
+    ):
+        raise ConfigError(f"{where}: request of its recipe is {request!r:.60}, expected a command and its options")
+
+
+def changes_since(recipe: Mapping[str, Any], trusted: Callable[[Path], bool] = lambda path: True) -> Iterator[str]:
+    """One line for everything that could make the clip come out differently now.
+
+    Files that are not ``trusted``, and what is no regular file, are not looked at.
+    """
     now = versions()
     for name, then in recipe.get("versions", {}).items():
         if name in now and now[name] != then:
             yield f"{name} was {then}, is {now[name]}"
     for path, then in recipe.get("files", {}).items():
-        if not Path(path).exists():
-            yield f"{path} is gone"
+        if not trusted(Path(path)):
+            yield f"{path} was not looked at"
+        elif not (is_regular(path) or Path(path).is_dir()):
+            yield f"{path} is {'no regular file' if Path(path).exists() else 'gone'}"
         elif fingerprint(path) != then:
             yield f"{path} is another file than it was"
 
