@@ -188,6 +188,18 @@ class TestWriter:
         assert torch.equal(torch.stack(list(read_frames(tmp_path / "a.mp4"))), frames)
         assert (read_audio(tmp_path / "a.mp4").waveform[0] - sound.waveform).abs().max() < 2**-22
 
+    @pytest.mark.parametrize("width", [60, 64, 96])
+    def test_equal_frames_are_equal_files_however_narrow(self, tmp_path, width):
+        blocks = torch.rand(5, width // 4, 3, generator=torch.Generator().manual_seed(0))
+        picture = blocks.repeat_interleave(8, 0).repeat_interleave(8, 1)
+        fading = torch.stack([picture[:, 2 * at : 2 * at + width] * (1 - 0.03 * at) for at in range(12)])
+        files = set()
+        for size in range(2000, 22000, 1000):
+            np.full((size, 20), size % 251, np.uint8)  # leaves something in the memory that is taken next
+            write_video(tmp_path / "clip.mp4", fading, 24)
+            files.add((tmp_path / "clip.mp4").read_bytes())
+        assert len(files) == 1
+
     def test_hlg_master(self, tmp_path):
         write_video(tmp_path / "hdr.mp4", [quadrants(5) * 4], 25, tone(0.2), HLG)
         with av.open(str(tmp_path / "hdr.mp4")) as source:

@@ -39,6 +39,7 @@ FRAGMENTED = {"movflags": "empty_moov+default_base_moof", "frag_duration": "5000
 # For who asks for quality: the least error in every frame and in colour, not what looks best for the bytes.
 FAITHFUL = {"tune": "psnr", "x264-params": "mbtree=0:ipratio=1:pbratio=1:chroma-qp-offset=-6"}
 FAITHFUL_BELOW = 15  # CRF
+NARROW = 128  # pixels: below, libx264's macroblock tree reads past its rows, and equal frames become unequal files
 SUFFIXES = (".mp4", ".mov", ".m4v")
 
 
@@ -193,6 +194,8 @@ class _Picture:
                 raise MediaError(f"{self.path}: {name} is {side}, expected an even number; nearest valid: {side + 1}")
         encoding = self.encoding
         options = {"crf": f"{encoding.crf:g}", "preset": encoding.preset, **encoding.options}
+        if encoding.codec == "libx264" and width < NARROW:
+            options.setdefault("x264-params", "mbtree=0")
         stream = self.sink.add_stream(encoding.codec, rate=self.rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, encoding.pixel_format
         context = stream.codec_context

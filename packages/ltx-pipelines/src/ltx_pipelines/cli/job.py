@@ -130,8 +130,7 @@ def load_stage(path: Path) -> tuple[Plan, Generation]:
     text = SafetensorsFile(path).metadata.get("plan")
     if text is None:
         raise MediaError(f"{path} holds no plan, expected the first stage of a clip")
-    # A mapped tensor starts where the header ends, and sums round by alignment: copies start where made ones do.
-    plan, tensors = plan_from_json(text), {name: tensor.clone() for name, tensor in load_file(path).items()}
+    plan, tensors = plan_from_json(text), load_file(path)
     rng_state = tensors.pop(RNG_STATE, None)
     return plan, Generation(plan, (tensors,), rng_state=rng_state)
 
