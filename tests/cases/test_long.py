@@ -24,6 +24,7 @@ from ltx_core.errors import ConfigError
 from ltx_core.model.common.tiling import box_slices, partition_of_unity, product, split_by_count
 from ltx_media import metrics
 from ltx_media.camera import geometry, path, warp
+from tests.oracle_windows import OracleLedger, oracle_plan, stitched, windows_of
 
 ROOT = Path(os.environ.get("LTX_CASES_DIR") or Path(__file__).parent / "data") / "long"
 CASES = sorted(found.parent for found in ROOT.glob("*/case.json"))
@@ -218,6 +219,19 @@ def join_latents(case: Case) -> None:
     )
 
 
+def oracle_stitch(case: Case) -> None:
+    plan = windows_of(case.args)
+    found = {"windows": [described(window) for window in plan.windows]}
+    case.same({**found, "frames": plan.frames, "requested_frames": plan.requested_frames}, case.expect)
+    video, audio = case.given("video"), case.given("audio")
+    firm = {"overlap_strength": case.args["strength"], "overlap_curve": "hold"}
+    with pytest.MonkeyPatch.context() as patch:
+        clip = oracle_plan(plan, video.shape[3:], tuple(case.args["sigmas"]), sound=True, **firm)
+        made = stitched(clip, OracleLedger(video, audio), patch)
+    for name in ("video", "audio"):
+        case.check(name, made[name])
+
+
 def crossfade(case: Case) -> None:
     first, second, overlap = case.given("first"), case.given("second"), case.args["overlap"]
     for fade in ("linear", "equal_power", "matched"):
@@ -326,6 +340,7 @@ OPERATIONS: dict[str, Callable[[Case], None]] = {
     "tile_weights": tile_weights,
     "tiled_step": tiled_step,
     "join_latents": join_latents,
+    "oracle_stitch": oracle_stitch,
     "crossfade": crossfade,
     "metrics": measure,
     "rotation_homography": rotation_homography,

@@ -273,6 +273,7 @@ class LatentState:
     clean_latent: Tensor  # [B, N, D] what held tokens are held at
     attention_mask: Tensor | None = None  # [B, N, N] attention strength in [0, 1]; None = all ones
     keyframes_mask: Tensor | None = None  # [B, N, 1] non-zero where the token encodes one single pixel frame
+    release: Tensor | None = None  # [B, N, 1] how its hold falls with sigma: place in `CURVES`; None = nowhere
     generated_keyframe_layout: GeneratedKeyframeLayout | None = None
     generated_keyframes: Tensor | None = field(default=None)  # [B, C, K, H, W], set by clear_conditioning
     frozen: bool = False  # the whole stream is held fixed at sigma 0

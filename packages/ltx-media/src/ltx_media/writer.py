@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -125,10 +125,31 @@ def write_video(
         count = _encode(fragments, path, frames, rate, encoding)
         sound = audio() if callable(audio) else audio
         track = (sound_track(sound, path, count / rate), sound.sampling_rate) if sound else None
-        with replacing(path) as complete, media_errors(path, "write video"):
-            tags = container_tags(metadata)
-            _assemble(complete, fragments, track, encoding, tags)
+        join_pieces(path, [fragments], rate, track, encoding, metadata)
     return count
+
+
+def write_piece(path: str | Path, frames: Iterable[Tensor], fps: float | Fraction, encoding: VideoEncoding) -> int:
+    """Write frames as for `write_video`, without sound, as a piece for `join_pieces`; returns their number."""
+    with replacing(path) as temporary:
+        return _encode(temporary, Path(path), frames, exact_rate(fps), encoding)
+
+
+def join_pieces(
+    path: str | Path,
+    pieces: Sequence[Path],
+    fps: float | Fraction,
+    sound: tuple[Tensor, int] | None,
+    encoding: VideoEncoding,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Make one MP4 of pieces of one size and encoding, without encoding them again, in memory of a second of each.
+
+    ``sound`` is a track ``[channels, samples]`` in [-1, 1], which may lie in a mapped file, and its rate.
+    """
+    path = Path(path)
+    with replacing(path) as complete, media_errors(path, "write video"):
+        _assemble(complete, pieces, exact_rate(fps), sound, encoding, container_tags(metadata))
 
 
 def _encode(fragments: Path, path: Path, frames: Iterable[Tensor], rate: Fraction, encoding: VideoEncoding) -> int:
@@ -206,31 +227,52 @@ class _Picture:
 
 
 def _assemble(
-    path: Path, fragments: Path, sound: tuple[Tensor, int] | None, encoding: VideoEncoding, tags: Mapping[str, str]
+    path: Path,
+    pieces: Sequence[Path],
+    rate: Fraction,
+    sound: tuple[Tensor, int] | None,
+    encoding: VideoEncoding,
+    tags: Mapping[str, str],
 ) -> None:
     """Copy the picture's packets and encode the sound into an MP4 that starts playing before it is whole."""
     container = "mov" if path.suffix.lower() == ".mov" else "mp4"
     options = {"movflags": "faststart"}
-    with open_container(fragments) as source, av.open(str(path), "w", format=container, options=options) as sink:
+    with open_container(pieces[0]) as source, av.open(str(path), "w", format=container, options=options) as sink:
         sink.metadata.update(tags)
         stream = sink.add_stream_from_template(source.streams.video[0])
         stream.codec_context.codec_tag = encoding.tag
-        tracks = [_picture_packets(source, stream)]
+        tracks = [_picture_packets(pieces, rate, stream)]
         if sound is not None:
             tracks.append(_sound_packets(sink, *sound, encoding))
         for packet in heapq.merge(*tracks, key=lambda packet: packet.dts * packet.time_base):
             sink.mux(packet)
 
 
-def _picture_packets(source: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    """Packets for ``stream``, the first frame shown at 0: fragments start later by the encoder's reordering delay."""
-    delay = None
-    for packet in source.demux(video=0):
-        if packet.dts is None:
-            continue
-        delay = packet.pts if delay is None else delay
-        packet.pts, packet.dts, packet.stream = packet.pts - delay, packet.dts - delay, stream
-        yield packet
+def _picture_packets(pieces: Sequence[Path], rate: Fraction, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """Packets for ``stream``, the first frame shown at 0: a piece starts later by its encoder's reordering delay.
+
+    They are decoded a frame apart, as early as the piece with the longest delay needs.
+    """
+    begins = [next(_packets(piece, rate)) for piece in pieces]
+    delay = max(packet.pts - packet.dts for packet in begins)
+    count = 0
+    for piece, first in zip(pieces, begins, strict=True):
+        start = count - first.pts
+        for packet in _packets(piece, rate):
+            packet.pts, packet.dts, packet.stream = packet.pts + start, count - delay, stream
+            count += 1
+            yield packet
+
+
+def _packets(piece: Path, rate: Fraction) -> Iterator[av.Packet]:
+    """The packets of a picture track, timed in frames."""
+    with open_container(piece) as source:
+        for packet in source.demux(video=0):
+            if packet.dts is not None and packet.pts is not None:
+                frame = rate * packet.time_base
+                packet.pts, packet.dts = round(packet.pts * frame), round(packet.dts * frame)
+                packet.duration, packet.time_base = 1, 1 / rate
+                yield packet
 
 
 def _sound_packets(

@@ -27,6 +27,7 @@ PIPELINES = {
     "V2AOneStagePipeline": "v2a_one_stage",
     "T2AOneStagePipeline": "t2a_one_stage",
     "LTXVideoPipeline": "ltx_video.pipeline",
+    "LongVideoPipeline": "long",
 }
 _EXPORTS = PIPELINES | {
     "AutoDuration": "request",

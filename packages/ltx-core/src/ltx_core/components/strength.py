@@ -2,28 +2,38 @@
 
 A token of strength ``s`` has denoise mask ``1 - s`` and stands at noise level ``(1 - s) * sigma``. A constant strength
 between 0 and 1 ends as ``s * clean + (1 - s) * x0``, two pictures in one; so a strength that steers without showing
-falls to 0 at the last evaluated sigma.
+falls to 0 at the last evaluated sigma. Importing this takes no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from ltx_core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Curve = Literal["hold", "linear", "smoothstep"]
+CURVES: tuple[Curve, ...] = ("hold", "linear", "smoothstep")
+ORDERS: dict[Curve, int] = {"linear": 1, "smoothstep": 3}
+
 
 def smoothstep(u: float, order: int = 3) -> float:
-    """From 0 to 1 with zero slope at both ends, for ``order`` 5 with zero curvature too; ``u`` is clamped to [0, 1]."""
+    """From 0 to 1 with zero slope at both ends, for ``order`` 5 with zero curvature too, for 1 on a straight line.
+
+    ``u`` is clamped to [0, 1].
+    """
     u = min(max(u, 0.0), 1.0)
+    if order == 1:
+        return u
     if order == 3:
         return u * u * (3 - 2 * u)
     if order == 5:
         return u**3 * (u * (6 * u - 15) + 10)
-    raise ConfigError(f"smoothstep order is {order}, expected 3 or 5")
+    raise ConfigError(f"smoothstep order is {order}, expected 1, 3 or 5")
 
 
 @dataclass(frozen=True)
@@ -51,12 +61,20 @@ def strength_over_overlap(overlap: int, first: float = 1.0, last: float = 0.0, o
     return [first + (last - first) * smoothstep((j + 1) / (overlap + 1), order) for j in range(overlap)]
 
 
+def strength_around(strength: float, reach: int, curve: Curve) -> list[float]:
+    """Strengths at the distances 0 to ``reach`` from a place that is held: the same, or falling to 0 just beyond."""
+    order = ORDERS.get(curve)
+    return [strength * (1 if order is None else smoothstep(1 - d / (reach + 1), order)) for d in range(reach + 1)]
+
+
 def rebuild_tokens(latent: Tensor, before: Tensor, after: Tensor, known: Tensor, noise: Tensor, sigma: float) -> Tensor:
     """Bring tokens whose denoise mask has changed to the noise level their new mask says; others stay as they are.
 
     ``latent``, ``known`` (the last blended prediction, at the first step the clean tokens) and ``noise`` are
     ``[..., D]``; ``before`` and ``after`` are denoise masks ``[..., 1]``. ``noise`` is each token's own, drawn once.
     """
+    import torch
+
     level = after * sigma
     return torch.where(before == after, latent, (1 - level) * known + level * noise)
 

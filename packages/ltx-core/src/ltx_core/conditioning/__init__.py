@@ -11,9 +11,11 @@ from ltx_core.conditioning.types.reference_cond import (
     AudioConditionByReferenceLatent,
     VideoConditionByReferenceLatent,
 )
+from ltx_core.conditioning.types.start_cond import ConditionByStart
 
 __all__ = [
     "AudioConditionByReferenceLatent",
+    "ConditionByStart",
     "ConditioningItem",
     "ConditioningItemAttentionStrengthWrapper",
     "TemporalRegionMask",

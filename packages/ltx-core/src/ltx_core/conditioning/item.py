@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ltx_core.components.strength import CURVES, Curve
 from ltx_core.conditioning.mask_utils import update_attention_mask
 from ltx_core.conditioning.tools import LatentTools
 from ltx_core.errors import ConditioningError
@@ -27,10 +28,12 @@ def append_tokens(
     tokens: Tensor,
     positions: Tensor,
     strength: float = 1.0,
+    release: Curve = "hold",
 ) -> LatentState:
     """Append content ``[B, M, D]`` at ``positions`` ``[B, axes, M, 2]``, held by ``strength`` (1 = unchanged).
 
-    The mask column takes the dtype of ``tokens`` first: with bfloat16 content, ``1 - strength`` is rounded to bfloat16.
+    ``release`` is how the hold falls with sigma. The mask column takes the dtype of ``tokens`` first: with bfloat16
+    content, ``1 - strength`` is rounded to bfloat16.
     """
     mask = tokens.new_full((*tokens.shape[:2], 1), 1 - strength)
     content = tokens.to(state.latent)
@@ -43,7 +46,16 @@ def append_tokens(
         positions=torch.cat((state.positions, positions.to(state.positions)), dim=2),
         attention_mask=update_attention_mask(state, None, tools.token_count, tokens.shape[1]),
         keyframes_mask=None if keyframes is None else torch.cat((keyframes, torch.zeros_like(mask).to(keyframes)), 1),
+        release=_released(state, tokens.shape[1], release),
     )
+
+
+def _released(state: LatentState, count: int, release: Curve) -> Tensor | None:
+    """How the hold of every token falls when ``count`` more follow."""
+    if state.release is None and release == "hold":
+        return None
+    before = torch.zeros_like(state.denoise_mask) if state.release is None else state.release
+    return torch.cat((before, before.new_full((before.shape[0], count, 1), CURVES.index(release))), 1)
 
 
 def check_axes(what: str, given: Sequence[int], target: Sequence[int], axes: Sequence[int]) -> None:

@@ -98,6 +98,7 @@ class LatentTools(Generic[Shape]):
             denoise_mask=torch.ones_like(state.denoise_mask[:, :n]),
             attention_mask=None,
             keyframes_mask=None,
+            release=None,
         )
 
     def check_target_tokens(self, state: LatentState, what: str) -> None:
@@ -169,9 +170,15 @@ class VideoLatentTools(LatentTools[VideoLatentShape]):
 
 @dataclass(frozen=True)
 class AudioLatentTools(LatentTools[AudioLatentShape]):
-    """Tools for an audio latent."""
+    """Tools for an audio latent; ``spans`` are the seconds of its tokens where it is a part of a longer sound."""
 
     patchifier: AudioPatchifier
+    spans: tuple[tuple[float, float], ...] | None = None
+
+    def positions(self, device: torch.device | str | None = None) -> Tensor:
+        if self.spans is None:
+            return super().positions(device)
+        return torch.tensor(self.spans, device=device).expand(self.target_shape.batch, 1, -1, -1).contiguous()
 
 
 def latent_tools(

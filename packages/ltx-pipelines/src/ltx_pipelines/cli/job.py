@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,12 +20,15 @@ from ltx_core.model.common.memory import peak_bytes
 from ltx_media.files import replacing
 from ltx_pipelines.cli.progress import Reporter, human_bytes
 from ltx_pipelines.planning.plan import Plan, plan_from_json
-from ltx_pipelines.running.engine import Event, generate
+from ltx_pipelines.running.engine import Event, generate, generate_windows
 from ltx_pipelines.running.generation import Generation, write
-from ltx_pipelines.running.kept import what_is_kept
+from ltx_pipelines.running.kept import kept_encoding, what_is_kept
+from ltx_pipelines.running.long import pieces
 from ltx_pipelines.running.output import VIDEO, check_free, check_output
 from ltx_pipelines.running.recipe import make_recipe
+from ltx_pipelines.running.unfinished import Unfinished
 from ltx_pipelines.utils.media_io import (
+    RECIPE_KEY,
     read_audio,
     read_frames,
     write_contact_sheet,
@@ -68,11 +73,14 @@ def execute(job: Job, reporter: Reporter) -> Path:
             if job.keep_latents:
                 resume = follow(first, job, reporter, decode=False)
                 keep_stage(resume, job)
-            generation = follow(delivered.plan, job, reporter, resume=resume)
             recipe = make_recipe(delivered.plan, delivered.request, str(delivered.ledger.device))
             total = delivered.plan.shape.frames
-            watch = lambda chunks: _counted(chunks, total, reporter)  # noqa: E731
-            write(generation, delivered.output, recipe, watch, delivered.crf)
+            watch = partial(_counted, total=total, reporter=reporter)
+            if delivered.plan.long is not None and delivered.output.suffix.lower() in VIDEO:
+                write_long(delivered, recipe, reporter)
+            else:
+                generation = follow(delivered.plan, job, reporter, resume=resume)
+                write(generation, delivered.output, recipe, watch, delivered.crf)
             if job.contact_sheet is not None:
                 write_sheet(delivered)
             seconds = reporter.finish()
@@ -96,6 +104,35 @@ def follow(
             generation = event.generation or generation
     assert generation is not None
     return generation
+
+
+def write_long(job: Job, recipe: Mapping[str, Any], reporter: Reporter) -> None:
+    """A long clip to its file, window by window; what is whole is kept when it is stopped, and gone on from."""
+    plan, encoding = job.plan, kept_encoding(job.plan, job.crf)
+    store, total = Unfinished(job.output, plan, encoding, job.overwrite), len(plan.stages[0].windows)
+    done = store.state.done
+    if done:
+        reporter.note(f"{done} of {total} windows are in {store.folder}, going on", done=done, total=total)
+    events = cast(Generator[Event, None, None], generate_windows(plan, job.ledger, store.state))
+    try:
+        with closing(events):
+            for event in events:
+                reporter.event(event)
+                if event.media is not None:
+                    before = pieces(plan.stages[0])[event.stage].frames[0]
+                    store.write(
+                        event.stage,
+                        event.media,
+                        partial(_counted, total=plan.shape.frames, reporter=reporter, done=before),
+                    )
+                if event.state is not None:
+                    store.commit(event.state)
+        store.finish({RECIPE_KEY: json.dumps(recipe, ensure_ascii=False)})
+    except BaseException:
+        store.close()
+        if store.state.done:
+            reporter.note(f"{store.state.done} of {total} windows are kept in {store.folder}; the same command goes on")
+        raise
 
 
 def write_sheet(job: Job) -> None:
@@ -135,8 +172,7 @@ def load_stage(path: Path) -> tuple[Plan, Generation]:
     return plan, Generation(plan, (tensors,), rng_state=rng_state)
 
 
-def _counted(chunks: Iterable[Tensor], total: int, reporter: Reporter) -> Iterator[Tensor]:
-    done = 0
+def _counted(chunks: Iterable[Tensor], total: int, reporter: Reporter, done: int = 0) -> Iterator[Tensor]:
     for chunk in chunks:
         done += chunk.shape[0]
         reporter.wrote_frames(done, total)

@@ -94,7 +94,7 @@ class Reporter:
 
     def event(self, event: Any) -> None:
         """One event of the engine."""
-        if event.phase == "done":
+        if event.phase in ("done", "window"):
             return
         name = PHASES[event.phase] + (f", stage {event.stage + 1}" if event.phase == "denoise" else "")
         if event.step:

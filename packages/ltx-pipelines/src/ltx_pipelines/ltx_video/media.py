@@ -25,11 +25,11 @@ def pad(video: Tensor, size: PaddedSize) -> Tensor:
     return F.pad(video, (size.left, right, size.top, bottom))
 
 
-def crop(chunk: Tensor, size: PaddedSize, first: int = 0) -> Tensor:
-    """``[f, padded H, padded W, 3]`` that begins at frame ``first``, without what was padded."""
+def crop(chunk: Tensor, size: PaddedSize) -> Tensor:
+    """``[f, padded H, padded W, 3]`` without what was padded around it."""
     rows = slice(size.top, size.top + size.asked.height)
     columns = slice(size.left, size.left + size.asked.width)
-    return chunk[: max(size.asked.frames - first, 0), rows, columns]
+    return chunk[:, rows, columns]
 
 
 def resize_video(video: Tensor, height: int, width: int) -> Tensor:

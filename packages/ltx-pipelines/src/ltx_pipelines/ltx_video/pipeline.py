@@ -170,8 +170,8 @@ class LTXVideoPipeline(Pipeline):
     def check_media(self, request: LTXVideoRequest, size: PaddedSize) -> None:
         """Refuse conditions that do not fit the clip."""
         for image in request.images:
-            if image.crf is not None or image.as_keyframe:
-                raise UsageError("images have neither a CRF nor a kind with LTX-Video, expected file, frame, strength")
+            if image != ImageCondition(image.path, image.frame_idx, image.strength):
+                raise UsageError("images have a file, a frame and a strength with LTX-Video, expected nothing more")
             clip = self.probe(image.path)
             check_frame(image, shown_frames(clip, size), size, self.ledger.scale_factors.time)
         if (source := request.input_media_path) is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ltx_core.components.patchifiers import VideoLatentPatchifier
+from ltx_core.components.windows import FRAMES_PER_LATENT
 from ltx_core.conditioning.tools import VideoLatentTools
 from ltx_core.model.upsampler.ltxv import tone_map_latent
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
@@ -26,7 +27,7 @@ from ltx_pipelines.ltx_video.noise import SeededNoise
 from ltx_pipelines.ltx_video.size import PaddedSize
 from ltx_pipelines.planning.plan import ImageCondition, Plan, StagePlan
 from ltx_pipelines.running.preview import fitting
-from ltx_pipelines.running.stage_inputs import StageInputs, StageRun
+from ltx_pipelines.running.stage_inputs import Continuation, StageInputs, StageRun
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 LEADING_LATENTS = 2  # of a clip shown later than frame 0: these stand outside the grid, the others in it
@@ -100,11 +101,23 @@ class LTXVideoRun:
             outside = self._place(condition, stage, latent, strengths)
             if outside is not None:
                 front.append(self._soft_tokens(outside, condition, tools))
+        self._continue(inputs.start, latent, strengths)
+        if inputs.start.anchor is not None:
+            before = ImageCondition("", -FRAMES_PER_LATENT * inputs.start.anchor.shape[2])
+            front.append(self._soft_tokens(inputs.start.anchor, before, tools))
         starts = tools.starts(grid, device=latent.device)
         parts = [*front, (tools.patchifier.patchify(latent), starts, strengths.flatten(1))]
         tokens, positions, weights = zip(*parts, strict=True)
         joined = torch.cat(tokens, 1)
         return LatentState(joined, 1 - torch.cat(weights, 1)[..., None], torch.cat(positions, 2), joined)
+
+    def _continue(self, start: Continuation, latent: Tensor, strengths: Tensor) -> None:
+        """Blend what a window goes on from into its first latent frames."""
+        for number, strength in enumerate(start.strengths.get("video", ())):
+            frame = slice(number, number + 1)
+            known = start.latents["video"][:, :, frame].to(latent)
+            latent[:, :, frame] = torch.lerp(latent[:, :, frame], known, strength)
+            strengths[:, :, frame] = strength
 
     def _place(self, condition: ImageCondition, stage: StagePlan, latent: Tensor, strengths: Tensor) -> Tensor | None:
         """Blend what of a condition lies in the grid into ``latent``; returns the latents that stand outside."""
@@ -135,9 +148,17 @@ class LTXVideoRun:
         return encoder.sample(pixels, partial(self.noise.draw, "posterior", like=self._like)).to(self._like)
 
     def decode(self, latent: Tensor) -> Iterator[Tensor]:
-        """Chunks ``[f, H, W, 3]`` in [0, 1] of the size that is delivered."""
+        """Chunks ``[f, H, W, 3]`` in [0, 1] of the frames and the size that are delivered."""
+        left = self.settings.asked.frames
+        for chunk in self.frames(latent):
+            if left > 0:
+                yield self.delivered(chunk[:left])
+            left -= len(chunk)
+
+    def frames(self, latent: Tensor) -> Iterator[Tensor]:
+        """Chunks of all frames of a latent ``[f, H, W, 3]`` in [0, 1], whole."""
         decoder: VideoDecoder = self.ledger.network("video_decoder")
-        settings, stage = self.settings, self.plan.stages[-1]
+        settings = self.settings
         timestep, share = settings.decode_timestep, settings.decode_noise_scale
         if self.ledger.source("video_decoder").network_config("video_decoder").timestep_conditioning:
             share = timestep if share is None else share
@@ -146,18 +167,23 @@ class LTXVideoRun:
         latent = tone_map_latent(latent, settings.tone_map)
         noise = partial(self.noise.draw, "decoder", like=latent)
         chunks = decoder.decode_frames(latent, DecodeConditioning(timestep, noise_scale=0.0, noise=noise))
-        chunks = fitting(latent, chunks, self.ledger)
-        yield from chunks if stage.delivered is None else self._deliver(chunks)
+        yield from fitting(latent, chunks, self.ledger)
 
-    def _deliver(self, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
+    def delivered(self, chunk: Tensor) -> Tensor:
         """Frames resized to the padded size and cut back to the one that is asked for."""
-        first, padded = 0, self.size.padded
-        for chunk in chunks:
-            video = resize_video(chunk.permute(3, 0, 1, 2)[None], padded.height, padded.width)  # [1, 3, f, H, W]
-            frames = crop(video[0].permute(1, 2, 3, 0), self.size, first)
-            first += len(chunk)
-            if len(frames):
-                yield frames
+        if self.plan.stages[-1].delivered is None:
+            return chunk
+        video = resize_video(chunk.permute(3, 0, 1, 2)[None], self.size.padded.height, self.size.padded.width)
+        return crop(video[0].permute(1, 2, 3, 0), self.size)
+
+    def encode_frame(self, frame: Tensor, stage: StagePlan) -> Tensor:
+        """A whole frame ``[H, W, 3]`` in [0, 1] as a latent of its own ``[1, C, 1, h, w]``."""
+        return self.encode(frame.permute(2, 0, 1)[None, :, None] * 2 - 1, stage)
+
+    def encode_image(self, image: ImageCondition, stage: StagePlan) -> Tensor:
+        """A still as a latent of its own."""
+        wanted = wanted_media(self.size, self.size.padded.frames - 1, self.plan.background)
+        return self.encode(load_condition(image.path, self.size, wanted, self.ledger.scale_factors), stage)
 
     def _draw(self, use: str, like: Tensor) -> Tensor:
         return self.noise.draw(use, tuple(like.shape), like)

@@ -13,6 +13,8 @@ from functools import cache
 from typing import Any, Literal
 
 from ltx_core.components.guiders import MultiModalGuiderParams, VelocityGuidance, at_sigma
+from ltx_core.components.strength import Curve, strength_around
+from ltx_core.components.windows import pixel_frames
 from ltx_core.errors import ConfigError
 from ltx_core.precision import DtypeName
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape
@@ -57,8 +59,10 @@ class Lora:
 class ImageCondition:
     """A still at pixel frame ``frame_idx``. ``crf`` None follows the model, 0 keeps the pixels as they are.
 
-    In place at frame 0, as extra tokens elsewhere; ``as_keyframe`` makes it extra tokens everywhere. With LTX-Video
-    ``path`` may be a clip that is shown from that frame on.
+    In place at frame 0, as extra tokens elsewhere; ``as_keyframe`` makes it extra tokens everywhere. ``release`` is how
+    its strength falls with sigma, to 0 at the last evaluated one; it also stands every eighth frame within ``reach``
+    frames to both sides, with a strength that is held or falls along ``curve``. With LTX-Video ``path`` may be a clip
+    that is shown from that frame on.
     """
 
     path: str
@@ -66,7 +70,16 @@ class ImageCondition:
     strength: float = 1.0
     crf: int | None = None
     as_keyframe: bool = False
+    release: Curve = "hold"
+    reach: int = 0
+    curve: Curve = "hold"
     kind: Literal["image"] = "image"
+
+    def places(self, frames: int, step: int) -> dict[int, float]:
+        """Its strength by pixel frame in a clip of so many, its own frame first; none where it is 0."""
+        around = enumerate(strength_around(self.strength, self.reach // step, self.curve))
+        found = {self.frame_idx + sign * step * d: strength for d, strength in around for sign in (1, -1)}
+        return {frame: strength for frame, strength in found.items() if 0 <= frame < frames and strength > 0}
 
 
 @dataclass(frozen=True)
@@ -174,11 +187,22 @@ class SamplerPlan:
 
 @dataclass(frozen=True)
 class Window:
-    """Pixel frames ``first`` to ``last`` of a stage; the window before gives its first ``dropped`` latent frames."""
+    """Pixel frames ``first`` to ``last`` of a stage; the window before gives its first ``dropped`` latent frames.
+
+    In a long clip it goes on from ``shared`` latent frames of the window before, and from its audio tokens: ``tokens``
+    is the half-open interval of its own in the whole clip.
+    """
 
     first: int
     last: int
     dropped: int = 0
+    shared: int = 0
+    tokens: tuple[int, int] | None = None
+
+    @property
+    def first_new(self) -> int:
+        """The first pixel frame that no earlier window makes."""
+        return self.first + pixel_frames(self.shared) if self.shared else self.first
 
 
 @dataclass(frozen=True)
@@ -191,7 +215,8 @@ class StagePlan:
     loras: tuple[Lora, ...] = ()
     sampler: SamplerPlan = SamplerPlan()
     max_batch_size: int = 1  # guidance passes per transformer call
-    windows: tuple[Window, ...] = ()  # of the video alone, joined in this order
+    windows: tuple[Window, ...] = ()  # joined in this order
+    window: Window | None = None  # of a longer clip, which this run of the transformer makes
     delivered: VideoPixelShape | None = None  # where it is shorter or smaller than ``shape``, or of another rate
     velocity_guidance: tuple[VelocityGuidance, ...] = ()  # of each step of an LTX-Video model
     match_statistics: bool = False  # give an enlarged latent the spread it had per channel before it was enlarged
@@ -256,6 +281,26 @@ class LTXVideoSettings:
 
 
 @dataclass(frozen=True)
+class Scene:
+    """What is shown from pixel frame ``start`` of a long clip on; ``camera`` says how it moves."""
+
+    prompt: str
+    start: int = 0
+    camera: str | None = None
+
+
+@dataclass(frozen=True)
+class LongClip:
+    """How the windows of a stage become one clip. The first latent frame of a window is always held."""
+
+    scenes: tuple[Scene, ...]
+    overlap_strength: float = 1.0  # of the oldest latent frame that two windows share
+    overlap_curve: Curve = "smoothstep"  # how that falls towards the new part; below 1 it also falls with sigma
+    anchor: str | None = None  # a picture before time 0 that every window sees; "first": the clip's first frame
+    adain: float = 0.0  # share by which a window's statistics are moved to the first one's
+
+
+@dataclass(frozen=True)
 class Plan:
     """A whole task. ``audio`` says whose sound is delivered: of the last stage, of the first, or the source's own."""
 
@@ -268,6 +313,7 @@ class Plan:
     sources: Mapping[str, Source] = field(default_factory=dict)
     audio: Literal["last", "first", "source", "none"] = "last"
     ltx_video: LTXVideoSettings | None = None  # of a clip that an LTX-Video 0.9.x model makes
+    long: LongClip | None = None  # of a clip made in windows, one after another
     dtype: DtypeName = "auto"  # what networks compute in; plans that pipelines make never say auto
     quantization: str | None = None
     backend: BackendName = "torch"  # what builds and runs the networks
@@ -313,6 +359,12 @@ class Plan:
         stage = self.stages[-1]
         return stage.shape._replace(frames=min(factors.cover_frames(stage.shown.frames), stage.shape.frames))
 
+    @property
+    def prompts(self) -> list[str]:
+        """Every text that is encoded, the negative one last."""
+        positive = [self.prompt] if self.long is None else [scene.prompt for scene in self.long.scenes]
+        return list(dict.fromkeys(positive)) + ([self.negative_prompt] if self.negative_prompt is not None else [])
+
     def conditions(self) -> Iterator[tuple[StagePlan, Condition]]:
         """Every condition with its stage."""
         for stage in self.stages:
@@ -331,6 +383,8 @@ class Plan:
     def encoders(self) -> list[str]:
         """The encoders it needs: of streams that start from a source, and of conditions that come from files."""
         wanted = {name for stage in self.stages for name, stream in stage.streams.items() if stream.start == "source"}
+        if self.long is not None and (len(self.stages[-1].windows) > 1 or self.long.anchor not in (None, "first")):
+            wanted.add("video")
         for _, condition in self.conditions():
             if isinstance(condition, ImageCondition | ReferenceCondition) and condition.path is not None:
                 wanted.add("video")

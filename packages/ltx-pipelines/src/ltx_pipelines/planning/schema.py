@@ -217,7 +217,7 @@ def members(kind: Any) -> Iterator[tuple[str, Any, bool]]:
     """Name, type and whether it must be given of each field of a dataclass; tags of unions are left out."""
     hints = get_type_hints(kind, include_extras=True)
     for one in fields(kind):
-        if one.init and get_origin(hints[one.name]) is not Literal:
+        if one.init and not (get_origin(hints[one.name]) is Literal and len(get_args(hints[one.name])) == 1):
             yield one.name, hints[one.name], one.default is MISSING and one.default_factory is MISSING
 
 

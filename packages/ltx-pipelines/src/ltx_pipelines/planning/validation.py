@@ -59,6 +59,8 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
         check_condition(condition, stage, ledger)
     for name, source in plan.sources.items():
         check_source(name, source, plan)
+    if plan.long is not None and plan.long.anchor not in (None, "first"):
+        check_image(ImageCondition(plan.long.anchor), plan.shape, may_be_clip=False)
     check_adapters(plan, ledger)  # last, since it takes torch
     check_headers(plan, ledger)
 

@@ -19,9 +19,10 @@ def window_stage(stage: StagePlan, number: int) -> StagePlan:
     return replace(
         stage,
         shape=stage.shape._replace(frames=window.last - window.first + 1),
-        streams={"video": replace(video, conditions=tuple(conditions))},
+        streams={**stage.streams, "video": replace(video, conditions=tuple(conditions))},
         sampler=sampler if sampler.seed is None else replace(sampler, seed=sampler.seed + number),
         windows=(),
+        window=window,
         delivered=None,
     )
 
@@ -30,7 +31,7 @@ def _inside(condition: Condition, window: Window) -> Condition | None:
     """The condition with its frames counted from the window's start; None where none of them lies in it."""
     match condition:
         case ImageCondition(frame_idx=frame):
-            inside = window.first <= frame <= window.last
+            inside = window.first <= frame <= window.last and frame >= window.first_new
             return replace(condition, frame_idx=frame - window.first) if inside else None
         case KeyframeSlots(pixel_frame_indices=frames) | CarriedKeyframes(pixel_frame_indices=frames):
             local = tuple(frame - window.first for frame in frames if window.first <= frame <= window.last)

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ltx_core.components.helpers import conform_latent_length, temporal_subsample
 from ltx_core.components.patchifiers import AudioPatchifier
+from ltx_core.components.windows import FRAMES_PER_LATENT
 from ltx_core.conditioning import (
     AudioConditionByReferenceLatent,
+    ConditionByStart,
     ConditioningItem,
     ConditioningItemAttentionStrengthWrapper,
     TemporalRegionMask,
     VideoConditionByKeyframeIndex,
-    VideoConditionByLatentIndex,
     VideoConditionByReferenceLatent,
     VideoGeneratedKeyframeSlots,
 )
@@ -42,7 +43,7 @@ from ltx_pipelines.planning.plan import (
     Source,
     StagePlan,
 )
-from ltx_pipelines.running.stage_inputs import StageInputs
+from ltx_pipelines.running.stage_inputs import Continuation, StageInputs
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 
@@ -59,7 +60,7 @@ def _items(
 ) -> Iterator[ConditioningItem]:
     match condition:
         case ImageCondition():
-            yield _image_item(condition, wanted_image(condition, shape, ledger, background), ledger)
+            yield from _image_items(condition, shape, ledger, background)
         case ReferenceCondition():
             yield _reference_item(condition, wanted_reference(condition, shape, background), shape, ledger, inputs)
         case AudioReferenceCondition():
@@ -79,11 +80,37 @@ def wanted_image(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLed
     return Wanted(shape.height, shape.width, 1, crf=crf, background=background)
 
 
-def _image_item(image: ImageCondition, wanted: Wanted, ledger: ModelLedger) -> ConditioningItem:
-    latent = encode_video(normalize_source(image.path, wanted).video, ledger)
-    if image.frame_idx == 0 and not image.as_keyframe:
-        return VideoConditionByLatentIndex(latent, image.strength, latent_idx=0)
-    return VideoConditionByKeyframeIndex(latent, image.frame_idx, image.strength)
+def _image_items(
+    image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedger, background: str
+) -> Iterator[ConditioningItem]:
+    """A still in place at frame 0, as extra tokens elsewhere; nothing where its strength is 0."""
+    if not (places := image.places(shape.frames, ledger.scale_factors.time)):
+        return
+    latent = encode_still(image, shape, ledger, background)
+    for frame, strength in places.items():
+        if frame == 0 and not image.as_keyframe:
+            yield ConditionByStart(latent, (strength,), image.release)
+        else:
+            yield VideoConditionByKeyframeIndex(latent, frame, strength, release=image.release)
+
+
+def encode_still(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedger, background: str) -> Tensor:
+    """A still as a latent of its own ``[1, C, 1, h, w]``."""
+    return encode_video(normalize_source(image.path, wanted_image(image, shape, ledger, background)).video, ledger)
+
+
+def start_items(start: Continuation, modality: str) -> Iterator[ConditioningItem]:
+    """What a window of a long clip goes on from, of one stream."""
+    if modality in start.latents:
+        yield ConditionByStart(start.latents[modality], start.strengths[modality], "smoothstep")
+    if modality == "video" and start.anchor is not None:
+        frames = FRAMES_PER_LATENT * start.anchor.shape[2]
+        yield VideoConditionByKeyframeIndex(start.anchor, -frames, num_pixel_frames=frames)
+
+
+def encode_picture(frame: Tensor, ledger: ModelLedger) -> Tensor:
+    """A frame ``[H, W, 3]`` in [0, 1] as a latent of its own ``[1, C, 1, h, w]``."""
+    return encode_video(frame.permute(2, 0, 1)[None, :, None] * 2 - 1, ledger)
 
 
 def _seeds(frames: Sequence[int], ledger: ModelLedger, inputs: StageInputs) -> Tensor:

@@ -4,14 +4,15 @@
 
     prompts -> contexts -> stage 1 { encode conditions, noise, denoise } -> enlarge -> stage 2 { ... } -> decode
 
-A stage with windows does that for each of them and joins the results (`ltx_pipelines.running.stage_inputs`).
+A stage with windows does that for each of them and joins the results (`ltx_pipelines.running.stage_inputs`). The
+windows of a long clip go on from each other (`ltx_pipelines.running.long`).
 The last event carries a `Generation`, whose frames are decoded as they are pulled. Closing the iterator between two
 events cancels the run; nothing outlives it but the networks the ledger keeps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from ltx_core.components.diffusion_steps import EulerAncestralDiffusionStep, EulerCfgPpDiffusionStep
 from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderFactory
-from ltx_core.components.noisers import GaussianNoiser, seeded_generator
+from ltx_core.components.noisers import GaussianNoiser, plain_noise, seeded_generator
+from ltx_core.components.windows import token_span
 from ltx_core.conditioning.tools import LatentTools, latent_tools
 from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.audio_vae import decode_audio
@@ -30,16 +32,37 @@ from ltx_core.networks import VideoDecoder
 from ltx_core.sampling.denoisers import GuidedDenoiser, Results
 from ltx_core.sampling.loop import denoise
 from ltx_core.sampling.modality import States
+from ltx_core.sampling.release import ReleasingSampler
 from ltx_core.sampling.res2s import Res2sSampler
 from ltx_core.sampling.samplers import EulerSampler, GradientEstimatingSampler, HeunSampler, Sampler, StochasticSampler
 from ltx_core.sampling.stage import StreamStart, begin_streams, finish_streams
 from ltx_core.types import Audio, VideoLatentShape, VideoPixelShape
 from ltx_pipelines.ltx_video.run import LTXVideoRun
-from ltx_pipelines.planning.plan import CarriedKeyframes, Plan, SamplerPlan, StagePlan
+from ltx_pipelines.planning.plan import CarriedKeyframes, ImageCondition, Plan, SamplerPlan, StagePlan
 from ltx_pipelines.planning.windows import runs
-from ltx_pipelines.running.conditions import conditioning_items, source_latent
+from ltx_pipelines.running.conditions import (
+    conditioning_items,
+    encode_picture,
+    encode_still,
+    source_latent,
+    start_items,
+)
 from ltx_pipelines.running.generation import Frames, Generation
 from ltx_pipelines.running.kept import kept_frames, kept_sound
+from ltx_pipelines.running.long import (
+    LongState,
+    PieceFrames,
+    after,
+    anchor_image,
+    continuation,
+    decoded,
+    joined,
+    kept_from,
+    latents_of,
+    piece_of_sound,
+    pieces,
+    prompt_of,
+)
 from ltx_pipelines.running.preview import fitting
 from ltx_pipelines.running.stage_inputs import (
     KEYFRAMES,
@@ -53,12 +76,27 @@ from ltx_pipelines.running.stage_inputs import (
 from ltx_pipelines.running.texts import Contexts
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
-Phase = Literal["text", "conditions", "upsample", "denoise", "decode", "done"]
+Phase = Literal["text", "conditions", "upsample", "denoise", "decode", "window", "done"]
+DECODING_SEED_OFFSET = 20000  # of what a decoder draws for a window
+
+
+@dataclass(frozen=True)
+class WindowMedia:
+    """What a window adds to a long clip. ``frames`` can be read once, before the next event is asked for."""
+
+    frames: PieceFrames
+    sound: Audio | None
+    latents: Mapping[str, Tensor]  # what both were decoded from
+    state: LongState
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened. ``step`` counts finished steps of the stage; it is 0 when a phase begins."""
+    """Something happened. ``step`` counts finished steps of the stage; it is 0 when a phase begins.
+
+    In a long clip ``stage`` counts windows, and two events of phase "window" follow each: ``media`` brings what can be
+    delivered, then ``state`` what the rest follows from.
+    """
 
     phase: Phase
     stage: int = 0
@@ -69,6 +107,8 @@ class Event:
     results: Results = field(default_factory=dict)  # the predictions of a step
     tools: Mapping[str, LatentTools[Any]] = field(default_factory=dict)  # from tokens to latents
     generation: Generation | None = None
+    media: WindowMedia | None = None
+    state: LongState | None = None
 
     def preview(self) -> Tensor | None:
         """The video's x0 prediction of this step as a latent ``[1, C, F, h, w]``, what a preview is drawn from."""
@@ -85,6 +125,9 @@ def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Gener
     ``decode`` False leaves the latents undecoded. ``resume`` gives the first stages already done; what follows is the
     same as in one go.
     """
+    if plan.long is not None:
+        yield from generate_long(plan, ledger, decode)
+        return
     done: list[StageResult] = []
     if resume is not None and resume.rng_state is not None:
         # Copies, since sums of float32 follow the alignment of memory, which that of a mapped file may not have.
@@ -118,6 +161,80 @@ def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Gener
         yield Event("decode", len(plan.stages) - 1)
         generation = decode_latents(generation, run)
     yield Event("done", len(plan.stages) - 1, generation=generation)
+
+
+def generate_windows(plan: Plan, ledger: ModelLedger, state: LongState | None = None) -> Iterator[Event]:
+    """Run the windows of a long clip, from ``state`` on; memory does not grow with their number."""
+    state, stage = state or LongState(), plan.stages[0]
+    yield Event("text")
+    if not ledger.texts.know(plan.prompts):
+        ledger.expect_transformer(tuple(stage.streams))
+    contexts = dict(zip(plan.prompts, ledger.texts.contexts(plan.prompts), strict=True))
+    parts = runs(stage)
+    for number in range(state.done, len(parts)):
+        run = window_run(plan, number, ledger, contexts)
+        if state.anchor is None and (anchor := anchor_image(plan)) is not None:
+            state = replace(state, anchor=run.encode_image(anchor, stage))
+        inputs = StageInputs(start=continuation(plan, number, state))
+        result = yield from run_stage(parts[number], number, inputs, run)
+        state = joined(plan, number, state, result)
+        yield Event("decode", number)
+        run = window_run(plan.with_(seed=plan.seed + DECODING_SEED_OFFSET), number, ledger, contexts)
+        media = window_media(plan, number, state, run)
+        yield Event("window", number, media=media)
+        picture = media.frames.next_picture()
+        encoded = None if picture is None else run.encode_frame(picture, stage)
+        state = after(plan, number, media.state, encoded)
+        yield Event("window", number, state=state)
+
+
+def window_run(plan: Plan, number: int, ledger: ModelLedger, contexts: Mapping[str, Contexts]) -> Run | LTXVideoRun:
+    """What a window runs with: the text of its scene, and noise of its own."""
+    kind = LTXVideoRun if plan.ltx_video is not None else Run
+    negative = None if plan.negative_prompt is None else contexts[plan.negative_prompt]
+    return kind(plan.with_(seed=plan.seed + number), ledger, (contexts[prompt_of(plan, number)], negative))
+
+
+def window_media(plan: Plan, number: int, state: LongState, run: Run | LTXVideoRun) -> WindowMedia:
+    """What can be delivered after a window."""
+    piece, latents = pieces(plan.stages[0])[number], decoded(plan, number, state)
+    frames = PieceFrames(run.frames(latents["video"]), piece, run.delivered)
+    if "audio" not in latents:
+        return WindowMedia(frames, None, latents, state)
+    with torch.no_grad():
+        networks = run.ledger.network("audio_decoder"), run.ledger.network("vocoder")
+        sound = decode_audio(latents["audio"], *networks)
+    samples, state = piece_of_sound(plan, piece, state, sound)
+    return WindowMedia(frames, Audio(samples, sound.sampling_rate), latents, state)
+
+
+def generate_long(plan: Plan, ledger: ModelLedger, decode: bool) -> Iterator[Event]:
+    """A long clip whose latents and sound are kept; its frames are decoded when they are read."""
+    whole: dict[str, Tensor] = {}
+    sounds: list[Audio] = []
+    parts: list[Tensor] = []
+    for event in generate_windows(plan, ledger):
+        yield event
+        if (media := event.media) is None:
+            continue
+        parts.append(media.latents["video"])
+        sounds += [media.sound] if media.sound is not None else []
+        starts = kept_from(plan.stages[0], event.stage)
+        for (name, latent), start in zip(latents_of(media.state).items(), starts, strict=False):
+            whole[name] = torch.cat((whole[name][:, :, :start], latent), dim=2) if name in whole else latent
+    generation = Generation(plan, (whole,))
+    if decode:
+        sound = Audio(torch.cat([one.waveform for one in sounds], 1), sounds[0].sampling_rate) if sounds else None
+        generation = replace(generation, video=Frames(lambda: long_frames(plan, ledger, parts)), audio=sound)
+    yield Event("done", len(parts) - 1, generation=generation)
+
+
+def long_frames(plan: Plan, ledger: ModelLedger, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The frames of a long clip from the latents of its pieces."""
+    contexts = dict(zip(plan.prompts, ledger.texts.contexts(plan.prompts), strict=True))
+    for number, (piece, latent) in enumerate(zip(pieces(plan.stages[0]), parts, strict=True)):
+        run = window_run(plan.with_(seed=plan.seed + DECODING_SEED_OFFSET), number, ledger, contexts)
+        yield from PieceFrames(run.frames(latent), piece, run.delivered)
 
 
 def run_stage(
@@ -156,7 +273,12 @@ class Run:
         starts = {name: self._start(stage, name, stream_tools, inputs) for name, stream_tools in tools.items()}
         states = begin_streams(starts, GaussianNoiser(self.noise), ledger.device, ledger.dtype)
         denoiser = guided_denoiser(stage, *self.contexts, keep_text=ledger.policy != "streamed")
-        return StageRun(tools, states, denoiser, sampler_of(stage.sampler))
+        sampler = sampler_of(stage.sampler)
+        falling = {name: state for name, state in states.items() if state.release is not None and not state.frozen}
+        if falling:
+            noise = {name: plain_noise(state.latent, self.noise) for name, state in falling.items()}
+            sampler = ReleasingSampler(sampler, noise)
+        return StageRun(tools, states, denoiser, sampler)
 
     def model(self, stage: StagePlan) -> X0Model:
         """The transformer with the stage's adapters."""
@@ -166,7 +288,23 @@ class Run:
         """Chunks of the frames that are delivered ``[f, H, W, 3]`` in [0, 1]."""
         factors = self.ledger.scale_factors
         frames = VideoLatentShape.from_pixel_shape(self.plan.decoded_shape(factors), scale_factors=factors).frames
-        return cut_frames(decode_frames(latent[:, :, :frames], self.ledger, self.noise), self.plan.shape)
+        return cut_frames(self.frames(latent[:, :, :frames]), self.plan.shape)
+
+    def frames(self, latent: Tensor) -> Iterator[Tensor]:
+        """Chunks of all frames of a latent ``[f, H, W, 3]`` in [0, 1], whole."""
+        return decode_frames(latent, self.ledger, self.noise)
+
+    def delivered(self, chunk: Tensor) -> Tensor:
+        """The part of frames that is delivered."""
+        return chunk[:, : self.plan.shape.height, : self.plan.shape.width]
+
+    def encode_frame(self, frame: Tensor, stage: StagePlan) -> Tensor:
+        """A whole frame ``[H, W, 3]`` in [0, 1] as a latent of its own ``[1, C, 1, h, w]``."""
+        return encode_picture(frame, self.ledger)
+
+    def encode_image(self, image: ImageCondition, stage: StagePlan) -> Tensor:
+        """A still as a latent of its own."""
+        return encode_still(image, stage.shape, self.ledger, self.plan.background)
 
     def _start(self, stage: StagePlan, name: str, tools: LatentTools[Any], inputs: StageInputs) -> StreamStart:
         stream, latent = stage.streams[name], None
@@ -175,12 +313,21 @@ class Run:
         elif stream.start == "source":
             latent = source_latent(self.plan.sources[name], name, stage.shape, self.ledger, self.plan.background)
         items = conditioning_items(stage, name, self.ledger, inputs, self.plan.background)
+        items += start_items(inputs.start, name)
         return StreamStart(tools, latent, items, stream.noise_scale, stream.frozen)
 
 
 def tools_of(stage: StagePlan, ledger: ModelLedger) -> dict[str, LatentTools[Any]]:
-    """The tools of each stream of a stage, video first."""
-    return latent_tools(stage.shape, stage.streams, ledger.scale_factors, ledger.latent_channels)
+    """The tools of each stream of a stage, video first. In a later window tokens of sound have their true times."""
+    tools = latent_tools(stage.shape, stage.streams, ledger.scale_factors, ledger.latent_channels)
+    window = stage.window
+    if window is not None and window.tokens is not None and window.first:
+        first, last = window.tokens
+        zero = window.first / stage.shape.fps
+        spans = tuple((start - zero, end - zero) for start, end in map(token_span, range(first, last)))
+        audio: Any = tools["audio"]
+        tools["audio"] = replace(audio, target_shape=audio.target_shape._replace(frames=last - first), spans=spans)
+    return tools
 
 
 def keyframes_to_carry(stage: StagePlan, final: States, inputs: StageInputs) -> dict[int, Tensor]:

@@ -34,12 +34,22 @@ StageResult = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """What a window of a long clip goes on from: first latent frames of each stream, and how firmly each is held."""
+
+    latents: Mapping[str, Tensor] = field(default_factory=dict)
+    strengths: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    anchor: Tensor | None = None  # [1, C, 1, h, w], shown before time 0
+
+
+@dataclass(frozen=True)
 class StageInputs:
     """Latents and keyframes at the size and rate of the stage that begins with them."""
 
     latents: Mapping[str, Tensor] = field(default_factory=dict)  # by stream
     keyframes: Mapping[int, Tensor] = field(default_factory=dict)  # [1, C, 1, h, w] by pixel frame
     video_before: Tensor | None = None  # [1, C, F, h, w] as the stage before left it
+    start: Continuation = Continuation()
 
 
 @dataclass(frozen=True)

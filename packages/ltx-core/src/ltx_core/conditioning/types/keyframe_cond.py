@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ltx_core.components.patchifiers import to_seconds
+from ltx_core.components.strength import Curve
 from ltx_core.conditioning.item import append_tokens, check_axes, check_strength
 from ltx_core.conditioning.tools import VideoLatentTools
 from ltx_core.types import LatentState, VideoLatentShape
@@ -17,12 +18,15 @@ class VideoConditionByKeyframeIndex:
     """Appends the tokens of ``keyframes`` ``[B, C, f, h, w]`` at pixel frame ``frame_idx``.
 
     ``num_pixel_frames`` is the length of the clip that was encoded; 1 gives every token the span of one pixel frame.
+    With a negative ``frame_idx`` they stand before the video and are seen by all of it. ``release`` is how the strength
+    falls with sigma.
     """
 
     keyframes: Tensor
     frame_idx: int
     strength: float = 1.0
     num_pixel_frames: int = 1
+    release: Curve = "hold"
 
     def apply_to(self, latent_state: LatentState, latent_tools: VideoLatentTools) -> LatentState:
         check_strength(self.strength)
@@ -34,4 +38,5 @@ class VideoConditionByKeyframeIndex:
         if self.num_pixel_frames == 1:
             coords[:, 0, :, 1] = coords[:, 0, :, 0] + 1
         tokens = latent_tools.patchifier.patchify(self.keyframes)
-        return append_tokens(latent_state, latent_tools, tokens, to_seconds(coords, latent_tools.fps), self.strength)
+        positions = to_seconds(coords, latent_tools.fps)
+        return append_tokens(latent_state, latent_tools, tokens, positions, self.strength, self.release)

@@ -1,0 +1,173 @@
+"""Clips of any length with sound, window after window, that go on where they were stopped."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ltx_core.components.strength import Curve
+from ltx_core.components.windows import WindowPlan, pixel_frames, plan_windows, stride_grid
+from ltx_core.errors import ConditioningError, ConfigError
+from ltx_core.types import VideoPixelShape
+from ltx_pipelines.ltx_video.pipeline import LTXVideoPipeline, LTXVideoRequest
+from ltx_pipelines.ltx_video.size import PaddedSize
+from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
+from ltx_pipelines.planning.plan import LongClip, LTXVideoSettings, Plan, Scene, StagePlan, Window
+from ltx_pipelines.planning.schema import File, UsageError
+from ltx_pipelines.planning.stages import distilled_stage, guided_stage
+from ltx_pipelines.planning.storyboard import Storyboard, read_storyboard
+from ltx_pipelines.request import AutoDuration, Request, condition, sampling, size
+
+WINDOW = 80  # pixel frames of a window where neither request nor model says anything
+
+
+@dataclass(frozen=True)
+class LongRequest(Request):
+    """A request with its windows, and what holds them together."""
+
+    storyboard: File | None = condition(
+        None, "YAML file of scenes: prompt, seconds, keyframes, camera; the prompt then stands before each of them."
+    )
+    window: int | None = size(
+        None, "Longest part made at once.", "--window", unit="frames", least=9, shown="the model's, else 80"
+    )
+    overlap: int = size(24, "What a window goes on from, at least.", "--overlap", unit="frames", least=1)
+    overlap_strength: float = condition(
+        1.0, "How firmly the oldest of that is held; below 1 it falls with sigma.", least=0, most=1
+    )
+    overlap_curve: Curve = condition("smoothstep", "How the hold falls towards the new part.")
+    anchor: File | None = condition(None, "Picture that every window sees, before its time 0.")
+    anchor_first: bool = condition(False, "The clip's first frame as anchor.")
+    adain: float = condition(
+        0.0, "Share by which statistics are moved to the first window's, 0.1 to 0.3.", least=0, most=1
+    )
+    distilled: bool | None = condition(
+        None,
+        "The distilled eight steps, or schedule and guidance of a full model.",
+        "--distilled-model/--full-model",
+        shown="by file name",
+    )
+    pipeline_config: str | None = sampling(
+        None, "Settings of an LTX-Video model, as for `ltx ltxv`.", metavar="NAME", shown="by file name"
+    )
+
+
+class LongVideoPipeline(Pipeline):
+    """One stage in windows. Each goes on from the last latents and sound of the one before, and is decoded and written
+    before the next begins, so that memory does not grow with the length.
+
+    Stopped, the same command goes on behind the last whole window, and the file is the same to the bit. With an
+    LTX-Video model the clip has no sound and is made in the first of its passes.
+    """
+
+    accepts = COMMON | GUIDED | {"images"}
+    usual: ClassVar[Mapping[str, Any]] = {"height": 512, "width": 768, "num_frames": 241}
+    aliases = ("long-video",)
+
+    def filled(self, read: Mapping[str, Any]) -> LongRequest:
+        useless = [name for name in read if name in GUIDED]
+        distilled = read.get("distilled")
+        if distilled is None:
+            distilled = "distilled" in Path(self.ledger.files.checkpoint).name
+        if useless and self.ledger.is_ltx_video and useless != ["negative_prompt"]:
+            raise UsageError(f"{useless[0]} has no effect on an LTX-Video model; its pipeline_config says it")
+        if useless and distilled and not self.ledger.is_ltx_video:
+            raise UsageError(f"{useless[0]} has no effect on a distilled model; leave it out or say --full-model")
+        if "storyboard" in read and (given := sorted(read.keys() & {"num_frames", "duration"})):
+            raise UsageError(f"{given[0]} has no effect with a storyboard, whose scenes have their own length")
+        if "anchor" in read and read.get("anchor_first"):
+            raise UsageError("the anchor is given twice: anchor and anchor_first")
+        request = super().filled({**read, "distilled": distilled})
+        assert isinstance(request, LongRequest)
+        return request
+
+    def wishes(self) -> dict[str, Any]:
+        wanted = LTXVideoPipeline.usual if self.ledger.is_ltx_video else super().wishes()
+        return {name: value for name, value in wanted.items() if name != "num_frames"}
+
+    def _length(self, read: Mapping[str, Any], merged: Mapping[str, Any]) -> int | AutoDuration:
+        if (seconds := read.get("duration")) is not None:
+            return max(round(seconds * merged.get("frame_rate", 24.0)), 1)
+        return super()._length(read, merged)
+
+    def make_plan(self, request: LongRequest) -> Plan:
+        board = self.board(request)
+        request = replace(request, images=board.images)
+        fps = float(request.frame_rate or 24.0)
+        plan = self.windows(request, board.seconds, Fraction(fps).limit_denominator(1001))
+        asked = request.shape(plan.requested_frames)
+        if any(image.frame_idx >= asked.frames for image in board.images):
+            latest = max(image.frame_idx for image in board.images)
+            raise ConditioningError(f"image frame_idx is {latest}, expected 0 to {asked.frames - 1}")
+        more: dict[str, Any] = {}
+        if self.ledger.is_ltx_video:
+            stage, more = self.ltx_video_stage(request, asked, plan)
+        else:
+            stage = self.stage(request, asked, plan.frames)
+        windows = tuple(window_of(plan, number, "audio" in stage.streams) for number in range(len(plan.windows)))
+        delivered = asked if self.ledger.is_ltx_video else stage.shape._replace(frames=asked.frames)
+        anchor = "first" if request.anchor_first else request.anchor
+        held = (request.overlap_strength, request.overlap_curve)
+        return self.finished(
+            replace(request, prompt=board.scenes[0].prompt),
+            [replace(stage, windows=windows, delivered=None if delivered == stage.shape else delivered)],
+            long=LongClip(board.scenes, *held, anchor, request.adain),
+            **more,
+        )
+
+    def board(self, request: LongRequest) -> Storyboard:
+        """The scenes of a request, with all pictures; one scene where there is no storyboard."""
+        fps = float(request.frame_rate or 24.0)
+        if request.storyboard is not None:
+            read = read_storyboard(request.storyboard, fps, request.prompt)
+            return replace(read, images=(*request.images, *read.images))
+        assert isinstance(request.num_frames, int)
+        return Storyboard((Scene(request.prompt),), request.images, request.num_frames / fps)
+
+    def windows(self, request: LongRequest, seconds: float, fps: Fraction) -> WindowPlan:
+        """Where windows begin and end: on the grid of the sound where that fits, else at most 20 ms beside it."""
+        if self.ledger.scale_factors.time != pixel_frames(2) - 1:
+            raise ConfigError(f"the VAE has {self.ledger.scale_factors.time} frames a latent, long clips need 8")
+        longest = request.window or self.ledger.default_request.get("num_frames", WINDOW)
+        frames = Fraction(round(Fraction(seconds) * fps))
+        times = (frames / fps, longest / fps, request.overlap / fps)
+        stride = (longest - 1) // 8 + 1 - -(-request.overlap // 8)
+        exact = stride_grid(fps) <= stride and not self.ledger.is_ltx_video
+        return plan_windows(fps, *times, align="exact" if exact else "nearest")
+
+    def stage(self, request: LongRequest, asked: VideoPixelShape, frames: int) -> StagePlan:
+        """The stage of a model with sound, on the whole clip."""
+        shape = self.shape(replace(request, num_frames=frames))
+        if request.distilled:
+            ancestral = self.ledger.defaults.ancestral_stage_1
+            return distilled_stage(request, shape, request.images, self.loras, ancestral)
+        return guided_stage(request, self.ledger.defaults, shape, request.images, self.loras)
+
+    def ltx_video_stage(
+        self, request: LongRequest, asked: VideoPixelShape, plan: WindowPlan
+    ) -> tuple[StagePlan, dict[str, Any]]:
+        """The stage of an LTX-Video model, with levels for the size of a window."""
+        from ltx_pipelines.ltx_video.schedule import SchedulerConfig
+
+        pipeline = LTXVideoPipeline(self.ledger, self.loras)
+        names = [one.name for one in fields(LTXVideoRequest) if hasattr(request, one.name)]
+        like = LTXVideoRequest(**{name: getattr(request, name) for name in names})
+        config = pipeline.config_of(like)
+        whole = PaddedSize.of(asked, self.ledger.scale_factors)
+        pipeline.check_media(like, whole)
+        if any(self.probe(image.path).frames > 1 for image in like.images):
+            raise ConditioningError("images of a long clip are stills, expected no clip")
+        part = whole.padded._replace(frames=pixel_frames(min(plan.window_latents, plan.latents)))
+        scheduler = SchedulerConfig.chosen(config.sampler, self.ledger.config)
+        stage = pipeline.stage(like, config, config.passes[0], scheduler, part, again=False)
+        decoding = (config.decode_timestep, config.decode_noise_scale, config.passes[0].tone_map_compression_ratio)
+        return replace(stage, shape=whole.padded), {"ltx_video": LTXVideoSettings(asked, *decoding)}
+
+
+def window_of(plan: WindowPlan, number: int, has_sound: bool) -> Window:
+    """A window of latents as one of pixel frames, whose first frame is the last of its first latent."""
+    window = plan.windows[number]
+    start, end = window.latents
+    tokens = window.audio if has_sound else None
+    return Window(pixel_frames(start + 1) - 1, pixel_frames(end) - 1, 0, window.overlap_latents, tokens)
