@@ -121,7 +121,7 @@ def networks_of(plan: Plan) -> set[str]:
 
 def knows_texts(plan: Plan, ledger: ModelLedger) -> bool:
     """Whether no prompt has to be encoded."""
-    return ledger.knows([text for text in (plan.prompt, plan.negative_prompt) if text is not None])
+    return ledger.knows(plan.prompts)
 
 
 def check_headers(plan: Plan, ledger: ModelLedger) -> None:
