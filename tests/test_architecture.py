@@ -54,7 +54,6 @@ FLOOR = {
 #: Modules that nothing enters, and why they are there.
 LONG = "arithmetic of long and steered clips, whose cases hold it still; no plan field asks for it"
 NOT_ENTERED = {
-    "ltx_core.sampling.modality_tiling": LONG,
     "ltx_media.camera": LONG,
     "ltx_media.camera.geometry": LONG,
     "ltx_media.camera.moves": LONG,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ltx_core.components.diffusion_steps import EulerAncestralDiffusionStep, EulerCfgPpDiffusionStep
 from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderFactory, MultiModalGuiderParams
+from ltx_core.components.noisers import GaussianNoiser
 from ltx_core.components.patchifiers import VideoLatentPatchifier
 from ltx_core.components.schedulers import LTX2Scheduler
 from ltx_core.conditioning import VideoConditionByKeyframeIndex
@@ -24,7 +25,7 @@ from ltx_core.sampling import res2s, samplers
 from ltx_core.sampling.denoisers import DenoiseCall, GuidedDenoiser
 from ltx_core.sampling.loop import SamplingStep, denoise
 from ltx_core.sampling.modality import modality_from_latent_state
-from ltx_core.sampling.modality_tiling import VideoModalityTilingHelper
+from ltx_core.sampling.modality_tiling import TiledTransformer, VideoModalityTilingHelper
 from ltx_core.sampling.res2s import Res2sSampler, refine_anchor
 from ltx_core.sampling.samplers import (
     EulerSampler,
@@ -386,3 +387,69 @@ def test_a_tile_is_a_consistent_cut() -> None:
     assert part.positions[:, :, : tile.num_generated, 0].amin(dim=2).flatten().tolist() == [0, 0, 0]
     raw = helper.tile_modality(modality, tile, normalize_positions=False)
     assert torch.equal(raw.positions, modality.positions[:, :, keep])
+
+
+def canvas() -> tuple[VideoLatentTools, dict[str, LatentState]]:
+    """A noised video of 9 x 7 x 8 cells with two keyframes appended, one cell held, and a frozen sound."""
+    generator = torch.Generator().manual_seed(5)
+    tools = VideoLatentTools(VideoLatentPatchifier(1), VideoLatentShape(1, 4, 9, 7, 8), fps=25.0)
+    clip = torch.randn(1, 4, 9, 7, 8, generator=generator)
+    video = tools.create_initial_state("cpu", torch.float32, clip)
+    for frame in (4, 43):
+        key = torch.randn(1, 4, 1, 7, 8, generator=generator)
+        video = VideoConditionByKeyframeIndex(key, frame, 0.5).apply_to(video, tools)
+    mask = video.denoise_mask.clone()
+    mask[:, 30] = 0
+    video = GaussianNoiser(generator)(replace(video, denoise_mask=mask), 0.8)
+    sound = make_state(30, axes=1)
+    sound = replace(sound, positions=sound.positions * 5, denoise_mask=torch.zeros(1, 30, 1), frozen=True)
+    return tools, {"video": video, "audio": replace(sound, clean_latent=sound.latent)}
+
+
+class Known:
+    """Knows the clip: answers with the truth at the places of the tokens it is given."""
+
+    def __init__(self, state: LatentState) -> None:
+        self.places, self.truth, self.heard = state.positions, state.clean_latent, list[int]()
+
+    def __call__(self, video: Modality, audio: Modality, **_: object) -> tuple[Tensor, Tensor]:
+        same = (video.positions[0, :, :, None] == self.places[0, :, None]).all(dim=(0, 3))  # [n, N]
+        assert bool((same.sum(dim=1) >= 1).all())
+        self.heard.append(audio.latent.shape[1])
+        return self.truth[:, same.float().argmax(dim=1)].expand(len(video.latent), -1, -1), audio.latent + 1
+
+
+LAYOUTS = [
+    TileCountConfig(),
+    TileCountConfig(height=(2, 2), width=(3, 2)),
+    TileCountConfig((3, 2), (2, 1), (2, 3)),
+    TileCountConfig((2, 7), (3, 2), (7, 1)),
+]
+
+
+@pytest.mark.parametrize("tiling", LAYOUTS, ids=str)
+def test_any_tiles_of_a_model_that_knows_the_clip_give_the_clip(tiling: TileCountConfig) -> None:
+    tools, states = canvas()
+    known = Known(states["video"])
+    tiled = TiledTransformer(known, VideoModalityTilingHelper(tiling, tools))
+    made = run(states, EulerSampler(), tiled, sigmas=torch.tensor([0.8, 0.5, 0.2, 0.0]))
+    assert torch.allclose(made["video"], states["video"].clean_latent, atol=1e-6)
+    assert torch.equal(made["audio"], states["audio"].latent), "frozen sound stays as it is"
+    assert (min(known.heard) < 30) == (tiling.frames[0] > 1), "tiles in time hear the sound around them"
+
+
+def test_one_tile_is_no_tile_and_tiles_draw_no_noise() -> None:
+    tools, states = canvas()
+    sampler, sigmas = SAMPLERS["euler_ancestral"](3), torch.tensor([0.8, 0.5, 0.2])
+    plain = run(states, sampler, guided_model := Model(), guided(FULL), sigmas)
+    whole = VideoModalityTilingHelper(TileCountConfig(), tools)
+    again = run(states, sampler, TiledTransformer(Model(), whole), guided(FULL), sigmas)
+    assert torch.equal(again["video"], plain["video"])
+    calls, tiles = len(guided_model.calls), VideoModalityTilingHelper(LAYOUTS[1], tools)
+    run(states, sampler, TiledTransformer(cut := Model(), tiles), guided(FULL), sigmas)
+    assert len(cut.calls) == 6 * calls, "one call for each tile and step, whatever the guidance"
+    known = TiledTransformer(Known(states["video"]), tiles)
+    fresh = run(states, sampler, known, sigmas=sigmas)
+    assert torch.allclose(
+        fresh["video"], run(states, sampler, Known(states["video"]), sigmas=sigmas)["video"], atol=1e-6
+    )

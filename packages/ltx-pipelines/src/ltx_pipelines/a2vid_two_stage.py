@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ltx_core.errors import ConfigError
-from ltx_pipelines.pipeline import COMMON, GUIDANCE, GUIDED, TwoStagePipeline
+from ltx_pipelines.pipeline import COMMON, GUIDANCE, GUIDED, LARGE, TwoStagePipeline
 from ltx_pipelines.planning.plan import Plan, Source, StreamPlan
 from ltx_pipelines.planning.schema import File
 from ltx_pipelines.planning.stages import guided_stage, halved, refinement_stage, with_stream
@@ -24,7 +24,7 @@ class SoundRequest(Request):
 class A2VidPipelineTwoStage(TwoStagePipeline):
     """Two stages whose audio stream is frozen at the encoded sound."""
 
-    accepts = (COMMON | GUIDED | {"images"}) - GUIDANCE["audio"]
+    accepts = (COMMON | LARGE | GUIDED | {"images"}) - GUIDANCE["audio"]
     uses = TwoStagePipeline.uses | {"distilled_loras"}
     aliases = ("a2v", "a2vid")
 

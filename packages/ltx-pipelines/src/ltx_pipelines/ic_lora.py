@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ltx_core.errors import ConfigError
-from ltx_pipelines.pipeline import COMMON, TwoStagePipeline
+from ltx_pipelines.pipeline import COMMON, LARGE, TwoStagePipeline
 from ltx_pipelines.planning.plan import Condition, Plan, ReferenceCondition
 from ltx_pipelines.planning.schema import UsageError
 from ltx_pipelines.planning.stages import distilled_stage, halved, refinement_stage
@@ -27,7 +27,7 @@ class ReferenceRequest(Request):
 class ICLoraPipeline(TwoStagePipeline):
     """A distilled stage at half size with the references, then a plain one at full size without them."""
 
-    accepts = COMMON | {"images"}
+    accepts = COMMON | LARGE | {"images"}
     variant = "distilled"
 
     def make_plan(self, request: ReferenceRequest) -> Plan:

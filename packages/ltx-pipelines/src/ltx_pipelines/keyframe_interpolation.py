@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ltx_pipelines.pipeline import COMMON, GUIDED, TwoStagePipeline
+from ltx_pipelines.pipeline import COMMON, GUIDED, LARGE, TwoStagePipeline
 from ltx_pipelines.planning.plan import Plan
 from ltx_pipelines.planning.stages import guided_stage, halved, refinement_stage
 from ltx_pipelines.request import Request
@@ -11,7 +11,7 @@ from ltx_pipelines.request import Request
 class KeyframeInterpolationPipeline(TwoStagePipeline):
     """Two stages; every image guides, the one at frame 0 too. The sound is that of the second stage."""
 
-    accepts = COMMON | GUIDED | {"images"}
+    accepts = COMMON | LARGE | GUIDED | {"images"}
     uses = TwoStagePipeline.uses | {"distilled_loras"}
     aliases = ("keyframe", "keyframes")
 

@@ -21,7 +21,7 @@ from ltx_core.types import VideoPixelShape
 from ltx_pipelines import PIPELINES
 from ltx_pipelines.planning.plan import Condition, Lora, Plan, StagePlan
 from ltx_pipelines.planning.schema import Option, UsageError, documented, options_of, plain, read_all
-from ltx_pipelines.planning.stages import default_guidance, keyframe_slots
+from ltx_pipelines.planning.stages import TILE_SIDE, default_guidance, keyframe_slots, tiled_stages
 from ltx_pipelines.request import (
     STREAMS,
     AutoDuration,
@@ -54,6 +54,7 @@ GUIDANCE = {stream: frozenset({f"{stream}_guider_params", *guidance_options(stre
 SOME_NETWORKS = frozenset({"spatial_upsampler", "distilled_loras", "temporal_upsampler"})  # those in ``uses``
 GUIDERS = frozenset({"guider", "apg_eta", "apg_norm_threshold", "apg_momentum"})
 APG_OFF: dict[str, Any] = {"apg_eta": 1.0, "apg_norm_threshold": 0.0, "apg_momentum": 0.0}
+LARGE = frozenset({"upscale", "tile_size"})
 SAMPLING = frozenset({"num_inference_steps", "scheduler", "sampler", "eta", "s_noise", "gamma", "max_batch_size"})
 GUIDED = GUIDANCE["video"] | GUIDANCE["audio"] | GUIDERS | SAMPLING | {"negative_prompt"}
 
@@ -80,6 +81,7 @@ class Pipeline(ABC):
         self.ledger = ledger
         self.loras = as_loras(loras)
         self.distilled_loras = as_loras(distilled_loras)
+        self.preset: Mapping[str, Any] = {}  # what stands where a request says nothing, before what the model wants
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -120,6 +122,16 @@ class Pipeline(ABC):
         changes = {"device": checked_device(str(device))} if device is not None else {}
         changes |= {"dtype": str(dtype).removeprefix("torch.")} if dtype is not None else {}
         self.ledger = self.ledger.moved(**read_all(options_of(Networks), changes, "to"))
+        return self
+
+    def enable_4k_mode(self) -> Self:
+        """Make clips of 3840 x 2176 where no size is asked for, this pipeline itself: 1920 x 1088, refined in tiles.
+
+        Raises `ConfigError` for a task that cannot enlarge its clip.
+        """
+        if "upscale" not in self.accepts:
+            raise ConfigError(f"{type(self).__name__} cannot enlarge its clip; `ltx upscale` enlarges a finished one")
+        self.preset = {"height": 1088, "width": 1920, "upscale": 2}
         return self
 
     @classmethod
@@ -264,7 +276,7 @@ class Pipeline(ABC):
 
     def filled(self, read: Mapping[str, Any]) -> Request:
         """The request with what the model, then this pipeline, puts where nothing is given."""
-        merged = {**self.usual, **self.wishes(), **read}
+        merged = {**self.usual, **self.wishes(), **self.preset, **read}
         single = {name for stream in STREAMS for name in guidance_options(stream)}
         values = {name: value for name, value in merged.items() if name not in single | GUIDERS}
         for stream in STREAMS if self.accepts & GUIDED else ():
@@ -384,7 +396,8 @@ class Pipeline(ABC):
         )
 
     def finished(self, request: Request, stages: Sequence[StagePlan], **fields: Any) -> Plan:
-        """The plan of these stages, with what all plans share."""
+        """The plan of these stages and of those that enlarge their result, with what all plans share."""
+        stages = [*stages, *self.enlarging_stages(request, stages[-1])]
         return Plan(
             pipeline=type(self).__name__,
             models=self.ledger.files,
@@ -397,6 +410,15 @@ class Pipeline(ABC):
             background=request.background,
             **fields,
         )
+
+    def enlarging_stages(self, request: Request, last: StagePlan) -> Iterator[StagePlan]:
+        """The stages in tiles that enlarge the result of the last one, as often as is asked."""
+        if request.upscale not in (1, 2, 4):
+            raise ConfigError(f"upscale is {request.upscale}, expected 1, 2 or 4; nearest valid: 4")
+        if request.upscale == 1 and request.tile_size is not None:
+            raise UsageError("tile_size has no effect without upscale, expected it left out")
+        usual = max(self.ledger.default_request.get(name, TILE_SIDE) for name in SIZE)
+        return tiled_stages(last, request.upscale, self.ledger.scale_factors, request.tile_size or usual)
 
     def negative_prompt(self, request: Request, stages: Sequence[StagePlan]) -> str | None:
         """What guidance pushes away from; None where no stage is guided."""

@@ -95,6 +95,12 @@ class Request:
         "--snap/--no-snap",
         shown="on a line on, elsewhere only given clips are taken as they are",
     )
+    upscale: int = size(
+        1, "Times by which the finished clip is enlarged and refined in tiles: 1, 2 or 4.", least=1, most=4
+    )
+    tile_size: int | None = size(
+        None, "Longest side of a tile of that.", unit="pixels", least=64, shown="1408, or what the model asks for"
+    )
     num_inference_steps: int | None = sampling(
         None,
         "Steps of the guided stage.",

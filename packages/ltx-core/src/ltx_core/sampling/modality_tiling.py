@@ -1,8 +1,12 @@
 """A long or large video's tokens in overlapping tiles, each small enough for one transformer call.
 
-helper = VideoModalityTilingHelper(tiling, tools)
-for tile in helper.tiles(modality.positions):
-    helper.blend(model(helper.tile_modality(modality, tile)), tile, output)
+::
+
+    helper = VideoModalityTilingHelper(tiling, tools)
+    transformer = TiledTransformer(transformer, helper)  # for the denoising loop, like the one it is made of
+
+All passes of a step run for each tile, and each pass is blended on a canvas of its own. Guidance, held tokens and the
+sampler's step work on the canvas, and noise is drawn for it once, so that tiles leave no trace where they agree.
 """
 
 from __future__ import annotations
@@ -13,12 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltx_core.conditioning.tools import VideoLatentTools
-from ltx_core.model.common.tiling import Interval, TileCountConfig, product, trapezoidal_mask_1d
+from ltx_core.conditioning.tools import LatentTools
+from ltx_core.guidance.perturbations import BatchedPerturbationConfig
+from ltx_core.model.common.tiling import Interval, TileCountConfig, partition_of_unity, product
 from ltx_core.model.transformer.modality import Modality, TimestepGroups
+from ltx_core.sampling.denoisers import Transformer
+from ltx_core.types import VideoLatentShape
 
 #: Intervals of latent cells along (frames, height, width).
 Box = tuple[Interval, ...]
+HEARD = 1.0  # seconds of sound that a tile hears before and after its own time
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class VideoModalityTilingHelper:
     """Cuts a video's token sequence into tiles and blends their results."""
 
     tiling: TileCountConfig
-    video_tools: VideoLatentTools
+    video_tools: LatentTools[VideoLatentShape]
 
     def boxes(self) -> list[Box]:
         """(frames, height, width) of every tile in latent cells, frames slowest."""
@@ -48,43 +56,32 @@ class VideoModalityTilingHelper:
 
         A tile keeps the appended tokens that overlap its box in all axes for any sample, and those before time 0.
         """
-        boxes = self.boxes()
+        shape = self.video_tools.target_shape
+        boxes, cells = self.boxes(), (shape.frames, shape.height, shape.width)
+        blends = partition_of_unity(self.tiling.split(cells), cells)
         indices = [self._generated_indices(box, positions.device) for box in boxes]
         total = self.video_tools.token_count
         kept = torch.stack([self._overlaps(positions, own, total) for own in indices])  # [tiles, N - total]
         shares = 1 / kept.sum(dim=0).clamp(min=1).float()
         tiles = []
-        for box, own, keep in zip(boxes, indices, kept, strict=True):
+        for box, own, keep, blend in zip(boxes, indices, kept, blends, strict=True):
             appended = keep.nonzero().flatten()
-            weights = torch.cat((_box_mask(box, positions.device), shares[appended]))
+            weights = torch.cat((blend.flatten().to(shares), shares[appended]))
             tiles.append(TokenTile(box, torch.cat((own, appended + total)), len(own), weights))
         return tiles
 
     def tile_modality(self, modality: Modality, tile: TokenTile, normalize_positions: bool = True) -> Modality:
         """The tile's part of ``modality``, by default with positions counted from the tile's own start."""
-        keep, tokens = tile.keep_indices, modality.latent.shape[1]
-        positions = modality.positions[:, :, keep]
-        if normalize_positions:
-            starts = positions[:, :, : tile.num_generated, 0].amin(dim=2)  # [B, 3]
-            positions = positions - starts[:, :, None, None]
-        parts: dict[str, Any] = {"latent": modality.latent[:, keep], "positions": positions}
-        if modality.timesteps.ndim > 1 and modality.timesteps.shape[1] == tokens:
-            parts["timesteps"] = modality.timesteps[:, keep]
-            groups = modality.timestep_groups
-            if groups is not None:
-                index = None if groups.index is None else groups.index[:, keep]
-                parts["timestep_groups"] = TimestepGroups(parts["timesteps"], groups.values, index)
-        if (mask := modality.attention_mask) is not None:
-            rows = mask if mask.shape[1] == 1 else mask[:, keep]
-            parts["attention_mask"] = rows[:, :, keep]
-        if modality.keyframes_mask is not None:
-            parts["keyframes_mask"] = modality.keyframes_mask[:, keep]
-        return replace(modality, **parts)
+        part = _take(modality, tile.keep_indices)
+        if not normalize_positions:
+            return part
+        starts = part.positions[:, :, : tile.num_generated, 0].amin(dim=2)  # [B, 3]
+        return replace(part, positions=part.positions - starts[:, :, None, None])
 
     def blend(self, result: Tensor, tile: TokenTile, output: Tensor) -> Tensor:
         """Add a tile's result ``[B, n, D]`` by its weights into ``output`` ``[B, N, D]``, which is returned."""
-        weighted = result * tile.blend_weights[:, None].to(result.dtype)
-        return output.index_add_(1, tile.keep_indices, weighted.to(output.dtype))
+        weighted = result.to(output.dtype) * tile.blend_weights[:, None].to(output.dtype)
+        return output.index_add_(1, tile.keep_indices, weighted)
 
     def _generated_indices(self, box: Box, device: torch.device) -> Tensor:
         shape = self.video_tools.target_shape
@@ -103,9 +100,55 @@ class VideoModalityTilingHelper:
         return (inside | (appended[:, 0, :, 0] < 0)).any(dim=0)
 
 
-def _box_mask(box: Box, device: torch.device) -> Tensor:
-    """Blend weights of a box's tokens, ``[frames * height * width]``."""
-    frames, height, width = (
-        trapezoidal_mask_1d(axis.length, axis.left_ramp, axis.right_ramp, device=device) for axis in box
-    )
-    return (frames[:, None, None] * height[:, None] * width).flatten()
+@dataclass(frozen=True)
+class TiledTransformer:
+    """x0 of a video too large for one call: one call of ``transformer`` for each tile, blended on a canvas in float32.
+
+    The sound is frozen: it is heard around each tile's time and comes back as it is. Positions stay those of the whole
+    clip, so that picture, sound and appended tokens keep their distances.
+    """
+
+    transformer: Transformer
+    helper: VideoModalityTilingHelper
+
+    def __call__(
+        self,
+        video: Modality,
+        audio: Modality | None = None,
+        perturbations: BatchedPerturbationConfig | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """``[B, N, D]`` of the video, and the sound's latent."""
+        canvas = torch.zeros_like(video.latent, dtype=torch.float32)
+        for tile in self.helper.tiles(video.positions):
+            part = self.helper.tile_modality(video, tile, normalize_positions=False)
+            heard = None if audio is None else self._heard(audio, part.positions[:, :, : tile.num_generated])
+            x0, _ = self.transformer(video=part, audio=heard, perturbations=perturbations)
+            assert x0 is not None
+            self.helper.blend(x0, tile, canvas)
+        return canvas.to(video.latent.dtype), None if audio is None else audio.latent
+
+    def _heard(self, audio: Modality, spans: Tensor) -> Modality:
+        """The sound within `HEARD` seconds of a tile at ``spans`` ``[B, 3, n, 2]``, and what lies before time 0."""
+        if self.helper.tiling.frames[0] == 1:
+            return audio
+        start, end = spans[:, 0, :, 0].min() - HEARD, spans[:, 0, :, 1].max() + HEARD
+        times = audio.positions[0, 0]
+        near = ((times[:, 1] > start) & (times[:, 0] < end)) | (times[:, 0] < 0)
+        return _take(audio, near.nonzero().flatten())
+
+
+def _take(modality: Modality, keep: Tensor) -> Modality:
+    """Some of a stream's tokens."""
+    tokens = modality.latent.shape[1]
+    parts: dict[str, Any] = {"latent": modality.latent[:, keep], "positions": modality.positions[:, :, keep]}
+    if modality.timesteps.ndim > 1 and modality.timesteps.shape[1] == tokens:
+        parts["timesteps"] = modality.timesteps[:, keep]
+        if (groups := modality.timestep_groups) is not None:
+            index = None if groups.index is None else groups.index[:, keep]
+            parts["timestep_groups"] = TimestepGroups(parts["timesteps"], groups.values, index)
+    if (mask := modality.attention_mask) is not None:
+        rows = mask if mask.shape[1] == 1 else mask[:, keep]
+        parts["attention_mask"] = rows[:, :, keep]
+    if modality.keyframes_mask is not None:
+        parts["keyframes_mask"] = modality.keyframes_mask[:, keep]
+    return replace(modality, **parts)

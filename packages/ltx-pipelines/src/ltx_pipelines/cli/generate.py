@@ -78,7 +78,8 @@ def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> P
         reporter.note(f"{world.says}; {OTHER_MODELS}")
     wanted = {name: session.request.get(name) for name in ("height", "width")} if plan.has_video else {}
     wanted["num_frames"] = session.request.get("num_frames")
-    made = {"height": shape.height, "width": shape.width, "num_frames": plan.stages[0].shown.frames}
+    times = session.request.get("upscale") or 1
+    made = {"height": shape.height // times, "width": shape.width // times, "num_frames": plan.stages[0].shown.frames}
     moved = [f"{name} {value} -> {made[name]}" for name, value in wanted.items() if value not in (None, made[name])]
     if moved and isinstance(wanted["num_frames"], int | None):
         reporter.note(f"snapped to what the model can make: {', '.join(moved)} (--no-snap refuses instead)")

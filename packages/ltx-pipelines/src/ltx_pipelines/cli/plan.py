@@ -113,7 +113,8 @@ def stage_row(stage: StagePlan) -> list[str]:
     size = f"{stage.shape.width} x {stage.shape.height}" if "video" in stage.streams else ""
     adapters = [f"{lora.path.rpartition('/')[2]} {lora.strength:g}" for lora in stage.loras]
     windows = f" x {len(stage.windows)} windows" if stage.windows else ""
-    counts = [f"{stage.steps}{windows}", str(stage.passes())]
+    tiles = " x ".join(str(count) for count, _ in stage.tiles) if stage.tiles else ""
+    counts = [f"{stage.steps}{windows}" + (f" x {tiles} tiles" if tiles else ""), str(stage.passes())]
     return [size, *counts, stage.sampler.kind, ", ".join(streams), ", ".join(conditions), ", ".join(adapters)]
 
 

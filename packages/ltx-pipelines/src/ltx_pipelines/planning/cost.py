@@ -9,6 +9,7 @@ of eight distilled steps, which is 1.6e15 operations.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from pathlib import Path
 import torch
 
 from ltx_core.model.common.meter import Work, measure, without_data
+from ltx_core.model.common.tiling import TileCountConfig, product
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
+from ltx_core.model.upsampler.model import LatentUpsampler
 from ltx_core.model.video_vae.diffusion.tiling import whole_decode_work
 from ltx_core.model.video_vae.frames import STREAMING_FRAMES, decode_parts
 from ltx_core.model.video_vae.video_vae import VideoDecoder
@@ -40,6 +43,7 @@ from ltx_pipelines.utils.model_ledger import ModelLedger
 UNIT = 8 * 0.2e15  # operations of the clip that relative cost 1 stands for
 EVALUATIONS = {"heun": 2, "res_2s": 2}  # transformer evaluations per step; others need one
 NO_WORK = Work()
+CANVASES = 4  # of a stage in tiles, beside one for each pass: noisy, clean, x0 and the next noisy tokens
 STREAMED_BLOCKS = 2  # blocks on the device at once when weights are streamed
 
 
@@ -88,8 +92,8 @@ def cost_of(plan: Plan, ledger: ModelLedger) -> Cost:
     if encoders := plan.encoders():
         phases.append(Phase("conditions", {name: component_bytes(ledger, name) for name in encoders}))
     for index, stage in enumerate(plan.stages, 1):
-        phases += upsampling(plan, index - 1)
-        work = [stage_work(run, ledger) for run in runs(stage)]
+        phases += upsampling(plan, index - 1, ledger)
+        work = [one for run in runs(stage) for one in (tiled_work if run.tiles else whole_work)(run, ledger)]
         total = Work(sum(one.flops for one in work), max(one.activations for one in work))
         phases.append(Phase(f"stage {index}", transformer_weights(ledger, stage), total))
     if "video" in plan.decoded:
@@ -101,11 +105,20 @@ def cost_of(plan: Plan, ledger: ModelLedger) -> Cost:
     return Cost(tuple(phases), ledger.policy)
 
 
-def upsampling(plan: Plan, index: int) -> list[Phase]:
+def upsampling(plan: Plan, index: int, ledger: ModelLedger) -> list[Phase]:
     """The latent upsampler before stage ``index`` (from 0), in space or in time."""
     larger, rate = plan.growth(index)
     path = plan.models.spatial_upsampler if larger else plan.models.temporal_upsampler if rate > 1 else None
-    return [Phase("upsample", {"latent_upsampler": Path(path).stat().st_size})] if path else []
+    if path is None:
+        return []
+    config = ledger.open(path).network_config("latent_upsampler")
+    latent = VideoLatentShape.from_pixel_shape(
+        plan.stages[index - 1].shape, ledger.latent_channels, ledger.scale_factors
+    )
+    with without_data():
+        network, given = LatentUpsampler(config).to(ledger.dtype), torch.empty(latent, dtype=ledger.dtype)
+    work = measure(network, lambda: network(given))
+    return [Phase("upsample", {"latent_upsampler": Path(path).stat().st_size}, work)]
 
 
 # Weights ----------------------------------------------------------------------------------------------------------
@@ -144,7 +157,22 @@ def text_weights(ledger: ModelLedger) -> dict[str, int]:
 # Work -------------------------------------------------------------------------------------------------------------
 
 
-def stage_work(stage: StagePlan, ledger: ModelLedger) -> Work:
+def tiled_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
+    """All transformer evaluations of each tile of a stage, the canvas that they are blended on held beside them."""
+    assert stage.tiles is not None
+    factors = ledger.scale_factors
+    latent = VideoLatentShape.from_pixel_shape(stage.shape, ledger.latent_channels, factors)
+    axes = TileCountConfig(*stage.tiles).split((latent.frames, latent.height, latent.width))
+    canvas = (stage.passes() + CANVASES) * latent.token_count * latent.channels * torch.float32.itemsize
+    sizes = Counter(tuple(part.length for part in box) for box in product(*axes))
+    for (frames, height, width), count in sizes.items():
+        pixels = latent._replace(frames=frames, height=height, width=width).upscale(factors)
+        sides = {"frames": pixels.frames, "height": pixels.height, "width": pixels.width}
+        (one,) = whole_work(replace(stage, shape=stage.shape._replace(**sides)), ledger)
+        yield Work(one.flops * count, one.activations + canvas)
+
+
+def whole_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
     """All transformer evaluations of one run of a stage."""
     config = TransformerConfig.from_metadata(ledger.config).with_streams(*stage.streams)
     tokens = {name: tokens_of(stage, name, ledger) for name in stage.streams}
@@ -153,7 +181,7 @@ def stage_work(stage: StagePlan, ledger: ModelLedger) -> Work:
     one, two = (measure_forward(replace(config, num_layers=n), tokens, 1, ledger.dtype, text) for n in (1, 2))
     per_pass = one.flops + (config.num_layers - 1) * (two.flops - one.flops)
     passes = sum(passes_of_step(stage, sigma) for sigma in stage.sigmas[:-1])
-    return Work(per_pass * passes * EVALUATIONS.get(stage.sampler.kind, 1), two.activations * batch)
+    yield Work(per_pass * passes * EVALUATIONS.get(stage.sampler.kind, 1), two.activations * batch)
 
 
 def passes_of_step(stage: StagePlan, sigma: float) -> float:

@@ -9,8 +9,12 @@ from itertools import pairwise
 from typing import Literal
 
 from ltx_core.errors import ConfigError
+from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape
+from ltx_pipelines.planning.plan import Tiles
 
 TIME_FACTOR = 8  # pixel frames per latent frame
+TILE_TOKENS = 2**16  # at most, of one tile
+TILE_OVERLAP = 4  # latent cells that neighbouring tiles share
 CANVAS_SEGMENTS = (24, 32)  # frames between the keyframes of a canvas
 
 
@@ -26,6 +30,32 @@ def balanced_tile_split(count: int) -> tuple[int, int]:
     """``count`` as rows x columns, rows <= columns, as square as its divisors allow."""
     rows = next(rows for rows in range(math.isqrt(count), 0, -1) if count % rows == 0)
     return rows, count // rows
+
+
+def tiles_of(shape: VideoPixelShape, factors: SpatioTemporalScaleFactors, side: int) -> Tiles:
+    """The fewest tiles of at most ``side`` pixels in height and width, and in time only where they are too many tokens.
+
+    Neighbours share `TILE_OVERLAP` cells, less where that is more than a third of a tile.
+    """
+    cells = shape.height // factors.height, shape.width // factors.width
+    height, width = (_tiles(dim, max(side // factor, 1)) for dim, factor in zip(cells, factors[1:], strict=True))
+    tall, wide = (_longest(dim, *axis) for dim, axis in zip(cells, (height, width), strict=True))
+    frames = factors.latent_frames(shape.frames)
+    return _tiles(frames, max(TILE_TOKENS // (tall * wide), 3 * TILE_OVERLAP)), height, width
+
+
+def _tiles(cells: int, most: int) -> tuple[int, int]:
+    """(number of tiles, overlap) of an axis whose tiles hold at most ``most`` cells."""
+    if cells <= most:
+        return 1, 0
+    overlap = min(TILE_OVERLAP, max(most // 3, 1))
+    count = -(-(cells - overlap) // max(most - overlap, 1))
+    return count, overlap
+
+
+def _longest(cells: int, count: int, overlap: int) -> int:
+    """Cells of the longest of ``count`` tiles."""
+    return -(-(cells + overlap * (count - 1)) // count)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ KEPT = (0.0, 0.0)  # the empty span
 MODALITIES = ("video", "audio")
 SamplerName = Literal["euler", "euler_ancestral", "euler_cfg_pp", "heun", "res_2s", "gradient_estimating"]
 StreamStart = Literal["noise", "source", "previous"]
+Tiles = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,8 @@ class StagePlan:
     window: Window | None = None  # of a longer clip, which this run of the transformer makes
     delivered: VideoPixelShape | None = None  # where it is shorter or smaller than ``shape``, or of another rate
     velocity_guidance: tuple[VelocityGuidance, ...] = ()  # of each step of an LTX-Video model
+    # Tiles along frames, height and width, each with the latent cells that neighbours share; a frozen sound.
+    tiles: Tiles | None = None
     match_statistics: bool = False  # give an enlarged latent the spread it had per channel before it was enlarged
 
     @property

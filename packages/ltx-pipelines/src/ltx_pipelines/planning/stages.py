@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
@@ -17,7 +17,17 @@ from ltx_core.components.schedulers import (
 )
 from ltx_core.errors import ConfigError
 from ltx_core.types import SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
-from ltx_pipelines.planning.plan import Condition, KeyframeSlots, Lora, SamplerPlan, StagePlan, StreamPlan
+from ltx_pipelines.planning.layout import tiles_of
+from ltx_pipelines.planning.plan import (
+    Condition,
+    ImageCondition,
+    KeyframeSlots,
+    Lora,
+    ReferenceCondition,
+    SamplerPlan,
+    StagePlan,
+    StreamPlan,
+)
 from ltx_pipelines.planning.schema import UsageError
 from ltx_pipelines.request import Guidance, Request
 
@@ -25,6 +35,8 @@ if TYPE_CHECKING:
     from ltx_core.loader.metadata import VersionDefaults
 
 ANCESTRAL_SEED_OFFSET = 10000
+TILED_SIGMA = 0.625  # at which an enlarged picture is refined in tiles, which then still agree on what it shows
+TILE_SIDE = 1408  # pixels, of models that do not say which size they are asked for
 STOCHASTIC = ("euler_ancestral", "euler_cfg_pp")
 SETTINGS = {  # of samplers that have some
     "gradient_estimating": ("gamma",),
@@ -142,6 +154,36 @@ def refinement_stage(
         loras=tuple(loras),
         sampler=sampler or SamplerPlan(),
     )
+
+
+def tiled_stages(last: StagePlan, times: int, factors: SpatioTemporalScaleFactors, side: int) -> Iterator[StagePlan]:
+    """The stages that enlarge the result of ``last`` twofold until it is ``times`` as large, in tiles of ``side``.
+
+    Each goes on from the enlarged picture at a low noise level, with the sampler, guidance and adapters of the stage
+    before and the pictures and references it was shown. The sound is only heard.
+    """
+    for _ in range(times.bit_length() - 1):
+        shape, shown = doubled(last.shape), last.delivered and doubled(last.delivered)
+        video = last.streams["video"]
+        seen = tuple(one for one in video.conditions if isinstance(one, ImageCondition | ReferenceCondition))
+        video = replace(video, start="previous", noise_scale=TILED_SIGMA, conditions=seen)
+        streams = {"video": video}
+        if "audio" in last.streams:
+            streams["audio"] = StreamPlan(start="previous", noise_scale=0.0, frozen=True)
+        last = replace(
+            last,
+            shape=shape,
+            delivered=shown,
+            sigmas=(TILED_SIGMA, *(sigma for sigma in last.sigmas if sigma < TILED_SIGMA)),
+            streams=streams,
+            tiles=tiles_of(shape, factors, side),
+        )
+        yield last
+
+
+def doubled(shape: VideoPixelShape) -> VideoPixelShape:
+    """The size of a stage that begins with an enlarged result."""
+    return shape._replace(height=2 * shape.height, width=2 * shape.width)
 
 
 def halved(shape: VideoPixelShape) -> VideoPixelShape:

@@ -54,6 +54,8 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
         kind = "an LTX-Video 0.9.x model" if ledger.is_ltx_video else "no LTX-Video 0.9.x model"
         raise ConfigError(f"{ledger.files.checkpoint} is {kind}, which {plan.pipeline} cannot run")
     check_sizes(plan, ledger)
+    for stage in plan.stages:
+        check_tiles(stage)
     check_components(plan, ledger)
     for stage, condition in plan.conditions():
         check_condition(condition, stage, ledger)
@@ -91,6 +93,12 @@ def check_sizes(plan: Plan, ledger: ModelLedger) -> None:
             ledger.scale_factors.check(stage.shape)
     elif last.frames < 1 or not last.fps > 0:
         raise ConfigError(f"length is {last.frames} frames at {last.fps} fps, expected at least one frame")
+
+
+def check_tiles(stage: StagePlan) -> None:
+    """Tiles only hear a sound."""
+    if stage.tiles is not None and any(not one.frozen for name, one in stage.streams.items() if name == "audio"):
+        raise ConfigError("a stage in tiles makes sound, expected it frozen: each tile would make its own")
 
 
 def check_components(plan: Plan, ledger: ModelLedger) -> None:

@@ -26,12 +26,14 @@ from ltx_core.components.windows import token_span
 from ltx_core.conditioning.tools import LatentTools, latent_tools
 from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.audio_vae import decode_audio
+from ltx_core.model.common.tiling import TileCountConfig
 from ltx_core.model.transformer.model import X0Model
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
 from ltx_core.networks import VideoDecoder
-from ltx_core.sampling.denoisers import GuidedDenoiser, Results
+from ltx_core.sampling.denoisers import GuidedDenoiser, Results, Transformer
 from ltx_core.sampling.loop import denoise
 from ltx_core.sampling.modality import States
+from ltx_core.sampling.modality_tiling import TiledTransformer, VideoModalityTilingHelper
 from ltx_core.sampling.release import ReleasingSampler
 from ltx_core.sampling.res2s import Res2sSampler
 from ltx_core.sampling.samplers import EulerSampler, GradientEstimatingSampler, HeunSampler, Sampler, StochasticSampler
@@ -246,7 +248,10 @@ def run_stage(
     states = begun.states
     yield Event("denoise", index, 0, stage.steps, stage.sigmas[0], states)
     sigmas = torch.tensor(stage.sigmas, dtype=torch.float32)
-    for step in denoise(run.model(stage), begun.denoiser, states, sigmas, begun.sampler):
+    model: Transformer = run.model(stage)
+    if stage.tiles is not None:
+        model = TiledTransformer(model, VideoModalityTilingHelper(TileCountConfig(*stage.tiles), begun.tools["video"]))
+    for step in denoise(model, begun.denoiser, states, sigmas, begun.sampler):
         states = step.states
         yield Event("denoise", index, step.index + 1, step.total, step.sigma, states, step.results, begun.tools)
     final = finish_streams(begun.tools, states)
