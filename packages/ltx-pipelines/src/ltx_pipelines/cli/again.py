@@ -78,9 +78,10 @@ def rerun(given: dict[str, Any]) -> None:
 
 def finish(given: dict[str, Any]) -> None:
     """From kept latents to the whole clip."""
-    from ltx_pipelines.cli.job import Job, execute, latents_path, load_stage
+    from ltx_pipelines.cli.job import Job, execute, load_stage
     from ltx_pipelines.cli.progress import Reporter, style_of
     from ltx_pipelines.planning.validation import validate_plan
+    from ltx_pipelines.running.output import latents_path
     from ltx_pipelines.running.recipe import files_of
 
     reporter = Reporter(style_of(given))

@@ -17,6 +17,7 @@ from ltx_pipelines.pipeline import pipeline_named
 from ltx_pipelines.planning.schema import File, UsageError, option, options_of
 
 if TYPE_CHECKING:
+    from ltx_pipelines.cli.job import Job
     from ltx_pipelines.cli.progress import Reporter
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -27,6 +28,9 @@ in front, such as {"prompt": "a cat", "image": ["cat.png", 0, 1], "seeds": "1-4"
 one instead of choosing it. Networks are loaded once. A clip whose file is already there with the same request is
 skipped, so an interrupted batch goes on where it stopped.
 """
+
+
+OF_THE_RUN = ("json", "quiet")  # options that one line of many cannot have
 
 
 @dataclass(frozen=True)
@@ -81,33 +85,33 @@ def batch(given: dict[str, Any]) -> None:
 
 def make_line(line: Line, ledgers: dict[str, ModelLedger], reporter: Reporter) -> None:
     """Make one clip, on the networks of an earlier line where they are the same; skip one that is there."""
-    from ltx_pipelines.cli.generate import kept_request, planned
+    from ltx_pipelines.cli.generate import job_of, planned
     from ltx_pipelines.cli.session import open_session
 
     session = open_session(line.given, pipeline_named(line.pipeline) if line.pipeline else None, share=ledgers)
     plan = planned(session, {**line.given, "overwrite": True}, reporter)  # what is there may be this very clip
-    output = Path(line.given["output"])
-    if is_made(output, plan.to_json()):
-        reporter.note(f"{output} is already there", path=str(output))
+    from ltx_pipelines.cli.job import execute
+
+    job = job_of(session, plan, line.given)
+    if is_made(job):
+        reporter.note(f"{job.output} is already there", path=str(job.output))
         return
-    from ltx_pipelines.cli.job import Job, execute
-
-    request = kept_request(line.given, session, plan)
-    replaces = bool(line.given.get("overwrite"))
-    execute(Job(plan, session.ledger, output, request, crf=line.given.get("crf"), overwrite=replaces), reporter)
+    execute(job, reporter)
 
 
-def is_made(output: Path, plan: str) -> bool:
-    """Whether a file holds the result of exactly this plan."""
+def is_made(job: Job) -> bool:
+    """Whether the files of a job are there, with the result of exactly its plan."""
     from ltx_media.recipe import read_recipe
+    from ltx_pipelines.running.output import latents_path
 
-    if not output.is_file():
+    beside = (job.contact_sheet, latents_path(job.output) if job.keep_latents else None)
+    if not job.output.is_file() or any(path is not None and not path.is_file() for path in beside):
         return False
     try:
-        recipe = read_recipe(output)
+        recipe = read_recipe(job.output)
     except MediaError:
         return False
-    return recipe is not None and recipe.get("plan") == json.loads(plan)
+    return recipe is not None and recipe.get("plan") == json.loads(job.delivered.plan.to_json())
 
 
 def read_lines(file: Path, folder: Path, seeds: str, defaults: dict[str, Any]) -> Iterator[Line]:
@@ -120,6 +124,8 @@ def read_lines(file: Path, folder: Path, seeds: str, defaults: dict[str, Any]) -
         seeds_or_none: list[int | None] = [*sweep] or [None]
         for seed in seeds_or_none:
             given = from_json({**defaults, **entry}, f"{file}, line {number}")
+            if useless := [name for name in given if name in OF_THE_RUN]:
+                raise ConfigError(f"{file}, line {number}: {useless[0]} has no effect in a line, only in `ltx batch`")
             pipeline = given.pop("pipeline", None)
             given |= {"seed": seed} if seed is not None else {}
             given["output"] = output_name(given, folder, number, seed)

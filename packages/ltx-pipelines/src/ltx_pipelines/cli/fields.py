@@ -37,15 +37,18 @@ def from_json(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The values of an object whose keys are options without dashes in front, or names of fields."""
     options = {**every_option(), "pipeline": PIPELINE}
     spelled = {flag.lstrip("-"): (one, flag) for one in options.values() for flag in one.spellings if len(flag) > 2}
+    try:
+        named = pipeline_named(str(entry["pipeline"])) if "pipeline" in entry else None
+    except UsageError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    used = options if named is None else {**options_for(named), "pipeline": PIPELINE}
     given: dict[str, Any] = {}
     for key, value in entry.items():
         one, flag = spelled.get(key.replace("_", "-"), (options.get(key), ""))
         if one is None:
             raise ConfigError(f"{where}: {key} is no option{nearest_hint(key.replace('_', '-'), spelled)}")
+        if one.name not in used and value != one.default:
+            raise UsageError(f"{where}: {key} has no effect in {named and named.command()}, expected it left out")
         read = one.read(value, f"{where}: ")
         given[one.name] = not read if one.turns_off(flag) else read
-    try:
-        pipeline_named(given.get("pipeline", "distilled"))
-    except UsageError as error:
-        raise ConfigError(f"{where}: {error}") from error
     return given

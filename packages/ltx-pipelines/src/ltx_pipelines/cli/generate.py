@@ -10,9 +10,11 @@ from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.fields import PIPELINE, every_option, options_for
 from ltx_pipelines.pipeline import Pipeline, pipeline_named
 from ltx_pipelines.planning.schema import plain
-from ltx_pipelines.running.output import SOUND, check_output, free_output
+from ltx_pipelines.request import AutoDuration
+from ltx_pipelines.running.output import SOUND, check_beside, check_output, free_output
 
 if TYPE_CHECKING:
+    from ltx_pipelines.cli.job import Job
     from ltx_pipelines.cli.progress import Reporter
     from ltx_pipelines.cli.session import Session
     from ltx_pipelines.planning.plan import Plan
@@ -40,17 +42,20 @@ def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
     named = given.pop("pipeline", None)
     session = open_session(given, pipeline_named(named) if named else kind)
     plan = planned(session, given, reporter)
-    if given.get("preview"):
-        reporter.show_previews(session.ledger)
-    from ltx_pipelines.cli.job import Job, execute  # torch and the networks, once the plan is known to be good
+    from ltx_pipelines.cli.job import execute  # torch and the networks, once the plan is known to be good
 
-    output = Path(given.get("output") or free_output(plan.prompt, plan.seed, session.pipeline.suffix))
-    sheet = given.get("contact_sheet")
-    first_stage = bool(given.get("first_stage"))
-    job = Job(
+    execute(job_of(session, plan, given), reporter)
+
+
+def job_of(session: Session, plan: Plan, given: Mapping[str, Any]) -> Job:
+    """What a line, or a line of a batch, wants done with its plan."""
+    from ltx_pipelines.cli.job import Job
+
+    sheet, first_stage = given.get("contact_sheet"), bool(given.get("first_stage"))
+    return Job(
         plan,
         session.ledger,
-        output,
+        Path(given.get("output") or free_output(plan.prompt, plan.seed, session.pipeline.suffix)),
         request=kept_request(given, session, plan),
         contact_sheet=Path(sheet) if sheet else None,
         crf=given.get("crf"),
@@ -58,16 +63,20 @@ def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
         keep_latents=first_stage or bool(given.get("keep_latents")),
         first_stage=first_stage,
     )
-    execute(job, reporter)
 
 
 def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> Plan:
     """The validated plan of a session, with a line on what was chosen and what was moved."""
+    output = Path(given.get("output") or f"clip{session.pipeline.suffix}")
     if "output" in given:
-        check_output(Path(given["output"]), session.pipeline.suffix not in SOUND, bool(given.get("overwrite")))
-    plan = session.pipeline.plan(**session.request)
+        check_output(output, session.pipeline.suffix not in SOUND, bool(given.get("overwrite")))
+    check_beside(output, Path(given["contact_sheet"]) if "contact_sheet" in given else None, given.get("crf"))
+    request = session.request
     if given.get("enhance_prompt"):
-        plan = plan.with_(prompt=enhanced(session, given, reporter))
+        request = enhanced(session, given, reporter)
+    plan = session.pipeline.plan(**request)
+    if given.get("preview"):
+        reporter.show_previews(session.ledger)
     shape = plan.shape
     where = f"on {session.ledger.device} in {plan.dtype}"
     chosen = f"{session.pipeline.command()} with {session.model}"
@@ -86,16 +95,22 @@ def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> P
     return plan
 
 
-def enhanced(session: Session, given: Mapping[str, Any], reporter: Reporter) -> str:
-    """The prompt written out by a language model, which sees the first picture if there is one."""
+def enhanced(session: Session, given: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """The request with its prompt written out by a language model, which sees the first picture if there is one.
+
+    What else is wrong with the request is said before that model is loaded.
+    """
+    request = session.pipeline.read(None, None, session.request)
+    length = {name for name in ("auto_duration", "num_frames") if isinstance(request.get(name), AutoDuration)}
+    session.pipeline.plan(**{name: value for name, value in request.items() if name not in length})
     from ltx_pipelines.running.enhance import enhanced_prompt
 
-    image = next(iter(session.request.get("images", ())), None)
-    request, folder = session.request, given.get("prompt_enhancer")
+    image = next(iter(request.get("images", ())), None)
     path = image.path if image is not None else None
-    prompt = enhanced_prompt(request["prompt"], session.ledger, path, folder, request.get("seed", 10))
+    seed = request.get("seed", 10)
+    prompt = enhanced_prompt(request.get("prompt", ""), session.ledger, path, given.get("prompt_enhancer"), seed)
     reporter.note(f"prompt: {prompt}", prompt=prompt)
-    return prompt
+    return {**request, "prompt": prompt}
 
 
 def kept_request(given: Mapping[str, Any], session: Session, plan: Plan) -> dict[str, Any]:

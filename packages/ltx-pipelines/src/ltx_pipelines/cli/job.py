@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ltx_core.errors import ConfigError, LtxError, MediaError
+from ltx_core.errors import LtxError, MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.common.memory import peak_bytes
 from ltx_media.files import replacing
@@ -24,7 +24,7 @@ from ltx_pipelines.running.engine import Event, generate, generate_windows
 from ltx_pipelines.running.generation import Generation, write
 from ltx_pipelines.running.kept import kept_encoding, what_is_kept
 from ltx_pipelines.running.long import pieces
-from ltx_pipelines.running.output import VIDEO, check_free, check_output
+from ltx_pipelines.running.output import VIDEO, check_beside, check_free, check_output, latents_path
 from ltx_pipelines.running.recipe import make_recipe
 from ltx_pipelines.running.unfinished import Unfinished
 from ltx_pipelines.utils.media_io import (
@@ -53,16 +53,19 @@ class Job:
     first_stage: bool = False  # stop after it
     resume: Generation | None = None
 
+    @property
+    def delivered(self) -> Job:
+        """The job with the plan of what is delivered: of the first stage alone, where it stops after that."""
+        return replace(self, plan=replace(self.plan, stages=self.plan.stages[:1])) if self.first_stage else self
+
 
 def execute(job: Job, reporter: Reporter) -> Path:
     """Run a job to its file. Whatever stops it, no part of a file is left behind."""
-    first = replace(job.plan, stages=job.plan.stages[:1])
-    delivered = replace(job, plan=first) if job.first_stage else job
+    first, delivered = replace(job.plan, stages=job.plan.stages[:1]), job.delivered
     check_output(delivered.output, delivered.plan.has_video, job.overwrite)
-    if job.contact_sheet is not None:
-        check_free(job.contact_sheet, job.overwrite)
-    if job.crf is not None and job.output.suffix.lower() not in VIDEO:
-        raise ConfigError(f"crf is for {', '.join(VIDEO)}, not {job.output.name}; leave it out")
+    check_beside(job.output, job.contact_sheet, job.crf)
+    for path in filter(None, (job.contact_sheet, latents_path(job.output) if job.keep_latents else None)):
+        check_free(path, job.overwrite)
     if job.ledger.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.ledger.device)
     if (slow := job.ledger.precision.warning) is not None:
@@ -138,15 +141,8 @@ def write_long(job: Job, recipe: Mapping[str, Any], reporter: Reporter) -> None:
 def write_sheet(job: Job) -> None:
     """The contact sheet of a clip that has been written."""
     assert job.contact_sheet is not None
-    if job.output.suffix.lower() not in VIDEO:
-        raise MediaError(f"--contact-sheet needs a video file as output, not {job.output.name}")
     frames, sound = read_frames(job.output), read_audio(job.output)
     write_contact_sheet(job.contact_sheet, frames, job.plan.shape.fps, sound, job.plan.prompt)
-
-
-def latents_path(output: Path) -> Path:
-    """Where the first stage of a clip is kept."""
-    return output.with_name(f"{output.stem}.stage1.safetensors")
 
 
 def keep_stage(generation: Generation, job: Job) -> Path:

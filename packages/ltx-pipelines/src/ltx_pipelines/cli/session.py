@@ -41,23 +41,23 @@ def open_session(
         given = completed_by.complete(given)
     found = find_networks(given, kind.variant if kind is not None else "distilled")
     loras = existing(given.get("loras", ()), "loras")
+    why = "expected it left out" if kind else "which follows from the other options; leave it out"
     kind = kind or pipelines()[choose(given, known_of(found, given))]
     if "prompt_enhancer" in given and not given.get("enhance_prompt"):
         raise UsageError("--prompt-enhancer-gemma-root has no effect without --enhance-prompt")
-    refuse_unused(given, kind)
+    refuse_unused(given, kind, why)
     ledger = make_ledger(found.files, given) if share is None else shared_ledger(found.files, given, share)
     request = {"snap": True} | {name: value for name, value in given.items() if name in kind.fields()}
     return Session(kind(ledger, loras, found.distilled_loras), request, model_name(given))
 
 
-def refuse_unused(given: Mapping[str, Any], kind: type[Pipeline]) -> None:
-    """A chosen pipeline may have no use for something given."""
+def refuse_unused(given: Mapping[str, Any], kind: type[Pipeline], why: str) -> None:
+    """A pipeline may have no use for something given."""
     used = options_for(kind)
     for name, value in given.items():
         one = every_option()[name]
         if name not in used and value != one.default:
-            message = f"{one.flag} has no effect in {kind.command()}"
-            raise UsageError(f"{message}, which follows from the other options; leave it out")
+            raise UsageError(f"{one.flag} has no effect in {kind.command()}, {why}")
 
 
 # The choice of a pipeline -------------------------------------------------------------------------------------------

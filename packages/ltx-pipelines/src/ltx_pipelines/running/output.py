@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ltx_core.errors import MediaError
+from ltx_core.errors import ConfigError, MediaError
 
 VIDEO, PREVIEW, SOUND = (".mp4", ".mov", ".m4v"), (".gif", ".webp"), (".wav",)
 
@@ -18,6 +18,16 @@ def check_output(path: Path, has_video: bool, overwrite: bool = False) -> None:
     check_free(path, overwrite)
 
 
+def check_beside(output: Path, contact_sheet: Path | None = None, crf: float | None = None) -> None:
+    """Refuse what cannot be written with, or beside, an output of this name."""
+    if crf is not None and output.suffix.lower() not in VIDEO:
+        raise ConfigError(f"crf is for {', '.join(VIDEO)}, not {output.name}; leave it out")
+    if contact_sheet is not None:
+        check_name(contact_sheet, (".png",), "contact_sheet")
+        if output.suffix.lower() not in VIDEO:
+            raise ConfigError(f"a contact sheet needs {', '.join(VIDEO)} as output, not {output.name}; leave it out")
+
+
 def check_free(path: Path, overwrite: bool) -> None:
     """Refuse a name that is taken; an empty folder is not."""
     taken = any(path.iterdir()) if path.is_dir() else path.exists()
@@ -25,20 +35,25 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise MediaError(f"{path} is there already; choose another name, or replace it with --overwrite")
 
 
-def check_name(path: Path, suffixes: Sequence[str]) -> None:
+def check_name(path: Path, suffixes: Sequence[str], what: str = "output") -> None:
     """Refuse a name with another suffix (the first is proposed; an empty one is a folder of PNG files)."""
     if path.suffix.lower() not in suffixes:
         kinds = ", ".join(suffix or "a folder for PNG files" for suffix in suffixes)
         valid = path.with_suffix(suffixes[0]).name
-        raise MediaError(f"output is {path.name}, expected {kinds}; nearest valid: {valid}")
+        raise MediaError(f"{what} is {path.name}, expected {kinds}; nearest valid: {valid}")
     from ltx_media.files import check_length
 
     check_length(path)
     if path.suffix and path.is_dir():
-        raise MediaError(f"output is {path}, which is a folder, expected a file name")
+        raise MediaError(f"{what} is {path}, which is a folder, expected a file name")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise MediaError(f"output is {path}, but {parent} cannot be written to")
+        raise MediaError(f"{what} is {path}, but {parent} cannot be written to")
+
+
+def latents_path(output: Path) -> Path:
+    """Where the first stage of a clip is kept."""
+    return output.with_name(f"{output.stem}.stage1.safetensors")
 
 
 def free_output(prompt: str, seed: int, suffix: str) -> str:

@@ -139,7 +139,7 @@ def load_enhancer(
     if assets.model_type not in DECODING or assets.is_packed:
         kinds = ", ".join(DECODING)
         raise CheckpointError(f"{path} is {assets.model_type} and only encodes; enhance with a folder of {kinds}")
-    folder = assets.weights[0].path.parent
+    folder, template = assets.weights[0].path.parent, _chat_template(assets)
     with quiet_transformers():
         try:
             if images:
@@ -156,7 +156,7 @@ def load_enhancer(
     if stored is not None:
         widen_pretrained(model, computed)
     model = model.to(device).eval().requires_grad_(False)
-    return PromptEnhancer(model, processor, _chat_template(assets), assets.model_type, decoding)
+    return PromptEnhancer(model, processor, template, assets.model_type, decoding)
 
 
 def _chat_template(assets: GemmaAssets) -> str:
@@ -166,7 +166,7 @@ def _chat_template(assets: GemmaAssets) -> str:
         template = assets.side_car(name).get("chat_template") if name in assets.side_cars else None
         if isinstance(template, str):
             return template
-    raise CheckpointError(f"{assets.path} has no chat template; enhancement needs an instruction-tuned model")
+    raise CheckpointError(f"{assets.path} has no chat template and writes no prompts; name an instruction-tuned Gemma")
 
 
 def pad_left(inputs: Mapping[str, Tensor], pad_id: int) -> dict[str, Tensor]:

@@ -1,0 +1,213 @@
+"""One validation for Python, commands and batches: the same request is the same plan, or the same error."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from ltx_core.errors import LtxError
+from ltx_pipelines.cli import session as session_module
+from ltx_pipelines.cli.app import run
+from ltx_pipelines.cli.batch import Line, read_lines
+from ltx_pipelines.cli.command import Command
+from ltx_pipelines.cli.fields import every_option, options_for
+from ltx_pipelines.cli.session import open_session
+from ltx_pipelines.pipeline import Pipeline, every_field, pipelines
+from ltx_pipelines.planning.plan import Plan
+from ltx_pipelines.running.networks import find_networks
+
+# Values good and bad, by field; all are of the right type, so that a line can spell them.
+VALUES: dict[str, list[Any]] = {
+    "negative_prompt": ["ugly", ""],
+    "seed": [0, 2**40, 2**70, -5],
+    "height": [0, 64, 100, 128],
+    "width": [-64, 64, 128, 130],
+    "num_frames": [0, 1, 9, 12, 17],
+    "duration": [0.5, 0.0],
+    "auto_duration": [[1.0, 5.0]],
+    "frame_rate": [0.0, 24.0, 25.0, 29.97],
+    "num_inference_steps": [0, 1, 3, 2000],
+    "sigmas": [[1.0, 0.5, 0.0], [0.5, 0.9], [2.0, 0.0]],
+    "scheduler": ["ltx2", "beta", "linear_quadratic"],
+    "sampler": ["euler", "heun", "res_2s", "euler_ancestral"],
+    "eta": [0.5, -1.0],
+    "guider": ["cfg", "apg"],
+    "apg_eta": [0.5],
+    "max_batch_size": [0, 1, 2, 9],
+    "video_cfg_scale": [1.0, 4.0, {"0.9": 1.0, "1.0": 6.0}],
+    "audio_stg_scale": [0.0, 1.5],
+    "video_stg_blocks": [[0], [99], []],
+    "video_skip_step": [0, 1, -1],
+    "images": [[["photo.png"]], [["photo.png", 8, 0.5]], [["photo.png", 99]], [["none.png", 0]], [["clip.mp4", 0]]],
+    "generated_keyframes": [2, [4, 8]],
+    "video_path": ["clip.mp4", "none.mp4", "photo.png", "voice.wav"],
+    "audio_path": ["voice.wav", "silent.mp4"],
+    "start_time": [0.0, 0.2, 99.0],
+    "end_time": [0.1, 0.5, 50.0],
+    "regenerate_audio": [False],
+    "extend_seconds": [0.5, -1.0],
+    "video_conditioning": [[["pose.mp4", 1.0]], [["pose.mp4", 7.0]]],
+    "background": ["white", "blak"],
+    "heigth": [64],
+}
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    """A pipeline and what it is asked: mostly fields that it takes."""
+    name = draw(st.sampled_from([name for name in pipelines() if name not in ("ltxv", "dubit")]))
+    taken = [field for field in VALUES if field in pipelines()[name].fields()]
+    fields = draw(st.lists(st.sampled_from(taken), max_size=4, unique=True))
+    if draw(st.integers(0, 5)) == 0:
+        fields.append(draw(st.sampled_from(list(VALUES))))
+    asked = {field: draw(st.sampled_from(VALUES[field])) for field in fields}
+    prompt = draw(st.sampled_from(["a bell", "a bell", "a bell", ""]))
+    size = {"height": 128, "width": 128} if "height" in taken else {}
+    return name, {"prompt": prompt, "snap": draw(st.booleans()), **size, **asked}
+
+
+def tokens(asked: Mapping[str, Any]) -> list[str]:
+    """The options that say a request on a line."""
+    line: list[str] = []
+    for name, value in asked.items():
+        one = every_option().get(name)
+        if one is None:
+            line += [f"--{name}", str(value)]
+        elif one.is_switch:
+            line.append(one.spellings[0 if value else 1])
+        elif one.repeatable:
+            line += [token for entry in value for token in (one.flag, *map(str, entry))]
+        elif isinstance(value, dict):
+            line += [one.flag, *(f"{level}:{scale}" for level, scale in value.items())]
+        else:
+            line += [one.flag, *map(str, value if isinstance(value, list) else [value])]
+    return line
+
+
+def outcome(make: Callable[[], Plan]) -> Any:
+    """The plan, or the error in the words that all ways to ask share."""
+    try:
+        return make()
+    except LtxError as error:
+        text = re.sub(r"^requests\.jsonl, line 1: ", "", str(error))
+        text = re.sub(r"--(no-)?[a-z0-9-]+", lambda flag: field_of(flag[0]), text)
+        text = re.sub(r"`ltx ([a-z0-9-]+)`", lambda name: pipelines()[name[1]].__name__, text)
+        text = re.sub(r"(?<= in )[a-z0-9-]+(?=,)", lambda name: pipelines()[name[0]].__name__, text)
+        return type(error).__name__, text
+
+
+def field_of(flag: str) -> str:
+    return next((name for name, one in every_option().items() if flag in one.spellings), flag[2:])
+
+
+@pytest.fixture
+def ledgers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Shared networks, whose files are looked for once."""
+    found = cache(lambda variant: find_networks({}, variant))
+    monkeypatch.setattr(session_module, "find_networks", lambda given, variant=None: found(variant))
+    return {}
+
+
+@given(asked=requests())
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_every_way_to_ask_gives_the_same(
+    here: Path, ledgers: dict[str, Any], asked: tuple[str, dict[str, Any]]
+) -> None:
+    name, request = asked
+    kind = pipelines()[name]
+
+    def in_python() -> Plan:
+        absolute = {field: with_folder(here, field, value) for field, value in request.items()}
+        session = open_session({}, kind, share=ledgers)
+        return kind(session.ledger, (), session.pipeline.distilled_loras).plan(**absolute)
+
+    def session_plan(given: Mapping[str, Any], kind: type[Pipeline]) -> Plan:
+        session = open_session(given, kind, share=ledgers)
+        return session.pipeline.plan(**session.request)
+
+    def on_a_line() -> Plan:
+        found: list[Plan] = []
+        command = Command(
+            name, "", options_for(kind), lambda given: found.append(session_plan(given, kind)), "", every_option
+        )
+        command(tokens(request))
+        return found[0]
+
+    def in_a_batch() -> Plan:
+        (here / "requests.jsonl").write_text(json.dumps({**request, "pipeline": name}))
+        (line,) = read_lines(Path("requests.jsonl"), Path("clips"), "", {})
+        given = {field: value for field, value in line.given.items() if field != "output"}
+        assert line == Line(1, name, line.given)
+        return session_plan(given, kind)
+
+    python, line, batch = map(outcome, (in_python, on_a_line, in_a_batch))
+    assert python == line == batch
+
+
+def with_folder(folder: Path, field: str, value: Any) -> Any:
+    """Python takes files as they are; lines make them absolute, so that a recipe can be followed from any folder."""
+    if field in ("video_path", "audio_path"):
+        return str(folder / value)
+    if field in ("images", "video_conditioning"):
+        return [(str(folder / path), *rest) for path, *rest in value]
+    return {float(level): scale for level, scale in value.items()} if isinstance(value, dict) else value
+
+
+def test_the_values_name_fields() -> None:
+    assert VALUES.keys() - {"heigth"} <= every_field().keys()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("distilled -p x -o x.gif --contact-sheet x.png", "a contact sheet needs .mp4, .mov, .m4v"),
+        ("distilled -p x -o x.mp4 --contact-sheet x.jpg", "contact_sheet is x.jpg, expected .png"),
+        ("distilled -p x -o x.gif --crf 5", "crf is for .mp4"),
+        ("distilled -p x -H 0", "height is 0, expected at least 1"),
+        ("distilled -p x --contact-sheet photo.png -o x.mp4", "photo.png is there already"),
+    ],
+)
+def test_outputs_that_cannot_be_are_refused_before_the_run(
+    line: str, said: str, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(line.split()) in (1, 2)
+    shown = capfd.readouterr().err
+    assert said in shown and "reading the prompt" not in shown
+
+
+def test_a_line_of_a_batch_is_given_all_that_it_asks_for(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    entry = {"prompt": "bell", "pipeline": "distilled", "output": str(here / "a.mp4"), "contact_sheet": "a.png"}
+    (here / "all.jsonl").write_text(json.dumps({**entry, "keep_latents": True}))
+    assert run(["batch", "all.jsonl", "-q"]) == 0
+    assert {"a.mp4", "a.png", "a.stage1.safetensors"} <= {path.name for path in here.iterdir()}
+    (here / "a.png").unlink()
+    assert run(["batch", "all.jsonl"]) == 1  # what is there is not replaced
+    assert "a.mp4 is there already" in capfd.readouterr().err
+    (here / "draft.jsonl").write_text(json.dumps({"prompt": "bell", "pipeline": "distilled", "first_stage": True}))
+    assert run(["batch", "draft.jsonl", "-q"]) == run(["batch", "draft.jsonl", "-q"]) == 0
+    assert (here / "clips" / "0001.stage1.safetensors").exists()
+    (here / "quiet.jsonl").write_text(json.dumps({"prompt": "bell", "quiet": True}))
+    assert run(["batch", "quiet.jsonl"]) == 1
+    assert "line 1: quiet has no effect in a line" in capfd.readouterr().err
+
+
+def test_a_model_that_cannot_chat_writes_no_prompts(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["distilled", "-p", "bell", "-m", "tiny", "--enhance-prompt", "-q"]) == 1
+    (said,) = capfd.readouterr().err.strip().splitlines()
+    assert "has no chat template and writes no prompts; name an instruction-tuned Gemma" in said
+    assert run(["distilled", "-p", "bell", "-H", "100", "--no-snap", "--enhance-prompt", "-q"]) == 1
+    assert "height is 100" in capfd.readouterr().err
