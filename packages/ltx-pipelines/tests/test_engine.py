@@ -201,18 +201,16 @@ def test_audio_to_video_delivers_the_given_sound(ledger: ModelLedger, clip: Path
 
 
 def test_video_to_audio_keeps_the_pictures(ledger: ModelLedger, clip: Path) -> None:
-    from ltx_pipelines.planning.plan import Source
     from ltx_pipelines.running.conditions import source_latent
 
     arguments = {"prompt": "a bell", "num_inference_steps": 2, "audio_guider_params": PLAIN, "video_path": str(clip)}
     generation = V2AOneStagePipeline(ledger)(**arguments, output_type="latent")
-    given = source_latent(Source(str(clip)), "video", generation.plan.shape, ledger)
+    given = source_latent(generation.plan, "video", generation.plan.shape, ledger)
     assert torch.allclose(generation.latents["video"], given, atol=1e-5)
 
 
 @pytest.mark.parametrize("anew", [("video",), ("audio",), ("video", "audio")])
 def test_retake_changes_only_the_span(ledger: ModelLedger, clip: Path, anew: tuple[str, ...]) -> None:
-    from ltx_pipelines.planning.plan import Source
     from ltx_pipelines.running.conditions import source_latent
 
     generation = RetakePipeline(ledger)(
@@ -227,7 +225,7 @@ def test_retake_changes_only_the_span(ledger: ModelLedger, clip: Path, anew: tup
     )
     assert generation.plan.shape == (1, 17, 64, 64, 25.0)
     for name, latent in generation.latents.items():
-        given = source_latent(Source(str(clip)), name, generation.plan.shape, ledger)
+        given = source_latent(generation.plan, name, generation.plan.shape, ledger)
         changed = (latent - given).abs().flatten(3).amax(dim=(0, 1, 3)) > 1e-4  # per latent frame
         assert not changed[0]
         assert bool(changed.any()) == (name in anew)

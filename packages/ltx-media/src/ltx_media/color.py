@@ -148,6 +148,23 @@ def to_working_codes(values: Tensor, color_space: HDRColorSpace | None, path: st
     return ACESCCT.working_from(values, color_space.primaries)
 
 
+CURVES = {"acescct": ACESCCT, "logc3": LOGC3}
+
+
+def from_working_codes(codes: Tensor, curve: LogCurve, color_space: HDRColorSpace) -> Tensor:
+    """Codes ``[..., 3]`` in [0, 1] as an EXR file of a colour space holds them: light from 0 up, or ACEScct codes."""
+    if color_space is HDRColorSpace.ACESCCT and curve is ACESCCT:
+        return codes.float().clamp(0, 1)
+    light = convert_primaries(curve.decompress(codes), curve.primaries, color_space.primaries, dim=-1)
+    return ACESCCT.compress(light.clamp(min=0)) if color_space is HDRColorSpace.ACESCCT else light
+
+
+def rec709_light(values: Tensor, color_space: HDRColorSpace) -> Tensor:
+    """What an EXR file of a colour space holds ``[..., 3]`` as light with Rec.709 primaries."""
+    light = ACESCCT.decompress(values) if color_space is HDRColorSpace.ACESCCT else values
+    return convert_primaries(light, color_space.primaries, Primaries.REC709, dim=-1)
+
+
 def rgb_to_i420(frames: Tensor, matrix: int = 1, nudge: float = TRUNCATED) -> Tensor:
     """Frames ``[F, H, W, 3]`` in [0, 1] (floats) or 0..255 (uint8) as limited-range planes, BT.709 or another matrix.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -63,16 +64,23 @@ def write_png_sequence(folder: str | Path, frames: Iterable[Tensor], metadata: M
     ``frames`` as in ``write_video`` (SDR); the first file carries ``metadata``. A folder that holds nothing but such
     files is replaced, any other that is not empty refused. Raises ``MediaError``.
     """
+    count = 0
+    with numbered_files(folder, ".png") as name:
+        for count, frame in enumerate(single_frames(frames), 1):
+            write_png(name(count - 1), frame, metadata if count == 1 else None)
+    return count
+
+
+@contextmanager
+def numbered_files(folder: str | Path, suffix: str) -> Iterator[Callable[[int], Path]]:
+    """The names of ``frame_00000`` ... in a folder that appears, in place of one of such files, when all are there."""
     folder = Path(folder)
-    if folder.exists() and any(not path.match("frame_*.png") for path in folder.iterdir()):
-        raise MediaError(f"{folder}: it holds other files than frame_*.png, expected an empty or new folder")
+    if folder.exists() and any(not path.match(f"frame_*{suffix}") for path in folder.iterdir()):
+        raise MediaError(f"{folder}: it holds other files than frame_*{suffix}, expected an empty or new folder")
     with temporary_beside(folder, "writing") as temporary:
         try:
-            count = 0
-            for count, frame in enumerate(single_frames(frames), 1):
-                name = temporary / f"frame_{count - 1:05d}.png"
-                write_png(name, frame, metadata if count == 1 else None)
-            if not count:
+            yield lambda index: temporary / f"frame_{index:05d}{suffix}"
+            if not temporary.is_dir():
                 raise MediaError(f"{folder}: there are no frames to write")
             with media_errors(folder, "write images"):
                 if folder.exists():
@@ -80,7 +88,6 @@ def write_png_sequence(folder: str | Path, frames: Iterable[Tensor], metadata: M
                 temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return count
 
 
 def single_frames(chunks: Iterable[Tensor]) -> Iterator[Tensor]:

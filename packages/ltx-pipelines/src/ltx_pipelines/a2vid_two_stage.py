@@ -24,7 +24,7 @@ class SoundRequest(Request):
 class A2VidPipelineTwoStage(TwoStagePipeline):
     """Two stages whose audio stream is frozen at the encoded sound."""
 
-    accepts = (COMMON | LARGE | GUIDED | {"images"}) - GUIDANCE["audio"]
+    accepts = (COMMON | LARGE | GUIDED | {"images", "hdr"}) - GUIDANCE["audio"]
     uses = TwoStagePipeline.uses | {"distilled_loras"}
     aliases = ("a2v", "a2vid")
 

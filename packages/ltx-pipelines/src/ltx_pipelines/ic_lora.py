@@ -27,7 +27,7 @@ class ReferenceRequest(Request):
 class ICLoraPipeline(TwoStagePipeline):
     """A distilled stage at half size with the references, then a plain one at full size without them."""
 
-    accepts = COMMON | LARGE | {"images"}
+    accepts = COMMON | LARGE | {"images", "hdr"}
     variant = "distilled"
 
     def make_plan(self, request: ReferenceRequest) -> Plan:

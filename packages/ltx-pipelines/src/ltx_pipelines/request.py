@@ -17,7 +17,7 @@ from ltx_core.loader.metadata import DEFAULTS_FROM
 from ltx_core.precision import DtypeName
 from ltx_core.textfiles import parse_json
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape, nearest_multiple
-from ltx_pipelines.planning.plan import BackendName, ImageCondition, Lora, SamplerName
+from ltx_pipelines.planning.plan import BackendName, HDRName, ImageCondition, Lora, SamplerName
 from ltx_pipelines.planning.schema import File, Option, option, options_of
 
 Policy = Literal["auto", "resident", "sequential", "streamed"]
@@ -149,6 +149,9 @@ class Request:
         least=0,
     )
     video_path: File | None = condition(None, "Source clip.", "--video-path", "--video")
+    hdr: HDRName | None = condition(
+        None, "Make an HDR clip; this is the colour space of EXR files, those given and those written."
+    )
     background: str = condition("black", "Behind transparent pictures: a name, or #rrggbb.", metavar="COLOR")
 
     def shape(self, frames: int | None = None, fps: float | None = None) -> VideoPixelShape:

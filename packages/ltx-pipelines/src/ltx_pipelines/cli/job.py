@@ -62,8 +62,8 @@ class Job:
 def execute(job: Job, reporter: Reporter) -> Path:
     """Run a job to its file. Whatever stops it, no part of a file is left behind."""
     first, delivered = replace(job.plan, stages=job.plan.stages[:1]), job.delivered
-    check_output(delivered.output, delivered.plan.has_video, job.overwrite)
-    check_beside(job.output, job.contact_sheet, job.crf)
+    check_output(delivered.output, delivered.plan.has_video, job.overwrite, delivered.plan.hdr is not None)
+    check_beside(job.output, job.contact_sheet, job.crf, delivered.plan.hdr is not None)
     for path in filter(None, (job.contact_sheet, latents_path(job.output) if job.keep_latents else None)):
         check_free(path, job.overwrite)
     if job.ledger.device.type == "cuda":

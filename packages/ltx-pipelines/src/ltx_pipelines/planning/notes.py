@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ltx_media.audio import probe_sound
-from ltx_media.exr import is_exr
+from ltx_media.exr import exr_frames, is_exr
 from ltx_media.source import Change, Wanted, changes_of, sound_changes
 from ltx_media.video import VideoInfo, probe_video
 from ltx_pipelines.ltx_video.media import wanted_media
@@ -43,7 +43,7 @@ def _changes(plan: Plan, ledger: ModelLedger) -> Iterator[tuple[str, tuple[Chang
         if name == "audio":
             yield source.path, _of_sound(source, plan)
         else:
-            wanted = wanted_source(source, plan.stages[-1].shape, ledger.scale_factors, plan.background)
+            wanted = wanted_source(source, plan.stages[-1].shape, ledger.scale_factors, plan)
             clip = probe_video(source.path)
             said = [change for change in changes_of(clip, wanted) if wanted.fit == "crop" or change.what != "size"]
             yield source.path, (*said, *_of_source(clip, plan.stages[-1]))
@@ -63,10 +63,10 @@ def _of_condition(
 ) -> Iterator[tuple[str, tuple[Change, ...]]]:
     match condition:
         case ImageCondition(path=path) if not is_exr(path):
-            wanted = wanted_image(condition, stage.shape, ledger, plan.background)
+            wanted = wanted_image(condition, stage.shape, ledger, plan)
             yield path, changes_of(probe_video(path), wanted)
-        case ReferenceCondition(path=str() as path):
-            wanted = wanted_reference(condition, stage.shape, plan.background)
+        case ReferenceCondition(path=str() as path) if not exr_frames(path):
+            wanted = wanted_reference(condition, stage.shape, plan)
             yield path, (*changes_of(clip := probe_video(path), wanted), *_of_reference(clip, stage))
             if (mask := condition.attention_mask) is not None and not mask.endswith(".safetensors"):
                 shape = stage.shape

@@ -23,6 +23,7 @@ PLAN_VERSION = 1
 BackendName = Literal["torch", "mlx"]
 KEPT = (0.0, 0.0)  # the empty span
 MODALITIES = ("video", "audio")
+HDRName = Literal["SRGB_LINEAR", "ACESCG", "ACESCCT"]
 SamplerName = Literal["euler", "euler_ancestral", "euler_cfg_pp", "heun", "res_2s", "gradient_estimating"]
 StreamStart = Literal["noise", "source", "previous"]
 Tiles = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -304,6 +305,15 @@ class LongClip:
 
 
 @dataclass(frozen=True)
+class HDRSettings:
+    """What a clip of high dynamic range has besides. Its video decoder computes in float32."""
+
+    color_space: HDRName  # of EXR files, those given and those written
+    curve: Literal["acescct", "logc3"] = "acescct"  # of the codes that the decoder makes
+    sdr_sources: bool = False  # sources are shown to the encoder as they are, not as such codes
+
+
+@dataclass(frozen=True)
 class Plan:
     """A whole task. ``audio`` says whose sound is delivered: of the last stage, of the first, or the source's own."""
 
@@ -321,6 +331,7 @@ class Plan:
     quantization: str | None = None
     backend: BackendName = "torch"  # what builds and runs the networks
     background: str = "black"  # behind transparent pictures
+    hdr: HDRSettings | None = None
     notes: tuple[str, ...] = ()  # what was changed of what was given, a line each
     version: int = PLAN_VERSION
 

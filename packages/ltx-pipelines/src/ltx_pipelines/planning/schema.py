@@ -255,7 +255,7 @@ def _fit_one_of(hints: Sequence[Any], value: Any) -> Any:
 
 
 def _fit_word(choices: Sequence[Any], value: Any) -> Any:
-    for spelled in (value, value.replace("-", "_") if isinstance(value, str) else value):
+    for spelled in (value.replace("-", "_"), value, value.upper()) if isinstance(value, str) else (value,):
         if spelled in choices:
             return spelled
     raise Misfit(f"one of {', '.join(map(str, choices))}{nearest_hint(str(value), map(str, choices))}")

@@ -58,6 +58,7 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
         check_tiles(stage)
     check_components(plan, ledger)
     for stage, condition in plan.conditions():
+        check_color_space(condition, plan)
         check_condition(condition, stage, ledger)
     for name, source in plan.sources.items():
         check_source(name, source, plan)
@@ -158,6 +159,23 @@ def check_condition(condition: Condition, stage: StagePlan, ledger: ModelLedger)
             check_slots(condition, shape, ledger)
 
 
+def check_color_space(condition: Condition, plan: Plan) -> None:
+    """EXR files are given where it is said what their numbers mean."""
+    path = getattr(condition, "path", None)
+    if path is None or (plan.hdr is not None and not plan.hdr.sdr_sources):
+        return
+    if Path(path).suffix.lower() == ".exr" or is_exr_folder(path):
+        raise ConditioningError(f"{path} is HDR and needs its colour space: --hdr SRGB_LINEAR, ACESCG or ACESCCT")
+
+
+def is_exr_folder(path: str) -> bool:
+    if not Path(path).is_dir():
+        return False
+    from ltx_media.exr import exr_frames
+
+    return bool(exr_frames(path))
+
+
 def check_image(image: ImageCondition, shape: VideoPixelShape, may_be_clip: bool) -> None:
     check_strength("image strength", image.strength)
     last = shape.frames - 1
@@ -167,6 +185,8 @@ def check_image(image: ImageCondition, shape: VideoPixelShape, may_be_clip: bool
     if image.crf is not None and not 0 <= image.crf <= 51:
         raise ConditioningError(f"image crf is {image.crf}, expected 0 to 51")
     check_exists(image.path, "read image")
+    if Path(image.path).suffix.lower() == ".exr":
+        return
     from ltx_media.images import decode_image, is_image
     from ltx_media.video import probe_video
 
@@ -217,6 +237,8 @@ def check_source(name: str, source: Source, plan: Plan) -> None:
 
 def check_clip(path: str) -> None:
     check_exists(path, "read video")
+    if is_exr_folder(path):
+        return
     from ltx_media.video import probe_video
 
     probe_video(path)

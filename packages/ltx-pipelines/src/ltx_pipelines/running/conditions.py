@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from ltx_core.model.audio_vae.audio_vae import encode_audio
 from ltx_core.networks import VideoEncoder
 from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
 from ltx_media.audio import read_audio
+from ltx_media.color import HDRColorSpace
 from ltx_media.source import Wanted, load_mask_video, normalize_source
 from ltx_media.video import probe_video
 from ltx_pipelines.planning.plan import (
@@ -38,6 +39,7 @@ from ltx_pipelines.planning.plan import (
     Condition,
     ImageCondition,
     KeyframeSlots,
+    Plan,
     ReferenceCondition,
     RegionCondition,
     Source,
@@ -48,21 +50,21 @@ from ltx_pipelines.utils.model_ledger import ModelLedger
 
 
 def conditioning_items(
-    stage: StagePlan, modality: str, ledger: ModelLedger, inputs: StageInputs, background: str = "black"
+    plan: Plan, stage: StagePlan, modality: str, ledger: ModelLedger, inputs: StageInputs
 ) -> list[ConditioningItem]:
     """The items of one stream, in the plan's order; media are read and encoded at the stage's size."""
     conditions = stage.streams[modality].conditions
-    return [item for condition in conditions for item in _items(condition, stage.shape, ledger, inputs, background)]
+    return [item for condition in conditions for item in _items(condition, plan, stage.shape, ledger, inputs)]
 
 
 def _items(
-    condition: Condition, shape: VideoPixelShape, ledger: ModelLedger, inputs: StageInputs, background: str
+    condition: Condition, plan: Plan, shape: VideoPixelShape, ledger: ModelLedger, inputs: StageInputs
 ) -> Iterator[ConditioningItem]:
     match condition:
         case ImageCondition():
-            yield from _image_items(condition, shape, ledger, background)
+            yield from _image_items(condition, shape, ledger, plan)
         case ReferenceCondition():
-            yield _reference_item(condition, wanted_reference(condition, shape, background), shape, ledger, inputs)
+            yield _reference_item(condition, wanted_reference(condition, shape, plan), shape, ledger, inputs)
         case AudioReferenceCondition():
             yield _audio_reference_item(condition, ledger, inputs)
         case RegionCondition():
@@ -74,19 +76,25 @@ def _items(
                 yield VideoConditionByKeyframeIndex(inputs.keyframes[frame], frame, condition.strength)
 
 
-def wanted_image(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedger, background: str) -> Wanted:
+def wanted_image(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedger, plan: Plan) -> Wanted:
     """A still at the size of the clip, with the marks of video compression the model expects."""
     crf = ledger.defaults.image_crf if image.crf is None else image.crf
-    return Wanted(shape.height, shape.width, 1, crf=crf, background=background)
+    return Wanted(shape.height, shape.width, 1, crf=crf, **looks_of(plan))
+
+
+def looks_of(plan: Plan) -> dict[str, Any]:
+    """How the sources of a plan are looked at: the fields of `Wanted` that say so."""
+    space = None if plan.hdr is None or plan.hdr.sdr_sources else HDRColorSpace(plan.hdr.color_space)
+    return {"background": plan.background, "color_space": space}
 
 
 def _image_items(
-    image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedger, background: str
+    image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedger, plan: Plan
 ) -> Iterator[ConditioningItem]:
     """A still in place at frame 0, as extra tokens elsewhere; nothing where its strength is 0."""
     if not (places := image.places(shape.frames, ledger.scale_factors.time)):
         return
-    latent = encode_still(image, shape, ledger, background)
+    latent = encode_still(image, shape, ledger, plan)
     for frame, strength in places.items():
         if frame == 0 and not image.as_keyframe:
             yield ConditionByStart(latent, (strength,), image.release)
@@ -94,9 +102,9 @@ def _image_items(
             yield VideoConditionByKeyframeIndex(latent, frame, strength, release=image.release)
 
 
-def encode_still(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedger, background: str) -> Tensor:
+def encode_still(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLedger, plan: Plan) -> Tensor:
     """A still as a latent of its own ``[1, C, 1, h, w]``."""
-    return encode_video(normalize_source(image.path, wanted_image(image, shape, ledger, background)).video, ledger)
+    return encode_video(normalize_source(image.path, wanted_image(image, shape, ledger, plan)).video, ledger)
 
 
 def start_items(start: Continuation, modality: str) -> Iterator[ConditioningItem]:
@@ -146,10 +154,11 @@ def _reference_item(
     return ConditioningItemAttentionStrengthWrapper(item, strength)
 
 
-def wanted_reference(reference: ReferenceCondition, shape: VideoPixelShape, background: str) -> Wanted:
+def wanted_reference(reference: ReferenceCondition, shape: VideoPixelShape, plan: Plan) -> Wanted:
     """A reference clip at the time and a whole fraction of the size of the clip that follows it."""
     height, width = shape.height // reference.downscale_factor, shape.width // reference.downscale_factor
-    return Wanted(height, width, shape.frames, shape.fps, background=background)
+    fit: Literal["mirror", "crop"] = "mirror" if plan.hdr is not None else "crop"
+    return Wanted(height, width, shape.frames, shape.fps, fit=fit, **looks_of(plan))
 
 
 def _audio_reference_item(
@@ -181,24 +190,21 @@ def attention_mask(path: str, shape: VideoPixelShape) -> Tensor:
     return torch.cat((mask, held), dim=2)
 
 
-def source_latent(
-    source: Source, modality: str, shape: VideoPixelShape, ledger: ModelLedger, background: str = "black"
-) -> Tensor:
+def source_latent(plan: Plan, modality: str, shape: VideoPixelShape, ledger: ModelLedger) -> Tensor:
     """The latent a stream starts from: the encoded source at its place in the new clip, empty where it has none."""
+    source = plan.sources[modality]
     if modality == "audio":
         return _audio_source(source, shape, ledger)
     factors = ledger.scale_factors
     target = VideoLatentShape.from_pixel_shape(shape, scale_factors=factors)
     first = round(source.offset * shape.fps)
-    clip = normalize_source(source.path, wanted_source(source, shape, factors, background)).video
+    clip = normalize_source(source.path, wanted_source(source, shape, factors, plan)).video
     if first:  # a clip that begins later is preceded by its first frame, so that the causal encoder sees no jump
         clip = torch.cat((clip[:, :, :1].expand(-1, -1, first, -1, -1), clip), dim=2)
     return conform_latent_length(encode_video(continued(clip, factors.time), ledger), target.frames)
 
 
-def wanted_source(
-    source: Source, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors, background: str
-) -> Wanted:
+def wanted_source(source: Source, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors, plan: Plan) -> Wanted:
     """How a source enters a clip: at its own size where it fits into the working size, else scaled and cropped."""
     info = probe_video(source.path)
     room = shape.height - info.height, shape.width - info.width
@@ -207,7 +213,7 @@ def wanted_source(
     if source.duration is not None:
         frames = min(frames, max(round(source.duration * shape.fps), 1))
     fit: Literal["mirror", "crop"] = "mirror" if mirrored else "crop"
-    return Wanted(shape.height, shape.width, frames, shape.fps, source.start, fit, background=background)
+    return Wanted(shape.height, shape.width, frames, shape.fps, source.start, fit, **looks_of(plan))
 
 
 def continued(clip: Tensor, step: int) -> Tensor:

@@ -39,8 +39,9 @@ from ltx_core.sampling.res2s import Res2sSampler
 from ltx_core.sampling.samplers import EulerSampler, GradientEstimatingSampler, HeunSampler, Sampler, StochasticSampler
 from ltx_core.sampling.stage import StreamStart, begin_streams, finish_streams
 from ltx_core.types import Audio, VideoLatentShape, VideoPixelShape
+from ltx_media.color import CURVES, HDRColorSpace, from_working_codes
 from ltx_pipelines.ltx_video.run import LTXVideoRun
-from ltx_pipelines.planning.plan import CarriedKeyframes, ImageCondition, Plan, SamplerPlan, StagePlan
+from ltx_pipelines.planning.plan import CarriedKeyframes, HDRSettings, ImageCondition, Plan, SamplerPlan, StagePlan
 from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.running.conditions import (
     conditioning_items,
@@ -290,14 +291,14 @@ class Run:
         return X0Model(self.ledger.transformer(stage.loras, tuple(stage.streams)), stage.max_batch_size)
 
     def decode(self, latent: Tensor) -> Iterator[Tensor]:
-        """Chunks of the frames that are delivered ``[f, H, W, 3]`` in [0, 1]."""
+        """Chunks of the frames that are delivered ``[f, H, W, 3]``, in [0, 1] unless they are HDR."""
         factors = self.ledger.scale_factors
         frames = VideoLatentShape.from_pixel_shape(self.plan.decoded_shape(factors), scale_factors=factors).frames
         return cut_frames(self.frames(latent[:, :, :frames]), self.plan.shape)
 
     def frames(self, latent: Tensor) -> Iterator[Tensor]:
         """Chunks of all frames of a latent ``[f, H, W, 3]`` in [0, 1], whole."""
-        return decode_frames(latent, self.ledger, self.noise)
+        return decode_frames(latent, self.ledger, self.noise, self.plan.hdr)
 
     def delivered(self, chunk: Tensor) -> Tensor:
         """The part of frames that is delivered."""
@@ -309,15 +310,15 @@ class Run:
 
     def encode_image(self, image: ImageCondition, stage: StagePlan) -> Tensor:
         """A still as a latent of its own."""
-        return encode_still(image, stage.shape, self.ledger, self.plan.background)
+        return encode_still(image, stage.shape, self.ledger, self.plan)
 
     def _start(self, stage: StagePlan, name: str, tools: LatentTools[Any], inputs: StageInputs) -> StreamStart:
         stream, latent = stage.streams[name], None
         if stream.start == "previous":
             latent = inputs.latents[name]
         elif stream.start == "source":
-            latent = source_latent(self.plan.sources[name], name, stage.shape, self.ledger, self.plan.background)
-        items = conditioning_items(stage, name, self.ledger, inputs, self.plan.background)
+            latent = source_latent(self.plan, name, stage.shape, self.ledger)
+        items = conditioning_items(self.plan, stage, name, self.ledger, inputs)
         items += start_items(inputs.start, name)
         return StreamStart(tools, latent, items, stream.noise_scale, stream.frozen)
 
@@ -407,10 +408,14 @@ def decode_streams(generation: Generation, run: Run | LTXVideoRun) -> Generation
     return replace(generation, video=video, audio=decode_sound(generation, run.ledger))
 
 
-def decode_frames(latent: Tensor, ledger: ModelLedger, generator: torch.Generator) -> Iterator[Tensor]:
-    """Chunks ``[f, H, W, 3]`` in [0, 1]; the decoder is loaded when the first is pulled."""
-    decoder: VideoDecoder = ledger.network("video_decoder")
-    yield from fitting(latent, decoder.decode_frames(latent, DecodeConditioning(noise=generator)), ledger)
+def decode_frames(
+    latent: Tensor, ledger: ModelLedger, generator: torch.Generator, hdr: HDRSettings | None = None
+) -> Iterator[Tensor]:
+    """Chunks ``[f, H, W, 3]`` in [0, 1], or in an HDR colour space; the decoder is loaded for the first of them."""
+    decoder: VideoDecoder = ledger.network("video_decoder", in_float32=hdr is not None)
+    latent = latent if hdr is None else latent.float()
+    for chunk in fitting(latent, decoder.decode_frames(latent, DecodeConditioning(noise=generator)), ledger):
+        yield chunk if hdr is None else from_working_codes(chunk, CURVES[hdr.curve], HDRColorSpace(hdr.color_space))
 
 
 def cut_frames(chunks: Iterator[Tensor], shape: VideoPixelShape) -> Iterator[Tensor]:

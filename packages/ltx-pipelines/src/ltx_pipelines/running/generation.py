@@ -15,9 +15,11 @@ from torch import Tensor
 
 from ltx_core.errors import MediaError
 from ltx_core.types import Audio
+from ltx_media.color import HDRColorSpace
+from ltx_media.hdr import write_exr_files, write_hdr
 from ltx_pipelines.planning.plan import Plan
 from ltx_pipelines.running.kept import kept_encoding
-from ltx_pipelines.running.output import PREVIEW, VIDEO, check_output
+from ltx_pipelines.running.output import PREVIEW, VIDEO, check_output, exr_folder
 from ltx_pipelines.running.recipe import make_recipe
 from ltx_pipelines.running.stage_inputs import KEYFRAMES, StageResult
 from ltx_pipelines.utils.media_io import RECIPE_KEY, write_png_sequence, write_preview, write_video, write_wav
@@ -27,13 +29,13 @@ from ltx_pipelines.utils.media_io import RECIPE_KEY, write_png_sequence, write_p
 class Frames:
     """The frames of a clip, decoded while they are read, and the same each time they are read."""
 
-    decode: Callable[[], Iterator[Tensor]]  # chunks [f, H, W, 3], float in [0, 1]
+    decode: Callable[[], Iterator[Tensor]]  # chunks [f, H, W, 3], floats: in [0, 1], or in an HDR colour space
 
     def __iter__(self) -> Iterator[Tensor]:
         return self.decode()
 
     def tensor(self) -> Tensor:
-        """All frames ``[F, H, W, 3]``, float in [0, 1]."""
+        """All frames ``[F, H, W, 3]``, floats: in [0, 1], or in an HDR colour space."""
         return torch.cat(list(self))
 
     def __repr__(self) -> str:
@@ -75,7 +77,7 @@ class Generation:
         name it cannot be written to.
         """
         path = Path(path).expanduser()
-        check_output(path, self.plan.has_video, overwrite=True)
+        check_output(path, self.plan.has_video, overwrite=True, hdr=self.plan.hdr is not None)
         write(self, path, self.recipe, crf=crf)
         return path
 
@@ -111,6 +113,12 @@ def write(
         if generation.audio is None:
             raise MediaError(f"{path}: there is neither picture nor sound to write")
         write_wav(path, generation.audio, metadata)
+    elif generation.plan.hdr is not None:
+        space, chunks = HDRColorSpace(generation.plan.hdr.color_space), watch(generation.video)
+        if suffix in VIDEO:
+            write_hdr(path, exr_folder(path), chunks, fps, generation.audio, space, metadata)
+        else:
+            write_exr_files(path, chunks, space)
     elif suffix in VIDEO:
         write_video(path, watch(generation.video), fps, generation.audio, kept_encoding(generation.plan, crf), metadata)
     elif suffix in PREVIEW:

@@ -12,16 +12,25 @@ from ltx_core.errors import ConfigError, MediaError
 VIDEO, PREVIEW, SOUND = (".mp4", ".mov", ".m4v"), (".gif", ".webp"), (".wav",)
 
 
-def check_output(path: Path, has_video: bool, overwrite: bool = False) -> None:
+def check_output(path: Path, has_video: bool, overwrite: bool = False, hdr: bool = False) -> None:
     """Refuse a file name this result cannot be written to, and one that is taken unless ``overwrite``."""
-    check_name(path, (*VIDEO, *PREVIEW, "") if has_video else SOUND)
+    check_name(path, (*VIDEO, *(() if hdr else PREVIEW), "") if has_video else SOUND)
     check_free(path, overwrite)
+    if hdr and path.suffix:
+        check_free(exr_folder(path), overwrite)
 
 
-def check_beside(output: Path, contact_sheet: Path | None = None, crf: float | None = None) -> None:
+def exr_folder(path: Path) -> Path:
+    """Where the EXR files of an HDR clip lie."""
+    return path.with_name(f"{path.stem}_exr")
+
+
+def check_beside(output: Path, contact_sheet: Path | None = None, crf: float | None = None, hdr: bool = False) -> None:
     """Refuse what cannot be written with, or beside, an output of this name."""
     if crf is not None and output.suffix.lower() not in VIDEO:
         raise ConfigError(f"crf is for {', '.join(VIDEO)}, not {output.name}; leave it out")
+    if crf is not None and hdr:
+        raise ConfigError("crf has no effect on an HDR clip, whose EXR files keep everything; leave it out")
     if contact_sheet is not None:
         check_name(contact_sheet, (".png",), "contact_sheet")
         if output.suffix.lower() not in VIDEO:
@@ -36,9 +45,9 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def check_name(path: Path, suffixes: Sequence[str], what: str = "output") -> None:
-    """Refuse a name with another suffix (the first is proposed; an empty one is a folder of PNG files)."""
+    """Refuse a name with another suffix (the first is proposed; an empty one is a folder of pictures)."""
     if path.suffix.lower() not in suffixes:
-        kinds = ", ".join(suffix or "a folder for PNG files" for suffix in suffixes)
+        kinds = ", ".join(suffix or "a folder for pictures" for suffix in suffixes)
         valid = path.with_suffix(suffixes[0]).name
         raise MediaError(f"{what} is {path.name}, expected {kinds}; nearest valid: {valid}")
     from ltx_media.files import check_length

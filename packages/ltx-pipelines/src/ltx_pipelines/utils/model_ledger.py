@@ -43,9 +43,10 @@ if TYPE_CHECKING:
     )
     from ltx_pipelines.running.texts import Texts
 
+IN_FLOAT32 = " in float32"
 # Networks that never are in memory together unless all stay; the others are small.
 LARGE = (
-    *("text_encoder", "transformer", "video_encoder", "video_decoder"),
+    *("text_encoder", "transformer", "video_encoder", "video_decoder", "video_decoder" + IN_FLOAT32),
     *("spatial_upsampler", "temporal_upsampler"),
 )
 
@@ -160,10 +161,12 @@ class ModelLedger(ModelFacts):
         """Bytes that networks may still take."""
         return self._builder.free_bytes(self.device)
 
-    def network(self, component: str) -> Any:
+    def network(self, component: str, in_float32: bool = False) -> Any:
         """A component other than the transformer, behind its protocol in `ltx_core.networks`; loaded on first use."""
-        checkpoint = self.source(component)
-        return self._keep(component, lambda: self._builder.network(component, checkpoint, self._settings))
+        checkpoint, settings, name = self.source(component), self._settings, component
+        if in_float32 and self.precision.name != "float32":
+            settings, name = replace(settings, precision=Precision("float32")), component + IN_FLOAT32
+        return self._keep(name, lambda: self._builder.network(component, checkpoint, settings))
 
     def latent_upsampler(self, kind: Literal["spatial", "temporal"] = "spatial") -> LatentUpsampler:
         """The network that doubles the size or the frame rate. Raises ``ConfigError`` where no file of it is given."""
