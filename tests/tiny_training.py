@@ -15,7 +15,8 @@ from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.text_encoders.gemma.config import EmbeddingsConfig
 from ltx_core.text_encoders.gemma.embeddings import EmbeddingsProcessor
-from ltx_trainer.config import TrainerConfig, parse_config
+from ltx_trainer.config import TrainerConfig
+from ltx_trainer.config_file import parse_config
 from ltx_trainer.precomputed import write_record
 from tests.tiny_checkpoints import TRANSFORMER
 

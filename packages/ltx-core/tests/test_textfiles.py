@@ -33,6 +33,18 @@ def test_odd_characters_in_cells(tmp_path: Path) -> None:
     assert [row["caption"] for row in read_csv(tmp_path / "a.csv")] == [ODD, "one\ntwo, three"]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_tables_of_spreadsheets(tmp_path: Path, separator: str) -> None:
+    (tmp_path / "a.csv").write_text(f'caption{separator}video\n"one{separator} two"{separator}a.mp4\n')
+    assert read_csv(tmp_path / "a.csv") == [{"caption": f"one{separator} two", "video": "a.mp4"}]
+
+
+def test_a_table_in_latin_1_is_read_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.csv").write_bytes("caption;video\ncafé;a.mp4\n".encode("latin-1"))
+    assert read_csv(tmp_path / "a.csv") == [{"caption": "café", "video": "a.mp4"}]
+    assert "a.csv is no UTF-8 text: read as Latin-1" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
@@ -50,7 +62,7 @@ def test_odd_characters_in_cells(tmp_path: Path) -> None:
         ("a.yaml", "!!python/object:os.system {}", "a.yaml: it is no YAML"),
         ("a.csv", "caption,video\nx,a.mp4\na red, round ball,b.mp4\n", "row 2 has 3 cells, the header 2; put quotes"),
         ("a.csv", "video,video\na,b\n", "'video' is given twice"),
-        ("a.csv", b"caption\n\xff\xfe\n", "a.csv, line 2: it is no UTF-8 text"),
+        ("a.csv", "caption\nx\n".encode("utf-16"), "a.csv, line 1: it is no UTF-8 text"),
         ("a.json", "{}".encode("utf-16"), "a.json, line 1: it is no UTF-8 text"),
     ],
 )

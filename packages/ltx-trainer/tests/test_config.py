@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from ltx_core.errors import ConfigError
-from ltx_trainer.config import InvalidConfig, TrainerConfig, parse_config, read_config, write_config
+from ltx_trainer.config import OPTIMIZER_PARAMETERS, SAMPLER_PARAMETERS, TrainerConfig
+from ltx_trainer.config_file import InvalidConfig, parse_config, read_config, write_config
 from ltx_trainer.config_schema import schema_markdown, walk
 from ltx_trainer.model_files import is_split_transformer
 
@@ -68,11 +69,84 @@ def test_every_problem_has_its_line(raw):
     lines = str(caught.value).splitlines()
     assert lines[0] == "run.yaml:" and len(lines) == 4
     assert "  lora.rank: is 1: Input should be greater than or equal to 2" in lines
-    assert any("optimization.scheduler_type: is cosin:" in line and "'cosine'" in line for line in lines)
+    assert any(
+        "optimization.scheduler_type: is cosin, expected constant" in line and line.endswith("nearest valid: cosine")
+        for line in lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "where", "says"),
+    [
+        ("optimization", {"batch_size": 0}, "batch_size", "is 0: Input should be greater than 0"),
+        ("optimization", {"gradient_accumulation_steps": 0}, "gradient_accumulation_steps", "is 0: Input"),
+        ("optimization", {"learning_rate": -1e-4}, "learning_rate", "is -0.0001: Input should be greater than 0"),
+        ("optimization", {"steps": 0}, "steps", "is 0: Input"),
+        ("optimization", {"optimizer_type": "adamv"}, "optimizer_type", "nearest valid: adamw"),
+        ("optimization", {"optimizer_params": {"weight_decai": 0.1}}, "", "nearest valid: weight_decay"),
+        ("optimization", {"scheduler_type": "cosine", "scheduler_params": {"eta_mn": 0}}, "", "nearest valid: eta_min"),
+        ("flow_matching", {"timestep_sampling_params": {"sdt": 1}}, "", "nearest valid: std"),
+        ("flow_matching", {"timestep_sampling_mode": "unifrom"}, "timestep_sampling_mode", "nearest valid: uniform"),
+        ("training_strategy", {"name": "flexibel"}, "", "nearest valid: flexible"),
+        ("acceleration", {"quantization": "int8-quant"}, "quantization", "nearest valid: int8-quanto"),
+        ("data", {"preprocessed_data_root": None, "sets": [{"path": "nowhere"}]}, "sets.0.path", "nowhere does not"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_with_the_nearest_name(raw, section, values, where, says):
+    raw[section] = {**raw.get(section, {}), **values}
+    [(location, message)] = problems(raw)
+    assert location == f"{section}.{where}".rstrip(".") and says in message and "\n" not in message
+
+
+def test_an_unknown_condition_is_one_line_with_the_nearest_name(raw):
+    raw["training_strategy"]["video"]["conditions"] = [{"type": "refrence", "latents_dir": "x"}]
+    [(location, message)] = problems(raw)
+    assert location.endswith("conditions.0") and message.endswith("nearest valid: reference")
+
+
+def test_settings_are_changed_from_the_command_line(raw, tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.dump(raw))
+    changes = ["optimization.steps=7", "training_strategy.video.is_generated=true", "acceleration.quantization=null"]
+    assert read_config(tmp_path / "run.yaml", changes).optimization.steps == 7
+    with pytest.raises(InvalidConfig, match=r"optimization.stepz: unknown key; did you mean steps\?"):
+        read_config(tmp_path / "run.yaml", ["optimization.stepz=7"])
+    with pytest.raises(ConfigError, match="expected a key and a value"):
+        read_config(tmp_path / "run.yaml", ["steps"])
+
+
+def test_known_parameters_are_those_that_are_taken():
+    import inspect
+
+    import torch
+
+    from ltx_trainer.muon import Muon
+    from ltx_trainer.timestep_samplers import TIMESTEP_SAMPLERS
+
+    for kind, sampler in TIMESTEP_SAMPLERS.items():
+        assert set(SAMPLER_PARAMETERS[kind]) == set(sampler.__dataclass_fields__)
+    for kind, optimizer in (("adamw", torch.optim.AdamW), ("muon", Muon)):
+        assert set(OPTIMIZER_PARAMETERS[kind]) == set(inspect.signature(optimizer).parameters) - {
+            "params", "module", "lr"}  # fmt: skip
+
+
+def test_a_launcher_that_started_one_process_of_several_is_refused(monkeypatch):
+    from ltx_trainer.train_cli import check_launch
+
+    for name in ("WORLD_SIZE", "PMI_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    check_launch()
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(ConfigError, match="asked for several processes and started one"):
+        check_launch()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_launch()
 
 
 def test_numbers_may_be_text(raw):
-    raw["optimization"] = {"learning_rate": "2e-4", "scheduler_params": {"eta_min": "1e-6", "T_0": 10}}
+    restarts = {"scheduler_type": "cosine_with_restarts", "scheduler_params": {"eta_min": "1e-6", "T_0": 10}}
+    raw["optimization"] = {"learning_rate": "2e-4", **restarts}
     optimization = parse_config(raw).optimization
     assert optimization.learning_rate == 2e-4
     assert optimization.scheduler_params == {"eta_min": 1e-6, "T_0": 10}
@@ -129,7 +203,7 @@ def test_the_schema_documents_every_key_with_its_default():
     text = schema_markdown(TrainerConfig)
     for path, _ in walk(TrainerConfig):
         assert f"\n| {path.rpartition('.')[2]} | " in text, path
-    assert "| learning_rate | number | 0.0005 |" in text
+    assert "| learning_rate | number > 0 | 0.0005 |" in text
     assert "| rank | whole number >= 2 | 64 |" in text
     assert "## training_strategy.video.conditions (keyframe)" in text
     tables = [line for line in text.splitlines() if line.startswith("| ")]

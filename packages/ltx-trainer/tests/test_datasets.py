@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_trainer.background import in_background
-from ltx_trainer.datasets import EMPTY_CAPTION, BatchOrder, PrecomputedDataset, collate, read_batches
+from ltx_trainer.datasets import EMPTY_CAPTION, BatchOrder, DataMix, PrecomputedDataset, collate, read_batches
 from ltx_trainer.precomputed import caption_record, read_record, read_values, signature, write_record
 
 SOURCES = {"conditions": "conditions", "latents": "video_latents", "audio_latents": "audio_latents"}
@@ -146,16 +146,46 @@ class TestDiscovery:
         assert dataset.empty_caption()["prompt_embeds"].tolist() == [[0, 0]] * 3 + [[1, 1]]
 
     def test_held_out_examples_do_not_depend_on_the_others(self, root):
-        dataset = PrecomputedDataset(root, SOURCES)
+        dataset = DataMix([PrecomputedDataset(root, SOURCES)])
+
+        def names(mix, indices):
+            return {mix.members[0].clip(index) for index in indices}
+
         trained, held = dataset.held_out(2)
         assert sorted(trained + held) == list(range(7)) and len(held) == 2
-        names = {dataset.examples[i]["latents"] for i in held}
+        share = names(dataset, dataset.held_out(share=0.5)[1])
         write_clip(root, "zz")
-        larger = PrecomputedDataset(root, SOURCES)
-        again = {larger.examples[i]["latents"] for i in larger.held_out(3)[1]}
-        assert names < again
-        with pytest.raises(ConfigError, match="held_out_samples is 8"):
+        larger = DataMix([PrecomputedDataset(root, SOURCES)])
+        assert names(dataset, held) < names(larger, larger.held_out(3)[1])
+        assert share == names(larger, larger.held_out(share=0.5)[1]) - {"zz"}
+        with pytest.raises(ConfigError, match="8 examples would be held out, expected fewer than the 8"):
             larger.held_out(8)
+
+    def test_parts_of_a_clip_are_held_out_together(self, tmp_path):
+        for index in range(12):
+            write_clip(tmp_path, f"film@{index}")
+            write_clip(tmp_path, f"other{index}")
+        mix = DataMix([PrecomputedDataset(tmp_path, SOURCES)])
+        sides = [{mix.members[0].clip(index) for index in side} for side in mix.held_out(share=0.4)]
+        assert not sides[0] & sides[1] and sides[1]
+
+
+class TestMix:
+    def test_sets_are_one_after_the_other_and_say_so(self, root, tmp_path):
+        write_clip(tmp_path / "second", "only")
+        mix = DataMix([PrecomputedDataset(root, SOURCES), PrecomputedDataset(tmp_path / "second", SOURCES)])
+        assert len(mix) == 8 and mix[7]["idx"] == 7 and mix.signature(7) == mix.members[1].signature(0)
+
+    @pytest.mark.parametrize(
+        ("repeats", "weights", "counts"),
+        [((1, 1), (None, None), (7, 1)), ((1, 3), (None, None), (7, 3)), ((1, 1), (1.0, 1.0), (7, 7))],
+    )
+    def test_repeats_and_weights_say_how_often_an_epoch_meets_a_set(self, root, tmp_path, repeats, weights, counts):
+        write_clip(tmp_path / "second", "only")
+        mix = DataMix([PrecomputedDataset(root, SOURCES), PrecomputedDataset(tmp_path / "second", SOURCES)])
+        epoch = mix.epoch(range(8), repeats, weights)
+        assert (sum(index < 7 for index in epoch), epoch.count(7)) == counts
+        assert set(epoch) == set(range(8))
 
 
 class TestCollation:

@@ -18,13 +18,13 @@ from ltx_core.loader.lora import Lora
 from ltx_trainer.lora import (
     LoraSettings,
     add_lora,
-    is_target,
     load_lora,
     lora_layers,
     lora_tensors,
     reference_metadata,
     save_lora,
 )
+from ltx_trainer.targets import is_target
 from ltx_trainer.trainer import LtxvTrainer
 
 

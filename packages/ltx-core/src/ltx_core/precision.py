@@ -121,8 +121,13 @@ def cpu_has_units() -> bool:
 
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
+    return kernel_lists_units() is not False
+
+
+def kernel_lists_units() -> bool | None:
+    """Whether the kernel's list of the processor's features has bfloat16; None where there is no list."""
     if not CPUINFO.exists():
-        return True
+        return None
     lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     flags = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
     return not CPU_UNITS.isdisjoint(flags.split())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -16,12 +17,16 @@ from typing import Any
 
 from ltx_core.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 BOM = "\ufeff"
 LARGEST = 2**26  # bytes of a file
 DEEPEST = 64  # objects in objects
 MOST_NODES = 10**6  # of a YAML file with its aliases written out
 LONGEST_NUMBER = 40  # digits
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
+SEPARATORS = tuple(NAMES)
 
 
 def read_text(path: str | Path) -> str:
@@ -111,11 +116,13 @@ def read_yaml(path: str | Path) -> Any:
 def read_csv(path: str | Path) -> list[dict[str, str]]:
     """The rows of a CSV file by the names in its first line. Raises `ConfigError` for a row with more cells than those.
 
-    A comma in a cell needs quotes around the cell.
+    Cells end at the commas, semicolons or tabs that the first line has most of; one inside a cell needs quotes around
+    the cell. A file that is no UTF-8 is read as Latin-1, and a line says so.
     """
-    text = read_text(path)
+    text = _table_text(path)
     lines = text.split("\n")
-    reader = csv.reader(line + "\n" for line in (lines[:-1] if lines[-1] == "" else lines))
+    separator = max(SEPARATORS, key=lines[0].count)
+    reader = csv.reader((line + "\n" for line in (lines[:-1] if lines[-1] == "" else lines)), delimiter=separator)
     rows: list[dict[str, str]] = []
     header: list[str] | None = None
     try:
@@ -125,7 +132,7 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
                 _refuse_twice([name for name in header if name])
             elif len(row) > len(header):
                 count = f"row {len(rows) + 1} has {len(row)} cells, the header {len(header)}"
-                raise ConfigError(f"{path}: {count}; put quotes around cells that hold commas")
+                raise ConfigError(f"{path}: {count}; put quotes around cells that hold {NAMES[separator]}")
             elif row:
                 rows.append(dict(zip(header, row, strict=False)))
     except (csv.Error, ValueError) as error:
@@ -167,6 +174,18 @@ def _whole(text: str) -> int:
     if len(text) > LONGEST_NUMBER:
         raise ValueError(f"{text[:20]}... has {len(text)} digits, expected at most {LONGEST_NUMBER}")
     return int(text)
+
+
+def _table_text(path: str | Path) -> str:
+    """The text of a table, which spreadsheets do not always write in UTF-8."""
+    try:
+        return read_text(path)
+    except ConfigError:
+        data = Path(path).read_bytes() if Path(path).is_file() else b""
+        if not data or b"\0" in data:
+            raise
+    logger.warning("%s is no UTF-8 text: read as Latin-1; save it as UTF-8 if letters look wrong", path)
+    return data.decode("latin-1")
 
 
 def _sequence(loader: Any, node: Any) -> Any:

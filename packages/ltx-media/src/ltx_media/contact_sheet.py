@@ -53,16 +53,25 @@ def write_contact_sheet(
 
     A sound alone has no frames. Raises ``MediaError``.
     """
-    every = list(single_frames(frames))
-    if not every and audio is None:
+    sheet = contact_sheet_of(frames, fps, audio, title, count)
+    if not sheet.frames and audio is None:
         raise MediaError(f"{path}: there are no frames to show")
+    with replacing(path) as temporary, media_errors(path, "write contact sheet"):
+        draw_contact_sheet(sheet).save(temporary, format="PNG")
+
+
+def contact_sheet_of(
+    frames: Iterable[Tensor], fps: float | Fraction, audio: Audio | None = None, title: str = "", count: int = 8
+) -> ContactSheet:
+    """What goes on the page of a clip, or of a sound alone."""
+    every = list(single_frames(frames))
     picks = sorted({round(index) for index in np.linspace(0, len(every) - 1, min(count, len(every)))})
     duration = len(every) / float(fps) if every or audio is None else audio.duration
     facts = f"{duration:.2f} s"
     if every:
         height, width, _ = every[0].shape
         facts = f"{width} x {height}   {float(fps):.5g} fps   {len(every)} frames   {facts}"
-    sheet = ContactSheet(
+    return ContactSheet(
         frames=[every[index].cpu() for index in picks],
         times=[index / float(fps) for index in picks],
         duration=duration,
@@ -70,8 +79,6 @@ def write_contact_sheet(
         facts=facts,
         audio=audio,
     )
-    with replacing(path) as temporary, media_errors(path, "write contact sheet"):
-        draw_contact_sheet(sheet).save(temporary, format="PNG")
 
 
 def write_rows(path: str | Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -> None:

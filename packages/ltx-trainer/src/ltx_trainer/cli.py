@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -284,6 +285,15 @@ def one_line_errors() -> Iterator[None]:
     except LtxError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+def log_to_stderr(rank: int) -> None:
+    """Messages of the main process from INFO on, of the others from WARNING on, with the rank in front."""
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format=f"%(levelname)s [rank {rank}] %(message)s" if rank else "%(levelname)s %(message)s",
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def _durations(text: str | None) -> tuple[float, ...]:

@@ -5,25 +5,26 @@ Unknown keys are errors at every level. Numbers may be written as text (YAML rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from ltx_core.errors import ConfigError
-from ltx_core.textfiles import read_yaml
-from ltx_trainer.config_schema import describe_problem
+from ltx_core.errors import nearest_hint
+from ltx_trainer.data_config import PRECOMPUTED, DataConfig
+from ltx_trainer.schedules import schedule_parameters
 from ltx_trainer.training_strategies.config import (
+    DistillationConfig,
     Probability,
     StrategyConfig,
     Strict,
@@ -32,7 +33,26 @@ from ltx_trainer.training_strategies.config import (
 )
 from ltx_trainer.validation_config import SampleReference, ValidationConfig
 
-PRECOMPUTED = ".precomputed"
+#: Further arguments that optimizers and samplers of noise levels take; schedules say theirs themselves.
+OPTIMIZER_PARAMETERS = {
+    "adamw": (
+        "betas",
+        "eps",
+        "weight_decay",
+        "amsgrad",
+        "maximize",
+        "foreach",
+        "capturable",
+        "differentiable",
+        "fused",
+    ),
+    "adamw8bit": ("betas", "eps", "weight_decay", "min_8bit_size", "percentile_clipping", "block_wise", "is_paged"),
+    "muon": ("momentum", "betas", "other_rate", "eps"),
+}
+SAMPLER_PARAMETERS = {
+    "uniform": ("min_value", "max_value"),
+    "shifted_logit_normal": ("std", "eps", "uniform_prob"),
+}
 
 
 def _numbers(params: dict[str, Any]) -> dict[str, Any]:
@@ -51,6 +71,19 @@ def _existing_file(path: str | None) -> str | None:
     if path is not None and not Path(path).expanduser().is_file():
         raise ValueError(f"{path} is no file")
     return path
+
+
+def _check_parameters(kind: str, params: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse parameters that ``kind`` does not take."""
+    for name in params:
+        if name not in known:
+            expected = ", ".join(known) if known else "none"
+            raise ValueError(f"{kind} takes no {name!r}, expected {expected}{nearest_hint(name, known)}")
+
+
+def _word(word: str) -> BeforeValidator:
+    """What YAML reads as false, as the word that was written."""
+    return BeforeValidator(lambda value: word if value is False else value)
 
 
 Params = Annotated[dict[str, Any], AfterValidator(_numbers)]
@@ -99,12 +132,12 @@ class LoraConfig(Strict):
 class OptimizationConfig(Strict):
     """The optimizer and its schedule. Steps are optimizer steps."""
 
-    learning_rate: float = 5e-4
-    steps: int = 3000
+    learning_rate: PositiveFloat = 5e-4
+    steps: PositiveInt = 3000
     """In total, over all resumed runs."""
-    batch_size: int = 2
-    """Per process."""
-    gradient_accumulation_steps: int = 1
+    batch_size: PositiveInt = 2
+    """Per process. auto: as many as fit, up to 4."""
+    gradient_accumulation_steps: PositiveInt = 1
     max_grad_norm: float = 1.0
     """0 or less disables clipping."""
     optimizer_type: Literal["adamw", "adamw8bit", "muon"] = "adamw"
@@ -121,38 +154,26 @@ class OptimizationConfig(Strict):
     caption_dropout: Probability = 0.0
     """Probability that an example is trained on the empty caption."""
     enable_gradient_checkpointing: bool = False
-    """Recompute each block's activations instead of keeping them."""
+    """Recompute each block's activations instead of keeping them. auto: where they would not fit."""
+
+    @model_validator(mode="after")
+    def _known_parameters(self) -> OptimizationConfig:
+        _check_parameters(self.optimizer_type, self.optimizer_params, OPTIMIZER_PARAMETERS[self.optimizer_type])
+        _check_parameters(self.scheduler_type, self.scheduler_params, schedule_parameters(self.scheduler_type))
+        return self
 
 
 class AccelerationConfig(Strict):
     """Speed and memory."""
 
-    mixed_precision_mode: Literal["auto", "no", "fp16", "bf16"] | None = "bf16"
+    mixed_precision_mode: Annotated[Literal["auto", "no", "fp16", "bf16"] | None, _word("no")] = "bf16"
     """auto: what the device computes fast."""
     quantization: Literal["int8-quanto", "int4-quanto", "int2-quanto", "fp8-quanto", "fp8uz-quanto"] | None = None
-    """How the frozen base is stored; LoRA only."""
+    """How the frozen base is stored; LoRA only. auto: int8-quanto where the base would not fit."""
     load_text_encoder_in_8bit: bool = False
     offload_optimizer_during_validation: bool = False
     blocks_to_swap: NonNegativeInt = 0
-    """Transformer blocks kept on the CPU and moved in when they are needed."""
-
-
-class DataConfig(Strict):
-    """The precomputed data set."""
-
-    preprocessed_data_root: str
-    """The directory that holds latents/, conditions/ and so on."""
-    num_dataloader_workers: NonNegativeInt = 2
-    """Threads that read ahead; 0 reads when a batch is needed."""
-    held_out_samples: NonNegativeInt = 0
-    """Examples never trained on, whose loss is measured at every validation."""
-
-    @field_validator("preprocessed_data_root")
-    @classmethod
-    def _directory(cls, root: str) -> str:
-        if not Path(root).expanduser().is_dir():
-            raise ValueError(f"{root} is no directory")
-        return str(Path(root).expanduser())
+    """Transformer blocks kept on the CPU and moved in when they are needed. auto: as many as must be."""
 
 
 class CheckpointsConfig(Strict):
@@ -166,7 +187,7 @@ class CheckpointsConfig(Strict):
     """Of saved weights."""
     no_resume: bool = False
     """Start at step 0 even where a training state is found."""
-    save_training_state: Literal["full", "minimal", "off"] = "minimal"
+    save_training_state: Annotated[Literal["full", "minimal", "off"], _word("off")] = "minimal"
     """full: resume exactly; minimal: without the optimizer's moments; off: weights only."""
 
 
@@ -200,6 +221,12 @@ class FlowMatchingConfig(Strict):
     timestep_sampling_params: Params = Field(default_factory=dict)
     """uniform: min_value, max_value; shifted_logit_normal: std, eps, uniform_prob."""
 
+    @model_validator(mode="after")
+    def _known_parameters(self) -> FlowMatchingConfig:
+        mode = self.timestep_sampling_mode
+        _check_parameters(mode, self.timestep_sampling_params, SAMPLER_PARAMETERS[mode])
+        return self
+
 
 class TrainerConfig(Strict):
     """A whole training run."""
@@ -232,6 +259,8 @@ class TrainerConfig(Strict):
             raise ValueError(f"quantization is {self.acceleration.quantization}, which full training cannot have")
         if self.model.training_mode == "lora" and self.model.trainable_modules is not None:
             raise ValueError("trainable_modules is for training_mode full; a LoRA has lora.target_modules")
+        if self.model.training_mode == "full" and isinstance(self.training_strategy, DistillationConfig):
+            raise ValueError("distillation trains a LoRA: the model without it is the teacher; training_mode is full")
         if isinstance(self.training_strategy, VideoToVideoConfig):
             self._check_video_to_video()
         self._check_directories()
@@ -245,43 +274,14 @@ class TrainerConfig(Strict):
             raise ValueError("video_to_video is validated with a reference, expected one in validation.samples")
 
     def _check_directories(self) -> None:
-        root = Path(self.data.preprocessed_data_root)
-        for name in self.training_strategy.data_sources():
-            if (root / name).is_dir():
+        made = {one.root for one in self.data.unprepared}
+        for root in self.data.roots:
+            if root in made:
                 continue
-            inner = root / PRECOMPUTED
-            if (inner / name).is_dir():
-                raise ValueError(f"{root} holds no {name}/ but {inner} does: set data.preprocessed_data_root to it")
-            raise ValueError(f"{root} holds no {name}/, which training_strategy reads")
-
-
-class InvalidConfig(ConfigError):
-    """A configuration with problems: ``problems`` pairs a dotted location with what is wrong there."""
-
-    def __init__(self, where: str, problems: tuple[tuple[str, str], ...]) -> None:
-        self.problems = problems
-        lines = [f"{location}: {message}" if location else message for location, message in problems]
-        super().__init__(f"{where}: {lines[0]}" if len(lines) == 1 else "\n  ".join((f"{where}:", *lines)))
-
-
-def parse_config(raw: Mapping[str, Any], where: str = "configuration") -> TrainerConfig:
-    """Validate a parsed YAML document. Raises `InvalidConfig`, one line per problem."""
-    try:
-        return TrainerConfig.model_validate(raw)
-    except ValidationError as error:
-        problems = tuple(describe_problem(TrainerConfig, details) for details in error.errors())
-        raise InvalidConfig(where, problems) from error
-
-
-def read_config(path: str | Path) -> TrainerConfig:
-    """Read and validate a YAML file. Raises `ConfigError` where it is no mapping, `InvalidConfig` for its content."""
-    raw = read_yaml(path)
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{path} holds a {type(raw).__name__}, expected sections model, data, ...")
-    return parse_config(raw, str(path))
-
-
-def write_config(config: TrainerConfig, path: Path) -> None:
-    """Write ``config`` as YAML that `read_config` reads back to an equal value."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
+            for name in self.training_strategy.data_sources():
+                if (root / name).is_dir():
+                    continue
+                inner = root / PRECOMPUTED
+                if (inner / name).is_dir():
+                    raise ValueError(f"{root} holds no {name}/ but {inner} does: name that directory")
+                raise ValueError(f"{root} holds no {name}/, which training_strategy reads")

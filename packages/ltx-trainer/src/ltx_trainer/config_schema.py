@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -10,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ltx_core.errors import nearest
+from ltx_core.errors import nearest, nearest_hint
 
 Model = type[BaseModel]
 
@@ -22,9 +23,19 @@ def describe_problem(root: Model, details: Mapping[str, Any]) -> tuple[str, str]
     if details["type"] == "extra_forbidden":
         return name, f"unknown key; {advice(root, location)}"
     message = details["msg"].removeprefix("Value error, ")
+    if details["type"] in ("union_tag_invalid", "literal_error"):
+        return name, _unknown_choice(details)
     if details["type"] in ("missing", "value_error"):
         return name, message
     return name, f"is {_short(details['input'])}: {message}"
+
+
+def _unknown_choice(details: Mapping[str, Any]) -> str:
+    """What is wrong with a name that is none of those expected, and the nearest of them."""
+    context = details["ctx"]
+    given = str(context.get("tag", details["input"]))
+    known = [name.strip("' ") for name in re.split(r",| or ", context.get("expected_tags") or context["expected"])]
+    return f"is {_short(given)}, expected {', '.join(known)}{nearest_hint(given, known)}"
 
 
 def advice(root: Model, location: Sequence[int | str]) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count
+from itertools import count, cycle, islice
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ltx_core.errors import ConfigError
 from ltx_trainer.background import in_background
-from ltx_trainer.config import PRECOMPUTED
+from ltx_trainer.data_config import PRECOMPUTED
 from ltx_trainer.draws import derived_seed
 from ltx_trainer.precomputed import SUFFIX, SUFFIXES, is_listed, listed_rows, read_record, signature
 
@@ -31,6 +32,7 @@ EMPTY_CAPTION = f"empty_caption{SUFFIX}"
 DEFAULT_SOURCES = {"latents": "latent_conditions", "conditions": "text_conditions"}
 SIGNATURE_WORKERS = 8
 EDGE = 4096  # bytes of a record that tell it from another
+PART = re.compile(r"[+@]\d+$")  # the end of the name of one example of several made of a clip
 
 Example = dict[str, Any]  # {key of a source: its record} and ``idx``
 Batch = dict[str, Any]  # the same, collated
@@ -111,16 +113,10 @@ class PrecomputedDataset:
             raise ConfigError(f"caption dropout needs {path}; process the captions again to make it")
         return read_record(path)
 
-    def held_out(self, count: int) -> tuple[list[int], list[int]]:
-        """(indices to train on, ``count`` indices to keep apart), chosen by file name alone."""
-        if count >= len(self):
-            raise ConfigError(f"held_out_samples is {count}, expected fewer than the {len(self)} examples")
-
-        def rank(index: int) -> str:
-            return hashlib.sha256(str(next(iter(self.examples[index].values()))).encode()).hexdigest()
-
-        order = sorted(range(len(self)), key=rank)
-        return sorted(order[count:]), sorted(order[:count])
+    def clip(self, index: int) -> str:
+        """The name of the clip an example is, or is a part of."""
+        stem = next(iter(self.examples[index].values())).with_suffix("")
+        return PART.sub("", str(stem))
 
     def _counterparts(self, primary: str, path: Path) -> dict[str, Path] | None:
         """The file of one example in every source, or None where one is missing."""
@@ -139,6 +135,69 @@ class PrecomputedDataset:
 
     def _is_listed(self, directory: str, path: Path) -> bool:
         return self.listed is None or is_listed(directory, path, self.listed)
+
+
+class DataMix:
+    """Several data sets as one: the examples of the first, then those of the second, and so on."""
+
+    def __init__(self, members: Sequence[PrecomputedDataset]) -> None:
+        self.members = tuple(members)
+        self.places = [(member, index) for member in self.members for index in range(len(member))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Example:
+        member, place = self.places[index]
+        return {**member[place], "idx": index}
+
+    def signature(self, index: int) -> tuple[Any, ...]:
+        """Examples with equal signatures can share a batch."""
+        member, place = self.places[index]
+        return member.signature(place)
+
+    def empty_caption(self) -> Mapping[str, Any]:
+        """The record of the empty caption, for caption dropout."""
+        return self.members[0].empty_caption()
+
+    def fingerprint(self) -> str:
+        """What all members' files are told apart by."""
+        return "; ".join(member.fingerprint() for member in self.members)
+
+    def held_out(self, count: int = 0, share: float = 0.0) -> tuple[list[int], list[int]]:
+        """(indices to train on, indices to keep apart): so many examples or a share of the clips, by their names alone.
+
+        All parts of a clip stay together where a share is asked for. Raises `ConfigError` when none is left to train.
+        """
+        ranks = [_rank(member.clip(place)) for member, place in self.places]
+        if share:
+            held = {index for index, rank in enumerate(ranks) if rank < share}
+        else:
+            held = set(sorted(range(len(self)), key=ranks.__getitem__)[:count])
+        if len(held) >= len(self):
+            raise ConfigError(f"{len(held)} examples would be held out, expected fewer than the {len(self)} there are")
+        return [index for index in range(len(self)) if index not in held], sorted(held)
+
+    def epoch(self, indices: Sequence[int], repeats: Sequence[int], weights: Sequence[float | None]) -> list[int]:
+        """``indices`` as often as an epoch meets them: each set's ``repeats`` times, then the whole set so often that
+        sets with a ``weight`` fill the batches in that proportion and no example is left out.
+        """
+        sets: list[list[int]] = [[] for _ in self.members]
+        owners = {id(member): number for number, member in enumerate(self.members)}
+        for index in indices:
+            sets[owners[id(self.places[index][0])]].append(index)
+        sets = [examples * times for examples, times in zip(sets, repeats, strict=True)]
+        if all(weight is None for weight in weights):
+            return [index for examples in sets for index in examples]
+        shares = [len(examples) if weight is None else weight for examples, weight in zip(sets, weights, strict=True)]
+        scale = max((len(examples) / share for examples, share in zip(sets, shares, strict=True)), default=1.0)
+        counts = [round(share * scale) if examples else 0 for examples, share in zip(sets, shares, strict=True)]
+        return [index for examples, count in zip(sets, counts, strict=True) for index in islice(cycle(examples), count)]
+
+
+def _rank(name: str) -> float:
+    """A number in [0, 1) that depends on a name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]) / 2**56
 
 
 def _files(directory: Path) -> list[Path]:
@@ -202,7 +261,7 @@ class BatchOrder:
 
     @classmethod
     def of(
-        cls, dataset: PrecomputedDataset, batch_size: int, seed: int, indices: Sequence[int] | None = None
+        cls, dataset: PrecomputedDataset | DataMix, batch_size: int, seed: int, indices: Sequence[int] | None = None
     ) -> BatchOrder:
         """Buckets of examples that can share a batch; ``indices`` restricts the examples."""
         chosen = list(range(len(dataset)) if indices is None else indices)
@@ -236,7 +295,12 @@ class BatchOrder:
 
 
 def read_batches(
-    dataset: PrecomputedDataset, order: BatchOrder, first: int = 0, rank: int = 0, world_size: int = 1, workers: int = 2
+    dataset: PrecomputedDataset | DataMix,
+    order: BatchOrder,
+    first: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 2,
 ) -> Iterator[Batch]:
     """Endless batches from position ``first`` on: this process's share of each, read ahead by ``workers`` threads."""
     share = order.batch_size // world_size

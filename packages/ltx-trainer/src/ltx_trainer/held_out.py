@@ -12,8 +12,6 @@ from ltx_trainer.draws import Draws, step_draws
 from ltx_trainer.training_strategies.inputs import Batch
 from ltx_trainer.transformer_task import TransformerObjective
 
-SIGMAS = (1.0, 0.75, 0.5, 0.25)
-
 
 @dataclass(frozen=True)
 class FixedSigma:
@@ -35,8 +33,8 @@ def held_out_losses(
     found: dict[str, list[float]] = {}
     objective.caption_dropout = 0.0
     try:
-        for sigma in SIGMAS:
-            objective.strategy = replace(strategy, sampler=FixedSigma(sigma))  # type: ignore[arg-type]
+        for sigma in objective.levels:
+            objective.strategy = replace(strategy, sampler=FixedSigma(sigma))
             for index, batch in enumerate(batches()):
                 objective(batch, step_draws(device, seed, "held out", index))
                 for name, (_, losses) in objective.sigma_losses().items():

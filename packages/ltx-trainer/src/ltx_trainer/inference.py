@@ -10,8 +10,7 @@ from ltx_core.errors import ConfigError
 from ltx_core.loader.lora import Lora
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.precision import resolve
-from ltx_trainer.model_files import ModelFiles
-from ltx_trainer.models import open_trainable
+from ltx_trainer.model_files import ModelFiles, open_trainable
 from ltx_trainer.validation_config import ValidationConfig
 from ltx_trainer.validation_media import Studio
 from ltx_trainer.validation_sampler import ValidationSampler, check_samples
@@ -38,4 +37,4 @@ def make_samples(
     assert isinstance(transformer, LTXModel)
     sampler = ValidationSampler(config, transformer, factors, dtype)
     made = [sampler.latents(sample) for sample in samples]
-    return studio.write(made, samples, stem)
+    return studio.write(made, samples, stem)[0]

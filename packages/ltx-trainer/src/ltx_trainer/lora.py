@@ -10,7 +10,6 @@ Saved tensors are ``diffusion_model.<module>.lora_A.weight`` and ``.lora_B.weigh
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.errors import CheckpointError
 from ltx_core.loader.lora import Lora
 from ltx_core.loader.safetensors_file import save_tensors
+from ltx_trainer.targets import matching
 
 PREFIX = "diffusion_model."
 SHORT_TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
@@ -48,6 +48,7 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base = base
         self.scale = settings.scale
+        self.enabled = True  # off: the base alone
         inputs, outputs = linear_size(base)
         device = next(base.parameters()).device
         self.lora_A = nn.Linear(inputs, settings.rank, bias=False, device="meta")
@@ -60,6 +61,8 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
+        if not self.enabled:
+            return y
         low = x if torch.is_autocast_enabled(x.device.type) else x.to(self.lora_A.weight.dtype)
         return y + (self.lora_B(self.lora_A(self.dropout(low))) * self.scale).to(y.dtype)
 
@@ -72,35 +75,15 @@ def linear_size(linear: nn.Module) -> tuple[int, int]:
     return int(inputs), int(outputs)
 
 
-def is_target(name: str, targets: Sequence[str]) -> bool:
-    """Whether a module's dotted name is one of ``targets`` or ends with "." and one of them."""
-    return any(name == target or name.endswith(f".{target}") for target in targets)
-
-
 def matching_linears(network: nn.Module, targets: Sequence[str]) -> list[str]:
     """Names of the linears that ``targets`` adapt. Raises `ConfigError` for a target that matches none."""
-    linears = [name for name, module in network.named_modules() if is_linear(module)]
-    for target in targets:
-        if not any(is_target(name, (target,)) for name in linears):
-            endings = sorted({ending for name in linears for ending in _endings(name)})
-            close = difflib.get_close_matches(target, endings, n=1, cutoff=0)
-            raise ConfigError(f"lora target {target!r} matches no linear of the transformer; nearest: {close[0]!r}")
-    return [name for name in linears if is_target(name, targets)]
+    return matching([name for name, module in network.named_modules() if is_linear(module)], targets)
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module maps features by one matrix, in whatever format it is stored."""
     weight = getattr(module, "weight", None)
     return type(module).__name__.endswith("Linear") and isinstance(weight, Tensor) and weight.ndim == 2
-
-
-def _endings(name: str) -> Iterator[str]:
-    """The last one, two and three parts of a name, numbers of blocks left out."""
-    parts = name.split(".")
-    for count in (1, 2, 3, 4):
-        ending = parts[-count:]
-        if ending and not ending[0].isdigit():
-            yield ".".join(ending)
 
 
 def add_lora(network: nn.Module, settings: LoraSettings, seed: int = 0) -> list[str]:

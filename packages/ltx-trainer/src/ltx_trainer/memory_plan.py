@@ -1,29 +1,28 @@
-"""What a run will hold in memory, computed from file headers before anything is loaded."""
+"""What a run will hold in memory, computed from file headers before anything is loaded, without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-
-import torch
-from torch import nn
+from pathlib import Path
 
 from ltx_core.loader.checkpoint import Checkpoint
-from ltx_core.model.transformer.model import LTXModel
-from ltx_core.precision import resolve_mixed
+from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.model.transformer.config import TransformerConfig
+from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoPixelShape
 from ltx_trainer.config import TrainerConfig
-from ltx_trainer.datasets import PrecomputedDataset
-from ltx_trainer.lora import is_target, linear_size, matching_linears
-from ltx_trainer.memory import storage_format
-from ltx_trainer.model_files import ModelFiles
-from ltx_trainer.models import open_trainable
-from ltx_trainer.processing.workspace import default_device
+from ltx_trainer.data_config import PRECOMPUTED, DataSetConfig
+from ltx_trainer.machine import Machine, this_machine
+from ltx_trainer.model_files import ModelFiles, open_trainable
+from ltx_trainer.targets import chosen_parameters, sensitive, target_linears
 
 GIB = 2**30
 LOOKED_AT = 64  # examples whose size is read to find the longest
 VALUES_PER_TOKEN = 34  # kept per token, block and unit of width without recomputation: about what autograd saves
 ADAM_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}  # per trained value
+BLOCKS = "transformer_blocks."
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -67,99 +66,171 @@ def amount(count: int) -> str:
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
 
 
+@dataclass(frozen=True)
+class MemoryModel:
+    """What headers tell of a model and its data; `plan` costs a configuration of them."""
+
+    config: TransformerConfig
+    shapes: Shapes  # of the transformer's parameters
+    connector_values: int
+    tokens: Mapping[str, int]  # of the longest example, by modality, references too
+    examples: int  # at least so many
+    machine: Machine
+
+    @classmethod
+    def of(cls, config: TrainerConfig, machine: Machine | None = None) -> MemoryModel:
+        """Read the headers that ``config`` names; raises what the run itself would raise for wrong files."""
+        model = config.model
+        files = ModelFiles.of(model.model_path, model.text_encoder_path, model.video_vae_path, model.audio_vae_path)
+        checkpoint = open_trainable(files)
+        shapes = {name: tuple(source.info.shape) for name, source in checkpoint.sources("transformer").items()}
+        tokens, examples = data_size(config, files.scale_factors())
+        return cls(
+            checkpoint.network_config("transformer"),
+            shapes,
+            connector_values(checkpoint),
+            tokens,
+            examples,
+            machine or this_machine(),
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        return self.config.num_layers
+
+    def plan(self, config: TrainerConfig) -> MemoryPlan:
+        """Every item that a run of ``config`` holds."""
+        mode = config.acceleration.mixed_precision_mode
+        mixed = (self.machine.mixed if mode == "auto" else mode or "no") != "no"
+        itemsize, is_lora = 2 if mixed else 4, config.model.training_mode == "lora"
+        trained = trained_parameters(self.shapes, config)
+        tokens = {name: count * config.optimization.batch_size for name, count in self.tokens.items()}
+        items = [
+            self._weights(config, itemsize),
+            MemoryItem("connectors", self.connector_values * itemsize),
+            MemoryItem("trained weights", trained * 4, note="float32") if is_lora else None,
+            MemoryItem("gradients", trained * 4, note="float32"),
+            MemoryItem("optimizer", trained * ADAM_BYTES[config.optimization.optimizer_type]),
+            MemoryItem("average (EMA)", trained * 4) if config.optimization.ema_decay is not None else None,
+            MemoryItem("activations", self._activations(config, tokens, itemsize), note="estimated"),
+        ]
+        return MemoryPlan(tuple(item for item in items if item is not None), trained, sum(tokens.values()))
+
+    def _weights(self, config: TrainerConfig, itemsize: int) -> MemoryItem:
+        """The transformer: on the device, and the blocks that wait in host memory."""
+        acceleration, full = config.acceleration, config.model.training_mode == "full"
+        trained = set(chosen_parameters(self.shapes, config.model.trainable_modules)) if full else set()
+        per_block, rest = [0] * self.num_blocks, 0
+        for name, shape in self.shapes.items():
+            size = prod(shape) * (4 if name in trained else itemsize)
+            inside = name.startswith(BLOCKS)
+            if inside and acceleration.quantization and is_quantized(name, shape):
+                size = prod(shape) + 4 * shape[0]
+            if inside:
+                per_block[int(name.split(".")[1])] += size
+            else:
+                rest += size
+        swapped = acceleration.blocks_to_swap
+        resident = sum(per_block[: len(per_block) - swapped]) + (max(per_block) if swapped else 0)
+        waiting = sum(per_block[len(per_block) - swapped :]) if swapped else 0
+        note = acceleration.quantization or ("float32" if itemsize == 4 or full else "bfloat16")
+        return MemoryItem("transformer", resident + rest, waiting, note)
+
+    def _activations(self, config: TrainerConfig, tokens: Mapping[str, int], itemsize: int) -> int:
+        """What the backward pass keeps: every block's activations, or with recomputation its inputs and one block's."""
+        per_value = sum(tokens[name] * stream.width for name, stream in self.config.streams.items()) * itemsize
+        recomputes = config.optimization.enable_gradient_checkpointing or config.acceleration.blocks_to_swap > 0
+        blocks = self.num_blocks
+        return per_value * (blocks + VALUES_PER_TOKEN if recomputes else blocks * VALUES_PER_TOKEN)
+
+
 def plan_memory(config: TrainerConfig) -> MemoryPlan:
     """The plan of a configuration. Reads headers only; raises what the run itself would raise for wrong files."""
-    model = config.model
-    files = ModelFiles.of(model.model_path, model.text_encoder_path, model.video_vae_path, model.audio_vae_path)
-    checkpoint = open_trainable(files)
-    network = checkpoint.empty_network(checkpoint.weights("transformer"))
-    assert isinstance(network, LTXModel)
-    trained = trained_parameters(network, config)
-    mixed = resolve_mixed(config.acceleration.mixed_precision_mode, default_device()).mixed != "no"
-    tokens = batch_tokens(config)
-    items = [
-        *_weights(network, config, 2 if mixed else 4),
-        MemoryItem("connectors", connector_bytes(checkpoint, 2 if mixed else 4)),
-        MemoryItem("trained weights", trained * 4, note="float32") if model.training_mode == "lora" else None,
-        MemoryItem("gradients", trained * 4, note="float32"),
-        MemoryItem("optimizer", trained * ADAM_BYTES[config.optimization.optimizer_type]),
-        MemoryItem("average (EMA)", trained * 4) if config.optimization.ema_decay is not None else None,
-        MemoryItem("activations", activation_bytes(network, config, tokens, 2 if mixed else 4), note="estimated"),
-    ]
-    return MemoryPlan(tuple(item for item in items if item is not None), trained, sum(tokens.values()))
+    return MemoryModel.of(config).plan(config)
 
 
-def trained_parameters(network: nn.Module, config: TrainerConfig) -> int:
+def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether quantisation stores a parameter of a block in 8 bits."""
+    return name.endswith(".weight") and len(shape) == 2 and not sensitive(name)
+
+
+def trained_parameters(shapes: Shapes, config: TrainerConfig) -> int:
     """How many values are learned."""
     if config.model.training_mode == "lora" and config.lora is not None:
-        names = matching_linears(network, config.lora.target_modules)
-        return sum(config.lora.rank * sum(linear_size(network.get_submodule(name))) for name in names)
-    wanted = config.model.trainable_modules
-    owners = {
-        name: parameter.numel()
-        for name, parameter in network.named_parameters()
-        if wanted is None or any(is_target(part, wanted) for part in _owners(name))
-    }
-    return sum(owners.values())
+        names = target_linears(shapes, config.lora.target_modules)
+        return sum(config.lora.rank * sum(shapes[f"{name}.weight"]) for name in names)
+    return sum(prod(shapes[name]) for name in chosen_parameters(shapes, config.model.trainable_modules))
 
 
-def _owners(name: str) -> list[str]:
-    """The names of all modules a parameter lies in."""
-    parts = name.split(".")[:-1]
-    return [".".join(parts[: count + 1]) for count in range(len(parts))]
-
-
-def _weights(network: LTXModel, config: TrainerConfig, itemsize: int) -> list[MemoryItem]:
-    """The transformer: on the device, and the blocks that wait in host memory."""
-    acceleration = config.acceleration
-    full = config.model.training_mode == "full" and config.model.trainable_modules is None
-    block_itemsize, note = (4, "float32") if full else (itemsize, "bfloat16" if itemsize == 2 else "float32")
-    if acceleration.quantization is not None:
-        block_itemsize = storage_format(acceleration.quantization).itemsize
-        note = acceleration.quantization
-    per_block = [sum(p.numel() for p in block.parameters()) * block_itemsize for block in network.transformer_blocks]
-    rest = sum(p.numel() for p in network.parameters()) - sum(
-        p.numel() for p in network.transformer_blocks.parameters()
-    )
-    swapped = acceleration.blocks_to_swap
-    resident = sum(per_block[: len(per_block) - swapped]) + (max(per_block) if swapped else 0)
-    waiting = sum(per_block[len(per_block) - swapped :]) if swapped else 0
-    return [MemoryItem("transformer", resident + rest * (4 if full else itemsize), waiting, note)]
-
-
-def connector_bytes(checkpoint: Checkpoint, itemsize: int) -> int:
-    """The text connectors without their projection."""
+def connector_values(checkpoint: Checkpoint) -> int:
+    """Values of the text connectors without their projection."""
     if "embeddings" not in checkpoint.components:
         return 0
     sources = checkpoint.sources("embeddings").items()
-    return itemsize * sum(prod(source.info.shape) for name, source in sources if "_connector." in name)
+    return sum(prod(source.info.shape) for name, source in sources if "_connector." in name)
 
 
-def batch_tokens(config: TrainerConfig) -> dict[str, int]:
-    """Tokens of the longest example found, references too, times the batch size, by modality."""
-    dataset = PrecomputedDataset(config.data.preprocessed_data_root, config.training_strategy.data_sources())
+def data_size(config: TrainerConfig, factors: SpatioTemporalScaleFactors) -> tuple[dict[str, int], int]:
+    """Tokens of the longest example by modality, and how many examples there are at least."""
     longest: dict[str, int] = {"video": 0, "audio": 0}
-    for index in range(0, len(dataset), max(len(dataset) // LOOKED_AT, 1)):
-        counts = example_tokens(dataset, index)
-        longest = {name: max(longest[name], counts[name]) for name in longest}
-    return {name: count * config.optimization.batch_size for name, count in longest.items()}
+    sources, examples = config.training_strategy.data_sources(), 0
+    unprepared = {one.root: one for one in config.data.unprepared}
+    for root in config.data.roots:
+        one = unprepared.get(root)
+        if one is not None:
+            count, found = one.expected_count(), [expected_tokens(one, sources, factors)]
+        else:
+            count, found = record_tokens(root, sources)
+        examples += count
+        longest = {name: max(longest[name], *(counts[name] for counts in found), 0) for name in longest}
+    return longest, examples
 
 
-def example_tokens(dataset: PrecomputedDataset, index: int) -> dict[str, int]:
-    """Tokens of one example by modality."""
+def expected_tokens(
+    one: DataSetConfig, sources: Mapping[str, str], factors: SpatioTemporalScaleFactors
+) -> dict[str, int]:
+    """Tokens of the longest clip that a set will give, from its resolution."""
+    from ltx_trainer.processing.buckets import parse_buckets
+
     counts = {"video": 0, "audio": 0}
-    for record in dataset[index].values():
-        latents = record.get("latents") if isinstance(record, dict) else None
-        if isinstance(latents, torch.Tensor):
-            name = "video" if latents.ndim == 4 else "audio"
-            counts[name] += prod(latents.shape[1:]) if name == "video" else latents.shape[1]
+    for bucket in parse_buckets(one.resolution, factors):
+        video = factors.latent_frames(bucket.frames) * bucket.height // factors.height * bucket.width // factors.width
+        shape = VideoPixelShape(1, bucket.frames, bucket.height, bucket.width, one.fps or 24.0)
+        audio = AudioLatentShape.from_video_pixel_shape(shape).frames
+        own = {"latents": ("video", video), "audio_latents": ("audio", audio)}
+        own["reference_latents"] = ("video", video // one.reference_downscale_factor**2)
+        own["reference_audio_latents"] = ("audio", audio)
+        found = {"video": 0, "audio": 0}
+        for name in sources:
+            modality, count = own.get(name, ("video", 0))
+            found[modality] += count
+        counts = {name: max(counts[name], found[name]) for name in counts}
     return counts
 
 
-def activation_bytes(network: LTXModel, config: TrainerConfig, tokens: dict[str, int], itemsize: int) -> int:
-    """What the backward pass keeps: every block's activations, or with recomputation its inputs and one block's."""
-    blocks = network.num_blocks
-    widths: Sequence[tuple[str, int]] = [(name, stream.width) for name, stream in network.config.streams.items()]
-    per_value = sum(tokens[name] * width for name, width in widths) * itemsize
-    recomputes = config.optimization.enable_gradient_checkpointing or config.acceleration.blocks_to_swap > 0
-    return per_value * (blocks + VALUES_PER_TOKEN if recomputes else blocks * VALUES_PER_TOKEN)
+def record_tokens(root: Path, sources: Mapping[str, str]) -> tuple[int, list[dict[str, int]]]:
+    """How many records a prepared set has, and the tokens of some of its examples."""
+    root = root / PRECOMPUTED if (root / PRECOMPUTED).is_dir() else root
+    latents = [name for name in sources if "latent" in name]
+    files = sorted(path for path in (root / latents[0]).rglob("*.*") if path.name[0] != ".")
+    found = []
+    for path in files[:: max(len(files) // LOOKED_AT, 1)]:
+        counts = {"video": 0, "audio": 0}
+        for name in latents:
+            shape = latent_shape(root / name / path.relative_to(root / latents[0]))
+            counts["video" if len(shape) != 3 else "audio"] += shape[1] if len(shape) == 3 else prod(shape[-3:])
+        found.append(counts)
+    return len(files), found
+
+
+def latent_shape(path: Path) -> tuple[int, ...]:
+    """The shape of a record's latent, 0 tokens where there is no such record."""
+    if path.suffix == ".safetensors" and path.is_file():
+        tensors = SafetensorsFile(path, verify=False).tensors
+        return tuple(tensors["latents"].shape) if "latents" in tensors else (0, 0, 0)
+    if not path.is_file():
+        return 0, 0, 0
+    from ltx_trainer.precomputed import read_record  # pickled records need torch
+
+    record = read_record(path)
+    return tuple(getattr(record.get("latents"), "shape", (0, 0, 0)))

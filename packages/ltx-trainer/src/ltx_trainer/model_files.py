@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,12 @@ VAE_OPTIONS = {
     "audio_encoder": "audio_vae_path",
     "audio_decoder": "audio_vae_path",
     "vocoder": "audio_vae_path",
+}
+PARTS = {  # components, and the option that names their file
+    "transformer": "model_path",
+    "text_encoder": "text_encoder_path",
+    "video_encoder": "video_vae_path",
+    "audio_encoder": "audio_vae_path",
 }
 VAE_SECTIONS = ("vae", "audio_vae", "vocoder")
 
@@ -118,7 +126,59 @@ class ModelFiles:
         return SpatioTemporalScaleFactors.from_model_config(config)
 
 
+def find_model(named: str | None) -> ModelFiles:
+    """The files of a model by what a user calls it: a checkpoint, a folder, or the name of a model that is installed.
+
+    A text encoder and VAEs that lie in the folder are found by what they hold. Raises `ConfigError` for no such model.
+    """
+    name = named or "tiny"
+    path = Path(name).expanduser()
+    if not path.exists():
+        path = installed_model(name)
+    if path.is_file():
+        return ModelFiles(path, next(iter(_gemma_folders(path.parent)), None))
+    found: dict[str, Path] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            components = _open(file).components
+        except CheckpointError:
+            continue  # an adapter
+        for part, option in PARTS.items():
+            if part in components:
+                found.setdefault(option, file)
+    if "model_path" not in found:
+        raise ConfigError(f"{path} holds no file with a transformer, expected a model")
+    main = found.pop("model_path")
+    others = {option: file for option, file in found.items() if file != main}
+    gemma = others.get("text_encoder_path") or next(iter(_gemma_folders(path)), None)
+    return ModelFiles(main, gemma, others.get("video_vae_path"), others.get("audio_vae_path"))
+
+
+def installed_model(name: str) -> Path:
+    """The folder of a model that an installed package ships. Raises `ConfigError` for another name."""
+    entries = {entry.name: entry for entry in entry_points(group="ltx.models")}
+    if name not in entries:
+        known = ", ".join(entries) or "none"
+        raise ConfigError(f"model is {name!r}, expected a file, a folder or an installed model ({known})")
+    return Path(entries[name].load()())
+
+
+def _gemma_folders(folder: Path) -> list[Path]:
+    """Folders below ``folder`` that hold a text encoder with its tokenizer."""
+    return sorted(path.parent for path in folder.glob("*/tokenizer.json") if (path.parent / "config.json").is_file())
+
+
 def _open(path: Path) -> Checkpoint:
     from ltx_core.loader.checkpoint import Checkpoint
 
     return Checkpoint.open(path)
+
+
+def open_trainable(files: ModelFiles) -> Checkpoint:
+    """The model file. Raises `CheckpointError` for one whose transformer cannot be trained here."""
+    checkpoint = files.model()
+    if "transformer" not in checkpoint.components:
+        raise CheckpointError(f"{checkpoint.where} holds no transformer but {', '.join(checkpoint.components)}")
+    if checkpoint.component_config("transformer").get("transformer", {}).get("_class_name") == LTX_VIDEO_CLASS:
+        raise CheckpointError(f"{checkpoint.where} is an LTX-Video model, expected one of the LTX-2 family")
+    return checkpoint

@@ -19,27 +19,16 @@ from ltx_core.loader.build import build
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.components import DIFFUSION_MODEL
 from ltx_core.loader.weights import ComponentWeights
-from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
 from ltx_core.text_encoders.gemma.config import EmbeddingsConfig
 from ltx_core.text_encoders.gemma.embeddings import EmbeddingsProcessor
-from ltx_trainer.lora import is_target, lora_tensors, save_lora
-from ltx_trainer.model_files import ModelFiles
+from ltx_trainer.lora import lora_tensors, save_lora
 from ltx_trainer.state import newest, save_tensors
+from ltx_trainer.targets import is_target
 
 LORA_NAME = "lora_weights_step_{step:05d}.safetensors"
 MODEL_NAME = "model_weights_step_{step:05d}.safetensors"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 TEXT_PROJECTION = "text_embedding_projection."
-
-
-def open_trainable(files: ModelFiles) -> Checkpoint:
-    """The model file. Raises `CheckpointError` for one whose transformer cannot be trained here."""
-    checkpoint = files.model()
-    if "transformer" not in checkpoint.components:
-        raise CheckpointError(f"{checkpoint.where} holds no transformer but {', '.join(checkpoint.components)}")
-    if checkpoint.component_config("transformer").get("transformer", {}).get("_class_name") == LTX_VIDEO_CLASS:
-        raise CheckpointError(f"{checkpoint.where} is an LTX-Video model, expected one of the LTX-2 family")
-    return checkpoint
 
 
 def load_connectors(

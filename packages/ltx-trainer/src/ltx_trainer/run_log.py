@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from ltx_trainer.loop import StepReport
 
 LOG_NAME = "metrics.csv"
 COLUMNS = ("step", "name", "value")
+LOGGED_SIDE = 800  # pixels of a picture in the event files; the file beside them is as it was made
 VIDEO, SOUND, PICTURE = (".mp4",), (".wav",), (".png",)
 
 
@@ -87,7 +87,9 @@ class TensorboardLog:
         for path in files:
             if path.suffix in PICTURE:
                 with Image.open(path) as image:
-                    self._writer.add_image(path.stem, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+                    small = image.convert("RGB")
+                    small.thumbnail((LOGGED_SIDE, LOGGED_SIDE))
+                    self._writer.add_image(path.stem, np.asarray(small), step, dataformats="HWC")
 
     def close(self) -> None:
         self._writer.close()
@@ -226,12 +228,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def log_to_stderr(rank: int) -> None:
-    """Messages of the main process from INFO on, of the others from WARNING on, with the rank in front."""
-    logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.WARNING,
-        format=f"%(levelname)s [rank {rank}] %(message)s" if rank else "%(levelname)s %(message)s",
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)

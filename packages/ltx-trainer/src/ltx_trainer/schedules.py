@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -68,6 +69,11 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "polynomial": polynomial,
     "step": step,
 }
+
+
+def schedule_parameters(kind: str) -> tuple[str, ...]:
+    """What may be set of a schedule."""
+    return tuple(inspect.signature(SCHEDULES[kind]).parameters)[2:]
 
 
 def learning_rate_schedule(

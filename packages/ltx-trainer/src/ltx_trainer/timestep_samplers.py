@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,14 @@ def shift_for_tokens(tokens: int | Tensor) -> float | Tensor:
     """The mean of the logit-normal for a sequence of ``tokens`` target tokens."""
     slope = (MAX_SHIFT - BASE_SHIFT) / (MAX_TOKENS - BASE_TOKENS)
     return BASE_SHIFT + slope * (tokens - BASE_TOKENS)
+
+
+class NoiseLevels(Protocol):
+    """Where the noise levels of a batch come from."""
+
+    def sample(self, draws: Draws, batch: int, tokens: int) -> Tensor:
+        """Sigmas ``[B]`` of examples of ``tokens`` target tokens each."""
+        ...
 
 
 @dataclass(frozen=True)

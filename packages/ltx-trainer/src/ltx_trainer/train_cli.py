@@ -1,16 +1,18 @@
-"""``ltx train CONFIG``: a training run from a YAML file. Nothing heavy is imported before the command runs.
+"""``ltx train``: a training run from a YAML file, or from clips. Nothing heavy is imported before the command runs.
 
-``accelerate launch -m ltx_trainer.train_cli CONFIG`` runs the same command in several processes.
+``torchrun --nproc_per_node N -m ltx_trainer.train_cli CONFIG`` runs the same command in several processes.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from ltx_trainer.cli import one_line_errors
+from ltx_core.errors import ConfigError
+from ltx_trainer.cli import log_to_stderr, one_line_errors
 
 Resume = Literal["latest", "none"]
 STOPPED = 130
@@ -29,8 +31,19 @@ def print_schema(wanted: bool) -> None:
 
 
 @app.command(no_args_is_help=True)
-def train(
-    config: Annotated[Path, typer.Argument(help="YAML file; `--schema` prints what it may hold.")],
+def train(  # noqa: PLR0913
+    source: Annotated[
+        Path | None, typer.Argument(help="YAML file; or a folder of clips, or a table of them, for a LoRA of them.")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="MODE", help="Write the configuration of a mode, and stop: --init list.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="With --init: clips or table that fill it in.")] = None,
+    model: Annotated[str | None, typer.Option(help="With --init or clips: a checkpoint, a folder, or tiny.")] = None,
+    output: Annotated[Path | None, typer.Option(help="With --init or clips: name of the configuration.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: optimization.steps=40.")
+    ] = None,
     resume: Annotated[
         Resume, typer.Option(help="Go on from the newest state in the output folder, or begin in a new or empty one.")
     ] = "latest",
@@ -48,19 +61,25 @@ def train(
 ) -> None:
     """Train what a configuration describes, on every device the launcher gives."""
     with one_line_errors():
-        from ltx_trainer.config import read_config
+        from ltx_trainer.config_file import read_config
 
-        parsed = read_config(config)
+        check_launch()
+        if init is not None:
+            typer.echo(initial(init, data or source, model, output))
+            return
+        if source is None:
+            raise ConfigError("nothing to train from, expected a YAML file or a folder of clips")
+        log_to_stderr(int(os.environ.get("RANK", "0")))
+        path = source if source.suffix.lower() in (".yaml", ".yml") else configured(source, model, output)
+        parsed = read_config(path, change or ())
         if plan:
             from ltx_trainer.memory_plan import plan_memory
 
             typer.echo("\n".join(plan_memory(parsed).lines()))
             return
-        from ltx_trainer.run_log import log_to_stderr
         from ltx_trainer.trainer import LtxvTrainer
 
         trainer = LtxvTrainer(parsed, resume=resume == "latest", overwrite=overwrite)
-        log_to_stderr(trainer.accelerator.process_index)
         result = trainer.train(live=not disable_progress_bars)
         if trainer.accelerator.is_main_process:
             typer.echo(
@@ -69,6 +88,47 @@ def train(
             )
     if result.stopped:
         raise typer.Exit(STOPPED)
+
+
+def initial(mode: str, data: Path | None, model: str | None, output: Path | None) -> str:
+    """Write the configuration of a mode, or list the modes; returns what to say of it."""
+    from ltx_trainer.init import write_configuration
+    from ltx_trainer.model_files import find_model
+    from ltx_trainer.modes import MODES
+
+    if mode == "list":
+        return "\n".join(f"{name:16} {one.says}" for name, one in MODES.items())
+    models = find_model(model) if model is not None else None
+    path = write_configuration(mode, data, models, output or Path(f"{mode}.yaml"))
+    return f"{path}: look through it, then `ltx train {path}`"
+
+
+def configured(clips: Path, model: str | None, output: Path | None) -> Path:
+    """The configuration of a LoRA of ``clips``: the one written for them before, or a new one for what they hold."""
+    from ltx_trainer.init import usual_mode, write_configuration
+    from ltx_trainer.model_files import find_model
+
+    path = output or Path(f"{clips.resolve().stem}-lora.yaml")
+    if path.is_file():
+        typer.echo(f"{path} is there already and is used as it is")
+        return path
+    mode = usual_mode(clips)
+    files = find_model(model)
+    write_configuration(mode, clips, files, path)
+    typer.echo(f"{path}: {mode} LoRA of {files.model_path.name}; change it and run `ltx train {path}`")
+    if model is None:
+        typer.echo("no --model was given: this is the small one that comes with the package")
+    return path
+
+
+def check_launch() -> None:
+    """Refuse to be the one process of a launcher that was asked for several."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    if launched and "WORLD_SIZE" not in os.environ and "PMI_SIZE" not in os.environ:
+        raise ConfigError(
+            "the launcher was asked for several processes and started one: `accelerate launch` needs --multi_gpu for "
+            "several; `torchrun --nproc_per_node N -m ltx_trainer.train_cli CONFIG` works on every machine"
+        )
 
 
 if __name__ == "__main__":

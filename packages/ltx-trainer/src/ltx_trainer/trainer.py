@@ -18,14 +18,17 @@ from ltx_core.fingerprint import fingerprint
 from ltx_core.model.common.memory import peak_bytes
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.precision import Precision, resolve_mixed
-from ltx_trainer.config import TrainerConfig, write_config
-from ltx_trainer.datasets import BatchOrder, PrecomputedDataset, collate, read_batches
+from ltx_trainer.comparison import Clip, agreement
+from ltx_trainer.config import TrainerConfig
+from ltx_trainer.config_file import write_config
+from ltx_trainer.datasets import BatchOrder, DataMix, PrecomputedDataset, collate, read_batches
+from ltx_trainer.distillation import DistillObjective, DistillSettings
 from ltx_trainer.held_out import held_out_losses
 from ltx_trainer.hub import push_to_hub
 from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, StepReport, launched_device, train
 from ltx_trainer.lora import LoraSettings, add_lora, load_lora, reference_metadata
 from ltx_trainer.memory import BlockSwap, quantize_frozen
-from ltx_trainer.model_files import ModelFiles
+from ltx_trainer.model_files import ModelFiles, open_trainable
 from ltx_trainer.models import (
     DTYPES,
     LoraWriter,
@@ -34,13 +37,13 @@ from ltx_trainer.models import (
     find_weights,
     load_connectors,
     load_weights,
-    open_trainable,
 )
+from ltx_trainer.processing.prepare import prepare_set
 from ltx_trainer.run_log import CsvLog, LiveView, Logs, TensorboardLog, WandbLog, figures_of
 from ltx_trainer.sigma_tracker import SigmaLossTracker
 from ltx_trainer.state import check_unused, latest_state, state_header
 from ltx_trainer.timestep_samplers import make_timestep_sampler
-from ltx_trainer.training_strategies.config import VideoToVideoConfig
+from ltx_trainer.training_strategies.config import DistillationConfig, VideoToVideoConfig
 from ltx_trainer.training_strategies.inputs import Batch
 from ltx_trainer.training_strategies.strategies import make_strategy
 from ltx_trainer.transformer_task import TransformerObjective, TransformerTask, working_dtype
@@ -91,14 +94,24 @@ class LtxvTrainer:
             model.model_path, model.text_encoder_path, model.video_vae_path, model.audio_vae_path
         )
         self.checkpoint = open_trainable(self.files)
-        self.dataset = PrecomputedDataset(config.data.preprocessed_data_root, config.training_strategy.data_sources())
-        self.trained = list(range(len(self.dataset)))
-        self.held_out: list[int] = []
-        if config.data.held_out_samples:
-            self.trained, self.held_out = self.dataset.held_out(config.data.held_out_samples)
         if self.validates:
             streams = tuple(self.checkpoint.network_config("transformer").streams)
             check_samples(config.validation, self.files.scale_factors(), streams)
+        self.dataset = self._open_data()
+        data = config.data
+        trained, self.held_out = self.dataset.held_out(data.held_out_samples, data.held_out_share)
+        repeats = [one.repeats for one in data.sets] or [1]
+        weights = [one.weight for one in data.sets] or [None]
+        self.trained = self.dataset.epoch(trained, repeats, weights)
+
+    def _open_data(self) -> DataMix:
+        """The data sets, prepared where they are not yet; every process prepares its share."""
+        data, sources = self.config.data, self.config.training_strategy.data_sources()
+        for one in data.unprepared:
+            device = str(self.accelerator.device)
+            prepare_set(one, self.files, sources, device, data.num_dataloader_workers)
+            self.accelerator.wait_for_everyone()
+        return DataMix([PrecomputedDataset(root, sources) for root in data.roots])
 
     # What a run is made of, each part built when it is first needed.
 
@@ -168,14 +181,18 @@ class LtxvTrainer:
         sampler = make_timestep_sampler(sampling.timestep_sampling_mode, sampling.timestep_sampling_params)
         dtype = torch.bfloat16 if self.is_mixed else torch.float32
         audio = self.checkpoint.network_config("transformer").audio is not None
-        dropout = config.optimization.caption_dropout
-        return TransformerObjective(
+        dropout, chosen = config.optimization.caption_dropout, config.training_strategy
+        distills = isinstance(chosen, DistillationConfig)
+        objective = (DistillObjective if distills else TransformerObjective)(
             self.transformer,
             load_connectors(self.checkpoint, dtype, self.accelerator.device, audio),
-            make_strategy(config.training_strategy, sampler, self.files.scale_factors()),
+            make_strategy(chosen, sampler, self.files.scale_factors()),
             caption_dropout=dropout,
-            empty_caption=self.dataset.empty_caption() if dropout > 0 else None,
+            empty_caption=self.dataset.empty_caption() if dropout > 0 or distills else None,
         )
+        if isinstance(objective, DistillObjective) and isinstance(chosen, DistillationConfig):
+            objective.follow(DistillSettings(chosen.guidance_scale, chosen.substeps, chosen.sigmas))
+        return objective
 
     @cached_property
     def order(self) -> BatchOrder:
@@ -239,9 +256,20 @@ class LtxvTrainer:
             made = [sampler.latents(sample) for sample in self.samples]
             if not self.is_sharded or self.accelerator.is_main_process:
                 stem = folder / f"step_{step:06d}"
-                files = self.studio.write(made, self.samples, stem, *self._numbering())
+                files, clips = self.studio.write(made, self.samples, stem, *self._numbering())
+                figures |= self._agreement(sampler, clips)
         self.last_files = files
         return figures
+
+    def _agreement(self, sampler: ValidationSampler, clips: list[Clip]) -> dict[str, float]:
+        """``val/psnr`` and ``val/onsets``: means over the samples whose truth is known."""
+        found: dict[str, list[float]] = {}
+        for sample, clip in zip(self.samples, clips, strict=True):
+            if sample.truth is not None:
+                measured = agreement(clip, sample.truth, sampler.given(sample), sampler.scale_factors)
+                for name, value in measured.items():
+                    found.setdefault(f"val/{name}", []).append(value)
+        return {name: sum(values) / len(values) for name, values in found.items()}
 
     def _numbering(self) -> tuple[int, int]:
         """(number of this process's first sample, distance to its next)."""

@@ -56,6 +56,7 @@ class TransformerObjective(nn.Module):
         Raises `ConfigError` when captions are dropped and there is no empty one.
         """
         super().__init__()
+        self.levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)  # noise levels of the held-out loss
         if caption_dropout > 0 and empty_caption is None:
             raise ConfigError(f"caption_dropout is {caption_dropout}, which needs the features of the empty caption")
         self.transformer, self.connectors = transformer, connectors.requires_grad_(False)

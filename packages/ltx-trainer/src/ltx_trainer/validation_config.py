@@ -63,6 +63,19 @@ class SampleSuffix(_OneSource):
     """Seconds of the sound to give; all of it when not set."""
 
 
+class SampleKeyframe(Strict):
+    """One latent frame of a video is given."""
+
+    type: Literal["keyframe"]
+    video: str
+    """The video it is taken from."""
+    latent_index: int
+    """Which one; negative counts from the end."""
+
+    def targets(self) -> str:
+        return "video"
+
+
 class SampleSpatialCrop(Strict):
     """A rectangle of every frame is given."""
 
@@ -120,6 +133,7 @@ SampleCondition = Annotated[
     SampleFirstFrame
     | SamplePrefix
     | SampleSuffix
+    | SampleKeyframe
     | SampleSpatialCrop
     | SampleMask
     | SampleReference
@@ -138,6 +152,8 @@ class ValidationSample(Strict):
     """Width, height, frames; the section's when not set."""
     seed: int | None = None
     """The section's when not set."""
+    truth: str | None = None
+    """The clip or sound that the sample should come to: shown below it, and measured against it."""
 
     @model_validator(mode="after")
     def _frozen_modality(self) -> ValidationSample:
@@ -174,6 +190,8 @@ class ValidationConfig(Strict):
     """Frames per second."""
     seed: int = 42
     inference_steps: PositiveInt = 30
+    sigmas: Literal["distilled"] | tuple[float, ...] | None = None
+    """Noise levels from 1 to 0 in place of the schedule; distilled: those of the eight steps of distilled models."""
     interval: PositiveInt | None = 100
     """Optimizer steps between validations; null for none."""
     video_cfg_scale: Scale = 3.0

@@ -21,12 +21,13 @@ from ltx_core.model.video_vae.frames import decode_video
 from ltx_core.model.video_vae.tiling import TileSizeConfig
 from ltx_core.model.video_vae.video_vae import VideoDecoder
 from ltx_core.types import Audio, AudioLatentShape, VideoPixelShape
-from ltx_media.audio import fit_duration, read_audio, write_wav
-from ltx_media.contact_sheet import write_contact_sheet
+from ltx_media.audio import fit_duration, probe_sound, read_audio, write_wav
 from ltx_media.fit import resize_and_crop
 from ltx_media.images import is_image, write_png
 from ltx_media.source import Wanted, normalize_source
+from ltx_media.video import probe_video
 from ltx_media.writer import write_video
+from ltx_trainer.comparison import Clip, write_comparison
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.precomputed import read_record
 from ltx_trainer.processing.masks import audio_mask, image_mask, kept_frames, video_mask
@@ -34,6 +35,7 @@ from ltx_trainer.validation_config import (
     SampleAudioToVideo,
     SampleCondition,
     SampleFirstFrame,
+    SampleKeyframe,
     SampleMask,
     SamplePrefix,
     SampleReference,
@@ -86,6 +88,8 @@ class Studio:
                 ),
                 prompt=sample.prompt,
                 pictures=shown_references(sample, sample_shape(config, sample)),
+                references=reference_clips(sample, sample_shape(config, sample)),
+                truth=true_clip(sample, sample_shape(config, sample)),
             )
             for index, sample in enumerate(config.samples)
         ]
@@ -147,8 +151,8 @@ class Studio:
         stem: Path,
         first: int = 1,
         stride: int = 1,
-    ) -> list[Path]:
-        """Decode and write samples as ``<stem>_<i>.mp4`` (png, wav) with a sheet beside each; returns the files.
+    ) -> tuple[list[Path], list[Clip]]:
+        """Decode and write samples as ``<stem>_<i>.mp4`` (png, wav) with a sheet beside each; the files and the clips.
 
         ``first`` and ``stride`` number the samples of a process among those of all.
         """
@@ -163,9 +167,10 @@ class Studio:
                     None if "audio" not in made else decode_audio(made["audio"], decoder, vocoder) for made in latents
                 ]
         paths: list[Path] = []
-        for index, (sample, frames, sound) in enumerate(zip(samples, pictures, sounds, strict=True)):
-            paths += write_sample(stem.with_name(f"{stem.name}_{first + index * stride}"), sample, frames, sound)
-        return paths
+        clips = [Clip(*made) for made in zip((sample.prompt for sample in samples), pictures, sounds, strict=True)]
+        for index, (sample, clip) in enumerate(zip(samples, clips, strict=True)):
+            paths += write_sample(stem.with_name(f"{stem.name}_{first + index * stride}"), sample, clip)
+        return paths, clips
 
     def _pictures(self, decoder: Any, latent: Tensor | None) -> Tensor | None:
         """uint8 frames ``[F, H, W, 3]``."""
@@ -188,7 +193,7 @@ def condition_frames(condition: SampleCondition, shape: VideoPixelShape, files: 
         count = min(condition.num_frames, count)
     scale = condition.downscale_factor if isinstance(condition, SampleReference) else 1
     frames = fitted_frames(path, Wanted(shape.height // scale, shape.width // scale, count, shape.fps, fit="cover"))
-    whole = isinstance(condition, SampleMask | SampleVideoToAudio) or condition.type == "spatial_crop"
+    whole = isinstance(condition, SampleMask | SampleVideoToAudio | SampleKeyframe) or condition.type == "spatial_crop"
     if whole and len(frames) < shape.frames:
         raise MediaError(f"{path}: it holds {len(frames)} frames, {condition.type} needs {shape.frames}")
     frames = frames[: factors.snap_frames(len(frames))]
@@ -243,13 +248,55 @@ def shown_references(sample: ValidationSample, shape: VideoPixelShape) -> dict[i
     for index, condition in enumerate(sample.conditions):
         if isinstance(condition, SampleReference) and condition.include_in_output and condition.video is not None:
             wanted = Wanted(shape.height, shape.width, shape.frames, shape.fps, fit="cover")
-            frames = normalize_source(condition.video, wanted).video[0]
-            shown[index] = ((frames + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
+            shown[index] = shown_frames(condition.video, wanted)
     return shown
 
 
-def write_sample(stem: Path, sample: PreparedSample, frames: Tensor | None, sound: Audio | None) -> list[Path]:
+def shown_frames(path: str, wanted: Wanted) -> Tensor:
+    """Frames of a file as wanted, uint8 ``[F, H, W, 3]``."""
+    frames = normalize_source(path, wanted).video[0]
+    return ((frames + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
+
+
+def reference_clips(sample: ValidationSample, shape: VideoPixelShape) -> tuple[Clip, ...]:
+    """What a sample is given of other clips, for its sheet."""
+    clips = []
+    for condition in sample.conditions:
+        keys = ("video", "audio", "image_or_video")
+        file = next((path for key in keys if (path := getattr(condition, key, None)) is not None), None)
+        if file is not None:
+            clips.append(clip_of(file, f"given: {condition.type}", shape, condition.targets()))
+    return tuple(clips)
+
+
+def true_clip(sample: ValidationSample, shape: VideoPixelShape) -> Clip | None:
+    """What a sample should become."""
+    return None if sample.truth is None else clip_of(sample.truth, "truth", shape)
+
+
+def clip_of(file: str, title: str, shape: VideoPixelShape, only: str | None = None) -> Clip:
+    """A file as a sample of ``shape`` would show it; ``only`` its video or its audio. Raises ``MediaError``."""
+    frames: Tensor | None = None
+    sound = None if only == "video" or is_image(file) else read_audio(file, duration=shape.duration)
+    if only != "audio" and has_pictures(file):
+        frames = shown_frames(file, Wanted(shape.height, shape.width, shape.frames, shape.fps, fit="cover"))
+    return Clip(title, frames, sound)
+
+
+def has_pictures(file: str) -> bool:
+    """Whether a file is a picture or a video rather than sound alone. Raises ``MediaError`` for no media file."""
+    try:
+        probe_video(file)
+    except MediaError:
+        if probe_sound(file) is None:
+            raise
+        return False
+    return True
+
+
+def write_sample(stem: Path, sample: PreparedSample, clip: Clip) -> list[Path]:
     """Write one sample and its sheet. Raises `MediaError` when it cannot be written."""
+    frames, sound = clip.frames, clip.sound
     stem.parent.mkdir(parents=True, exist_ok=True)
     sheet = stem.with_name(f"{stem.name}_sheet.png")
     if frames is None and sound is not None:
@@ -263,7 +310,8 @@ def write_sample(stem: Path, sample: PreparedSample, frames: Tensor | None, soun
         write_video(path, beside(sample.pictures, frames), sample.shape.fps, sound)
     else:
         return []
-    write_contact_sheet(sheet, () if frames is None else [frames], sample.shape.fps, sound, sample.prompt)
+    truth = () if sample.truth is None else (sample.truth,)
+    write_comparison(sheet, (*sample.references, clip, *truth), sample.shape.fps)
     return [path, sheet]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderParams
 from ltx_core.components.noisers import GaussianNoiser
-from ltx_core.components.schedulers import LTX2Scheduler
+from ltx_core.components.schedulers import DISTILLED_SIGMAS, LTX2Scheduler
 from ltx_core.conditioning.item import ConditioningItem
 from ltx_core.conditioning.tools import AudioLatentTools, LatentTools, VideoLatentTools, latent_tools
 from ltx_core.conditioning.types.latent_cond import VideoConditionByLatentIndex
@@ -39,10 +39,12 @@ from ltx_core.types import (
     SpatioTemporalScaleFactors,
     VideoPixelShape,
 )
+from ltx_trainer.comparison import Clip
 from ltx_trainer.validation_config import (
     SampleAudioToVideo,
     SampleCondition,
     SampleFirstFrame,
+    SampleKeyframe,
     SampleMask,
     SamplePrefix,
     SampleReference,
@@ -74,6 +76,8 @@ class PreparedSample:
     conditions: tuple[EncodedCondition, ...] = ()
     prompt: str = ""
     pictures: Mapping[int, Tensor] = field(default_factory=dict)  # condition index -> its frames, to show beside
+    references: tuple[Clip, ...] = ()  # what it was given, for the sheet
+    truth: Clip | None = None  # what it should become
 
 
 @dataclass(frozen=True)
@@ -156,12 +160,23 @@ class ValidationSampler:
             starts[name] = StreamStart(tools, items=[conditioning_item(encoded, tools) for encoded in own])
         return starts
 
+    def given(self, sample: PreparedSample) -> Tensor | None:
+        """Which cells of the video latent ``[F, H, W]`` conditions hold as they are; None for no video."""
+        start = self.starts(sample).get("video")
+        if start is None:
+            return None
+        grid = start.tools.target_shape.to_torch_shape()[2:]
+        mask = start.condition(self.device, self.dtype).denoise_mask[0, : grid.numel(), 0]
+        return (mask == 0).reshape(grid).cpu()
+
     def guiders(self, sample: PreparedSample, starts: Mapping[str, StreamStart]) -> dict[str, MultiModalGuider]:
         """Guidance of every stream: none when it is frozen, none towards a stream that is not there."""
         return {name: self._guider(name, sample, len(starts)) for name, start in starts.items() if not start.frozen}
 
     def sigmas(self) -> Tensor:
-        """The schedule of generation: the shift of 4096 tokens, whatever the size."""
+        """The schedule of generation: the shift of 4096 tokens, whatever the size; or the levels that were given."""
+        if (given := self.config.sigmas) is not None:
+            return torch.tensor(DISTILLED_SIGMAS if given == "distilled" else given)
         return LTX2Scheduler().execute(steps=self.config.inference_steps)
 
     @property
@@ -208,6 +223,9 @@ def conditioning_item(encoded: EncodedCondition, tools: LatentTools[Any]) -> Con
         case SampleSuffix():
             kept = latent[:, :, -shape.frames :]
             return VideoConditionByLatentIndex(kept, latent_idx=shape.frames - kept.shape[2])
+        case SampleKeyframe():
+            place = range(shape.frames)[condition.latent_index]
+            return VideoConditionByLatentIndex(latent[:, :, place : place + 1], latent_idx=place)
         case SampleSpatialCrop():
             return VideoConditionByMask(latent, crop_mask(condition, tools)[None])
         case SampleMask() if encoded.mask is not None:
@@ -266,6 +284,12 @@ def check_samples(config: ValidationConfig, factors: SpatioTemporalScaleFactors,
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
         for condition in sample.conditions:
+            latent_frames = factors.latent_frames(shape.frames)
+            if isinstance(condition, SampleKeyframe) and condition.latent_index not in range(
+                -latent_frames, latent_frames
+            ):
+                given = f"{where}: keyframe latent_index is {condition.latent_index}"
+                raise ConfigError(f"{given}, the sample has {latent_frames} latent frames")
             if condition.targets() not in streams:
                 raise ConfigError(f"{where}: {condition.type} conditions the {condition.targets()}, which is not there")
             count = getattr(condition, "num_frames", None)

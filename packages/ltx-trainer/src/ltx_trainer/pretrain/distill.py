@@ -1,38 +1,21 @@
-"""A step-distilled LoRA: the student follows the teacher's guided trajectory in the few steps of the distilled sigmas.
-
-For a step from sigma_i to sigma_(i+1) of the schedule, clean latents are noised to sigma_i, the frozen teacher walks to
-sigma_(i+1) in several guided Euler steps, and the student's one unguided velocity is to land where the teacher did.
-"""
+"""A step-distilled LoRA of a transformer that was trained from nothing: `ltx_trainer.distillation` on its batches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ltx_core.components.schedulers import DISTILLED_SIGMAS
+from ltx_trainer.distillation import DistillSettings, adapters_off, teacher_targets
 from ltx_trainer.draws import Draws, step_draws
-from ltx_trainer.lora import LoraSettings, add_lora, lora_layers, lora_tensors, save_lora
+from ltx_trainer.lora import LoraSettings, add_lora, lora_tensors, save_lora
 from ltx_trainer.pretrain.data import Examples
 from ltx_trainer.pretrain.task import PretrainTask
 from ltx_trainer.pretrain.transformer import HELD_OUT_SEED, Judge, TransformerTrainer, pick
-from ltx_trainer.training_strategies.inputs import ModalityInputs, TrainingInputs
-
-Contexts = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class DistillSettings:
-    """The teacher's guidance and how finely it walks."""
-
-    guidance_scale: float = 3.0
-    substeps: int = 3
-    sigmas: tuple[float, ...] = DISTILLED_SIGMAS
 
 
 class Distiller(nn.Module):
@@ -59,36 +42,12 @@ class Distiller(nn.Module):
         with torch.no_grad():
             contexts = self.trainer.contexts(batch)
             empty = {"input_ids": batch["empty_ids"], "attention_mask": batch["empty_mask"]}
-            ends = self.walk(inputs, (sigma, after), contexts, self.trainer.contexts(empty))
+            both = contexts, self.trainer.contexts(empty)
+            with adapters_off(self.trainer.transformer):
+                targets = teacher_targets(self.trainer.predict, inputs, (sigma, after), both, self.settings)
         velocities = self.trainer.predict(inputs, contexts)
-        losses = {}
-        for name, velocity in velocities.items():
-            target = (inputs.modalities[name].latent - ends[name]) / (sigma - after)
-            losses[f"loss_{name}"] = (velocity - target).square().mean()
+        losses = {f"loss_{name}": (velocity - targets[name]).square().mean() for name, velocity in velocities.items()}
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
-
-    def walk(
-        self, inputs: TrainingInputs, span: tuple[float, float], contexts: Contexts, empty: Contexts
-    ) -> dict[str, Tensor]:
-        """Where the guided teacher is at the end of a span of sigmas, by modality."""
-        levels = torch.linspace(*span, self.settings.substeps + 1).tolist()
-        scale = self.settings.guidance_scale
-        self.set_student(False)
-        for level, following in pairwise(levels):
-            inputs = at_level(inputs, level)
-            found, unguided = (self.trainer.predict(inputs, context) for context in (contexts, empty))
-            moved = {
-                name: replace(m, latent=m.latent + (following - level) * torch.lerp(unguided[name], found[name], scale))
-                for name, m in inputs.modalities.items()
-            }
-            inputs = replace(inputs, modalities=moved)
-        self.set_student(True)
-        return {name: modality.latent for name, modality in inputs.modalities.items()}
-
-    def set_student(self, on: bool) -> None:
-        """Switch the adapter on or off."""
-        for _, layer in lora_layers(self.trainer.transformer):
-            layer.scale = 1.0 if on else 0.0
 
 
 class DistillTask(PretrainTask):
@@ -131,19 +90,6 @@ def export_lora(
     """Write the adapter of a network, whose alpha is its rank."""
     said = {"lora_rank": str(rank), "lora_alpha": str(rank), **(metadata or {})}
     return save_lora(path, lora_tensors(network, weights), torch.bfloat16, said)
-
-
-def at_level(inputs: TrainingInputs, sigma: float) -> TrainingInputs:
-    """The same tokens, said to be at another noise level."""
-
-    def moved(modality: ModalityInputs) -> ModalityInputs:
-        return replace(
-            modality,
-            sigma=torch.full_like(modality.sigma, sigma),
-            timesteps=torch.full_like(modality.timesteps, sigma),
-        )
-
-    return replace(inputs, modalities={name: moved(modality) for name, modality in inputs.modalities.items()})
 
 
 def block_linears(trainer: TransformerTrainer) -> Sequence[str]:

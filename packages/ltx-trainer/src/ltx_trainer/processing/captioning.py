@@ -12,12 +12,11 @@ from pathlib import Path
 from ltx_core.errors import ConfigError, LtxError
 from ltx_core.textfiles import lines_of, read_text
 from ltx_media.images import IMAGE_SUFFIXES
-from ltx_trainer.processing.metadata import read_records
+from ltx_trainer.processing.metadata import VIDEO_SUFFIXES, read_records
 from ltx_trainer.processing.progress import progress
 
 Captioner = Callable[[Path], str]
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 SAVE_EVERY = 5  # captions between writes of the output
 CAPTION, MEDIA = "caption", "media_path"
 

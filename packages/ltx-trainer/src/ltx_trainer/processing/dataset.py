@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ltx_core.errors import ConfigError
-from ltx_trainer.config import PRECOMPUTED
+from ltx_trainer.data_config import records_root
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.precomputed import ROLES_OF, listed_rows, read_inputs, record_path
 from ltx_trainer.processing.audio_stages import audio_mask_stage, audio_reference_stage, audio_stage, has_sound
@@ -48,7 +48,7 @@ def process_dataset(
     """
     rows = read_rows(metadata, *columns)
     parts = parts or (CAPTIONS, VIDEO, AUDIO)
-    work = Workspace(output or metadata.parent / PRECOMPUTED, models, options, models.scale_factors())
+    work = Workspace(output or records_root(metadata), models, options, models.scale_factors())
     if VIDEO in parts:
         work = with_buckets(work, rows, buckets)
     if not rank():
@@ -87,7 +87,7 @@ def check_dataset(
 
     Other tables of the same folder keep their records. Raises `ConfigError` for a table that cannot be read.
     """
-    rows, root = read_rows(metadata, *columns), output or metadata.parent / PRECOMPUTED
+    rows, root = read_rows(metadata, *columns), output or records_root(metadata)
     stale, missing = [], []
     for directory, roles in ROLES_OF.items():
         if not (root / directory).is_dir():

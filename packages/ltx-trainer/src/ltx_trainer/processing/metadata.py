@@ -10,6 +10,7 @@ from typing import Any
 
 from ltx_core.errors import ConfigError
 from ltx_core.textfiles import read_csv, read_json, read_json_lines, read_text
+from ltx_media.images import IMAGE_SUFFIXES
 
 # What a column means, with the names it may have, the usual one first.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -22,6 +23,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "caption": ("caption",),
 }
 FORMATS = (".csv", ".json", ".jsonl")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,16 @@ class Row:
 
 
 def read_rows(path: str | Path, video_column: str | None = None, caption_column: str | None = None) -> list[Row]:
-    """The examples a metadata file lists; two with the same video are two examples.
+    """The examples a metadata file lists, or a folder of clips with captions; two with one video are two examples.
 
     The two columns may be named; others go by convention and unknown ones are ignored. Raises `ConfigError` for files
     that hold no row or lack the caption, or both video and audio.
     """
     path = Path(path)
-    records = read_records(path)
+    if path.is_dir():
+        path, records = folder_records(path)
+    else:
+        records = read_records(path)
     columns = list(dict.fromkeys(name for record in records for name in record))
     for given in (video_column, caption_column):
         if given is not None and given not in columns:
@@ -68,6 +73,31 @@ def read_rows(path: str | Path, video_column: str | None = None, caption_column:
             row, again = replace(row, stem=rows[row.stem].stem.with_name(f"{row.target.stem}+{again}")), again + 1
         rows[row.stem] = row
     return list(rows.values())
+
+
+def folder_records(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """The table in a folder, or else a row for every clip with the text of the file beside it that ends with .txt.
+
+    Also a path that the rows are relative to. Raises `ConfigError` where there is neither, or more than one table.
+    """
+    tables = [path for path in sorted(folder.glob("[!.]*.*")) if path.suffix.lower() in FORMATS]
+    if len(tables) == 1:
+        return tables[0], read_records(tables[0])
+    if tables:
+        raise ConfigError(f"{folder} holds {len(tables)} tables, name one: {', '.join(path.name for path in tables)}")
+    media = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)]
+    media = [path for path in media if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if not media:
+        raise ConfigError(f"{folder} holds no clip, expected files that end with {', '.join(VIDEO_SUFFIXES)}")
+    texts = {path: path.with_suffix(".txt") for path in media}
+    found = {path: read_text(text).strip() for path, text in texts.items() if text.is_file()}
+    if not found:
+        raise ConfigError(
+            f"{folder} holds {len(media)} clips and no caption, expected {texts[media[0]].name} beside "
+            f"{media[0].name}; `ltx dataset caption` writes first drafts"
+        )
+    rows = [{"video": str(path.relative_to(folder)), "caption": found.get(path, "")} for path in media]
+    return folder / "captions.txt", rows
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

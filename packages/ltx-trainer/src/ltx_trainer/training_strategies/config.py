@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
+
+from ltx_core.components.schedulers import DISTILLED_SIGMAS
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -102,15 +105,14 @@ class ModalityConfig(Strict):
                 yield condition.mask_dir
 
 
-class FlexibleConfig(Strict):
-    """Any mix of generated and frozen modalities with conditions."""
+class _Modalities(Strict):
+    """What is made and what is given."""
 
-    name: Literal["flexible"]
     video: ModalityConfig | None = None
     audio: ModalityConfig | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> FlexibleConfig:
+    def _check(self) -> Self:
         if not any(m is not None and m.is_generated for m in (self.video, self.audio)):
             raise ValueError("at least one of video and audio needs is_generated: true")
         for condition in self.audio.conditions if self.audio else ():
@@ -131,6 +133,31 @@ class FlexibleConfig(Strict):
         for name, modality in (("video", self.video), ("audio", self.audio)):
             if modality is not None:
                 yield name, modality
+
+
+class FlexibleConfig(_Modalities):
+    """Any mix of generated and frozen modalities with conditions."""
+
+    name: Literal["flexible"]
+
+
+class DistillationConfig(_Modalities):
+    """An adapter that does in the few steps of ``sigmas`` what the guided model does in many."""
+
+    name: Literal["distillation"]
+    guidance_scale: float = Field(default=3.0, ge=1.0)
+    """What the teacher, the model without the adapter, is guided with."""
+    substeps: PositiveInt = 3
+    """Of the teacher in one step of the student."""
+    sigmas: tuple[float, ...] = DISTILLED_SIGMAS
+    """Noise levels of the student's steps, from 1 to 0."""
+
+    @field_validator("sigmas")
+    @classmethod
+    def _falling(cls, sigmas: tuple[float, ...]) -> tuple[float, ...]:
+        if len(sigmas) < 2 or any(later >= sigma for sigma, later in pairwise(sigmas)) or sigmas[-1] != 0:
+            raise ValueError(f"sigmas are {list(sigmas)}, expected falling ones that end with 0")
+        return sigmas
 
 
 class TextToVideoConfig(Strict):
@@ -164,6 +191,7 @@ def _tag(value: Any) -> str:
 
 StrategyConfig = Annotated[
     Annotated[FlexibleConfig, Tag("flexible")]
+    | Annotated[DistillationConfig, Tag("distillation")]
     | Annotated[TextToVideoConfig, Tag("text_to_video")]
     | Annotated[VideoToVideoConfig, Tag("video_to_video")],
     Discriminator(_tag),

@@ -15,9 +15,10 @@ from torch import Tensor
 from ltx_core.errors import ConfigError
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_trainer.draws import Draws
-from ltx_trainer.timestep_samplers import TimestepSampler
+from ltx_trainer.timestep_samplers import NoiseLevels
 from ltx_trainer.training_strategies.config import (
     Condition,
+    DistillationConfig,
     FirstFrame,
     FlexibleConfig,
     Keyframe,
@@ -50,7 +51,7 @@ from ltx_trainer.training_strategies.inputs import (
 class Strategy:
     """What all strategies share: the sampler of noise levels, the VAE's factors, the loss."""
 
-    sampler: TimestepSampler
+    sampler: NoiseLevels
     scale_factors: SpatioTemporalScaleFactors
 
     def prepare_training_inputs(self, batch: Batch, draws: Draws) -> TrainingInputs:
@@ -81,7 +82,7 @@ class Strategy:
 class FlexibleStrategy(Strategy):
     """Any mix of generated and frozen modalities with conditions."""
 
-    config: FlexibleConfig
+    config: FlexibleConfig | DistillationConfig
 
     def prepare_training_inputs(self, batch: Batch, draws: Draws) -> TrainingInputs:
         modalities: dict[str, ModalityInputs] = {}
@@ -191,10 +192,10 @@ class VideoToVideoStrategy(Strategy):
         return TrainingInputs({"video": video}, (spatial, 1))
 
 
-def make_strategy(config: StrategyConfig, sampler: TimestepSampler, factors: SpatioTemporalScaleFactors) -> Strategy:
+def make_strategy(config: StrategyConfig, sampler: NoiseLevels, factors: SpatioTemporalScaleFactors) -> Strategy:
     """The strategy of a ``training_strategy`` section."""
     match config:
-        case FlexibleConfig():
+        case FlexibleConfig() | DistillationConfig():
             return FlexibleStrategy(sampler, factors, config)
         case TextToVideoConfig():
             return TextToVideoStrategy(sampler, factors, config)

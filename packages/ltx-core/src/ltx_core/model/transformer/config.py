@@ -15,6 +15,19 @@ LTX2_CLASS = "AVTransformer3DModel"
 LTX_VIDEO_CLASS = "Transformer3DModel"
 STREAMS = ("video", "audio")
 
+#: Parameters whose names contain one of these keep their precision when the rest is quantised.
+SENSITIVE = (
+    "patchify_proj",
+    "proj_out",
+    "adaln",
+    "caption_projection",
+    "scale_shift_table",
+    "keyframes_abs_pos_embedding",
+    "to_gate_logits",
+    "q_norm",
+    "k_norm",
+)
+
 #: What the networks are written for; a checkpoint that says otherwise is refused.
 COMMON_CONSTANTS: Mapping[str, Any] = {
     "dropout": 0.0,

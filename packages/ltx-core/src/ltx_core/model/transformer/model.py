@@ -49,7 +49,7 @@ from ltx_core.model.transformer.block import (
     TransformerBlock,
     modulation_table,
 )
-from ltx_core.model.transformer.config import StreamConfig, TransformerConfig
+from ltx_core.model.transformer.config import SENSITIVE, StreamConfig, TransformerConfig
 from ltx_core.model.transformer.feed_forward import TextProjection
 from ltx_core.model.transformer.masks import context_bias
 from ltx_core.model.transformer.modality import (
@@ -93,17 +93,7 @@ class LTXModel(nn.Module):
     #: Classes whose modules stay whole when the model is sharded.
     NO_SPLIT_MODULES: ClassVar[tuple[str, ...]] = ("TransformerBlock",)
     #: Parameters whose names contain one of these keep their precision when the rest is quantised.
-    SENSITIVE: ClassVar[tuple[str, ...]] = (
-        "patchify_proj",
-        "proj_out",
-        "adaln",
-        "caption_projection",
-        "scale_shift_table",
-        "keyframes_abs_pos_embedding",
-        "to_gate_logits",
-        "q_norm",
-        "k_norm",
-    )
+    SENSITIVE: ClassVar[tuple[str, ...]] = SENSITIVE
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

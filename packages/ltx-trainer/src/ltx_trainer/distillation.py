@@ -1,0 +1,149 @@
+"""Step distillation: a student follows the guided trajectory of its teacher in the few steps of a schedule.
+
+For a step from sigma_i to sigma_(i+1) of the schedule, clean latents are noised to sigma_i, the frozen teacher walks to
+sigma_(i+1) in several guided Euler steps, and the student's one unguided velocity is to land where the teacher did.
+Teacher and student are one network: with the adapter on it is the student, with the adapter off the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from ltx_core.components.schedulers import DISTILLED_SIGMAS
+from ltx_trainer.draws import Draws
+from ltx_trainer.held_out import FixedSigma
+from ltx_trainer.lora import lora_layers
+from ltx_trainer.training_strategies.inputs import Batch, ModalityInputs, TrainingInputs
+from ltx_trainer.transformer_task import TransformerObjective, examples_with, mean_losses, to_device
+
+Contexts = Mapping[str, Tensor]
+Predict = Callable[[TrainingInputs, Contexts], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """The teacher's guidance and how finely it walks."""
+
+    guidance_scale: float = 3.0
+    substeps: int = 3
+    sigmas: tuple[float, ...] = DISTILLED_SIGMAS
+
+
+def teacher_targets(
+    predict: Predict,
+    inputs: TrainingInputs,
+    span: tuple[float, float],
+    contexts: tuple[Contexts, Contexts],
+    settings: DistillSettings,
+) -> dict[str, Tensor]:
+    """Velocities ``[B, T, C]`` that lead in one step to where the guided teacher is at the end of a span of sigmas.
+
+    ``contexts`` are those of the captions and of the empty caption. What is given stays where it is.
+    """
+    levels = torch.linspace(*span, settings.substeps + 1).tolist()
+    moving = inputs
+    for level, following in pairwise(levels):
+        moving = at_level(moving, level)
+        found, unguided = (predict(moving, context) for context in contexts)
+        moved = {}
+        for name, modality in moving.modalities.items():
+            velocity = torch.lerp(unguided[name], found[name], settings.guidance_scale)
+            step = torch.where(modality.timesteps.unsqueeze(-1) > 0, (following - level) * velocity, 0.0)
+            moved[name] = replace(modality, latent=modality.latent + step)
+        moving = replace(moving, modalities=moved)
+    return {
+        name: (inputs.modalities[name].latent - modality.latent) / (span[0] - span[1])
+        for name, modality in moving.modalities.items()
+    }
+
+
+def at_level(inputs: TrainingInputs, sigma: float) -> TrainingInputs:
+    """The same tokens, said to be at another noise level; what is given stays at 0."""
+
+    def moved(modality: ModalityInputs) -> ModalityInputs:
+        level = modality.sigma.new_tensor(sigma)
+        return replace(
+            modality,
+            sigma=torch.where(modality.sigma > 0, level, modality.sigma),
+            timesteps=torch.where(modality.timesteps > 0, level, modality.timesteps),
+        )
+
+    return replace(inputs, modalities={name: moved(modality) for name, modality in inputs.modalities.items()})
+
+
+@contextmanager
+def adapters_off(network: nn.Module) -> Iterator[None]:
+    """The network without its adapters for a while."""
+    layers = [layer for _, layer in lora_layers(network)]
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True
+
+
+@dataclass(frozen=True)
+class StepSampler:
+    """The noise levels that a schedule's steps begin at, each as often."""
+
+    sigmas: tuple[float, ...]
+
+    def sample(self, draws: Draws, batch: int, tokens: int) -> Tensor:
+        """One level for the whole batch: ``[B]``."""
+        place = min(int(float(draws.rand(())) * (len(self.sigmas) - 1)), len(self.sigmas) - 2)
+        return torch.full((batch,), self.sigmas[place])
+
+
+class DistillObjective(TransformerObjective):
+    """A `TransformerObjective` whose targets are where the guided teacher goes."""
+
+    settings = DistillSettings()
+
+    def follow(self, settings: DistillSettings) -> DistillObjective:
+        """Learn the steps of ``settings``, each as often."""
+        self.settings, self.levels = settings, settings.sigmas[:-1]
+        self.strategy = replace(self.strategy, sampler=StepSampler(settings.sigmas))
+        return self
+
+    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        device = next(self.transformer.parameters()).device
+        batch = {key: to_device(source, device) for key, source in batch.items()}
+        asked, sigmas = float(self.strategy.sampler.sample(draws, 1, 0)), self.settings.sigmas
+        place = min(range(len(sigmas) - 1), key=lambda index: abs(sigmas[index] - asked))
+        span = sigmas[place], sigmas[place + 1]
+        strategy = replace(self.strategy, sampler=FixedSigma(span[0]))
+        inputs = strategy.prepare_training_inputs(batch, draws)
+        self._keep_reference_factors(inputs.reference_factors)
+        contexts = self.contexts(batch["conditions"])
+        with torch.no_grad(), adapters_off(self.transformer):
+            empty = self.contexts(self._empty(batch))
+            targets = teacher_targets(self.predict, inputs, span, (contexts, empty), self.settings)
+        inputs = replace(inputs, modalities={n: with_target(m, targets[n]) for n, m in inputs.modalities.items()})
+        losses = strategy.compute_loss(self.predict(inputs, contexts), inputs)
+        self.observed = {name: examples_with(inputs.modalities[name], loss) for name, loss in losses.modalities.items()}
+        return {"loss": losses.total.mean(), **mean_losses(losses, inputs)}
+
+    def _empty(self, batch: Batch) -> Mapping[str, Tensor]:
+        """The empty caption for every example of a batch."""
+        assert self.empty_caption is not None
+        count = len(batch["conditions"]["prompt_attention_mask"])
+        return {
+            name: value.expand(count, *value.shape)
+            for name, value in self.empty_caption.items()
+            if isinstance(value, Tensor)
+        }
+
+
+def with_target(modality: ModalityInputs, velocity: Tensor) -> ModalityInputs:
+    """A modality with another target for its own tokens; one without a loss stays without."""
+    if modality.targets is None:
+        return modality
+    return replace(modality, targets=velocity[:, -modality.targets.shape[1] :])
