@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from ltx_pipelines.cli.fields import every_option
 from ltx_studio.guard import LOOPBACK, Limits
 from ltx_studio.server import Settings, create_app
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 100
 SMALL = {"prompt": "a ball", "num_frames": 9}
+FINE = {"pipeline": "x", "size": "1x1", "frames": 1, "fps": 1, "seconds": 1, "steps": 1, "text": ""}
+FOREIGN = (
+    "/etc/passwd",
+    "../../secret",
+    "..%2f..%2fsecret",
+    "file:///etc/passwd",
+    "http://example.com/x",
+    "upload_../../x",
+)
 
 
 def client_of(folder: Path, **settings: object) -> TestClient:
@@ -21,9 +34,16 @@ def client_of(folder: Path, **settings: object) -> TestClient:
 
 
 @pytest.fixture
-def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
-    monkeypatch.setattr("ltx_studio.planner.Planner.check", lambda self, request: None)
-    with client_of(tmp_path) as client:
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What reaches the planning process, which is not there: every request is fine."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("ltx_studio.planner.Planner._ask", lambda self, request: asked.append(request) or FINE)
+    return asked
+
+
+@pytest.fixture
+def client(tmp_path: Path, planned: list[dict[str, Any]]) -> Iterator[TestClient]:
+    with client_of(tmp_path, limits=Limits(creates_per_minute=10**6)) as client:
         yield client
 
 
@@ -63,19 +83,103 @@ def test_uploads_are_known_by_their_content(client: TestClient, tmp_path: Path) 
     lying = client.post("/v1/uploads", files={"file": ("x.png", b"MZ" + b"\0" * 80)})
     assert lying.status_code == 400 and "no picture" in lying.json()["error"]["message"]
     form = client.post("/v1/videos", data={"prompt": "x"}, files={"input_reference": ("a.png", PNG, "image/png")})
-    assert form.json()["ltx"]["request"]["images"][0][0].startswith("upload_")
+    assert form.json()["ltx"]["request"]["images"][0]["path"].startswith("upload_")
 
 
-@pytest.mark.parametrize(
-    "field", ["images", "video_path", "audio_path", "loras", "gemma_root", "checkpoint_path", "output"]
-)
-@pytest.mark.parametrize("value", ["/etc/passwd", "../../secret", "http://example.com/x", "upload_../../x"])
-def test_no_path_of_a_client_is_opened(tmp_path: Path, field: str, value: str) -> None:
-    with client_of(tmp_path) as client:
-        given = [value] if field in ("images", "loras") else value
-        answer = client.post("/v1/videos", json={**SMALL, field: given})
-        assert answer.status_code == 400, answer.text
-        assert client.get("/v1/videos").json()["data"] == []
+def spellings() -> list[str]:
+    """Every name a field of a request goes by."""
+    flags = (flag.lstrip("-") for one in every_option().values() for flag in one.spellings)
+    return sorted({*every_option(), *flags, "pipeline", "input_reference"})
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from strings(one)
+    elif isinstance(value, str):
+        yield value
+
+
+def test_no_path_of_a_client_is_opened(client: TestClient, planned: list[dict[str, Any]]) -> None:
+    path = FOREIGN[0]
+    shapes = ([path], [[path, 0]], {"path": path}, [{"path": path}], *FOREIGN)
+    for name in spellings():
+        for given in shapes:
+            answer = client.post("/v1/plan", json={"prompt": "a ball", name: given})
+            assert answer.status_code in (200, 400), (name, given, answer.text)
+    texts = {"prompt", "negative_prompt", "background", "quantization"}  # the last two are names of things
+    for request in planned:
+        found = {text for name, value in request.items() if name not in texts for text in strings(value)}
+        assert not found & set(FOREIGN), request
+    for name in ("image", "video-path", "input_reference", "lora", "gemma-root", "checkpoint-path", "output"):
+        assert client.post("/v1/videos", json={"prompt": "a ball", name: path}).status_code == 400, name
+
+
+def test_nothing_is_imported_or_downloaded_for_a_client(client: TestClient, planned: list[dict[str, Any]]) -> None:
+    for field in ({"pipeline": "antigravity:Flight"}, {"model": "Lightricks/LTX-2"}, {"model": "/models/x"}):
+        for route in ("/v1/videos", "/v1/plan"):
+            answer = client.post(route, json={**SMALL, **field})
+            assert answer.status_code == 400 and "expected one of" in answer.json()["error"]["message"]
+    assert "antigravity" not in sys.modules and not planned
+
+
+@pytest.mark.parametrize("job", ["..", "%2e%2e%2f%2e%2e%2fetc", "video_../../x", "*", "video_" + "0" * 32, "x" * 5000])
+def test_no_id_leads_elsewhere(client: TestClient, job: str) -> None:
+    for method, route in (("GET", ""), ("GET", "/content"), ("DELETE", ""), ("POST", "/cancel")):
+        assert client.request(method, f"/v1/videos/{job}{route}").status_code in (404, 405), (method, route)
+    made = client.post("/v1/videos", json=SMALL).json()["id"]
+    assert client.get(f"/v1/videos/{made}/content", params={"variant": "../../jobs.sqlite"}).status_code == 400
+
+
+def test_bodies_that_lie_or_never_end_are_cut_off(tmp_path: Path) -> None:
+    sent = []
+
+    def endless(head: bytes) -> Iterator[bytes]:
+        yield head
+        while len(sent) < 1000:
+            sent.append(1)
+            yield b"x" * 1000
+
+    begun = b'--b\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\n\r\n' + PNG
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    with client_of(tmp_path, limits=Limits(upload_bytes=50_000, body_bytes=5000)) as client:
+        for route, head, headers in (("uploads", begun, form), ("videos", b'{"prompt": "', {}), ("plan", b"{", {})):
+            sent.clear()
+            answer = client.post(f"/v1/{route}", content=endless(head), headers=headers)
+            assert answer.status_code == 413, (route, answer.text)
+        for length in ("99999999999999999999999", "-1", "1e3", "\u0661"):
+            assert (
+                client.post("/v1/plan", content=b"{}", headers={"content-length": length.encode()}).status_code == 413
+            )
+        deep = client.post("/v1/plan", content=b"[" * 4000)
+        assert deep.status_code == 400
+    assert not list(tmp_path.glob("uploads/*"))
+
+
+def test_a_full_folder_keeps_favourites_and_what_is_needed(tmp_path: Path, planned: list[dict[str, Any]]) -> None:
+    with client_of(tmp_path, limits=Limits(quota_bytes=400_000)) as client:
+        studio = client.app.state.studio
+        for name in ("old", "kept", "new"):
+            job = client.post("/v1/videos", json={**SMALL, "prompt": name}).json()["id"]
+            studio.store.claim("w")
+            studio.files.job(job).mkdir(parents=True)
+            (studio.files.job(job) / "clip.mp4").write_bytes(b"x" * 120_000)
+            studio.store.end(job, "completed", facts={"file": "clip.mp4"})
+            client.post(f"/v1/videos/{job}/favourite", params={"on": name == "kept"})
+        upload = client.post("/v1/uploads", files={"file": ("a.png", PNG)}).json()["name"]
+        (tmp_path / "uploads" / upload).write_bytes(PNG + b"x" * 100_000)
+        left = [
+            one["prompt"] for one in client.post("/v1/videos", json=SMALL) and client.get("/v1/videos").json()["data"]
+        ]
+        assert left == ["a ball", "new", "kept"], "the oldest goes first, but for favourites"
+        assert (tmp_path / "uploads" / upload).is_file(), "it was sent just now"
+        os.utime(tmp_path / "uploads" / upload, (0, 0))
+        (tmp_path / "uploads" / "filling").write_bytes(b"x" * 390_000)
+        full = client.post("/v1/videos", json=SMALL)
+        assert full.status_code == 507 and "delete clips" in full.json()["error"]["message"]
+        assert not (tmp_path / "uploads" / upload).exists()
+        assert [one["prompt"] for one in client.get("/v1/videos").json()["data"]] == ["a ball", "kept"]
 
 
 def test_host_key_and_size_are_checked(tmp_path: Path) -> None:
@@ -86,14 +190,13 @@ def test_host_key_and_size_are_checked(tmp_path: Path) -> None:
         assert client.get("/healthz").status_code == 200
         evil = client.get("/v1/videos", headers={"host": "evil.example", "authorization": "Bearer secret"})
         assert evil.status_code == 421
-        large = client.post("/v1/uploads", content=b"x" * 2000, headers={"authorization": "Bearer secret"})
+        large = client.post("/v1/uploads", files={"file": b"x" * 2000}, headers={"authorization": "Bearer secret"})
         assert large.status_code == 413
         page = client.get("/")
         assert "default-src 'self'" in page.headers["content-security-policy"]
 
 
-def test_too_many_are_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltx_studio.planner.Planner.check", lambda self, request: None)
+def test_too_many_are_turned_away(tmp_path: Path, planned: list[dict[str, Any]]) -> None:
     with client_of(tmp_path, limits=Limits(creates_per_minute=3)) as client:
         codes = [client.post("/v1/videos", json=SMALL).status_code for _ in range(5)]
         assert codes == [200, 200, 200, 429, 429]

@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
+import struct
 import time
-import urllib.request
-from collections.abc import Iterator
+import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.studio_server import ask, processes_of, served, wait_for
 
 PROMPT = "a small red ball bounces on a blue background with a low knock"
+HUGE_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+HUGE_PNG += struct.pack(">I", zlib.crc32(HUGE_PNG[12:])) + b"\0\0\0\0IEND\xaeB`\x82"  # says 10 GB, holds nothing
 SMALLEST: dict[str, Any] = {"num_frames": 9, "height": 64, "width": 64, "num_inference_steps": 2}
-
-
-@contextmanager
-def served(data: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A running server and its address."""
-    command = [sys.executable, "-c", "from ltx_pipelines.cli import main; main()", "serve"]
-    line = [*command, "--port", "0", "--data", str(data), "--no-browser", *options]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
-    assert process.stdout is not None
-    said = process.stdout.readline()
-    address = said.split(" at ")[1].split()[0]
-    try:
-        wait_for(lambda: answers(f"{address}/healthz"), 60)
-        yield address, process
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
-
-
-def wait_for(what: Any, seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"nothing came in {seconds} s")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -84,6 +49,9 @@ def test_openais_client_makes_and_deletes_clips(tmp_path: Path) -> None:
         with pytest.raises(openai.NotFoundError):
             client.videos.retrieve(long.id)
         assert client.videos.delete(video.id).deleted
+        for name, lie in (("x.png", HUGE_PNG), ("x.wav", b"RIFF    WAVEfmt nonsense"), ("x.mp4", b"MZ" * 40)):
+            with pytest.raises(openai.BadRequestError, match=r"too many pixels|cannot read sound|no picture"):
+                client.videos.create(prompt=PROMPT, model="tiny", input_reference=(name, lie))
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).videos.list()
 
@@ -100,27 +68,13 @@ def test_what_a_dead_worker_had_is_made_by_the_next(tmp_path: Path) -> None:
 
     with served(tmp_path) as (address, _):
         store = Store(tmp_path)
-        jobs = [store.get(ask(address, seed=n)["id"]) for n in range(3)]
+        jobs = [store.get(ask(address, prompt=PROMPT, **SMALLEST, seed=n)["id"]) for n in range(3)]
         wait_for(lambda: any(store.get(job.id).status == "in_progress" for job in jobs), 120)
-        for pid in workers_of(tmp_path):
+        for pid in processes_of("ltx_studio.worker", str(tmp_path)):
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda: all(store.get(job.id).ended for job in jobs), 240)
         assert [store.get(job.id).status for job in jobs] == ["completed"] * 3
         assert sorted(store.get(job.id).attempts for job in jobs) == [1, 1, 2]
-
-
-def ask(address: str, **more: Any) -> dict[str, Any]:
-    """Put a clip into the queue."""
-    body = json.dumps({"prompt": PROMPT, **SMALLEST, **more}).encode()
-    asked = urllib.request.Request(f"{address}/v1/videos", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(asked, timeout=90) as answer:
-        return json.load(answer)
-
-
-def workers_of(data: Path) -> list[int]:
-    """Processes of workers on a data folder."""
-    found = subprocess.run(["pgrep", "-f", f"ltx_studio.worker worker-0 {data}"], capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,12 +116,15 @@ def video_of(job: Job, waiting: int = 0) -> Video:
 
 def request_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The request of our schema from OpenAI's fields and ours. Raises `ConfigError`."""
-    given = {RENAMED.get(name, name): value for name, value in fields.items() if value is not None and name != "model"}
+    given = {RENAMED.get(name, name): value for name, value in fields.items() if value is not None}
+    if not given.get("model"):
+        given.pop("model", None)
     if "duration" in given:
         given["duration"] = _number(given["duration"], "seconds")
     if (size := given.pop("size", None)) not in (None, "", "auto"):
-        width, _, height = str(size).partition("x")
-        given |= {"width": int(_number(width, "size")), "height": int(_number(height, "size"))}
+        if (sides := re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(size))) is None:
+            raise ConfigError(f"size is {str(size)[:40]!r}, expected WIDTHxHEIGHT such as 768x512")
+        given |= {"width": int(sides[1]), "height": int(sides[2])}
     if (reference := given.pop("input_reference", None)) is not None:
         given |= _reference(reference)
     return given

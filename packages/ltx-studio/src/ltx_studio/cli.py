@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ltx_core.errors import ConfigError
 from ltx_pipelines.cli.command import Command
@@ -61,6 +61,19 @@ def settings_of(asked: Serve) -> Any:
     )
 
 
+def hold(data: Path) -> TextIO:
+    """Make a data folder this server's own, as long as the file stays open. Raises `ConfigError`."""
+    import fcntl
+
+    data.mkdir(parents=True, exist_ok=True)
+    lock = (data / "server.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"another server uses {data}; stop it, or give --data another folder") from None
+    return lock
+
+
 def serve(given: dict[str, Any]) -> None:
     """Listen until interrupted."""
     import socket
@@ -71,7 +84,9 @@ def serve(given: dict[str, Any]) -> None:
     from ltx_studio.server import create_app
 
     asked = Serve(**given)
-    app = create_app(settings_of(asked))
+    settings = settings_of(asked)
+    held = hold(settings.data)
+    app = create_app(settings)
     listening = socket.socket(socket.AF_INET6 if ":" in asked.host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -84,7 +99,8 @@ def serve(given: dict[str, Any]) -> None:
     if not asked.no_browser and os.isatty(0):
         webbrowser.open(address)
     config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=30, h11_max_incomplete_event_size=65536)
-    uvicorn.Server(config).run(sockets=[listening])
+    with held:
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 SERVE = Command("serve", ABOUT, options_of(Serve), serve)

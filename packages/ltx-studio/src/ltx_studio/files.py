@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ltx_core.errors import MediaError
 from ltx_studio.store import Store
 
 JOB_ID = re.compile(r"video_[0-9a-f]{32}")
 UPLOAD = re.compile(r"upload_[0-9a-f]{32}\.(png|jpg|webp|mp4|webm|mov|mkv|wav|mp3|flac|ogg)")
+UPLOAD_STAYS = 3600.0  # seconds that a file which no job needs yet is spared
 #: First bytes -> suffix. What is not here is refused, whatever it is called.
 SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89PNG\r\n\x1a\n", "png"),
@@ -26,6 +27,7 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x1aE\xdf\xa3", "mkv"),
     (0, b"ID3", "mp3"),
     (0, b"\xff\xfb", "mp3"),
+    (0, b"\xff\xf3", "mp3"),
     (0, b"fLaC", "flac"),
     (0, b"OggS", "ogg"),
 )
@@ -68,39 +70,61 @@ class Files:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"upload_{secrets.token_hex(16)}.{suffix}"
 
-    def resolve(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """A request with upload names, ``upload_….png``, turned into the files they stand for, at any depth."""
-        return {name: self._resolved(value) for name, value in request.items()}
-
-    def _resolved(self, value: Any) -> Any:
-        if isinstance(value, str) and value.startswith("upload_"):
-            return str(self.upload(value))
-        if isinstance(value, str) and JOB_ID.fullmatch(value):
-            return str(self.clip(value))
-        if isinstance(value, Mapping):
-            return {name: self._resolved(item) for name, item in value.items()}
-        return [self._resolved(item) for item in value] if isinstance(value, list) else value
+    def named(self, name: str) -> Path:
+        """The file of an upload's name or of a clip's id. Raises `MediaError`."""
+        return self.clip(name) if JOB_ID.fullmatch(name) else self.upload(name)
 
     def remove_job(self, job_id: str) -> None:
         """Everything a job has made."""
         shutil.rmtree(self.job(job_id), ignore_errors=True)
 
-    def used_bytes(self) -> int:
-        """What the folder holds."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+    def sweep(self, store: Store) -> None:
+        """Remove what is left of jobs that were deleted, or came to nothing, while their server went down."""
+        for folder in (self.folder / "jobs").glob("video_*"):
+            job = store.get(folder.name)
+            if job is None or (job.ended and job.status != "completed"):
+                shutil.rmtree(folder, ignore_errors=True)
 
-    def clean(self, store: Store, quota: int) -> list[str]:
-        """Forget the oldest clips that are no favourites until the folder fits ``quota`` bytes; their ids."""
-        gone: list[str] = []
+    def used_bytes(self) -> int:
+        """What clips and uploads take."""
+        return size_of(self.folder / "jobs") + size_of(self.folder / "uploads")
+
+    def clean(self, store: Store, quota: int) -> int:
+        """Make the folder fit ``quota`` bytes as far as it can; what is left over.
+
+        The oldest go first: clips that are no favourites, and uploads that no other job needs.
+        """
         used = self.used_bytes()
-        for job in store.list(limit=1_000_000, newest_first=False):
+        for path in self._removable(store) if used > quota else ():
+            size = size_of(path)
+            if path.is_file():
+                path.unlink(missing_ok=True)
+            elif store.delete(path.name):
+                self.remove_job(path.name)
+            else:
+                continue
+            used -= size
             if used <= quota:
                 break
-            if not job.ended or job.favourite:
-                continue
-            folder = self.job(job.id)
-            used -= sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            if store.delete(job.id):
-                self.remove_job(job.id)
-                gone.append(job.id)
-        return gone
+        return max(used - quota, 0)
+
+    def _removable(self, store: Store) -> list[Path]:
+        """What may go, the oldest first."""
+        jobs = store.list(limit=1_000_000)
+        found = [(job.ended_at or 0.0, self.job(job.id)) for job in jobs if job.ended and not job.favourite]
+        needed = json.dumps([job.request for job in jobs if not job.ended or job.favourite])
+        uploads = ((path.stat().st_mtime, path) for path in (self.folder / "uploads").glob("upload_*"))
+        found += [
+            (sent, path) for sent, path in uploads if sent < time.time() - UPLOAD_STAYS and path.name not in needed
+        ]
+        return [path for _, path in sorted(found)]
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all in a folder; what goes while they are counted counts nothing."""
+    try:
+        if path.is_dir():
+            return sum(map(size_of, path.iterdir()))
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -5,17 +5,27 @@ from __future__ import annotations
 import hmac
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
-from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+HEADERS = {
+    "Content-Security-Policy": PAGE_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 OPEN_PATHS = ("/", "/healthz", "/favicon.ico")  # and /static/: the page itself asks for the key
 
 
@@ -24,6 +34,7 @@ class Limits:
     """What one server takes."""
 
     upload_bytes: int = 512 * 2**20
+    body_bytes: int = 2**20  # of JSON
     uploads_per_request: int = 16
     creates_per_minute: int = 120
     queued_jobs: int = 1000
@@ -52,22 +63,39 @@ class RateLimit:
         return tokens >= 1
 
 
-@dataclass(frozen=True)
 class Guard:
-    """Middleware in front of every route."""
+    """Middleware in front of every route. ``hosts`` are the names this server answers to; empty takes any."""
 
-    key: str | None
-    hosts: tuple[str, ...]  # names this server answers to; empty takes any
-    limits: Limits
+    def __init__(self, app: ASGIApp, key: str | None, hosts: Sequence[str], limits: Limits) -> None:
+        self.app, self.key, self.hosts, self.limits = app, key, hosts, limits
 
-    async def __call__(self, request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-        refused = self.refusal(request)
-        response = refused if refused is not None else await go_on(request)
-        response.headers["Content-Security-Policy"] = PAGE_POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
-        return response
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request, taken = Request(scope), 0
+        most = self.most_bytes(request)
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > most:  # a body may be longer than was said, or come without a length
+                raise HTTPException(413, f"the body is larger than {most} bytes")
+            return message
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        app = self.refusal(request) or self.app
+        await app(scope, counted, with_headers)
+
+    def most_bytes(self, request: Request) -> int:
+        """How long a body may be: files in forms may be large."""
+        is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
+        return self.limits.upload_bytes if is_form else self.limits.body_bytes
 
     def refusal(self, request: Request) -> JSONResponse | None:
         """Why a request is not served; None when it is."""
@@ -76,14 +104,14 @@ class Guard:
         origin = request.headers.get("origin", "")  # a page of another site may send forms here, but not pass as ours
         if origin and origin.partition("://")[2] != request.headers.get("host", ""):
             return error(403, "requests from pages of other sites are not served")
-        length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self.limits.upload_bytes:
-            return error(413, f"the body is larger than {self.limits.upload_bytes} bytes")
+        length, most = request.headers.get("content-length", "0"), self.most_bytes(request)
+        if not length.isdecimal() or int(length[:20]) > most:
+            return error(413, f"the body is larger than {most} bytes")
         path = request.url.path
         if self.key is None or path in OPEN_PATHS or path.startswith("/static/"):
             return None
         given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        given = given or request.cookies.get("ltx_key", "")
+        given = given or unquote(request.cookies.get("ltx_key", ""))
         if not hmac.compare_digest(given.encode(), self.key.encode()):
             return error(401, "the key is missing or wrong; send 'Authorization: Bearer KEY'", "authentication_error")
         return None

@@ -14,7 +14,8 @@ from typing import Any
 
 from ltx_core.errors import ConfigError, LtxError
 from ltx_studio.api import Plan
-from ltx_studio.files import JOB_ID, UPLOAD, Files
+from ltx_studio.files import Files
+from ltx_studio.requests import resolved
 
 PATIENCE = 60.0  # seconds for one plan
 
@@ -27,18 +28,9 @@ class Planner:
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
-    def check(self, request: Mapping[str, Any]) -> None:
-        """Raise `ConfigError` for a request that could not be run."""
-        self.plan(request)
-
     def plan(self, request: Mapping[str, Any]) -> Plan:
-        """What a request would do. Raises `ConfigError` with the words the command would say."""
-        from ltx_pipelines.cli.fields import from_json
-
-        refuse_paths(request)
-        resolved = {"model": self.model, **self.files.resolve(request)}
-        from_json(resolved, "request")
-        answer = self._ask(resolved)
+        """What a canonical request would do. Raises `ConfigError` with the words the command would say."""
+        answer = self._ask({"model": self.model, **resolved(request, self.files)})
         if "error" in answer:
             raise ConfigError(self._without_folder(answer["error"]))
         return Plan(**answer)
@@ -72,37 +64,6 @@ class Planner:
             self._process.kill()
             self._process.wait()
             self._process = None
-
-
-FILES = ("model", "checkpoint_path", "device", "output", "contact_sheet")
-
-
-def refuse_paths(request: Mapping[str, Any]) -> None:
-    """No path from a client is opened: what names a file must be an upload. Raises `ConfigError`."""
-    from ltx_pipelines.cli.fields import every_option
-
-    options = every_option()
-    for name, value in request.items():
-        one = options.get(name)
-        if name == "model" or one is None:
-            continue
-        if name in FILES or one.group == "Output":
-            raise ConfigError(f"{name} is the server's to choose, expected it left out")
-        for text in names_of_files(one, value):
-            if not (UPLOAD.fullmatch(text) or JOB_ID.fullmatch(text)):
-                raise ConfigError(f"{name} is {text[:80]!r}, expected the name of an upload or the id of a clip")
-
-
-def names_of_files(one: Any, value: Any) -> list[str]:
-    """The file names in the value of an option: single ones, and the first value of pictures, references, adapters."""
-    named = [name for name, _, _ in one.parts]
-    if "path" in named:
-        entries = value if isinstance(value, list) else [value]
-        firsts = [entry[0] if isinstance(entry, list) and entry else entry for entry in entries]
-        return [str(first.get("path") if isinstance(first, dict) else first) for first in firsts]
-    if one.metavar in ("FILE", "FOLDER") or one.value in ("FILE", "FOLDER"):
-        return [str(value)]
-    return []
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,8 +106,9 @@ def main() -> None:
             found = {"error": str(error)}
         except Exception as error:  # any other failure is the request's too; the process goes on
             found = {"error": f"internal error: {type(error).__name__}: {str(error)[:300]}"}
-        out.write(json.dumps(found) + "\n")
-        out.flush()
+        with contextlib.suppress(BrokenPipeError):  # the server is gone
+            out.write(json.dumps(found) + "\n")
+            out.flush()
 
 
 if __name__ == "__main__":

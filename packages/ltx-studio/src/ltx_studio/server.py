@@ -21,6 +21,7 @@ from ltx_studio.api import CreateVideo, Plan, Remix, Video, VideoDeleted, VideoL
 from ltx_studio.files import Files
 from ltx_studio.guard import Guard, Limits, RateLimit, error
 from ltx_studio.planner import Planner
+from ltx_studio.requests import canonical
 from ltx_studio.store import Job, Store
 from ltx_studio.supervisor import Hub, Supervisor
 
@@ -63,14 +64,28 @@ class Studio:
     def show(self, job: Job) -> Video:
         return video_of(job, self.store.queued_before(job) if job.status == "queued" else 0)
 
-    async def enqueue(self, request: dict[str, Any], model: str, remix_of: str | None = None) -> Video:
+    @property
+    def models(self) -> list[str]:
+        """The models that are served, the usual one first."""
+        return list(dict.fromkeys([self.settings.model, "tiny"]))
+
+    async def make_room(self) -> None:
+        """Clean the data folder. Raises 507 where what must stay fills it."""
+        quota = self.settings.limits.quota_bytes
+        if await asyncio.to_thread(self.files.clean, self.store, quota):
+            raise HTTPException(507, f"what must stay fills the {quota / 1e9:g} GB of the data folder; delete clips")
+
+    async def enqueue(self, client: str, fields: dict[str, Any], remix_of: str | None = None) -> Video:
         """Check a request and put it into the queue."""
+        if not self.creating.allows(client):
+            raise HTTPException(429, f"more than {self.creating.per_minute} clips a minute were asked for")
         limit = self.settings.limits.queued_jobs
         if self.store.counts().get("queued", 0) >= limit:
             raise HTTPException(429, f"{limit} clips are waiting already")
-        await asyncio.to_thread(self.planner.check, request)
-        await asyncio.to_thread(self.files.clean, self.store, self.settings.limits.quota_bytes)
-        job = await asyncio.to_thread(self.store.add, request, model, None, remix_of)
+        request = canonical({"model": self.settings.model, **fields}, self.models)
+        await asyncio.to_thread(self.planner.plan, request)
+        await self.make_room()
+        job = await asyncio.to_thread(self.store.add, request, str(request["model"]), None, remix_of)
         self.supervisor.wake()
         return self.show(job)
 
@@ -81,6 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.studio = studio = Studio(settings)
+        studio.files.sweep(studio.store)
         if settings.run_workers:
             studio.supervisor.start()
         yield
@@ -88,7 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
         studio.planner.stop()
 
     app = FastAPI(title="ltx-studio", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.middleware("http")(Guard(settings.key, settings.hosts, settings.limits))
+    app.add_middleware(Guard, settings.key, settings.hosts, settings.limits)
     app.add_exception_handler(LtxError, lambda _, problem: error(400, str(problem)))
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -114,6 +130,11 @@ def studio_of(request: Request) -> Studio:
     return studio
 
 
+def client_of(request: Request) -> str:
+    """Where a request comes from."""
+    return request.client.host if request.client else ""
+
+
 The = Annotated[Studio, Depends(studio_of)]
 router = APIRouter()
 
@@ -134,12 +155,8 @@ def _create_body() -> dict[str, Any]:
 @router.post("/v1/videos", response_model=Video, openapi_extra={"requestBody": _create_body()})
 async def create(request: Request, studio: The) -> Video:
     """Put a clip into the queue; JSON, or a form with files."""
-    client = request.client.host if request.client else ""
-    if not studio.creating.allows(client):
-        raise HTTPException(429, f"more than {studio.creating.per_minute} clips a minute were asked for")
     fields = await read_fields(request, studio)
-    model = str(fields.pop("model", None) or studio.settings.model)
-    return await studio.enqueue({"model": model, **request_of(fields)}, model)
+    return await studio.enqueue(client_of(request), request_of(fields))
 
 
 @router.get("/v1/videos", response_model=VideoList)
@@ -192,10 +209,10 @@ async def delete(job_id: str, studio: The) -> VideoDeleted:
 
 
 @router.post("/v1/videos/{job_id}/remix", response_model=Video)
-async def remix(job_id: str, change: Remix, studio: The) -> Video:
+async def remix(job_id: str, change: Remix, request: Request, studio: The) -> Video:
     """The same request with another prompt."""
     job = studio.find(job_id)
-    return await studio.enqueue({**job.request, "prompt": change.prompt}, job.model, job.id)
+    return await studio.enqueue(client_of(request), {**job.request, "prompt": change.prompt}, job.id)
 
 
 @router.post("/v1/videos/{job_id}/cancel", response_model=Video)
@@ -257,6 +274,7 @@ def form_value(name: str, text: str) -> Any:
 
 async def keep_upload(studio: Studio, upload: Any) -> str:
     """Write an upload under a name of ours, which is returned."""
+    await studio.make_room()
     head = await upload.read(64)
     path = studio.files.new_upload(head)
     with path.open("wb") as file:
@@ -335,8 +353,7 @@ def metrics(studio: The) -> PlainTextResponse:
 @router.get("/v1/models")
 def models(studio: The) -> dict[str, Any]:
     """The models this server knows."""
-    names = list(dict.fromkeys([studio.settings.model, "tiny"]))
-    data = [{"id": name, "object": "model", "created": 0, "owned_by": "ltx"} for name in names]
+    data = [{"id": name, "object": "model", "created": 0, "owned_by": "ltx"} for name in studio.models]
     return {"object": "list", "data": data}
 
 
@@ -355,9 +372,9 @@ def schema() -> dict[str, Any]:
 @router.post("/v1/plan", response_model=Plan)
 async def plan(request: Request, studio: The) -> Plan:
     """What a request would do and cost; nothing is read but the headers of files."""
-    fields = await read_fields(request, studio)
-    model = str(fields.pop("model", None) or studio.settings.model)
-    return await asyncio.to_thread(studio.planner.plan, {"model": model, **request_of(fields)})
+    fields = request_of(await read_fields(request, studio))
+    asked = canonical({"model": studio.settings.model, **fields}, studio.models)
+    return await asyncio.to_thread(studio.planner.plan, asked)
 
 
 @router.post("/v1/uploads")

@@ -200,6 +200,11 @@ class Store:
         row = self._connection().execute("SELECT cancel FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return row is None or bool(row[0])
 
+    def workers(self) -> set[str]:
+        """Those that have a job."""
+        query = "SELECT DISTINCT worker FROM jobs WHERE status = 'in_progress'"
+        return {name for (name,) in self._connection().execute(query)}
+
     def advance(self, job_id: str, phase: str, progress: float, facts: Mapping[str, Any] | None = None) -> None:
         """How far a running job is; ``facts`` are added to what is known of it."""
         with self._write() as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import logging
 import sys
@@ -16,6 +17,7 @@ from ltx_studio.store import Store
 
 logger = logging.getLogger(__name__)
 
+WORKER = (sys.executable, "-m", "ltx_studio.worker")
 LAST_WORDS = 5  # lines kept of what a worker says on its standard error
 RESTART_AFTER = 0.5  # seconds
 
@@ -57,8 +59,9 @@ class Supervisor:
 
     def start(self) -> None:
         """Start every worker, and go on with what a server before has left."""
-        for index, device in enumerate(self.devices):
-            self.tasks.append(asyncio.create_task(self._keep(f"worker-{index}", device)))
+        names = {f"worker-{index}": device for index, device in enumerate(self.devices)}
+        self.tasks = [asyncio.create_task(self._keep(name, device)) for name, device in names.items()]
+        self.tasks.append(asyncio.create_task(self._inherit(self.store.workers() - names.keys())))
 
     def wake(self) -> None:
         """Say that there may be work."""
@@ -78,10 +81,10 @@ class Supervisor:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def _keep(self, name: str, device: str | None) -> None:
+        failures = 0  # to start, in a row
         while not self.closing:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "ltx_studio.worker", name, str(self.files.folder)),
-                *(self.model or "", device or ""),
+                *(*WORKER, name, str(self.files.folder), self.model or "", device or ""),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -89,26 +92,47 @@ class Supervisor:
             )
             self.processes[name] = process
             words: deque[str] = deque(maxlen=LAST_WORDS)
-            await asyncio.gather(self._listen(name, process), self._overhear(process, words))
+            was_ready, _ = await asyncio.gather(self._listen(name, process), self._overhear(process, words))
             code = await process.wait()
             if self.closing:
                 return
             last = " / ".join(words) or f"exit code {code}"
             logger.warning("%s ended (%s), it is started again", name, last)
-            for job in await asyncio.to_thread(self.store.abandon, name, last[-500:]):
-                self.hub.publish({"id": job.id, "event": job.status, "error": job.error})
-            await asyncio.sleep(RESTART_AFTER)
+            await self._abandon(name, last[-500:])
+            failures = 0 if was_ready else failures + 1
+            await asyncio.sleep(RESTART_AFTER * 2 ** min(failures, 6))
 
-    async def _listen(self, name: str, process: asyncio.subprocess.Process) -> None:
+    async def _abandon(self, name: str, last_words: str) -> None:
+        """Give back what a dead worker had."""
+        for job in await asyncio.to_thread(self.store.abandon, name, last_words):
+            if job.ended:
+                self.files.remove_job(job.id)
+            self.hub.publish({"id": job.id, "event": job.status, "error": job.error})
+
+    async def _inherit(self, names: set[str]) -> None:
+        """Give back what workers had that a server before has left, when they are gone, and that run no more."""
+        while names := names & await asyncio.to_thread(self.store.workers):
+            for name in names:
+                with (self.files.folder / f"{name}.lock").open("w") as lock, contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    await self._abandon(name, "the server went down with it")
+            self.wake()
+            await asyncio.sleep(1)
+
+    async def _listen(self, name: str, process: asyncio.subprocess.Process) -> bool:
+        """Pass on what a worker says until it ends; whether it came to be ready."""
         assert process.stdout is not None
+        was_ready = False
         async for line in process.stdout:
             with contextlib.suppress(ValueError, KeyError):
                 event = json.loads(line)
                 if event["event"] == "ready":  # it is the only one of its name: what it had before, a dead one left
-                    await asyncio.to_thread(self.store.abandon, name, "the server went down with it")
+                    was_ready = True
+                    await self._abandon(name, "the server went down with it")
                     self.wake()
                 else:
                     self.hub.publish(event)
+        return was_ready
 
     async def _overhear(self, process: asyncio.subprocess.Process, words: deque[str]) -> None:
         assert process.stderr is not None

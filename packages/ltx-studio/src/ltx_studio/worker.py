@@ -18,6 +18,7 @@ from typing import Any
 from ltx_core.errors import LtxError
 from ltx_pipelines.cli.progress import Reporter
 from ltx_studio.files import Files
+from ltx_studio.requests import resolved
 from ltx_studio.store import Job, Store
 
 STAGE_FILE = "clip.stage1.safetensors"
@@ -111,7 +112,6 @@ class Worker:
                 facts = self.make(job)
             except Cancelled:
                 self._free()
-                self.files.remove_job(job.id)
                 self._end(job, "cancelled")
             except LtxError as error:
                 self._end(job, "failed", str(error))
@@ -130,13 +130,16 @@ class Worker:
         from ltx_pipelines.pipeline import pipeline_named
         from ltx_pipelines.running.preview import find_map
 
-        given = from_json({**self.defaults, **self.files.resolve(job.request)}, "request")
+        given = from_json({**self.defaults, **resolved(job.request, self.files)}, "request")
         named = given.pop("pipeline", None)
         session = open_session(given, pipeline_named(named) if named else None, share=self.ledgers)
         folder = self.files.job(job.id)
         folder.mkdir(parents=True, exist_ok=True)
         output = folder / f"clip{session.pipeline.suffix}"
         stage = folder / STAGE_FILE
+        for left in folder.iterdir():  # by a worker that died
+            if left != stage:
+                left.unlink()
         resume = None
         if stage.is_file():  # the worker before died after the first stage
             plan, resume = load_stage(stage)
@@ -174,6 +177,8 @@ class Worker:
             write_spritesheet(clip, clip.with_name("spritesheet.jpg"))
 
     def _end(self, job: Job, status: Any, error: str | None = None, facts: dict[str, Any] | None = None) -> None:
+        if status != "completed":
+            self.files.remove_job(job.id)
         if self.store.end(job.id, status, error, facts):
             say(job.id, status, **({"error": error} if error else {}))
 

@@ -274,7 +274,7 @@ function compose(video, seed) {
   $("num_frames").value = asked.num_frames ?? "";
   $("size").value = asked.width ? `${asked.width}x${asked.height}` : "";
   fill($("options"), asked);
-  attachments = (asked.images ?? []).map(([name, frame]) => ({ name, frame, kind: "image", label: name, url: "" }));
+  attachments = (asked.images ?? []).map(one => ({ name: one.path, frame: one.frame_idx, kind: "image", label: "picture", url: "" }));
   if (asked.video_path) attachments.push({ name: asked.video_path, kind: "video", label: "clip" });
   if (asked.audio_path) attachments.push({ name: asked.audio_path, kind: "audio", label: "sound" });
   showAttachments();
