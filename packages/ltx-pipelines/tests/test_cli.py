@@ -306,8 +306,8 @@ def test_a_bad_line_ends_a_batch_before_anything_is_made(
 
 
 def test_seed_sweeps() -> None:
-    assert parse_seeds("1-3, 7", "x") == [1, 2, 3, 7]
-    assert parse_seeds("", "x") == []
+    assert list(parse_seeds("1-3, 7", "x")) == [1, 2, 3, 7]
+    assert list(parse_seeds("", "x")) == []
     with pytest.raises(ConfigError, match="seeds is 'many'"):
         parse_seeds("many", "x")
 

@@ -6,9 +6,18 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+LONGEST = 2000  # characters of a message
+
 
 class LtxError(Exception):
-    """Base of all errors raised on purpose. The message names the thing, its value and what was expected."""
+    """Base of all errors raised on purpose. The message names the thing, its value and what was expected.
+
+    It is one line that can be printed, whatever the files it quotes hold.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split("\n")).encode("utf-8", "backslashreplace").decode()
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 400]} ... {line[-380:]}")
 
 
 class CheckpointError(LtxError, ValueError):

@@ -32,9 +32,8 @@ def read_audio(path: str | Path, start: float = 0.0, duration: float | None = No
     Raises ``MediaError``.
     """
     with opened(path, "read sound") as source:
-        if not source.streams.audio:
+        if (stream := _sound_of(source, path)) is None:
             return None
-        stream = source.streams.audio[0]
         zero, end = origin(source), float("inf") if duration is None else start + duration
         if start > 0:
             source.seek(int((start + zero) / stream.time_base), stream=stream)
@@ -72,11 +71,20 @@ class SoundInfo:
 def probe_sound(path: str | Path) -> SoundInfo | None:
     """Channels, rate and length of the first audio stream; None where there is none. Raises ``MediaError``."""
     with opened(path, "read sound") as source:
-        if not source.streams.audio:
+        if (stream := _sound_of(source, path)) is None:
             return None
-        stream = source.streams.audio[0]
         length = stream.duration * stream.time_base if stream.duration else Fraction(source.duration or 0, av.time_base)
         return SoundInfo(stream.codec_context.channels, stream.rate, float(length))
+
+
+def _sound_of(source: av.container.InputContainer, path: str | Path) -> av.AudioStream | None:
+    """The first audio stream, None where there is none. Raises ``MediaError`` for one of no known kind, or no rate."""
+    if not source.streams.audio:
+        return None
+    stream = source.streams.audio[0]
+    if stream.codec_context is None or not stream.codec_context.sample_rate:
+        raise MediaError(f"{path}: cannot read sound: it is of no known kind, or has no rate")
+    return stream
 
 
 def write_wav(path: str | Path, audio: Audio, metadata: Mapping[str, str] | None = None) -> None:

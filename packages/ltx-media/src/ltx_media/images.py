@@ -67,12 +67,18 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         except Image.DecompressionBombError as error:
             raise MediaError(f"{path}: it has too many pixels, expected at most {MAX_PIXELS:,}") from error
         with file:
-            width, height = file.size
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                expected = f"expected a longer side of at most {MAX_ASPECT} times the shorter"
-                raise MediaError(f"{path}: it is {width} x {height}, {expected}")
+            check_size(path, *file.size)
             file.load()
             yield file
+
+
+def check_size(path: str | Path, width: int, height: int) -> None:
+    """Refuse what a file claims to be before it is decoded: too many pixels, or a strip. Raises ``MediaError``."""
+    if width * height > MAX_PIXELS:
+        raise MediaError(f"{path}: it is {width} x {height}, expected at most {MAX_PIXELS:,} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        expected = f"expected a longer side of at most {MAX_ASPECT} times the shorter"
+        raise MediaError(f"{path}: it is {width} x {height}, {expected}")
 
 
 def quarter_turn(image: Image.Image) -> int:

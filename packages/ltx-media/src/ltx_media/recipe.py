@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ltx_core.textfiles import parse_json
 from ltx_media.containers import open_container
-from ltx_media.errors import check_regular, media_errors
+from ltx_media.errors import media_errors
+from ltx_media.images import open_image
 
 RECIPE_KEY = "recipe"
 CONTAINER_KEY = "comment"  # the tag of that length-free kind that MP4, MOV and WAV share
@@ -25,9 +24,7 @@ def read_recipe(path: str | Path) -> dict[str, Any] | None:
     """The recipe stored in an MP4, WAV or PNG; ``None`` when the file carries none. Raises ``MediaError``."""
     with media_errors(path, "read recipe"):
         if Path(path).suffix.lower() == ".png":
-            check_regular(path)
-            with Image.open(path) as image:
-                image.load()
+            with open_image(path) as image:
                 text = getattr(image, "text", {}).get(RECIPE_KEY)
         else:
             with open_container(path) as source:

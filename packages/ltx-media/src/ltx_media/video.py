@@ -21,7 +21,7 @@ from ltx_core.errors import MediaError
 from ltx_media import images
 from ltx_media.color import srgb_to_linear
 from ltx_media.containers import opened, origin
-from ltx_media.images import decode_image, is_image, open_image
+from ltx_media.images import check_size, decode_image, is_image, open_image
 from ltx_media.pixels import (
     SDR_LOOK,
     TRANSFERS,
@@ -91,13 +91,13 @@ def probe_video(path: str | Path) -> VideoInfo:
             frames=frames,
             rotation=rotation,
             variable_rate=abs((base or fps) / fps - 1) > RATE_TOLERANCE,
-            has_audio=sound is not None,
+            has_audio=sound is not None and sound.codec_context is not None,
             start=max((frame.time or 0.0) - origin(source), 0.0),
             pixel_aspect=aspect,
             transfer=TRANSFERS.get(frame.color_trc),
             transparent=is_transparent(frame),
             matrix=None if rotation or aspect != 1 else plain_matrix(frame),
-            channels=0 if sound is None else sound.codec_context.channels,
+            channels=0 if sound is None or sound.codec_context is None else sound.codec_context.channels,
         )
 
 
@@ -237,7 +237,11 @@ def _opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.
     with opened(path, "read video") as source:
         if not source.streams.video:
             raise MediaError(f"{path}: it holds no picture, expected a video")
-        yield source, source.streams.video[0]
+        stream = source.streams.video[0]
+        if stream.codec_context is None:
+            raise MediaError(f"{path}: cannot read video: its picture is of no known kind")
+        check_size(path, stream.codec_context.width, stream.codec_context.height)
+        yield source, stream
 
 
 def _measured(source: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, Fraction | None]:

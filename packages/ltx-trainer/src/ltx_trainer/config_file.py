@@ -17,12 +17,16 @@ from ltx_trainer.config_schema import describe_problem
 
 
 class InvalidConfig(ConfigError):
-    """A configuration with problems: ``problems`` pairs a dotted location with what is wrong there."""
+    """A configuration with problems: ``problems`` pairs a dotted location with what is wrong there, a line each."""
 
     def __init__(self, where: str, problems: tuple[tuple[str, str], ...]) -> None:
         self.problems = problems
         lines = [f"{location}: {message}" if location else message for location, message in problems]
-        super().__init__(f"{where}: {lines[0]}" if len(lines) == 1 else "\n  ".join((f"{where}:", *lines)))
+        super().__init__(f"{where}: {'; '.join(lines)}")
+        self.text = f"{where}: {lines[0]}" if len(lines) == 1 else "\n  ".join((f"{where}:", *lines))
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def parse_config(raw: Mapping[str, Any], where: str = "configuration") -> TrainerConfig:

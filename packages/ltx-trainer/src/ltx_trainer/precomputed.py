@@ -151,6 +151,8 @@ def signature(path: Path) -> tuple[Any, ...]:
         if length := values.get(PADDED_LENGTH):
             shapes = {name: (length, *shape[1:]) for name, shape in shapes.items()} | {MASK: (length,)}
         fps = values.get("fps")
+    if fps is not None and not isinstance(fps, int | float):
+        raise CheckpointError(f"{path}: fps is {fps!r:.60}, expected a number")
     return (*sorted(shapes.items()), None if fps is None else round(float(fps), 3))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import CheckpointError
+from ltx_core.fingerprint import is_regular
 from ltx_core.loader.safetensors_file import DTYPES, TensorInfo
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ SCALAR_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?"
 STRING, ARRAY = 8, 9
 DEFAULT_ALIGNMENT = 32  # bytes
 MAX_DIMENSIONS, MAX_DEPTH = 8, 4
+MAX_SIZE, MAX_ITEMS = 2**40, 2**22  # of a dimension; of an array: vocabularies have 2**18
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class GgufFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.bytes_read = 0
+        if self.path.exists() and not is_regular(self.path):
+            raise CheckpointError(f"{self.path} is no regular file, expected a GGUF file")
         try:
             with self.path.open("rb") as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -119,8 +123,9 @@ class GgufFile:
         original = self.fields.get(f"comfy.gguf.orig_shape.{name}")
         if original is None:
             return stored
-        if not isinstance(original, list) or math.prod(original) != math.prod(stored):
-            raise CheckpointError(f"{self.path}: {name} has original shape {original!r}, stored as {stored}")
+        sizes = isinstance(original, list) and all(type(size) is int and size >= 0 for size in original)
+        if not sizes or len(original) > MAX_DIMENSIONS or math.prod(original) != math.prod(stored):
+            raise CheckpointError(f"{self.path}: {name} has original shape {original!r:.60}, stored as {stored}")
         return tuple(original)
 
     def _info(self, name: str, shape: tuple[int, ...], kind: BlockType, start: int) -> TensorInfo:
@@ -159,6 +164,8 @@ class _Reader:
         if dimensions > MAX_DIMENSIONS:
             raise CheckpointError(f"{self.path}: {name} has {dimensions} dimensions, expected at most {MAX_DIMENSIONS}")
         shape = tuple(self.number("Q") for _ in range(dimensions))[::-1]
+        if max(shape, default=0) > MAX_SIZE:
+            raise CheckpointError(f"{self.path}: {name} has shape {shape}, expected sizes up to {MAX_SIZE}")
         kind, offset = self.number("I"), self.number("Q")
         if kind not in TYPES:
             known = ", ".join(block.name for block in TYPES.values())
@@ -173,6 +180,8 @@ class _Reader:
         if kind != ARRAY or depth == MAX_DEPTH:
             raise CheckpointError(f"{self.path}: a field has GGUF type {kind}")
         item, count = self.number("I"), self.number("Q")
+        if count > MAX_ITEMS:
+            raise CheckpointError(f"{self.path}: a field has {count} values, expected at most {MAX_ITEMS}")
         return [self.value(item, depth + 1) for _ in range(count)]
 
     def text(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -111,4 +112,9 @@ def dispatch(line: Sequence[str]) -> None:
     elif line[0] == "--version":
         print(f"ltx {__version__}")
     else:
-        load(line[0].replace("_", "-") if ":" not in line[0] else line[0])(line[1:])
+        try:
+            load(line[0].replace("_", "-") if ":" not in line[0] else line[0])(line[1:])
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise UsageError(f"{str(error.filename)[:40]}... is a name that no file system keeps") from error

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ skipped, so an interrupted batch goes on where it stopped.
 
 
 OF_THE_RUN = ("json", "quiet")  # options that one line of many cannot have
+MOST_CLIPS = 100_000  # of a sweep
 
 
 @dataclass(frozen=True)
@@ -154,16 +156,18 @@ def output_name(given: dict[str, Any], folder: Path, number: int, seed: int | No
     return str(path if seed is None else path.with_name(f"{path.stem}-{seed}{path.suffix}"))
 
 
-def parse_seeds(text: str, where: str) -> list[int]:
-    """``1-8`` or ``1,5,9``."""
-    seeds: list[int] = []
+def parse_seeds(text: str, where: str) -> Iterator[int]:
+    """``1-8`` or ``1,5,9``, one after the other. Raises `ConfigError` for more than `MOST_CLIPS`."""
+    ranges: list[range] = []
     try:
         for part in filter(None, (one.strip() for one in text.split(","))):
             first, dash, last = part.partition("-")
-            seeds += range(int(first), int(last) + 1) if dash else [int(part)]
+            ranges.append(range(int(first), int(last) + 1) if dash else range(int(part), int(part) + 1))
     except ValueError:
-        raise ConfigError(f"{where}: seeds is {text!r}, expected numbers such as 1-8 or 1,5,9") from None
-    return seeds
+        raise ConfigError(f"{where}: seeds is {text!r:.60}, expected numbers such as 1-8 or 1,5,9") from None
+    if (total := sum(max(one.stop - one.start, 0) for one in ranges)) > MOST_CLIPS:
+        raise ConfigError(f"{where}: seeds is {text!r:.60}, {total:.3g} clips, expected at most {MOST_CLIPS:,}")
+    return chain.from_iterable(ranges)
 
 
 BATCH = Command("batch", ABOUT, options_of(Batch), batch, "file")

@@ -169,7 +169,8 @@ def with_absolute_paths(options: Mapping[str, Option], given: Mapping[str, Any])
         if isinstance(value, tuple):
             return tuple(absolute(one) for one in value)
         if is_dataclass(value) and not isinstance(value, type):
-            return replace(value, path=absolute(value.path))  # type: ignore[attr-defined]
+            path = value.path  # type: ignore[attr-defined]
+            return value if path is None else replace(value, path=absolute(path))
         return str(Path(value).expanduser().absolute())
 
     made = dict(given)

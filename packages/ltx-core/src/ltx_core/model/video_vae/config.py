@@ -56,6 +56,9 @@ FAMILY_DEFAULTS: dict[Family, dict[str, Any]] = {
 }
 
 
+MOST_LAYERS = 1000  # of a block; published ones have at most 6
+
+
 @dataclass(frozen=True)
 class BlockConfig:
     """One entry of a block list. ``multiplier`` None means the block's own default."""
@@ -79,6 +82,8 @@ class BlockConfig:
             raise ConfigError(f"VAE block is {name!r}, expected one of {', '.join(known)}")
         if not isinstance(params, Mapping):
             params = {"num_layers": int(params)}
+        if not 1 <= int(params.get("num_layers", 1)) <= MOST_LAYERS:
+            raise ConfigError(f"VAE block {name} has {params['num_layers']} layers, expected 1 to {MOST_LAYERS}")
         if name == "res_x" and "num_layers" not in params:
             raise ConfigError("VAE block res_x has no num_layers")
         return cls(

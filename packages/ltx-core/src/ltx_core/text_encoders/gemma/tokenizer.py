@@ -48,8 +48,8 @@ class GemmaTokenizer:
 
         if max_length < 1:
             raise ConfigError(f"max_length is {max_length}, expected at least 1")
-        text = tokenizer_json.decode() if isinstance(tokenizer_json, bytes) else tokenizer_json
         try:
+            text = tokenizer_json.decode() if isinstance(tokenizer_json, bytes) else tokenizer_json
             self.tokenizer = Tokenizer.from_str(text)
         except Exception as error:
             raise CheckpointError(f"tokenizer.json cannot be read: {error}") from error

@@ -1,0 +1,47 @@
+"""Damaged files of every kind, made anew from fixed seeds, and those that once got past."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.harness import CASES, check, run_cases
+from tests.fuzz.targets import TARGETS
+
+QUICK = 25  # cases of each target in `make test`
+SLOW = 10_000
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_damaged_files_end_in_a_line(name: str, tmp_path: Path) -> None:
+    _, found = run_cases(TARGETS[name], tmp_path, range(QUICK))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_very_many_damaged_files(name: str, tmp_path: Path) -> None:
+    _, found = run_cases(TARGETS[name], tmp_path, range(QUICK, SLOW))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("path", sorted(CASES.glob("*/*")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_once_got_past(path: Path, tmp_path: Path) -> None:
+    """A case is ``<target>/<digest>-<name of the file>``."""
+    copy = tmp_path / path.name.split("-", 1)[1]
+    copy.write_bytes(path.read_bytes())
+    check(TARGETS[path.parent.name], copy)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_whole_files_are_read(name: str, tmp_path: Path) -> None:
+    """The targets do read: of their whole files at least one each is accepted."""
+    target = TARGETS[name]
+    read = 0
+    for file, data in target.seeds().items():
+        (tmp_path / file).write_bytes(data)
+        read += check(target, tmp_path / file)
+    assert read
