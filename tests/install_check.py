@@ -76,6 +76,7 @@ def check(python: str, wheels: Path, folder: Path) -> None:
     run(*install, f"{WHOLE}[train]")
     assert ours(pip) == {WHOLE}, f"installed {ours(pip)}, expected {WHOLE}"
     make_clip(bin_folder, folder / "whole")
+    run_readme(bin_folder, folder / "whole")
     run(*pip, "uninstall", "--quiet", "--yes", "torch")
     for line in (["demo"], ["generate", "a ball"], ["tiny", "train"]):
         ended = subprocess.run([bin_folder / "ltx", *line], cwd=folder, capture_output=True, text=True, check=False)
@@ -101,6 +102,13 @@ def make_clip(bin_folder: Path, folder: Path) -> None:
     folder.mkdir()
     run(bin_folder / "ltx", "demo", "--quiet", cwd=folder)
     assert (folder / "demo.mp4").stat().st_size > 10_000, "the demo's clip is empty"
+
+
+def run_readme(bin_folder: Path, folder: Path) -> None:
+    """The Python program of the README, as printed."""
+    program = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    run(bin_folder / "python", "-c", program, cwd=folder)
+    assert (folder / "ball.mp4").stat().st_size > 10_000, "the README's clip is empty"
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:

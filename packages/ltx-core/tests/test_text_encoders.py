@@ -244,6 +244,20 @@ def test_prompts_to_contexts(config: dict[str, Any], tmp_path: Path) -> None:
         encoder([])
 
 
+def test_a_streamed_language_model_gives_what_a_resident_one_does(tmp_path: Path) -> None:
+    gemma = write_gemma(tmp_path / "gemma")
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "model.safetensors", PER_TOKEN))
+    streamed = load_text_encoder(gemma, checkpoint, torch.float32, max_length=128, streamed=True)
+    layers = streamed.backbone.layers
+    assert all(parameter.is_meta for parameter in layers.parameters()), "read before they compute"
+    resident = load_text_encoder(gemma, checkpoint, torch.float32, max_length=128)
+    for prompts in (PROMPTS, PROMPTS[:1]):
+        for one, other in zip(streamed(prompts), resident(prompts), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    held = {parameter.untyped_storage().data_ptr() for parameter in layers.parameters() if not parameter.is_meta}
+    assert len(held) == 2, "two layers at a time, each in a buffer of its own"
+
+
 def test_a_packed_file_encodes_as_its_folder(tmp_path: Path) -> None:
     transformer, packed = write_split_pack(tmp_path)
     folder = write_gemma(tmp_path / "gemma", "gemma4_unified")

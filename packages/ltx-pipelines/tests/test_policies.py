@@ -123,6 +123,22 @@ def test_auto_widens_where_float32_weights_do_not_fit(monkeypatch: pytest.Monkey
     assert narrow.phases[0].weights["text_encoder"] < 0.6 * wide.phases[0].weights["text_encoder"]
 
 
+def test_a_language_model_that_alone_does_not_fit_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tiny("float32", policy="sequential")
+    sizes = whole.weight_bytes()
+    assert not whole.streams_texts
+    monkeypatch.setattr(backend, "free_bytes", lambda device: sizes["text_encoder"])
+    streamed = tiny("float32", policy="sequential")
+    assert streamed.streams_texts
+    plan = TI2VidOneStagePipeline(streamed).plan(**SMALL)
+    text, before = (cost_of(plan, one).phases[0].weights["text_encoder"] for one in (streamed, whole))
+    assert text < before
+    contexts = [one.texts.contexts(["a bell"])[0].video for one in (streamed, whole)]
+    torch.testing.assert_close(*contexts, rtol=1e-5, atol=1e-5)
+    layers = streamed.text_encoder().backbone.layers
+    assert len({parameter.untyped_storage().data_ptr() for parameter in layers.parameters()}) <= 3
+
+
 def test_auto_says_what_it_chose(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     files = find_model(str(TINY_CHECKPOINT)).files
     sizes = ledger(policy="resident").weight_bytes()

@@ -160,7 +160,7 @@ class BuildSettings:
     device: torch.device
     quantization: str | None = None  # of the transformer
     compile_blocks: bool = False  # of the transformer
-    streamed: bool = False  # only a few blocks of the transformer are in device memory at once
+    streamed: bool = False  # only a few blocks of the transformer and of the language model are in device memory
 
     @property
     def dtype(self) -> torch.dtype:

@@ -48,7 +48,8 @@ class TorchBackend:
             return load_t5(gemma, settings.precision, settings.device)
         from ltx_core.text_encoders.gemma.encoder import load_text_encoder
 
-        return load_text_encoder(gemma, checkpoint, settings.precision, settings.device)
+        how = settings.precision, settings.device
+        return load_text_encoder(gemma, checkpoint, *how, streamed=settings.streamed)
 
     def transformer(
         self, checkpoint: Checkpoint, streams: Sequence[str], settings: BuildSettings

@@ -1,14 +1,15 @@
-"""Running a transformer whose blocks do not fit: each is copied into one of a few slots just before it computes.
+"""Running a network whose blocks do not fit: each is copied into one of a few slots just before it computes.
 
 A block's tensors lie in one byte buffer in file order, each at a multiple of 16 bytes; the buffer ends at one too. The
 blocks wait in host memory (``hold="host"``, adapters fused once) or in the file (``hold="file"``, read again in every
-pass, two blocks ahead, by one reader thread). Results equal those of the resident network.
+pass, two blocks ahead, by one reader thread). Tables of embeddings stay in host memory too. Results equal those of the
+resident network.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -210,40 +211,59 @@ def build_streaming(
     if slots < 1:
         raise ConfigError(f"slots is {slots}, expected at least 1")
     network = checkpoint.empty_network(weights)
-    loras = weights.fit_loras(loras)
-    layers = block_layers(weights)
-    device = torch.device(device)
-    load = partial(_load_block, weights, layers, loras, device.type == "cuda")
-    blocks = network.get_submodule(BLOCKS)
-    assert isinstance(blocks, nn.ModuleList)
-    setattr(network, BLOCKS, nn.ModuleList())
-    rest = (path for path in weights.layers if not path.startswith(f"{BLOCKS}."))
-    fill(network, {name: tensor.to(device) for path in rest for name, tensor in weights.named(path, loras)})
-    setattr(network, BLOCKS, blocks.eval().requires_grad_(False))
-    held = [load(index) for index in range(len(layers))] if hold == "host" else []
-    reader = None if held else FileBlocks(load, len(layers), read_ahead)
-    largest = max(block.layout.nbytes for block in held) if held else _largest(weights, layers)
-    rooms = [Slot(torch.empty(largest, dtype=torch.uint8, device=device)) for _ in range(slots)]
-    return StreamingModel(network, BlockStreamer(blocks, reader or held.__getitem__, rooms), reader)
+    blocks = StreamedBlocks(weights, BLOCKS, weights.fit_loras(loras), torch.device(device))
+    return blocks.fill(network, hold, slots, read_ahead)
 
 
-def block_layers(weights: ComponentWeights) -> list[list[str]]:
+@dataclass(frozen=True)
+class StreamedBlocks:
+    """The blocks of a network under ``name``, where its weights lie, and the device they visit."""
+
+    weights: ComponentWeights  # in host memory
+    name: str
+    loras: Sequence[Lora]
+    device: torch.device
+
+    def fill(
+        self, network: nn.Module, hold: Literal["host", "file"], slots: int = 2, read_ahead: int = READ_AHEAD
+    ) -> StreamingModel:
+        """A network without data with its tensors, those of the blocks while they compute."""
+        layers = block_layers(self.weights, self.name)
+        load = partial(self._load, layers)
+        blocks = network.get_submodule(self.name)
+        assert isinstance(blocks, nn.ModuleList)
+        setattr(network, self.name, nn.ModuleList())
+        fill(network, dict(self._rest(network)))
+        setattr(network, self.name, blocks.eval().requires_grad_(False))
+        held = [load(index) for index in range(len(layers))] if hold == "host" else []
+        reader = None if held else FileBlocks(load, len(layers), read_ahead)
+        largest = max(block.layout.nbytes for block in held) if held else _largest(self.weights, layers)
+        rooms = [Slot(torch.empty(largest, dtype=torch.uint8, device=self.device)) for _ in range(slots)]
+        return StreamingModel(network, BlockStreamer(blocks, reader or held.__getitem__, rooms), reader)
+
+    def _rest(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """What is no block: on the device, tables of embeddings in host memory."""
+        for path in self.weights.layers:
+            if not path.startswith(f"{self.name}."):
+                is_table = isinstance(network.get_submodule(path), nn.Embedding)
+                for name, tensor in self.weights.named(path, self.loras):
+                    yield name, tensor if is_table else tensor.to(self.device)
+
+    def _load(self, layers: Sequence[Sequence[str]], index: int) -> PackedBlock:
+        start = f"{self.name}.{index}."
+        named = (pair for path in layers[index] for pair in self.weights.named(path, self.loras))
+        return pack({name.removeprefix(start): tensor for name, tensor in named}, self.device.type == "cuda")
+
+
+def block_layers(weights: ComponentWeights, name: str) -> list[list[str]]:
     """Layer paths of each block. ``CheckpointError`` unless blocks are numbered 0 to n - 1."""
     found: dict[int, list[str]] = {}
     for path in weights.layers:
-        if path.startswith(f"{BLOCKS}."):
+        if path.startswith(f"{name}."):
             found.setdefault(int(path.split(".")[1]), []).append(path)
     if sorted(found) != list(range(len(found))):
         raise CheckpointError(f"{weights.where}: blocks are {sorted(found)[:10]}..., expected 0 to {len(found) - 1}")
     return [found[index] for index in range(len(found))]
-
-
-def _load_block(
-    weights: ComponentWeights, layers: Sequence[Sequence[str]], loras: Sequence[Lora], pinned: bool, index: int
-) -> PackedBlock:
-    start = f"{BLOCKS}.{index}."
-    named = (pair for path in layers[index] for pair in weights.named(path, loras))
-    return pack({name.removeprefix(start): tensor for name, tensor in named}, pinned)
 
 
 def _largest(weights: ComponentWeights, layers: Sequence[Sequence[str]]) -> int:

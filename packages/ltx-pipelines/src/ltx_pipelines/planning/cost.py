@@ -9,6 +9,7 @@ of eight distilled steps, which is 1.6e15 operations.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from ltx_core.model.upsampler.model import LatentUpsampler
 from ltx_core.model.video_vae.diffusion.tiling import whole_decode_work
 from ltx_core.model.video_vae.frames import STREAMING_FRAMES, decode_parts
 from ltx_core.model.video_vae.video_vae import VideoDecoder
+from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.text_encoders.gemma.tokenizer import MAX_LENGTH
 from ltx_core.types import AudioLatentShape, VideoLatentShape
 from ltx_pipelines.planning.plan import (
@@ -151,7 +153,19 @@ def transformer_weights(ledger: ModelLedger, stage: StagePlan) -> dict[str, int]
 def text_weights(ledger: ModelLedger) -> dict[str, int]:
     """Bytes of the language model and what stands between it and the transformer."""
     language_model = ledger.weight_bytes().get("text_encoder", 0)
+    if ledger.streams_texts and ledger.backend == "torch" and language_model and not ledger.is_ltx_video:
+        language_model = streamed_text_bytes(ledger)
     return {"text_encoder": language_model, "embeddings": component_bytes(ledger, "embeddings")}
+
+
+def streamed_text_bytes(ledger: ModelLedger) -> int:
+    """Bytes of the layers of a streamed language model that are on the device at once; its table where that is it."""
+    itemsize, sizes = kept_dtype(ledger).itemsize, Counter[str]()
+    for name, source in GemmaAssets.open(ledger.text_encoder_path()).language_model().items():
+        part, _, inner = name.partition(".")
+        sizes[part + inner.partition(".")[0] if part == "layers" else part] += math.prod(source.info.shape) * itemsize
+    table = sizes.pop("embed_tokens", 0) if ledger.device.type == "cpu" else 0
+    return STREAMED_BLOCKS * max(sizes.values()) + table
 
 
 # Work -------------------------------------------------------------------------------------------------------------

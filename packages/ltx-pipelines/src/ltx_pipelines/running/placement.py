@@ -23,7 +23,7 @@ Policy = Literal["auto", "resident", "sequential", "streamed"]
 MEANING: dict[Policy, str] = {
     "resident": "all networks stay",
     "sequential": "large networks one at a time",
-    "streamed": "large networks one at a time, two blocks of the transformer",
+    "streamed": "large networks one at a time, two blocks of the transformer and of the language model",
 }
 
 

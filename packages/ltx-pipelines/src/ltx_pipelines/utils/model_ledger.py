@@ -2,7 +2,8 @@
 
 Policies: ``resident`` keeps what was loaded, so that a second generation reads no byte of weights; ``sequential`` keeps
 one large network at a time, the next one's loading frees the last; ``streamed`` also keeps the transformer's blocks in
-host memory, or in the file where that is too small, and passes two at a time to the device. ``auto`` chooses from free
+host memory, or in the file where that is too small, and passes two at a time to the device; the language model's layers
+too, from their file, which ``sequential`` also does where that model alone does not fit. ``auto`` chooses from free
 memory and file sizes, and says so in one line.
 """
 
@@ -103,6 +104,12 @@ class ModelLedger(ModelFacts):
         return choose_policy(self.weight_bytes(), self.free_bytes(), self.device) if chosen == "auto" else chosen
 
     @cached_property
+    def streams_texts(self) -> bool:
+        """Whether the language model's layers are streamed."""
+        language_model = self.weight_bytes().get("text_encoder", 0)
+        return self.policy == "streamed" or (self.policy == "sequential" and 1.1 * language_model > self.free_bytes())
+
+    @cached_property
     def texts(self) -> Texts:
         """The prompts that were encoded."""
         from ltx_pipelines.running.texts import Texts
@@ -182,8 +189,9 @@ class ModelLedger(ModelFacts):
     def text_encoder(self) -> TextEncoder:
         """Tokenizer, language model, projections and connectors: prompts in, contexts out."""
         path, checkpoint = self.text_encoder_path(), self.source("embeddings")
+        settings = replace(self._settings, streamed=self.streams_texts)
         encoder: TextEncoder = self._keep(
-            "text_encoder", lambda: self._builder.text_encoder(path, checkpoint, self._settings)
+            "text_encoder", lambda: self._builder.text_encoder(path, checkpoint, settings)
         )
         return encoder
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ltx_core.errors import as_checkpoint_error
 from ltx_core.loader.build import build, empty
+from ltx_core.loader.streaming import StreamedBlocks
 from ltx_core.loader.weights import ComponentWeights
 from ltx_core.precision import Precision
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
@@ -47,7 +48,8 @@ class GemmaBackbone(nn.Module):
         tables = {kind: rotation(layer.rope, positions, dtype) for kind, layer in kinds}
         visible = {kind: _visible(packed, layer.window).to(device) for kind, layer in kinds}
         scale = torch.tensor(self.config.width**0.5, dtype=dtype)  # rounded as the states are
-        x = self.embed_tokens(packed.input_ids.to(device))[None] * scale.to(device)  # [1, n, D]
+        ids = packed.input_ids.to(self.embed_tokens.weight.device)  # of a table that may be in host memory
+        x = self.embed_tokens(ids).to(device)[None] * scale.to(device)  # [1, n, D]
         for module, kind in zip(self.layers, self.config.kinds, strict=True):
             visit(x[0])
             x = module(x, tables[kind], visible[kind])
@@ -83,14 +85,22 @@ def _visible(packed: _Packed, window: int | None) -> Tensor:
 
 
 def load_backbone(
-    assets: GemmaAssets, dtype: torch.dtype | Precision = torch.bfloat16, device: torch.device | str = "cpu"
+    assets: GemmaAssets,
+    dtype: torch.dtype | Precision = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    streamed: bool = False,
 ) -> GemmaBackbone:
     """The language model alone, in evaluation mode and without gradients.
 
-    Raises ``CheckpointError`` where the files describe no model that is built here, or the weights do not fill it
-    exactly.
+    A ``streamed`` one has two layers on the device at a time and reads the others from the file in every pass. Raises
+    ``CheckpointError`` where the files describe no model that is built here, or the weights do not fill it exactly.
     """
-    network = build(*_backbone(assets, dtype, device))
+    if streamed:
+        construct, weights = _backbone(assets, dtype, "cpu")
+        network = empty(construct, weights)
+        StreamedBlocks(weights, "layers", (), torch.device(device)).fill(network, "file")
+    else:
+        network = build(*_backbone(assets, dtype, device))
     assert isinstance(network, GemmaBackbone)
     return network
 

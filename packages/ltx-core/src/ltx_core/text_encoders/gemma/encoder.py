@@ -88,17 +88,19 @@ def load_text_encoder(
     *,
     audio: bool = True,
     max_length: int = MAX_LENGTH,
+    streamed: bool = False,
 ) -> AVGemmaTextEncoderModel | VideoGemmaTextEncoderModel:
     """The text encoder of a checkpoint; ``gemma`` is a Hugging Face folder or the packed file of a split pack.
 
-    ``audio`` False builds the video-only encoder. Raises ``CheckpointError`` when files are missing, do not fit, or
+    ``audio`` False builds the video-only encoder; with ``streamed`` two layers of the
+    language model are on the device at a time. Raises ``CheckpointError`` when files are missing, do not fit, or
     the checkpoint was trained with another text encoder.
     """
     assets = _assets(gemma, checkpoint)
     processor = load_embeddings_processor(assets, checkpoint, dtype, device, audio=audio)
     tokenizer = load_tokenizer(assets, max_length)
     kind = AVGemmaTextEncoderModel if audio else VideoGemmaTextEncoderModel
-    return kind(tokenizer, load_backbone(assets, dtype, device), processor).eval()
+    return kind(tokenizer, load_backbone(assets, dtype, device, streamed), processor).eval()
 
 
 def check_text_encoder(gemma: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
