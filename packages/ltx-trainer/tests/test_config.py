@@ -43,7 +43,7 @@ def problems(raw: dict) -> list[tuple[str, str]]:
         ("optimization", "lr", "did you mean learning_rate?"),
         ("optimization", "learning_rat", "did you mean learning_rate?"),
         ("optimization", "keep_last_n", "did you mean checkpoints.keep_last_n?"),
-        ("lora", "xyz", "expected one of rank, alpha, dropout, target_modules"),
+        ("lora", "xyz", "expected one of type, rank, alpha, dropout, target_modules, factor, groups"),
         ("validation", "infernce_steps", "did you mean inference_steps?"),
     ],
 )

@@ -15,6 +15,7 @@ from torch import nn
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.lora import Lora
+from ltx_trainer.adapters import learned
 from ltx_trainer.lora import (
     LoraSettings,
     add_lora,
@@ -24,7 +25,8 @@ from ltx_trainer.lora import (
     reference_metadata,
     save_lora,
 )
-from ltx_trainer.targets import is_target
+from ltx_trainer.memory_plan import plan_memory
+from ltx_trainer.targets import LoraGroup, is_target, modality_of
 from ltx_trainer.trainer import LtxvTrainer
 
 
@@ -135,7 +137,7 @@ def test_loading_another_adapter_is_refused(files, tmp_path):
     wider, elsewhere = network_of(files[0]), network_of(files[0])
     add_lora(wider, LoraSettings(8, 8, 0.0, ("to_k",)))
     add_lora(elsewhere, LoraSettings(4, 4, 0.0, ("to_q",)))
-    with pytest.raises(CheckpointError, match="has rank 4, expected 8"):
+    with pytest.raises(CheckpointError, match="is of rank 4, expected lora of rank 8"):
         load_lora(wider, path)
     with pytest.raises(CheckpointError, match=r"lacks 6 of the adapter's modules, first: transformer_blocks.0"):
         load_lora(elsewhere, path)
@@ -180,3 +182,92 @@ def test_a_full_disk_is_one_line_and_leaves_no_debris(files, tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
     assert kept == ["lora_weights_step_00001.safetensors", "training_state_step_00001.safetensors"]
+
+
+KINDS = {
+    "lora": {},
+    "rslora": {"kind": "rslora"},
+    "dora": {"kind": "dora"},
+    "lokr": {"kind": "lokr", "factor": 4},
+    "lokr, both factors whole": {"kind": "lokr", "factor": 2, "rank": 16},
+    "groups": {"groups": (LoraGroup(modality="audio", rank=2, alpha=6), LoraGroup(("ff.net.2",), rank=3))},
+}
+
+
+def moved(network):
+    """Adapters that change something: every value a little elsewhere."""
+    generator = torch.Generator().manual_seed(5)
+    for _, layer in lora_layers(network):
+        for value in learned(layer).values():
+            value.add_(torch.randn(value.shape, generator=generator) * 0.1)
+    return network
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_every_kind_acts_in_the_loader_as_it_did_in_training(files, tmp_path, options):
+    settings = LoraSettings(**{"rank": 4, "alpha": 6, "target_modules": ("to_k", "to_out.0", "ff.net.2"), **options})
+    network = network_of(files[0])
+    with torch.no_grad():
+        before = network(*modalities())
+        add_lora(network, settings)
+        start = network(*modalities())
+        want = moved(network)(*modalities())
+    path = save_lora(tmp_path / "a.safetensors", lora_tensors(network), torch.float32)
+    again = network_of(files[0])
+    add_lora(again, settings, seed=9)
+    load_lora(again, path)
+    merged = Checkpoint.open(files[0]).build("transformer", torch.float32, loras=[Lora.open(path)])
+    with torch.no_grad():
+        loaded, fused = again(*modalities()), merged(*modalities())
+    for number in range(2):
+        torch.testing.assert_close(start[number], before[number], rtol=1e-5, atol=1e-5)
+        assert (want[number] - before[number]).abs().max() > 1e-3
+        torch.testing.assert_close(loaded[number], want[number], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(fused[number], want[number], rtol=1e-5, atol=1e-5)
+    layers = dict(lora_layers(network))
+    if settings.groups:
+        assert {layer.settings.rank for name, layer in layers.items() if modality_of(name) == "audio"} == {2}
+        assert layers["transformer_blocks.0.ff.net.2"].settings.rank == 3
+
+
+@pytest.mark.parametrize("kind", ["rslora", "dora", "lokr"])
+def test_every_kind_learns_on_an_8_bit_base_and_its_plan_counts_it(files, tmp_path, kind):
+    config = make_config(
+        *files,
+        tmp_path / "out",
+        lora={"type": kind, "factor": 4, "groups": [{"modality": "audio", "rank": 2, "learning_rate": 1e-2}]},
+        acceleration={"quantization": "int8-quanto"},
+    )
+    trainer = LtxvTrainer(config)
+    before = {name: value.clone() for name, value in lora_tensors(trainer.transformer).items()}
+    trained = sum(p.numel() for p in trainer.transformer.parameters() if p.requires_grad)
+    assert plan_memory(config).trained == trained
+    result = trainer.train(live=False)
+    assert any(not torch.equal(value, before[name]) for name, value in lora_tensors(trainer.transformer).items())
+    tuned = Checkpoint.open(files[0]).build("transformer", loras=[Lora.open(result.weights)])
+    assert all(parameter.isfinite().all() for parameter in tuned.parameters())
+
+
+def test_groups_have_learning_rates_of_their_own(files, tmp_path):
+    groups = [{"modality": "audio", "learning_rate": 1e-5}]
+    options = {"optimization": {"steps": 1, "learning_rate": 1e-2}, "lora": {"groups": groups}}
+    trainer = LtxvTrainer(make_config(*files, tmp_path / "out", **options))
+    trainer.train(live=False)
+    largest = {True: 0.0, False: 0.0}
+    for name, layer in lora_layers(trainer.transformer):
+        change = float(layer.lora_B.weight.abs().max())  # zero at first; one step of Adam moves by the rate
+        is_audio = modality_of(name) == "audio"
+        largest[is_audio] = max(largest[is_audio], change)
+    assert largest == {True: pytest.approx(1e-5, rel=0.01), False: pytest.approx(1e-2, rel=0.01)}
+
+
+def test_an_adapter_of_another_kind_is_refused(files, tmp_path):
+    network = network_of(files[0])
+    add_lora(network, LoraSettings(4, 4, 0.0, ("to_k",)))
+    path = save_lora(tmp_path / "a.safetensors", lora_tensors(network), torch.float32)
+    other = network_of(files[0])
+    add_lora(other, LoraSettings(4, 4, 0.0, ("to_k",), kind="lokr"))
+    with pytest.raises(CheckpointError, match="is of rank 4, expected lokr of rank 4"):
+        load_lora(other, path)
+    with pytest.raises(ConfigError, match=r"lora.groups.0 means no module of the transformer's audio stream"):
+        add_lora(network_of(files[0]), LoraSettings(groups=(LoraGroup(("attn1.to_k",), "audio"),)))

@@ -23,6 +23,7 @@ from pydantic import (
 from ltx_core.errors import nearest_hint
 from ltx_trainer.data_config import PRECOMPUTED, DataConfig
 from ltx_trainer.schedules import schedule_parameters
+from ltx_trainer.targets import LoraGroup
 from ltx_trainer.training_strategies.config import (
     DistillationConfig,
     Probability,
@@ -118,15 +119,46 @@ class ModelConfig(Strict):
         return path
 
 
+class LoraGroupConfig(Strict):
+    """Some of the adapter's modules, with a rank, strength or learning rate of their own."""
+
+    target_modules: tuple[str, ...] | None = None
+    """Which, by name as in lora.target_modules; null: those of the whole adapter."""
+    modality: Literal["video", "audio"] | None = None
+    """Only those that write to the video's or the audio's stream."""
+    rank: int | None = Field(default=None, ge=2)
+    alpha: int | None = Field(default=None, ge=1)
+    learning_rate: PositiveFloat | None = None
+
+
 class LoraConfig(Strict):
     """The adapter."""
 
+    type: Literal["lora", "rslora", "dora", "lokr"] = "lora"
+    """lora; rslora keeps its strength at large ranks; dora learns lengths apart; lokr is a small Kronecker product."""
     rank: int = Field(default=64, ge=2)
     alpha: int = Field(default=64, ge=1)
-    """The adapter's strength is alpha / rank; it is folded into the saved file."""
+    """The adapter's strength is alpha / rank (rslora: alpha / sqrt(rank)); it is folded into the saved file."""
     dropout: float = Field(default=0.0, ge=0.0, le=1.0)
     target_modules: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
     """Modules with these names, or whose names end with "." and one of these."""
+    factor: int = Field(default=8, ge=2)
+    """Of lokr: rows and columns of its first factor at most; larger learns more."""
+    groups: tuple[LoraGroupConfig, ...] = ()
+    """Modules that differ from the rest, or come in addition; the first group that means a module decides."""
+
+    def as_groups(self, learning_rate: float) -> tuple[LoraGroup, ...]:
+        """The groups, with rates next to the run's ``learning_rate``."""
+        return tuple(
+            LoraGroup(
+                group.target_modules,
+                group.modality,
+                group.rank,
+                group.alpha,
+                1.0 if group.learning_rate is None else group.learning_rate / learning_rate,
+            )
+            for group in self.groups
+        )
 
 
 class OptimizationConfig(Strict):

@@ -89,6 +89,7 @@ class LoopSettings:
     warmup_steps: int = 0
     optimizer_type: str = "adamw"
     optimizer_params: Mapping[str, Any] = field(default_factory=dict)
+    rate_factors: Mapping[str, float] = field(default_factory=dict)  # parameter -> times the learning rate
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0  # <= 0: no clipping
     ema_decay: float | None = None
@@ -156,9 +157,11 @@ def make_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Opt
     Raises `ConfigError` for the 8-bit form when it is not installed, and for Muon over sharded parameters.
     """
     options = dict(settings.optimizer_params)
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    parameters = rate_groups(module, settings.rate_factors)
     if settings.optimizer_type == "muon":
-        if any(isinstance(parameter, DTensor) for parameter in parameters):
+        if settings.rate_factors:
+            raise ConfigError("optimizer_type is 'muon', which has rates of its own: leave learning_rate out of groups")
+        if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
             raise ConfigError("optimizer_type is 'muon', which needs whole matrices, and the parameters are sharded")
         return Muon(module, settings.learning_rate, **options)
     if settings.optimizer_type == "adamw":
@@ -170,6 +173,15 @@ def make_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Opt
             raise ConfigError("optimizer_type is 'adamw8bit', which needs `pip install bitsandbytes`") from error
         return AdamW8bit(parameters, lr=settings.learning_rate, **options)
     raise ConfigError(f"optimizer_type is {settings.optimizer_type!r}, expected adamw, adamw8bit or muon")
+
+
+def rate_groups(module: nn.Module, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Trainable parameters by what their learning rate is multiplied by."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(factors.get(name.removeprefix("module."), 1.0), []).append(parameter)
+    return [{"params": members, "factor": factor} for factor, members in groups.items()]
 
 
 def prepared(module: nn.Module, accelerator: Accelerator) -> nn.Module:
@@ -397,7 +409,7 @@ class _Run:
         count = self.settings.gradient_accumulation_steps
         rate = self.schedule(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)
         totals: dict[str, Tensor] = {}
         for micro in range(count):
             asked = time.perf_counter()

@@ -11,11 +11,11 @@ from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoPixelShape
-from ltx_trainer.config import TrainerConfig
+from ltx_trainer.config import LoraConfig, TrainerConfig
 from ltx_trainer.data_config import PRECOMPUTED, DataSetConfig
 from ltx_trainer.machine import Machine, this_machine
 from ltx_trainer.model_files import ModelFiles, open_trainable
-from ltx_trainer.targets import chosen_parameters, sensitive, target_linears
+from ltx_trainer.targets import adapted_linears, chosen_parameters, divided, linears, sensitive
 
 GIB = 2**30
 LOOKED_AT = 64  # examples whose size is read to find the longest
@@ -157,9 +157,24 @@ def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
 def trained_parameters(shapes: Shapes, config: TrainerConfig) -> int:
     """How many values are learned."""
     if config.model.training_mode == "lora" and config.lora is not None:
-        names = target_linears(shapes, config.lora.target_modules)
-        return sum(config.lora.rank * sum(shapes[f"{name}.weight"]) for name in names)
+        lora = config.lora
+        chosen = adapted_linears(
+            linears(shapes), lora.target_modules, lora.as_groups(config.optimization.learning_rate)
+        )
+        return sum(
+            adapter_values(lora, (group and group.rank) or lora.rank, shapes[f"{name}.weight"])
+            for name, group in chosen.items()
+        )
     return sum(prod(shapes[name]) for name in chosen_parameters(shapes, config.model.trainable_modules))
+
+
+def adapter_values(lora: LoraConfig, rank: int, shape: tuple[int, ...]) -> int:
+    """Values that are learned for one linear ``[out, in]``."""
+    outputs, inputs = shape
+    if lora.type == "lokr":
+        (o1, o2), (i1, i2) = divided(outputs, lora.factor), divided(inputs, lora.factor)
+        return o1 * i1 + (o2 * i2 if rank >= min(o2, i2) else rank * (o2 + i2))
+    return rank * (outputs + inputs) + (outputs if lora.type == "dora" else 0)
 
 
 def connector_values(checkpoint: Checkpoint) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from ltx_core.errors import ConfigError
 from ltx_core.model.transformer.config import SENSITIVE
+
+SHORT_TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
 
 
 def is_target(name: str, targets: Sequence[str]) -> bool:
@@ -21,9 +24,40 @@ def linears(shapes: Mapping[str, Sequence[int]]) -> list[str]:
     ]
 
 
-def target_linears(shapes: Mapping[str, Sequence[int]], targets: Sequence[str]) -> list[str]:
-    """Names of the linears that ``targets`` adapt. Raises `ConfigError` for a target that matches none."""
-    return matching(linears(shapes), targets)
+@dataclass(frozen=True)
+class LoraGroup:
+    """Modules of an adapter that differ from the rest. ``targets`` None means those of the whole adapter."""
+
+    targets: tuple[str, ...] | None = None
+    modality: str | None = None  # video or audio: the stream a module writes to
+    rank: int | None = None
+    alpha: float | None = None
+    rate: float = 1.0  # times the learning rate of the run
+
+
+def adapted_linears(
+    names: Sequence[str], targets: Sequence[str], groups: Sequence[LoraGroup] = ()
+) -> dict[str, LoraGroup | None]:
+    """Linears of ``names`` that are adapted, in their order, with the group that each belongs to.
+
+    Raises `ConfigError` for a target that matches none, and for a group that means no module.
+    """
+    found: dict[str, LoraGroup | None] = dict.fromkeys(matching(names, targets))
+    for number, group in reversed(list(enumerate(groups))):  # the first decides
+        meant = matching(names, targets if group.targets is None else group.targets)
+        meant = [name for name in meant if group.modality in (None, modality_of(name))]
+        if not meant:
+            raise ConfigError(f"lora.groups.{number} means no module of the transformer's {group.modality} stream")
+        found |= dict.fromkeys(meant, group)
+    return {name: found[name] for name in names if name in found}
+
+
+def modality_of(name: str) -> str:
+    """The stream that a module of the transformer writes to."""
+    parts = name.split(".")
+    joining = {"audio_to_video_attn": "video", "video_to_audio_attn": "audio"}
+    given = next((joining[part] for part in parts if part in joining), None)
+    return given or ("audio" if any("audio" in part for part in parts) else "video")
 
 
 def matching(names: Sequence[str], targets: Sequence[str]) -> list[str]:
@@ -39,6 +73,12 @@ def matching(names: Sequence[str], targets: Sequence[str]) -> list[str]:
 def chosen_parameters(names: Iterable[str], modules: Sequence[str] | None) -> list[str]:
     """Parameters that lie in a module whose name is, or ends with, one of ``modules``; all of them for None."""
     return [name for name in names if modules is None or any(is_target(owner, modules) for owner in _owners(name))]
+
+
+def divided(size: int, factor: int) -> tuple[int, int]:
+    """``size`` as a product whose first part is the largest divisor that ``factor`` allows."""
+    first = next(part for part in range(min(factor, size), 0, -1) if size % part == 0)
+    return first, size // first
 
 
 def sensitive(name: str) -> bool:

@@ -26,7 +26,7 @@ from ltx_trainer.distillation import DistillObjective, DistillSettings
 from ltx_trainer.held_out import held_out_losses
 from ltx_trainer.hub import push_to_hub
 from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, StepReport, launched_device, train
-from ltx_trainer.lora import LoraSettings, add_lora, load_lora, reference_metadata
+from ltx_trainer.lora import LoraSettings, add_lora, load_lora, rate_factors, reference_metadata
 from ltx_trainer.memory import BlockSwap, quantize_frozen
 from ltx_trainer.model_files import ModelFiles, open_trainable
 from ltx_trainer.models import (
@@ -290,6 +290,7 @@ class LtxvTrainer:
             warmup_steps=optimization.warmup_steps,
             optimizer_type=optimization.optimizer_type,
             optimizer_params=optimization.optimizer_params,
+            rate_factors=rate_factors(self.transformer, "transformer."),
             gradient_accumulation_steps=optimization.gradient_accumulation_steps,
             max_grad_norm=optimization.max_grad_norm,
             ema_decay=optimization.ema_decay,
@@ -320,7 +321,8 @@ class LtxvTrainer:
         }
         if config.lora is not None and config.model.training_mode == "lora":
             lora = config.lora
-            values |= {"lora.rank": lora.rank, "lora.alpha": lora.alpha, "lora.targets": ", ".join(lora.target_modules)}
+            values |= {f"lora.{key}": value for key, value in lora.model_dump(mode="json").items() if key != "dropout"}
+            values["lora.targets"] = ", ".join(values.pop("lora.target_modules"))
         elif config.model.trainable_modules is not None:
             values["trainable_modules"] = ", ".join(config.model.trainable_modules)
         return values
@@ -421,7 +423,8 @@ def lora_settings(config: TrainerConfig) -> LoraSettings:
     """The ``lora`` section as the adapter takes it."""
     lora = config.lora
     assert lora is not None
-    return LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.target_modules)
+    groups = lora.as_groups(config.optimization.learning_rate)
+    return LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.type, lora.factor, groups)
 
 
 def check_output(folder: Path, resume: bool) -> None:
