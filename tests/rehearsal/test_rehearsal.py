@@ -119,6 +119,8 @@ def requests(folder: Path) -> dict[str, dict[str, Any]]:
         "dfr-pipeline": {**SIZE, **TIME, "temporal_upsample_rounds": 1},
         "retake": {"video_path": clip, "start_time": 0.3, "end_time": 0.7, "num_inference_steps": 2},
         "extend": {"video_path": clip, "extend_seconds": 0.5, "num_inference_steps": 2},
+        "upscale": {"video_path": clip, "tile_size": 320},
+        "interpolate": {"video_path": clip},
         "v2a-one-stage": {"video_path": clip, "num_inference_steps": 2},
         "t2a-one-stage": {**TIME, "num_inference_steps": 2},
     }
@@ -131,7 +133,8 @@ def plan_of(name: str, ledger: ModelLedger, folder: Path) -> Plan:
     reference = (Lora(str(folder / "reference.safetensors")),) if name in ("ic-lora", "dubit") else ()
     pipeline = kind(ledger, reference, (adapter,))
     plan = pipeline.plan(prompt="a kettle begins to whistle", **requests(folder)[name])
-    stages = tuple(replace(stage, sigmas=(*stage.sigmas[:2], stage.sigmas[-1])) for stage in plan.stages)
+    shorter = {number: (*stage.sigmas[:2], stage.sigmas[-1]) for number, stage in enumerate(plan.stages) if stage.steps}
+    stages = tuple(replace(one, sigmas=shorter.get(number, one.sigmas)) for number, one in enumerate(plan.stages))
     return replace(plan, stages=stages)
 
 

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from tests.golden.case import REPOSITORY, TINY_CHECKPOINT
 from tests.tiny_text_encoders import write_t5
 
+from ltx_core.model.upsampler.config import LatentUpsamplerConfig
+from ltx_core.model.upsampler.model import LatentUpsampler
 from ltx_core.types import Audio
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.utils.media_io import write_png, write_video, write_wav
@@ -50,7 +52,19 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def media_folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
+def temporal_upsampler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a random latent upsampler in time."""
+    shape = {"in_channels": 128, "mid_channels": 32, "num_blocks_per_stage": 1, "spatial_upsample": False}
+    config = {"_class_name": "LatentUpsampler", "temporal_upsample": True, **shape}
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("upsampler") / "temporal-upscaler.safetensors"
+    upsampler = LatentUpsampler(LatentUpsamplerConfig.from_metadata(config))
+    save_file(upsampler.state_dict(), path, metadata={"config": json.dumps(config)})
+    return path
+
+
+@pytest.fixture(scope="session")
+def media_folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path, temporal_upsampler: Path) -> Path:
     """Pictures, clips, sounds and weights under the names the documentation uses."""
     folder = tmp_path_factory.mktemp("media")
     generator = torch.Generator().manual_seed(0)
@@ -66,6 +80,7 @@ def media_folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path) ->
         shutil.copy(small_model / f"{source}.safetensors", folder / f"{name}.safetensors")
     for name, source in (("2b-0.9.6-distilled", "tiny"), ("upscaler", "spatial-upscaler-tiny")):
         shutil.copy(LTX_VIDEO / f"ltxv-{source}.safetensors", folder / f"ltxv-{name}.safetensors")
+    shutil.copy(temporal_upsampler, folder)
     write_t5(folder / "t5", width=24)
     (folder / "ltxv.yaml").write_text(LTX_VIDEO_CONFIG)
     lines = ({"prompt": "a bell", "output": "bell.mp4"}, {"prompt": "a drum", "image": ["photo.png", 0, 0.9]})

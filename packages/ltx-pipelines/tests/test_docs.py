@@ -58,6 +58,15 @@ def test_commands_of_cli(here: Path) -> None:
     assert probe_video(here / "final.mp4").width == 2 * probe_video(here / "draft.mp4").width
 
 
+def test_commands_of_large(here: Path) -> None:
+    """They build on each other, so they run in one folder."""
+    for line in commands("large.md"):
+        assert run([*shlex.split(line)[1:], "--quiet"]) == 0, line
+    large, fast, both = (probe_video(here / f"{name}.mp4") for name in ("large", "clip-fast", "both"))
+    assert (large.width, large.height, fast.frames, fast.fps) == (256, 256, 33, 48)
+    assert (both.width, both.frames) == (64, 17 + large.frames)
+
+
 @pytest.mark.backend("mlx")
 def test_commands_of_mlx(here: Path, small_model: Path) -> None:
     pytest.importorskip("mlx.core", reason="mlx is not installed: `pip install mlx`")

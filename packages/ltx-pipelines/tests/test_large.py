@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from tests.golden.case import TINY_CHECKPOINT
 
 from ltx_core.errors import ConfigError
-from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape
+from ltx_core.types import Audio, SpatioTemporalScaleFactors, VideoPixelShape
+from ltx_pipelines.cli.app import run
 from ltx_pipelines.distilled import DistilledPipeline
-from ltx_pipelines.planning.cost import tiled_work
+from ltx_pipelines.interpolate import InterpolatePipeline
+from ltx_pipelines.planning.cost import cost_of, tiled_work
 from ltx_pipelines.planning.layout import tiles_of
 from ltx_pipelines.planning.plan import plan_from_json
 from ltx_pipelines.planning.schema import UsageError
@@ -17,6 +23,8 @@ from ltx_pipelines.retake import RetakePipeline
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
+from ltx_pipelines.upscale import PROMPT, UpscalePipeline
+from ltx_pipelines.utils.media_io import probe_video, read_audio, read_frames, write_video
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 SMALL = {"prompt": "a bell rings", "height": 64, "width": 128, "num_frames": 9, "seed": 3}
@@ -76,3 +84,71 @@ def test_tiles_are_few_and_small_enough() -> None:
     assert tiles_of(uhd._replace(frames=1001), LTX, 1408)[0] == (4, 4), "long clips are cut in time too"
     assert tiles_of(uhd._replace(height=1088, width=1408), LTX, 1408) == ((1, 0), (1, 0), (1, 0))
     assert tiles_of(uhd, LTX, 64)[1:] == ((67, 1), (119, 1))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """10 frames of 70 x 64 at 25 fps with a tone."""
+    path = tmp_path_factory.mktemp("media") / "clip.mp4"
+    ramp = torch.linspace(0, 1, 64)
+    frames = torch.stack([(ramp.view(1, 64, 1) * (frame + 1) / 10).expand(70, 64, 3) for frame in range(10)])
+    tone = torch.sin(torch.arange(9600) * 0.05).expand(2, -1) * 0.3
+    write_video(path, [frames], 25.0, Audio(tone, 24000))
+    return path
+
+
+def test_a_finished_clip_is_enlarged(ledger: ModelLedger, clip: Path) -> None:
+    pipeline = UpscalePipeline(ledger)
+    plan = pipeline.plan(video_path=str(clip), tile_size=128)
+    first, second = plan.stages
+    assert first.steps == 0 and first.shape[1:4] == (17, 96, 64)
+    assert second.tiles == ((1, 0), (2, 1), (1, 0)) and second.sigmas == (0.625, 0.421875, 0.0)
+    assert plan.shape[1:4] == (10, 140, 128) and plan.prompt == PROMPT
+    assert [phase.name for phase in cost_of(plan, ledger).phases if "stage" in phase.name] == ["stage 2"]
+    made = pipeline(video_path=str(clip), tile_size=128)
+    own = read_audio(clip)
+    assert made.video is not None and made.video.tensor().shape == (10, 140, 128, 3)
+    assert made.audio is not None and own is not None
+    assert torch.equal(made.audio.waveform, own.waveform), "the sound is kept, sample for sample"
+    with pytest.raises(ConfigError, match="upscale is 1, expected 2 or 4"):
+        pipeline.plan(video_path=str(clip), upscale=1)
+
+
+def test_the_prompt_of_a_clip_that_was_made_here_goes_on(ledger: ModelLedger, clip: Path, tmp_path: Path) -> None:
+    recipe = {"plan": {"prompt": "a bell rings"}}
+    path = tmp_path / "made.mp4"
+    write_video(path, [torch.zeros(9, 64, 64, 3)], 25.0, metadata={"recipe": json.dumps(recipe)})
+    assert UpscalePipeline(ledger).plan(video_path=str(path)).prompt == "a bell rings"
+    assert UpscalePipeline(ledger).plan("a gong", video_path=str(path)).prompt == "a gong"
+
+
+def test_a_clip_gets_a_frame_between_any_two(clip: Path, temporal_upsampler: Path) -> None:
+    files = replace(find_model(str(TINY_CHECKPOINT)).files, temporal_upsampler=str(temporal_upsampler))
+    ledger = ModelLedger(files, dtype=torch.float32, device="cpu", policy="resident")
+    made = InterpolatePipeline(ledger)(video_path=str(clip))
+    assert made.plan.shape == VideoPixelShape(1, 19, 70, 64, 50.0)
+    assert made.video is not None and made.video.tensor().shape == (19, 70, 64, 3)
+    own = read_audio(clip)
+    assert made.audio is not None and own is not None and torch.equal(made.audio.waveform, own.waveform)
+    assert made.plan.notes == ("clip.mp4: worked on at 64 x 96 and 17 frames, cut back to 64 x 70 and 10",)
+
+
+def test_clips_are_joined_with_their_sound(clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    other, both = tmp_path / "other.mp4", tmp_path / "both.mp4"
+    write_video(other, [torch.ones(6, 64, 64, 3)], 50.0, Audio(torch.full((1, 4410), 0.25), 44100))
+    line = ["concat", str(clip), str(other), str(clip), "-o", str(both), "--crf", "0"]
+    assert run(line) == 0
+    said = capfd.readouterr().err
+    assert "other.mp4: 64 x 64 scaled and cropped to 64 x 70; 50 fps sampled by time at 25 fps" in said
+    assert "23 frames (10 + 3 + 10), 0.920 s" in said
+    info, sound = probe_video(both), read_audio(both)
+    assert info.frames == 23 and sound is not None and sound.waveform.shape[1:] == (2, 22080)
+    frames = torch.stack(list(read_frames(both)))
+    own = torch.stack(list(read_frames(clip)))
+    assert torch.equal(frames[:10], own) and torch.equal(frames[13:], own), "lossless: every frame is there once"
+    begun = read_audio(clip)
+    assert begun is not None
+    tone = begun.waveform[..., :9600]
+    assert torch.allclose(sound.waveform[..., :9600], tone, atol=1e-6)
+    assert torch.allclose(sound.waveform[..., 12480:], tone, atol=1e-6), "each sound begins with its picture"
+    assert run(line) == 1 and run(["concat", str(clip), "-o", str(tmp_path / "x.mp4")]) == 2

@@ -24,6 +24,8 @@ PIPELINES = {
     "DFRPipeline": "dfr_pipeline",
     "RetakePipeline": "retake",
     "ExtendPipeline": "extend",
+    "UpscalePipeline": "upscale",
+    "InterpolatePipeline": "interpolate",
     "V2AOneStagePipeline": "v2a_one_stage",
     "T2AOneStagePipeline": "t2a_one_stage",
     "LTXVideoPipeline": "ltx_video.pipeline",

@@ -74,6 +74,8 @@ class Pipeline(ABC):
     variant: ClassVar[str] = "dev"
     #: Further names of the command.
     aliases: ClassVar[tuple[str, ...]] = ()
+    #: What needs no option on a line, in order.
+    alone: ClassVar[str] = "prompt"
     #: Of a file whose name is not given.
     suffix: ClassVar[str] = ".mp4"
 
@@ -418,8 +420,22 @@ class Pipeline(ABC):
             raise ConfigError(f"upscale is {request.upscale}, expected 1, 2 or 4; nearest valid: 4")
         if request.upscale == 1 and request.tile_size is not None:
             raise UsageError("tile_size has no effect without upscale, expected it left out")
-        usual = max(self.ledger.default_request.get(name, TILE_SIDE) for name in SIZE)
-        return tiled_stages(last, request.upscale, self.ledger.scale_factors, request.tile_size or usual)
+        side = request.tile_size or self.tile_side()
+        return tiled_stages(last, request.upscale, self.ledger.scale_factors, side)
+
+    def tile_side(self) -> int:
+        """The longest side of a tile in pixels: that of the clips the model asks for, where it says so."""
+        return max(int(self.ledger.default_request.get(name, TILE_SIDE)) for name in SIZE)
+
+    def prompt_of(self, request: Request, otherwise: str) -> str:
+        """The prompt of a request on a clip, else that of the recipe inside the clip, else ``otherwise``."""
+        from ltx_media.recipe import read_recipe
+
+        if request.prompt or request.video_path is None:
+            return request.prompt
+        plan = (read_recipe(request.video_path) or {}).get("plan")
+        prompt = plan.get("prompt") if isinstance(plan, dict) else None
+        return prompt if isinstance(prompt, str) and prompt.strip() else otherwise
 
     def negative_prompt(self, request: Request, stages: Sequence[StagePlan]) -> str | None:
         """What guidance pushes away from; None where no stage is guided."""

@@ -42,6 +42,7 @@ OWN: dict[str, Lazy] = {
     "batch": Lazy("batch:BATCH", "Make many clips from a file of requests.", "Make"),
     "rerun": Lazy("again:RERUN", "Make a clip again from the recipe inside it.", "Make"),
     "finish": Lazy("again:FINISH", "Refine a first stage that was kept.", "Make"),
+    "concat": Lazy("concat:CONCAT", "Join clips, with their sound.", "Make"),
     "plan": Lazy("plan:PLAN", "Show what would be done, and what it would cost.", "Look"),
     "compare": Lazy("compare:COMPARE", "How far two clips are apart, and what differs in their recipes.", "Look"),
     "inspect": Lazy("inspect:INSPECT", "Show the recipe inside a clip, or what a weights file holds.", "Look"),

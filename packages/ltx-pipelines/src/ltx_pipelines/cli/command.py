@@ -69,8 +69,10 @@ class Command:
             given[one.name] = given.get(one.name, ()) + read if one.repeatable else read
         return self._with_alone(given, alone)
 
-    def _with_alone(self, given: dict[str, Any], alone: Sequence[str]) -> dict[str, Any]:
+    def _with_alone(self, given: dict[str, Any], alone: Sequence[Any]) -> dict[str, Any]:
         names = self.alone.split()
+        if names and self.options[names[-1]].several and len(alone) >= len(names):
+            alone = [*alone[: len(names) - 1], alone[len(names) - 1 :]]
         if len(alone) > len(names):
             hint = "; put it in quotes" if self.alone == "prompt" else ""
             raise UsageError(f"{alone[len(names)]!r} is no option of `ltx {self.name}`{hint}")

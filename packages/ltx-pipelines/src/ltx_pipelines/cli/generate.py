@@ -126,7 +126,7 @@ def kept_request(given: Mapping[str, Any], session: Session, plan: Plan) -> dict
 def pipeline_command(kind: type[Pipeline]) -> Command:
     """The sub-command of one pipeline."""
     text = f"{kind.summary()}\n\n{(kind.__doc__ or '').strip()}"
-    return Command(kind.command(), text, options_for(kind), lambda given: make(given, kind), "prompt", every_option)
+    return Command(kind.command(), text, options_for(kind), lambda given: make(given, kind), kind.alone, every_option)
 
 
 GENERATE = Command("generate", ABOUT, {**every_option(), "pipeline": PIPELINE}, make, "prompt")

@@ -95,6 +95,8 @@ def cost_of(plan: Plan, ledger: ModelLedger) -> Cost:
         phases.append(Phase("conditions", {name: component_bytes(ledger, name) for name in encoders}))
     for index, stage in enumerate(plan.stages, 1):
         phases += upsampling(plan, index - 1, ledger)
+        if not stage.steps:
+            continue
         work = [one for run in runs(stage) for one in (tiled_work if run.tiles else whole_work)(run, ledger)]
         total = Work(sum(one.flops for one in work), max(one.activations for one in work))
         phases.append(Phase(f"stage {index}", transformer_weights(ledger, stage), total))

@@ -43,10 +43,11 @@ def _changes(plan: Plan, ledger: ModelLedger) -> Iterator[tuple[str, tuple[Chang
         if name == "audio":
             yield source.path, _of_sound(source, plan)
         else:
-            wanted = wanted_source(source, plan.stages[-1].shape, ledger.scale_factors, plan)
+            stage = next(one for one in reversed(plan.stages) if one.streams[name].start == "source")
+            wanted = wanted_source(source, stage.shape, ledger.scale_factors, plan)
             clip = probe_video(source.path)
             said = [change for change in changes_of(clip, wanted) if wanted.fit == "crop" or change.what != "size"]
-            yield source.path, (*said, *_of_source(clip, plan.stages[-1]))
+            yield source.path, (*said, *_of_source(clip, stage))
 
 
 def _of_ltx_video(plan: Plan, ledger: ModelLedger) -> Iterator[tuple[str, tuple[Change, ...]]]:

@@ -209,7 +209,10 @@ class Window:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One run of the transformer from the first sigma to the last; with ``windows``, one for each of them."""
+    """One run of the transformer from the first sigma to the last; with ``windows``, one for each of them.
+
+    With one sigma there is no step: the result is what the streams start from.
+    """
 
     shape: VideoPixelShape
     sigmas: tuple[float, ...]
@@ -271,7 +274,7 @@ class StagePlan:
 
     def passes(self) -> int:
         """The most passes that a step needs."""
-        return max(self.passes_at(sigma) for sigma in self.sigmas[:-1])
+        return max((self.passes_at(sigma) for sigma in self.sigmas[:-1]), default=0)
 
 
 @dataclass(frozen=True)

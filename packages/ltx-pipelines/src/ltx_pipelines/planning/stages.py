@@ -25,6 +25,7 @@ from ltx_pipelines.planning.plan import (
     Lora,
     ReferenceCondition,
     SamplerPlan,
+    Source,
     StagePlan,
     StreamPlan,
 )
@@ -156,12 +157,24 @@ def refinement_stage(
     )
 
 
+def encoded_clip(
+    path: str, shape: VideoPixelShape, shown: VideoPixelShape, has_sound: bool
+) -> tuple[StagePlan, dict[str, Source]]:
+    """A stage of no steps, whose result is a clip in latents with its own sound beside it; and its sources."""
+    streams = {"video": StreamPlan(start="source", noise_scale=0.0)}
+    if has_sound:
+        streams["audio"] = StreamPlan(start="source", noise_scale=0.0, frozen=True)
+    source = Source(path, 0.0, shape.duration)
+    return StagePlan(shape, (0.0,), streams, delivered=shown), dict.fromkeys(streams, source)
+
+
 def tiled_stages(last: StagePlan, times: int, factors: SpatioTemporalScaleFactors, side: int) -> Iterator[StagePlan]:
     """The stages that enlarge the result of ``last`` twofold until it is ``times`` as large, in tiles of ``side``.
 
     Each goes on from the enlarged picture at a low noise level, with the sampler, guidance and adapters of the stage
     before and the pictures and references it was shown. The sound is only heard.
     """
+    levels = last.sigmas if last.steps else STAGE_2_SIGMAS
     for _ in range(times.bit_length() - 1):
         shape, shown = doubled(last.shape), last.delivered and doubled(last.delivered)
         video = last.streams["video"]
@@ -169,12 +182,14 @@ def tiled_stages(last: StagePlan, times: int, factors: SpatioTemporalScaleFactor
         video = replace(video, start="previous", noise_scale=TILED_SIGMA, conditions=seen)
         streams = {"video": video}
         if "audio" in last.streams:
-            streams["audio"] = StreamPlan(start="previous", noise_scale=0.0, frozen=True)
+            sound = last.streams["audio"]
+            kept = sound.start == "source" and sound.frozen
+            streams["audio"] = sound if kept else StreamPlan(start="previous", noise_scale=0.0, frozen=True)
         last = replace(
             last,
             shape=shape,
             delivered=shown,
-            sigmas=(TILED_SIGMA, *(sigma for sigma in last.sigmas if sigma < TILED_SIGMA)),
+            sigmas=(TILED_SIGMA, *(sigma for sigma in levels if sigma < TILED_SIGMA)),
             streams=streams,
             tiles=tiles_of(shape, factors, side),
         )

@@ -247,19 +247,28 @@ def run_stage(
     yield Event("conditions", index)
     begun = run.begin(stage, inputs)
     states = begun.states
+    if stage.steps:
+        states = yield from denoise_stage(stage, index, begun, run)
+    final = finish_streams(begun.tools, states)
+    result = {name: state.latent for name, state in final.items()}
+    if keyframes := keyframes_to_carry(stage, final, inputs):
+        result[KEYFRAMES] = torch.cat([keyframes[frame] for frame in stage.keyframe_frames], dim=2)
+    return result
+
+
+def denoise_stage(
+    stage: StagePlan, index: int, begun: StageRun, run: Run | LTXVideoRun
+) -> Generator[Event, None, States]:
+    """Take a stage along its sigmas, in tiles where it is cut into some; returns the states after the last step."""
+    states, sigmas = begun.states, torch.tensor(stage.sigmas, dtype=torch.float32)
     yield Event("denoise", index, 0, stage.steps, stage.sigmas[0], states)
-    sigmas = torch.tensor(stage.sigmas, dtype=torch.float32)
     model: Transformer = run.model(stage)
     if stage.tiles is not None:
         model = TiledTransformer(model, VideoModalityTilingHelper(TileCountConfig(*stage.tiles), begun.tools["video"]))
     for step in denoise(model, begun.denoiser, states, sigmas, begun.sampler):
         states = step.states
         yield Event("denoise", index, step.index + 1, step.total, step.sigma, states, step.results, begun.tools)
-    final = finish_streams(begun.tools, states)
-    result = {name: state.latent for name, state in final.items()}
-    if keyframes := keyframes_to_carry(stage, final, inputs):
-        result[KEYFRAMES] = torch.cat([keyframes[frame] for frame in stage.keyframe_frames], dim=2)
-    return result
+    return states
 
 
 class Run:
