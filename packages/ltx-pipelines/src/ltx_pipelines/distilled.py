@@ -9,7 +9,7 @@ from ltx_pipelines.request import Request
 class DistilledPipeline(TwoStagePipeline):
     """Two stages without guidance. From version 2.5 on the first stage is sampled with fresh noise at every step."""
 
-    accepts = COMMON | LARGE | {"auto_duration", "images", "hdr", "generated_keyframes"}
+    accepts = COMMON | LARGE | {"auto_duration", "images", "keyframe_fade", "hdr", "generated_keyframes"}
     variant = "distilled"
 
     def make_plan(self, request: Request) -> Plan:

@@ -11,7 +11,7 @@ from ltx_pipelines.request import Request
 class KeyframeInterpolationPipeline(TwoStagePipeline):
     """Two stages; every image guides, the one at frame 0 too. The sound is that of the second stage."""
 
-    accepts = COMMON | LARGE | GUIDED | {"images", "hdr"}
+    accepts = COMMON | LARGE | GUIDED | {"images", "keyframe_fade", "hdr"}
     uses = TwoStagePipeline.uses | {"distilled_loras"}
     aliases = ("keyframe", "keyframes")
 

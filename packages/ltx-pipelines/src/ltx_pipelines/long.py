@@ -61,7 +61,7 @@ class LongVideoPipeline(Pipeline):
     LTX-Video model the clip has no sound and is made in the first of its passes.
     """
 
-    accepts = COMMON | GUIDED | {"images"}
+    accepts = COMMON | GUIDED | {"images", "keyframe_fade"}
     usual: ClassVar[Mapping[str, Any]] = {"height": 512, "width": 768, "num_frames": 241}
     aliases = ("long-video",)
 
@@ -72,6 +72,8 @@ class LongVideoPipeline(Pipeline):
             distilled = "distilled" in Path(self.ledger.files.checkpoint).name
         if useless and self.ledger.is_ltx_video and useless != ["negative_prompt"]:
             raise UsageError(f"{useless[0]} has no effect on an LTX-Video model; its pipeline_config says it")
+        if self.ledger.is_ltx_video and read.get("keyframe_fade"):
+            raise UsageError("keyframe_fade has no effect on an LTX-Video model, expected it left out")
         if useless and distilled and not self.ledger.is_ltx_video:
             raise UsageError(f"{useless[0]} has no effect on a distilled model; leave it out or say --full-model")
         if "storyboard" in read and (given := sorted(read.keys() & {"num_frames", "duration"})):

@@ -140,7 +140,17 @@ class Request:
         None, "The whole guidance of the sound, also by noise level, instead of the single values.", hidden=True
     )
     images: tuple[ImageCondition, ...] = condition(
-        (), "Still at a frame (0 the first), 0 to 1 how strongly it holds; CRF 0 keeps its pixels.", "--image", "-i"
+        (),
+        "Still at a frame (0 the first), 0 to 1 how strongly it holds; CRF 0 keeps its pixels. The strength may fall "
+        "with sigma (release) and over the frames that it reaches to both sides (curve).",
+        "--image",
+        "-i",
+    )
+    keyframe_fade: float = condition(
+        0.0,
+        "How firmly frames between pictures begin as a fade from one to the next; it is let go of as sigma falls.",
+        least=0,
+        most=1,
     )
     generated_keyframes: int | tuple[int, ...] = condition(
         0,

@@ -9,7 +9,7 @@ from ltx_pipelines.request import Request
 class TI2VidOneStagePipeline(Pipeline):
     """One guided stage of a full model."""
 
-    accepts = COMMON | LARGE | GUIDED | {"auto_duration", "images", "hdr", "generated_keyframes"}
+    accepts = COMMON | LARGE | GUIDED | {"auto_duration", "images", "keyframe_fade", "hdr", "generated_keyframes"}
     uses = Pipeline.uses | {"spatial_upsampler"}
     aliases = ("one-stage",)
 

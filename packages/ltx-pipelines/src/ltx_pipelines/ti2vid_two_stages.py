@@ -9,7 +9,7 @@ from ltx_pipelines.request import Request
 class TI2VidTwoStagesPipeline(TwoStagePipeline):
     """A full model, refined by its distilled adapter. The sound is that of the first stage."""
 
-    accepts = COMMON | LARGE | GUIDED | {"auto_duration", "images", "hdr", "generated_keyframes"}
+    accepts = COMMON | LARGE | GUIDED | {"auto_duration", "images", "keyframe_fade", "hdr", "generated_keyframes"}
     uses = TwoStagePipeline.uses | {"distilled_loras"}
     aliases = ("two-stages",)
 

@@ -31,7 +31,7 @@ class HQRequest(Request):
 class TI2VidTwoStagesHQPipeline(TwoStagePipeline):
     """A full model with its distilled adapter at part strength throughout. The sound is that of the first stage."""
 
-    accepts = COMMON | LARGE | GUIDED | {"auto_duration", "images", "hdr", "generated_keyframes"}
+    accepts = COMMON | LARGE | GUIDED | {"auto_duration", "images", "keyframe_fade", "hdr", "generated_keyframes"}
     uses = TwoStagePipeline.uses | {"distilled_loras"}
     usual: ClassVar[Mapping[str, Any]] = {
         **TwoStagePipeline.usual,

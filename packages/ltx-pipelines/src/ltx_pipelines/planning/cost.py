@@ -213,8 +213,9 @@ def tokens_of(stage: StagePlan, modality: str, ledger: ModelLedger) -> int:
     latent = VideoLatentShape.from_pixel_shape(stage.shape, scale_factors=ledger.scale_factors)
     per_frame, total = latent.height * latent.width, latent.token_count
     for condition in stage.streams[modality].conditions:
-        if isinstance(condition, ImageCondition) and (condition.frame_idx or condition.as_keyframe):
-            total += per_frame
+        if isinstance(condition, ImageCondition):
+            places = condition.places(stage.shape.frames, ledger.scale_factors.time)
+            total += per_frame * sum(frame != 0 or condition.as_keyframe for frame in places)
         elif isinstance(condition, KeyframeSlots | CarriedKeyframes):
             total += per_frame * len(condition.pixel_frame_indices)
         elif isinstance(condition, ReferenceCondition):

@@ -165,6 +165,7 @@ class StreamPlan:
     noise_scale: float = 1.0  # share of noise mixed into what the stream starts from
     frozen: bool = False  # only attended to, never changed
     conditions: tuple[Condition, ...] = ()
+    fade: float = 0.0  # how firmly it begins as a fade from picture to picture; let go of while sigma falls
     guidance: MultiModalGuiderParams | None = None  # None: one plain pass
     # Instead of it, by noise level: each up to its sigma from the one below, the last also above.
     guidance_by_sigma: tuple[tuple[float, MultiModalGuiderParams], ...] = ()

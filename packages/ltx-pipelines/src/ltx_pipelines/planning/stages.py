@@ -105,13 +105,20 @@ def guided_stage(
         shape=shape,
         sigmas=schedule(request, defaults.num_inference_steps),
         streams={
-            "video": guided_stream(params["video"], conditions),
+            "video": replace(guided_stream(params["video"], conditions), fade=fade_of(request, conditions)),
             "audio": guided_stream(params["audio"]),
         },
         loras=tuple(loras),
         sampler=sampler_plan(request),
         max_batch_size=request.max_batch_size,
     )
+
+
+def fade_of(request: Request, conditions: Sequence[Condition]) -> float:
+    """How firmly a first stage begins as a fade of its pictures. Raises `UsageError` where there is none."""
+    if request.keyframe_fade and not any(isinstance(condition, ImageCondition) for condition in conditions):
+        raise UsageError("keyframe_fade has no effect without images, expected it left out")
+    return request.keyframe_fade
 
 
 def guided_stream(guidance: Guidance, conditions: Sequence[Condition] = ()) -> StreamPlan:
@@ -134,7 +141,10 @@ def distilled_stage(
     return StagePlan(
         shape=shape,
         sigmas=checked_sigmas(request.sigmas or DISTILLED_SIGMAS),
-        streams={"video": StreamPlan(conditions=tuple(conditions)), "audio": StreamPlan()},
+        streams={
+            "video": StreamPlan(conditions=tuple(conditions), fade=fade_of(request, conditions)),
+            "audio": StreamPlan(),
+        },
         loras=tuple(loras),
         sampler=sampler,
     )

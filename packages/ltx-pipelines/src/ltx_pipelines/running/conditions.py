@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ltx_core.components.helpers import conform_latent_length, temporal_subsample
 from ltx_core.components.patchifiers import AudioPatchifier
+from ltx_core.components.strength import smoothstep
 from ltx_core.components.windows import FRAMES_PER_LATENT
 from ltx_core.conditioning import (
     AudioConditionByReferenceLatent,
@@ -54,7 +56,9 @@ def conditioning_items(
 ) -> list[ConditioningItem]:
     """The items of one stream, in the plan's order; media are read and encoded at the stage's size."""
     conditions = stage.streams[modality].conditions
-    return [item for condition in conditions for item in _items(condition, plan, stage.shape, ledger, inputs)]
+    items = [item for condition in conditions for item in _items(condition, plan, stage.shape, ledger, inputs)]
+    fade = fade_items(plan, stage, ledger) if modality == "video" else ()
+    return [*fade, *items, *start_items(inputs.start, modality)]
 
 
 def _items(
@@ -114,6 +118,26 @@ def start_items(start: Continuation, modality: str) -> Iterator[ConditioningItem
     if modality == "video" and start.anchor is not None:
         frames = FRAMES_PER_LATENT * start.anchor.shape[2]
         yield VideoConditionByKeyframeIndex(start.anchor, -frames, num_pixel_frames=frames)
+
+
+def fade_items(plan: Plan, stage: StagePlan, ledger: ModelLedger) -> Iterator[ConditioningItem]:
+    """The start of a stage whose pictures fade into each other, along a smoothstep; held before the first and behind
+    the last."""
+    stream = stage.streams["video"]
+    images = sorted(
+        (one for one in stream.conditions if isinstance(one, ImageCondition)), key=lambda one: one.frame_idx
+    )
+    if not stream.fade or not images:
+        return
+    known = [(image.frame_idx, encode_still(image, stage.shape, ledger, plan)) for image in images]
+    latents = []
+    for frame in range(0, stage.shape.frames, ledger.scale_factors.time):
+        earliest = min(known, key=itemgetter(0))
+        before, one = max((pair for pair in known if pair[0] <= frame), key=itemgetter(0), default=earliest)
+        after, other = min((pair for pair in known if pair[0] > frame), key=itemgetter(0), default=(before, one))
+        share = smoothstep((frame - before) / (after - before)) if after > before else 0.0
+        latents.append(torch.lerp(one, other, share))
+    yield ConditionByStart(torch.cat(latents, dim=2), (stream.fade,) * len(latents), "smoothstep")
 
 
 def encode_picture(frame: Tensor, ledger: ModelLedger) -> Tensor:

@@ -48,7 +48,6 @@ from ltx_pipelines.running.conditions import (
     encode_picture,
     encode_still,
     source_latent,
-    start_items,
 )
 from ltx_pipelines.running.generation import Frames, Generation
 from ltx_pipelines.running.kept import kept_frames, kept_sound
@@ -328,7 +327,6 @@ class Run:
         elif stream.start == "source":
             latent = source_latent(self.plan, name, stage.shape, self.ledger)
         items = conditioning_items(self.plan, stage, name, self.ledger, inputs)
-        items += start_items(inputs.start, name)
         return StreamStart(tools, latent, items, stream.noise_scale, stream.frozen)
 
 
