@@ -110,7 +110,7 @@ def test_a_fade_between_pictures_steers_and_is_let_go(here: Path) -> None:
     assert not faded.latents["video"].equal(plain.latents["video"])
     with pytest.raises(UsageError, match="keyframe_fade has no effect without images"):
         pipeline.plan("a door opens", keyframe_fade=0.8)
-    with pytest.raises(ConfigError, match="'slow'.*expected one of hold, linear, smoothstep"):
+    with pytest.raises(ConfigError, match=r"'slow'.*expected one of hold, linear, smoothstep"):
         pipeline.plan("a door opens", images=[{"path": "first.png", "release": "slow"}])
 
 

@@ -71,10 +71,10 @@ class ImageCondition:
     frame_idx: int = 0
     strength: float = 1.0
     crf: int | None = None
-    as_keyframe: bool = False
     release: Curve = "hold"
     reach: int = 0
     curve: Curve = "hold"
+    as_keyframe: bool = False
     kind: Literal["image"] = "image"
 
     def places(self, frames: int, step: int) -> dict[int, float]:
@@ -299,7 +299,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class LongClip:
-    """How the windows of a stage become one clip. The first latent frame of a window is always held."""
+    """How the windows of a stage become one clip.
+
+    The first latent frame of a window is always held, and so is all sound that it shares.
+    """
 
     scenes: tuple[Scene, ...]
     overlap_strength: float = 1.0  # of the oldest latent frame that two windows share

@@ -73,7 +73,7 @@ def read_storyboard(path: str, fps: float, common: str = "") -> Storyboard:
                 raise ConfigError(f"{path}: scene {number}: at is {key.at:g} s, the scene has {scene.seconds:g} s")
             place = str(Path(path).parent / key.image)
             frame = round((start + key.at) * fps)
-            images.append(ImageCondition(place, frame, key.strength, None, False, key.release, key.reach, key.curve))
+            images.append(ImageCondition(place, frame, key.strength, None, key.release, key.reach, key.curve))
         start += scene.seconds
     return Storyboard(tuple(scenes), tuple(images), start)
 
