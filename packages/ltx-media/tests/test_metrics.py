@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from ltx_core.errors import ConfigError
+from ltx_core.types import Audio
+from ltx_media.coherence import coherence, optical_flow
 from ltx_media.metrics import drift, global_motion, level_step, psnr, seam_energy, sound_jump, warp_error
 
 
@@ -67,3 +69,45 @@ def test_drift_grows_with_what_drifts() -> None:
 def test_psnr_of_equal_clips_is_infinite() -> None:
     assert psnr(texture(), texture()) == math.inf
     assert psnr(torch.zeros(4), torch.full((4,), 0.1)) == pytest.approx(20)
+
+
+def stage(frames: int = 40) -> list[torch.Tensor]:
+    """A texture that moves by three pixels a frame, uint8 ``[H, W, 3]``."""
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 31, generator=generator), (48, 184), mode="bicubic")
+    picture = (wide[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    return [picture[:, 3 * number : 3 * number + 64] for number in range(frames)]
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (3, -2), (-8, 5)])
+def test_flow_follows_a_moved_texture(shift: tuple[int, int]) -> None:
+    x, y = shift
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.nn.functional.interpolate(torch.rand(1, 3, 20, 24, generator=generator), (120, 144), mode="bicubic")[0]
+    flow = optical_flow(wide[:, 20:100, 20:120], wide[:, 20 - y : 100 - y, 20 - x : 120 - x])
+    assert flow.flatten(1).median(dim=1).values.tolist() == pytest.approx(shift, abs=0.3)
+
+
+def test_a_clip_that_hangs_together_and_one_that_does_not() -> None:
+    t = torch.arange(16000) / 16000
+    sound = Audio(torch.sin(2 * math.pi * 220 * t).expand(2, -1) * 0.3, 16000)
+    smooth = stage()
+    good = coherence(lambda: smooth, 25.0, sound, (20,))
+    assert good.worst.change < 1.3 and [seam.frame for seam in good.seams] == [20]
+    assert all(seam.warp_change < 2 and seam.warp < 0.02 for seam in good.seams), good.seams
+    assert good.sound_jump is not None and good.sound_jump < 4
+    cut = [*smooth[:20], *(frame.flip(1) for frame in smooth[20:])]
+    torn = sound.waveform.clone()
+    torn[:, 8000:] += 0.4
+    bad = coherence(lambda: cut, 25.0, Audio(torn, 16000), (20,))
+    assert bad.worst.frame == 20 and bad.worst.change > 1.5 and bad.seams[0].warp_change > 5
+    assert bad.sound_jump is not None and bad.sound_jump > 4 and bad.sound_at == pytest.approx(0.5, abs=0.002)
+
+
+def test_colours_that_drift_are_told_by_the_second() -> None:
+    still = [torch.full((8, 8, 3), 100, dtype=torch.uint8) for _ in range(50)]
+    assert coherence(lambda: still, 25.0).luma == pytest.approx(0)
+    brighter = [frame + number for number, frame in enumerate(still)]
+    assert coherence(lambda: brighter, 25.0).luma == pytest.approx(25 / 255, rel=1e-3)
+    redder = [frame + torch.tensor([number, 0, 0], dtype=torch.uint8) for number, frame in enumerate(still)]
+    assert coherence(lambda: redder, 25.0).saturation == pytest.approx(25 / 255, rel=1e-3)

@@ -55,6 +55,17 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert "No such file" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_how_a_clip_hangs_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    windows = [{"first": 0, "last": 4}, {"first": 2, "last": 8, "shared": 1}]
+    one = clip(tmp_path / "a.mp4", 1, 50, {"plan": {"stages": [{"windows": windows}]}})
+    assert run(["compare", str(one), "--coherence"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("a.mp4: frame 5 changes most") or said[0].startswith("a.mp4: frame 6 changes most")
+    assert said[1].startswith("a.mp4: seams: frame 3 the worst of 1, ") and said[2].startswith("a.mp4: drift a second")
+    assert run(["compare", str(one), "--coherence", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["coherence"]["a.mp4"]["seams"][0]["frame"] == 3
+
+
 def test_places_in_a_recipe() -> None:
     assert flat({"a": [1, 2], "b": [{"c": 1}], "d": {}}) == {"a": [1, 2], "b.0.c": 1}
     assert list(differences({"a": 1, "b": 2}, {"b": 2, "c": 3})) == [("a", (1, None)), ("c", (None, 3))]

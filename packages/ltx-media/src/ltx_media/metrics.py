@@ -67,10 +67,11 @@ def drift(latents: Tensor, windows: Sequence[tuple[int, int]]) -> Drift:
     stds = torch.stack([part.std(dim=1) for part in parts]).clamp(min=1e-12)
     mean = ((means - means[0]) / stds[0]).square().mean(dim=1).sqrt()
     log_std = (stds / stds[0]).log().square().mean(dim=1).sqrt()
-    return Drift(mean, log_std, _slope(mean), _slope(log_std))
+    return Drift(mean, log_std, slope(mean), slope(log_std))
 
 
-def _slope(values: Tensor) -> float:
+def slope(values: Tensor) -> float:
+    """By how much the values ``[N]`` rise from one to the next, by least squares."""
     if len(values) < 2:
         return 0.0
     steps = torch.arange(len(values), dtype=values.dtype)

@@ -10,15 +10,21 @@ from typing import Any
 
 from ltx_pipelines.cli.command import AS_JSON, Command
 from ltx_pipelines.cli.fields import every_option
+from ltx_pipelines.planning.plan import Window
 from ltx_pipelines.planning.schema import File, Option, UsageError
 
 ABOUT = """Compare two clips: picture, sound, and the recipes inside them.
 
 Distances are PSNR in dB (above 40 hardly anybody sees a difference), over the frames and samples that both have. The
 sheet shows frames of both over what differs, four times as strong.
+
+With --coherence each clip, or one alone, is also measured by itself: the frame that differs most from the one before,
+relative to the frames around it and along the motion; the seams of windows, where its recipe has some; how its colours
+drift; where its sound jumps.
 """
 SHOWN, STRONGER = 6, 4  # frames on a sheet; how much a difference is amplified there
 FILES = {name: Option(name, File, "", f"The {name} clip, picture or sound.") for name in ("first", "second")}
+COHERENCE = Option("coherence", bool, False, "Also measure how well each clip hangs together; one alone will do.")
 OUTPUT = Option("output", str | None, None, "Also write a sheet to this PNG.", ("--output", "-o"), metavar="FILE")
 
 
@@ -28,18 +34,24 @@ def compare(given: dict[str, Any]) -> None:
     from ltx_media.recipe import read_recipe
     from ltx_pipelines.running.output import check_free, check_name
 
-    if "second" not in given:
-        raise UsageError("two files are compared, such as `ltx compare a.mp4 b.mp4`")
-    first, second = Path(given["first"]), Path(given["second"])
-    for path in (first, second):
+    alone = bool(given.get("coherence"))
+    if "first" not in given or ("second" not in given and not alone):
+        raise UsageError("two files are compared, such as `ltx compare a.mp4 b.mp4`; one alone with --coherence")
+    paths = [Path(given[name]) for name in FILES if name in given]
+    for path in paths:
         check_exists(path, "compare")
     sheet = Path(given["output"]) if "output" in given else None
     if sheet is not None:
         check_name(sheet, (".png",))
         check_free(sheet, bool(given.get("overwrite")))
-    facts: dict[str, Any] = {"picture": picture(first, second, sheet), "sound": sound(first, second)}
-    recipes = [read_recipe(path) or {} for path in (first, second)]
-    facts["recipe"] = {name: list(values) for name, values in differences(*map(flat, recipes))}
+    facts: dict[str, Any] = {}
+    if len(paths) == 2:
+        first, second = paths
+        facts = {"picture": picture(first, second, sheet), "sound": sound(first, second)}
+        recipes = [read_recipe(path) or {} for path in paths]
+        facts["recipe"] = {name: list(values) for name, values in differences(*map(flat, recipes))}
+    if alone:
+        facts["coherence"] = {path.name: coherent(path) for path in paths}
     print(json.dumps(facts, ensure_ascii=False, indent=2) if given.get("json") else "\n".join(lines(facts)))
 
 
@@ -94,6 +106,24 @@ def sound(first: Path, second: Path) -> dict[str, Any] | None:
     return facts
 
 
+def coherent(path: Path) -> dict[str, Any] | None:
+    """How well a clip hangs together; None for a sound or a picture."""
+    from dataclasses import asdict
+
+    from ltx_media.audio import read_audio
+    from ltx_media.coherence import coherence
+    from ltx_media.images import is_image
+    from ltx_media.recipe import read_recipe
+    from ltx_media.video import probe_video, read_frames
+
+    if is_image(path) or not has_picture(path):
+        return None
+    windows = (read_recipe(path) or {}).get("plan", {}).get("stages", [{}])[-1].get("windows", ())
+    seams = [Window(**window).first_new for window in windows if window.get("shared")]
+    info = probe_video(path)
+    return asdict(coherence(lambda: read_frames(path), float(info.fps), read_audio(path), seams))
+
+
 def has_picture(path: Path) -> bool:
     """Whether a file is a picture or holds a video."""
     from ltx_media.containers import opened
@@ -128,6 +158,30 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator
 
 def lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """The facts for people."""
+    if "recipe" in facts:
+        yield from distances(facts)
+    for name, found in facts.get("coherence", {}).items():
+        yield from (f"{name}: {line}" for line in (coherence_lines(found) if found else ["no clip"]))
+
+
+def coherence_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """How a clip hangs together, for people."""
+    worst, seams = found["worst"], found["seams"]
+    yield f"frame {worst['frame']} changes most, {worst['change']:.2f} times as much as those around"
+    if seams:
+        seam = max(seams, key=lambda one: one["change"])
+        yield (
+            f"seams: frame {seam['frame']} the worst of {len(seams)}, {seam['change']:.2f} times; along the motion "
+            + (f"{seam['warp_change']:.2f} times")
+        )
+    drifts = ", ".join(f"{name} {found[name]:+.4f}" for name in ("luma", "chroma", "saturation"))
+    yield f"drift a second: {drifts}"
+    if found["sound_jump"] is not None:
+        yield f"sound jumps most at {found['sound_at']:.2f} s, {found['sound_jump']:.1f} times the steps around"
+
+
+def distances(facts: Mapping[str, Any]) -> Iterator[str]:
+    """How far apart two files are, for people."""
     for part in ("picture", "sound"):
         if (found := facts[part]) is None:
             yield f"{part}: not in both"
@@ -150,5 +204,5 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-OPTIONS = {**FILES, "output": OUTPUT, "overwrite": every_option()["overwrite"], "json": AS_JSON}
+OPTIONS = {**FILES, "output": OUTPUT, "coherence": COHERENCE, "overwrite": every_option()["overwrite"], "json": AS_JSON}
 COMPARE = Command("compare", ABOUT, OPTIONS, compare, "first second")

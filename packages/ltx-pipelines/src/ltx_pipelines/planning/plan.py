@@ -299,9 +299,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class LongClip:
-    """How the windows of a stage become one clip.
+    """How the windows of a stage become one clip. The first latent frame of a window is always held.
 
-    The first latent frame of a window is always held, and so is all sound that it shares.
+    Picture and sound are held alike: where one was held and the other free, knocks were seen and heard at two times.
     """
 
     scenes: tuple[Scene, ...]

@@ -6,8 +6,7 @@
 
 Video latent s > 0 stands for eight frames, the first one of a window for a single frame. So a window that starts at
 latent s begins with frame 8s, decoded and encoded anew; from the next latent on its grid is the clip's own, and the
-rest of what it shares is taken over as it is. The window before delivers latent s. Sound that is shared is always held:
-two sounds faded into one another are heard, and a knock that both half remember is gone.
+rest of what it shares is taken over as it is. The window before delivers latent s.
 
 A piece is decoded with latents around it that are not delivered, more on the left, whose first is read as one frame.
 """
@@ -122,9 +121,7 @@ def continuation(plan: Plan, number: int, state: LongState) -> Continuation:
     if state.audio is not None and window.tokens is not None:
         latents["audio"] = state.audio[:, :, window.tokens[0] - token :]
     latents = {name: shared for name, shared in latents.items() if shared.shape[2]}
-    counts = {name: shared.shape[2] for name, shared in latents.items()}
-    strengths = {"video": overlap_strengths(long, counts["video"])}
-    strengths |= {"audio": (1.0,) * counts["audio"]} if "audio" in counts else {}
+    strengths = {name: overlap_strengths(long, shared.shape[2]) for name, shared in latents.items()}
     return Continuation(latents, strengths, state.anchor)
 
 
