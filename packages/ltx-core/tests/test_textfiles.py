@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,34 @@ def test_a_missing_file_and_text_from_elsewhere(tmp_path: Path) -> None:
         read_text(tmp_path / "none")
     with pytest.raises(ConfigError, match="header of a: it is no JSON"):
         parse_json("x", "header of a")
+
+
+#: What reads JSON, YAML or CSV by itself, and why.
+BY_THEMSELVES = {
+    "ltx_core/textfiles.py": "the guarded reader",
+    "ltx_core/loader/safetensors_file.py": "headers and digests, which become CheckpointErrors of their own",
+    "ltx_pipelines/running/recipe.py": "text it has just written",
+    "ltx_pipelines/running/unfinished.py": "text it has just written",
+    "ltx_pipelines/cli/batch.py": "text it has just written",
+    "ltx_pipelines/cli/plan.py": "text it has just written",
+    "ltx_studio/supervisor.py": "lines of its own worker",
+    "ltx_studio/store.py": "its own database",
+    "ltx_studio/planner.py": "lines of its own server",
+    "ltx_trainer/run_log.py": "its own table",
+    "ltx_trainer/processing/captions.py": "a string inside an answer",
+    "ltx_trainer/config_file.py": "a value on a line",
+}
+
+
+def test_nothing_else_reads_json_yaml_or_csv() -> None:
+    packages = Path(__file__).resolve().parents[2]
+    reads = re.compile(r"json\.loads?\(|yaml\.(safe_)?load\(|csv\.(reader|DictReader)\(")
+    found = {
+        str(path.relative_to(path.parents[len(path.parts) - path.parts.index("src") - 2]))
+        for path in packages.glob("*/src/**/*.py")
+        if reads.search(path.read_text())
+    }
+    assert found == BY_THEMSELVES.keys()
 
 
 def test_yaml_with_tuples_and_merges(tmp_path: Path) -> None:

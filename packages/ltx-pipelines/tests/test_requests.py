@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from ltx_core.components.schedulers import BetaScheduler
 from ltx_core.errors import LtxError
 from ltx_pipelines.cli import session as session_module
 from ltx_pipelines.cli.app import run
@@ -21,8 +24,12 @@ from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.fields import every_option, options_for
 from ltx_pipelines.cli.session import open_session
 from ltx_pipelines.pipeline import Pipeline, every_field, pipelines
-from ltx_pipelines.planning.plan import Plan
+from ltx_pipelines.planning.plan import Lora, Plan
+from ltx_pipelines.running.engine import generate
 from ltx_pipelines.running.networks import find_networks
+from ltx_pipelines.running.recipe import changes_since
+from ltx_pipelines.utils.media_io import read_recipe
+from ltx_pipelines.utils.model_ledger import ModelLedger
 
 # Values good and bad, by field; all are of the right type, so that a line can spell them.
 VALUES: dict[str, list[Any]] = {
@@ -203,6 +210,84 @@ def test_a_line_of_a_batch_is_given_all_that_it_asks_for(here: Path, capfd: pyte
     (here / "quiet.jsonl").write_text(json.dumps({"prompt": "bell", "quiet": True}))
     assert run(["batch", "quiet.jsonl"]) == 1
     assert "line 1: quiet has no effect in a line" in capfd.readouterr().err
+
+
+def test_long_prompts_are_cut_with_a_line(small_model: Path, ltx_video: ModelLedger) -> None:
+    pipeline = pipelines()["distilled"].from_pretrained(small_model, device="cpu")
+    limit, size = pipeline.ledger.text_tokens, {"height": 64, "width": 64, "num_frames": 9}
+    words = "bell " * 40 * limit
+    count = pipeline.ledger.count_tokens(words)
+    said = f"the prompt has {count} tokens, the model reads {limit}: the last {count - limit} are dropped"
+    assert count > limit and pipeline.plan(words, **size).notes == (said,)
+    assert pipeline.plan("bell", **size).notes == ()
+    plan = pipelines()["ltxv"](ltx_video).plan("a bell " * 200, pipeline_config="2b-0.9.6-distilled", **size)
+    assert plan.notes == ("the prompt has 400 tokens, the model reads 256: the last 144 are dropped",)
+
+
+@pytest.fixture
+def ltx_video(here: Path) -> ModelLedger:
+    found = find_networks({"checkpoint_path": "ltxv-2b-0.9.6-distilled.safetensors", "text_encoder": "t5"})
+    return ModelLedger(found.files, device="cpu")
+
+
+def test_an_empty_prompt_needs_something_to_begin_with(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for line in ("v2a --video clip.mp4 --steps 1", "one-stage -i photo.png -f 9 --steps 1", "retake --video clip.mp4"):
+        more = ["--start", "0.5", "--full-model", "--steps", "1"] if line.startswith("retake") else []
+        assert run([*line.split(), *more, "-q", "-o", "a.mp4", "--overwrite"]) == 0, line
+    capfd.readouterr()
+    assert run(["one-stage", "-q", "-f", "9"]) == 1
+    assert "prompt is empty, expected a description of the clip, or a picture" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name, kind in pipelines().items() if "sampler" in kind.fields()])
+def test_every_guided_pipeline_is_guided_by_noise_level(name: str, here: Path) -> None:
+    kind = pipelines()[name]
+    needs: dict[str, Any] = {"video_path": "clip.mp4", "start_time": 0.2, "extend_seconds": 0.5, "distilled": False}
+    needs |= {"audio_path": "voice.wav", "height": 64, "width": 64, "num_frames": 9}
+    asked = {field: value for field, value in needs.items() if field in kind.fields()}
+    stream = "video" if "video_cfg_scale" in kind.fields() else "audio"
+    levels = {f"{stream}_cfg_scale": {0.5: 1.0, 1.0: 6.0}}
+    sampling = {"sampler": "heun", "scheduler": "beta", "num_inference_steps": 4}
+    pipeline = kind.from_pretrained(os.environ["LTX_MODEL"], device="cpu", policy="resident")
+    plan = pipeline.plan("a bell", **asked, **levels, **sampling)
+    first = plan.stages[0]
+    bins = first.streams[stream].guidance_by_sigma
+    assert [(level, params.cfg_scale) for level, params in bins] == [(0.5, 1.0), (1.0, 6.0)]
+    assert first.sampler.kind == "heun" and first.sigmas == tuple(BetaScheduler().execute(4).tolist())
+    for _ in generate(plan.with_(stages=plan.stages[:1]), pipeline.ledger, decode=False):
+        pass
+
+
+def test_a_reference_without_an_adapter_that_takes_it_is_said(here: Path) -> None:
+    pipeline = pipelines()["ic-lora"].from_pretrained(os.environ["LTX_MODEL"])
+    request: dict[str, Any] = {"video_conditioning": "pose.mp4", "height": 128, "width": 128, "num_frames": 17}
+    (said,) = [note for note in pipeline.plan("a bell", **request).notes if "follow" in note]
+    assert said == "pose.mp4: no adapter is given (--lora), so nothing will follow it"
+    pipeline.loras = (Lora("ic-lora.safetensors"),)
+    assert not [note for note in pipeline.plan("a bell", **request).notes if "follow" in note]
+
+
+def test_a_clip_is_the_same_wherever_it_is_made(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lines = [{"prompt": text, "pipeline": "one-stage", "num_frames": 9} for text in ("a drum", "a bell")]
+    (here / "two.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert run(["batch", "two.jsonl", "-q"]) == 0
+    assert run(["one-stage", "-p", "a bell", "-f", "9", "-o", "alone.mp4", "-q"]) == 0
+    assert run(["rerun", "alone.mp4", "-q"]) == 0
+    assert run(["compare", "alone.mp4", "clips/0002.mp4"]) == run(["compare", "alone.mp4", "alone-again.mp4"]) == 0
+    said = capfd.readouterr().out
+    assert said.count("picture: equal\nsound: equal\n") == 2
+    recipe = read_recipe("alone.mp4")
+    assert recipe is not None and recipe["versions"]["threads"] == str(torch.get_num_threads())
+    then = {**recipe, "versions": {**recipe["versions"], "threads": "99"}}
+    assert list(changes_since(then)) == [f"threads was 99, is {torch.get_num_threads()}"]
+
+
+def test_a_prompt_is_encoded_alone(small_model: Path) -> None:
+    ledger = pipelines()["distilled"].from_pretrained(small_model, device="cpu").ledger
+    alone = ledger.texts.contexts(["a bell rings"])[0]
+    other = ModelLedger(ledger.files, device="cpu").texts.contexts(["ugly", "a bell rings"])[1]
+    assert torch.equal(alone.video, other.video)
+    assert alone.audio is not None and other.audio is not None and torch.equal(alone.audio, other.audio)
 
 
 def test_a_model_that_cannot_chat_writes_no_prompts(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

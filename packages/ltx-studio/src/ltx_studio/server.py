@@ -17,6 +17,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from ltx_core.errors import LtxError
+from ltx_core.textfiles import parse_json
 from ltx_studio.api import CreateVideo, Plan, Remix, Video, VideoDeleted, VideoList, request_of, video_of
 from ltx_studio.files import Files
 from ltx_studio.guard import Guard, Limits, RateLimit, error
@@ -246,8 +247,8 @@ async def read_fields(request: Request, studio: Studio) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         try:
-            fields = json.loads(await request.body())
-        except (ValueError, RecursionError):
+            fields = parse_json((await request.body()).decode(), "body")
+        except ValueError:
             raise HTTPException(400, "the body is no JSON") from None
         if not isinstance(fields, dict):
             raise HTTPException(400, f"the body is {type(fields).__name__}, expected an object")
@@ -267,7 +268,7 @@ def form_value(name: str, text: str) -> Any:
     if one is None or one.element is str:
         return text
     try:
-        return json.loads(text)
+        return parse_json(text, name)
     except ValueError:
         return text
 

@@ -23,6 +23,7 @@ from ltx_core.errors import ConfigError
 from ltx_core.loader.safetensors_file import SafetensorsFile, save_tensors
 from ltx_core.model.audio_vae.audio_vae import encode_audio
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
+from ltx_core.textfiles import parse_json
 from ltx_core.types import Audio, AudioLatentShape
 from ltx_tiny.examples import FPS, FRAMES, spoken
 from ltx_tiny.world.code import CHANNELS, scene_code
@@ -92,7 +93,7 @@ class LatentClips:
         found: list[tuple[Tensor, Scene]] = []
         for path in self.paths:
             file = SafetensorsFile(path)
-            scenes = [Scene.from_json(values) for values in json.loads(file.metadata["scenes"])]
+            scenes = [Scene.from_json(values) for values in parse_json(file.metadata["scenes"], f"{path}: scenes")]
             found += zip(file.read("audio"), scenes, strict=True)
         return found
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx_core.errors import ConfigError
+from ltx_core.textfiles import read_yaml
 from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings
 from ltx_trainer.pretrain.data import Curriculum, Examples, Stage
 from ltx_trainer.state import newest
@@ -72,10 +73,8 @@ class Recipe:
 
 def read_recipe(overlay: str | None = None) -> dict[str, Any]:
     """The recipe, with the values of an overlay (``gpu`` or ``smoke``) put over it."""
-    import yaml
-
-    values = yaml.safe_load((RECIPES / "tiny.yaml").read_text())
-    return values if overlay is None else merged(values, yaml.safe_load((RECIPES / f"{overlay}.yaml").read_text()))
+    values: dict[str, Any] = read_yaml(RECIPES / "tiny.yaml")
+    return values if overlay is None else merged(values, read_yaml(RECIPES / f"{overlay}.yaml"))
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from: a tensor ``.alpha`` beside the pair, else the header ``lora_adapter_metada
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -34,6 +33,7 @@ from ltx_core.loader.adapter_names import (
     unflattened,
 )
 from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.textfiles import parse_json, read_text
 
 if TYPE_CHECKING:
     import torch
@@ -254,19 +254,19 @@ def _refuse_foreign(file: SafetensorsFile) -> None:
 
 def _peft_config(file: SafetensorsFile) -> _PeftConfig | None:
     """The training tool's settings: from the header, else from ``adapter_config.json`` in the file's folder."""
-    text: str | bytes | None = file.metadata.get("lora_adapter_metadata")
+    text = file.metadata.get("lora_adapter_metadata")
     where = f"{file.path}: lora_adapter_metadata"
     if text is None:
         beside = file.path.parent / "adapter_config.json"
         if not beside.is_file():
             return None
-        where, text = str(beside), beside.read_bytes()
+        where, text = str(beside), read_text(beside)
     try:
-        fields = json.loads(text)
+        fields = parse_json(text, where)
         if not isinstance(fields, dict):
             raise CheckpointError(f"{where}: is {type(fields).__name__}, expected an object")
         config = _PeftConfig.model_validate({key.removeprefix("transformer."): value for key, value in fields.items()})
-    except (ValidationError, ValueError, RecursionError) as error:
+    except (ValidationError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         detail = error.errors()[0] if isinstance(error, ValidationError) else None

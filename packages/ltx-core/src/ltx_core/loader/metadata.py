@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ltx_core.errors import CheckpointError
+from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.textfiles import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +22,8 @@ def parse_metadata(raw: Mapping[str, str]) -> dict[str, Any]:
 
 def _json_or_text(value: str) -> Any:
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return parse_json(value, "metadata")
+    except ConfigError:
         return value
 
 

@@ -8,7 +8,6 @@ float32 weight. What this does not know is refused from the header.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.sources import Derived, Source
+from ltx_core.textfiles import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,9 +102,9 @@ def _formats(path: Path, tensors: Mapping[str, Source], metadata: Mapping[str, s
 
 def _parsed(path: Path, name: str, text: str) -> dict[str, Any]:
     try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {name} is no JSON ({error})") from error
+        parsed = parse_json(text, f"{path}: {name}")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{path}: {name} is {parsed!r:.60}, expected a JSON object")
     return parsed

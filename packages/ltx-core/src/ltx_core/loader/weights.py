@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ltx_core.errors import CheckpointError
+from ltx_core.errors import CheckpointError, as_checkpoint_error
 from ltx_core.loader.lora import Lora, bias_delta, fit_loras, weight_delta
 from ltx_core.loader.quantization import (
     COMPANIONS,
@@ -25,6 +24,7 @@ from ltx_core.loader.quantization import (
 from ltx_core.loader.safetensors_file import TensorInfo
 from ltx_core.loader.sources import Source
 from ltx_core.precision import Precision, computed_and_stored
+from ltx_core.textfiles import parse_json
 
 PACKING = frozenset({"scales", "biases"})  # beside a weight that is packed for MLX
 READERS = 4  # threads that read layers
@@ -177,8 +177,9 @@ def packed_bits(weight: Source) -> int | None:
     text = getattr(weight.file, "metadata", {}).get("quantization")
     if text is None:
         return None
-    given = json.loads(text)
-    return int(given["bits"]) if given.get("format") == "mlx" else None
+    with as_checkpoint_error(f"{weight.file.path}: quantization"):
+        given = parse_json(text, "metadata")
+        return int(given["bits"]) if given.get("format") == "mlx" else None
 
 
 def _without_ends(paths: frozenset[str]) -> frozenset[str]:

@@ -10,8 +10,6 @@ The network is ``T5EncoderModel`` of ``transformers``. Tensors, with D = d_model
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,11 +23,10 @@ from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.precision import Precision
 from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
 from ltx_core.text_encoders.pretrained import build_pretrained
+from ltx_core.textfiles import read_json
 
 if TYPE_CHECKING:
     from transformers import T5Config, T5EncoderModel
-
-logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 256  # per prompt in the LTX-Video pipelines
 PUBLISHED = "PixArt-alpha/PixArt-XL-2-1024-MS (folders text_encoder and tokenizer)"
@@ -44,14 +41,9 @@ class T5EncoderOutput(NamedTuple):
 
 
 def tokenize(tokenizer: Any, prompts: str | Sequence[str], max_tokens: int) -> TokenBatch:
-    """``max_tokens`` tokens per prompt, the last of them EOS; a longer prompt keeps its head, with a warning."""
+    """``max_tokens`` tokens per prompt, the last of them EOS; a longer prompt keeps its head."""
     texts = [text.strip() for text in ([prompts] if isinstance(prompts, str) else prompts)]
     tokens = tokenizer(texts, padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt")
-    for text in texts:
-        whole = tokenizer(text).input_ids
-        if len(whole) > max_tokens:
-            cut = tokenizer.decode(whole[max_tokens - 1 : -1])
-            logger.warning("prompt is longer than %d tokens, ignored: %s", max_tokens, cut)
     return TokenBatch(tokens.input_ids, tokens.attention_mask)
 
 
@@ -64,7 +56,7 @@ class T5TextEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, prompts: str | Sequence[str], dtype: torch.dtype | None = None) -> T5EncoderOutput:
-        """``max_tokens`` tokens per prompt, the last of them EOS; a longer prompt keeps its head, with a warning."""
+        """``max_tokens`` tokens per prompt, the last of them EOS; a longer prompt keeps its head."""
         tokens = tokenize(self.tokenizer, prompts, self.max_tokens)
         device = self.encoder.shared.weight.device
         mask = tokens.attention_mask.to(device)
@@ -95,7 +87,7 @@ def open_t5(folder: str | os.PathLike[str]) -> tuple[T5Config, Any, list[Path]]:
         if not (root / part).exists():
             raise CheckpointError(f"T5 folder {root} has no {part}; download {PUBLISHED}")
     try:
-        config = t5_config(json.loads((root / "text_encoder/config.json").read_text(encoding="utf-8")))
+        config = t5_config(read_json(root / "text_encoder/config.json"))
         tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer")
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise CheckpointError(f"T5 folder {root} cannot be read: {' '.join(str(error).split())}") from error

@@ -30,7 +30,17 @@ def notes_of(plan: Plan, ledger: ModelLedger) -> tuple[str, ...]:
     for path, changes in _changes(plan, ledger):
         for change in changes:
             found[path, change.what] = f"{Path(path).name}: {change.how}"
-    return tuple(found.values())
+    return (*found.values(), *_of_prompts(plan, ledger))
+
+
+def _of_prompts(plan: Plan, ledger: ModelLedger) -> Iterator[str]:
+    """Prompts that are longer than what the model reads of them."""
+    for prompt in plan.prompts if ledger.files.text_encoder is not None else ():
+        if len(prompt.encode()) < ledger.text_tokens:  # no token is less than a byte
+            continue
+        if (count := ledger.count_tokens(prompt)) > ledger.text_tokens:
+            dropped = count - ledger.text_tokens
+            yield f"the prompt has {count} tokens, the model reads {ledger.text_tokens}: the last {dropped} are dropped"
 
 
 def _changes(plan: Plan, ledger: ModelLedger) -> Iterator[tuple[str, tuple[Change, ...]]]:
@@ -67,8 +77,8 @@ def _of_condition(
             wanted = wanted_image(condition, stage.shape, ledger, plan)
             yield path, changes_of(probe_video(path), wanted)
         case ReferenceCondition(path=str() as path) if not exr_frames(path):
-            wanted = wanted_reference(condition, stage.shape, plan)
-            yield path, (*changes_of(clip := probe_video(path), wanted), *_of_reference(clip, stage))
+            wanted, clip = wanted_reference(condition, stage.shape, plan), probe_video(path)
+            yield path, (*changes_of(clip, wanted), *_of_reference(clip, stage), *_of_adapters(stage, ledger))
             if (mask := condition.attention_mask) is not None and not mask.endswith(".safetensors"):
                 shape = stage.shape
                 wanted = Wanted(shape.height, shape.width, shape.frames, shape.fps)
@@ -82,6 +92,14 @@ def _of_reference(clip: VideoInfo, stage: StagePlan) -> Iterator[Change]:
     if clip.frames > 1 and clip.duration < stage.shape.duration - 1 / stage.shape.fps:
         lengths = f"{clip.duration:.2f} s long, the clip is {stage.shape.duration:.2f} s"
         yield Change("length", f"{lengths}: its rest follows nothing")
+
+
+def _of_adapters(stage: StagePlan, ledger: ModelLedger) -> Iterator[Change]:
+    """A reference that no adapter was trained to follow."""
+    said = [name for lora in stage.loras for name in ledger.lora(lora).metadata]
+    if not any(name.startswith("reference_") for name in said):
+        which = "none of the adapters says that it takes references" if stage.loras else "no adapter is given (--lora)"
+        yield Change("adapter", f"{which}, so nothing will follow it")
 
 
 def _of_source(clip: VideoInfo, stage: StagePlan) -> Iterator[Change]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,8 +42,10 @@ NEEDS = {  # stream -> components that decode it
 
 def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
     """Raise `ConfigError`, `ConditioningError`, `MediaError` or `CheckpointError` for a plan that would fail later."""
-    if not plan.prompt.strip():
-        raise ConfigError("prompt is empty, expected a description of the clip")
+    if not (plan.prompt.strip() or any(files_given(plan))):
+        raise ConfigError(
+            "prompt is empty, expected a description of the clip, or a picture, clip or sound to begin with"
+        )
     if not -(2**63) <= plan.seed < 2**63:
         raise ConfigError(f"seed is {plan.seed}, expected a 64-bit integer")
     if plan.background != "black":
@@ -66,6 +69,13 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
         check_image(ImageCondition(plan.long.anchor), plan.shape, may_be_clip=False)
     check_adapters(plan, ledger)  # last, since it takes torch
     check_headers(plan, ledger)
+
+
+def files_given(plan: Plan) -> Iterator[str]:
+    """The pictures, clips and sounds that a plan begins with."""
+    yield from (source.path for source in plan.sources.values())
+    paths = (getattr(condition, "path", None) for _, condition in plan.conditions())
+    yield from (path for path in paths if path is not None)
 
 
 def check_files(plan: Plan, ledger: ModelLedger) -> None:

@@ -162,6 +162,18 @@ class ModelFacts:
             return MAX_LENGTH
         return prompt_length(GemmaAssets.open(self.files.text_encoder).side_car("tokenizer_config.json"))
 
+    def count_tokens(self, prompt: str) -> int:
+        """The tokens of a prompt before it is cut to `text_tokens`."""
+        path = self.text_encoder_path()
+        if self.is_ltx_video:
+            from ltx_core.text_encoders.t5 import open_t5
+
+            return len(open_t5(path)[1](prompt.strip()).input_ids)
+        from ltx_core.text_encoders.gemma.assets import GemmaAssets
+        from ltx_core.text_encoders.gemma.encoder import load_tokenizer
+
+        return load_tokenizer(GemmaAssets.open(path)).count(prompt)
+
     def text_encoder_path(self) -> str:
         """The folder or file of the language model. Raises ``ConfigError`` when none is given."""
         if self.files.text_encoder is None:

@@ -5,7 +5,7 @@ A recipe is a JSON object:
 ``plan``      the plan, as `Plan.to_json` writes it
 ``request``   what was asked, by option name, where a command made the clip; lets `ltx rerun` change something
 ``pipeline``  the command that was chosen
-``versions``  our packages, torch, Python, and the device the clip was made on
+``versions``  our packages, torch, Python, the device the clip was made on, and the threads of a processor
 ``files``     a fingerprint (`ltx_core.fingerprint`) of every file that was read: weights, adapters, pictures, clips
 """
 
@@ -40,7 +40,7 @@ def make_recipe(plan: Plan, request: Mapping[str, Any] | None = None, device: st
         "recipe": RECIPE_VERSION,
         "pipeline": plan.pipeline,
         "plan": json.loads(plan.to_json()),
-        "versions": versions() | {"device": device},
+        "versions": versions() | {"device": device} | (threads() if device == "cpu" else {}),
         "files": {path: fingerprint(path) for path in dict.fromkeys(files_of(plan))},
     }
     return recipe | ({"request": dict(request)} if request is not None else {})
@@ -81,7 +81,7 @@ def changes_since(recipe: Mapping[str, Any], trusted: Callable[[Path], bool] = l
 
     Files that are not ``trusted``, and what is no regular file, are not looked at.
     """
-    now = versions()
+    now = versions() | (threads() if "threads" in recipe.get("versions", {}) else {})
     for name, then in recipe.get("versions", {}).items():
         if name in now and now[name] != then:
             yield f"{name} was {then}, is {now[name]}"
@@ -108,6 +108,13 @@ def files_of(plan: Plan) -> Iterator[str]:
             yield condition.attention_mask
     for source in plan.sources.values():
         yield source.path
+
+
+def threads() -> dict[str, str]:
+    """How many threads a processor computes with: sums are divided among them."""
+    import torch
+
+    return {"threads": str(torch.get_num_threads())}
 
 
 def versions() -> dict[str, str]:

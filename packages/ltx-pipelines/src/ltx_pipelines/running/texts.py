@@ -38,11 +38,13 @@ class Texts:
         return all(self._find(prompt) is not None for prompt in prompts)
 
     def contexts(self, prompts: Sequence[str]) -> list[Contexts]:
-        """Contexts of each prompt; new prompts go through the language model in one batch."""
-        if new := [prompt for prompt in dict.fromkeys(prompts) if self._find(prompt) is None]:
-            output = self._encoder()(new, self._precision.dtype)
-            for row, prompt in enumerate(new):
-                self.remember(prompt, _contexts_of(output, row))
+        """Contexts of each prompt; new ones go through the language model one by one.
+
+        What a prompt becomes would depend, in its last bits, on those it is encoded with.
+        """
+        for prompt in dict.fromkeys(prompts):
+            if self._find(prompt) is None:
+                self.remember(prompt, _contexts_of(self._encoder()([prompt], self._precision.dtype)))
         return [found for prompt in prompts if (found := self._find(prompt)) is not None]
 
     def remember(self, prompt: str, contexts: Contexts) -> None:
@@ -53,7 +55,8 @@ class Texts:
 
     def _find(self, prompt: str) -> Contexts | None:
         if prompt not in self._known and (path := self._path(prompt)) is not None and path.is_file():
-            self._known[prompt] = Contexts(**load_file(path, device=str(self._device)))
+            parts = load_file(path)  # whose alignment in memory a copy has not, which sums of float32 follow
+            self._known[prompt] = Contexts(**{name: part.to(self._device, copy=True) for name, part in parts.items()})
         return self._known.get(prompt)
 
     def _path(self, prompt: str) -> Path | None:
@@ -66,8 +69,7 @@ class Texts:
         return self._folder / f"{digest[:32]}.safetensors"
 
 
-def _contexts_of(output: EncodedTexts, row: int) -> Contexts:
-    """One row of a batch. A mask that hides nothing is left out: registers stand where padding was."""
-    video, mask = output.video_context[row : row + 1], output.attention_mask[row : row + 1]
-    audio = getattr(output, "audio_context", None)
-    return Contexts(video, None if audio is None else audio[row : row + 1], None if bool(mask.all()) else mask)
+def _contexts_of(output: EncodedTexts) -> Contexts:
+    """A mask that hides nothing is left out: registers stand where padding was."""
+    mask = output.attention_mask
+    return Contexts(output.video_context, getattr(output, "audio_context", None), None if bool(mask.all()) else mask)

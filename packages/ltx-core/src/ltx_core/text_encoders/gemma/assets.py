@@ -6,7 +6,6 @@ as a tensor) and each further file as ``hf_asset__<name>``, or as metadata under
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from ltx_core.loader.packed import plain_layers
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.loader.sources import Source
 from ltx_core.text_encoders.gemma.config import EmbeddingsConfig
+from ltx_core.textfiles import parse_json
 
 MODEL_TYPES = ("gemma3", "gemma4_unified", "gemma4")
 PUBLISHED = "google/gemma-3-12b-it-qat-q4_0-unquantized"
@@ -170,9 +170,9 @@ def _read(file: Path) -> bytes:
 
 def _parse(where: Path, text: str | bytes) -> dict[str, Any]:
     try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is not JSON: {error}") from error
+        parsed = parse_json(text if isinstance(text, str) else text.decode(), str(where))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{where} holds {type(parsed).__name__}, expected a JSON object")
     return parsed

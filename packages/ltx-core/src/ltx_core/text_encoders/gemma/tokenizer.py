@@ -77,6 +77,12 @@ class GemmaTokenizer:
             mask[index, length - len(row) :] = 1
         return TokenBatch(ids, mask)
 
+    def count(self, prompt: str) -> int:
+        """The tokens of a prompt before anything is cut, its BOS among them."""
+        self.tokenizer.no_truncation()
+        ids = self.tokenizer.encode(prompt.strip()).ids
+        return len(ids) + (ids[:1] != [self.bos_id])
+
     def _encode(self, text: str, length: int) -> list[int]:
         ids = self.tokenizer.encode(text).ids
         return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids][:length]
