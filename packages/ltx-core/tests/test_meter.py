@@ -37,6 +37,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "dilated": lambda x: F.conv1d(x, x.new_empty(5, 3, 2), dilation=2),
     "transposed": lambda x: F.conv_transpose1d(x, x.new_empty(3, 5, 2)),
     "normalised": lambda x: F.layer_norm(x, x.shape[-1:]),
+    "normalised in groups": lambda x: F.group_norm(x, 3),
     "spread": lambda x: torch.linspace(0, 1, 7, device=x.device),
     "empty": lambda x: torch.empty_like(x.mT, dtype=torch.float16),
 }

@@ -133,25 +133,22 @@ class GuidedDenoiser:
     keep_text: bool = True  # keep what the transformer made of the texts, where it stays the same at every step
 
     def __call__(self, transformer: Transformer, states: States, call: DenoiseCall) -> Results:
-        level, memory = float(call.schedule[call.step_index]), call.memory
-        guiders = {name: self.guiders.get(name, UNGUIDED).build_from_sigma(level) for name in states}
-        skipping = {name for name in states if name in memory.last and guiders[name].should_skip_step(call.step_index)}
-        results = {name: DenoisedLatentResult(memory.last[name].denoised) for name in skipping}
-        if len(skipping) == len(states):
+        memory = call.memory
+        active, passes = self.needs(tuple(states), call)
+        results = {name: DenoisedLatentResult(memory.last[name].denoised) for name in states if name not in active}
+        if not active:
             return results
         modalities = {
             name: modality_from_latent_state(
                 state,
                 self.contexts[name],
                 sigma_for(state, call.sigma),
-                enabled=name not in skipping,
+                enabled=name in active,
                 mask_groups=memory.mask_groups.get(name),
                 strength_groups=memory.strength_groups.get(name),
             )
             for name, state in states.items()
         }
-        active = {name: guider for name, guider in guiders.items() if name not in skipping}
-        passes = self.passes(active, tuple(states))
         predictions = run_passes(transformer, modalities, passes, memory, self.keep_text)
         for name, guider in active.items():
             made = {pass_name: prediction[name] for pass_name, prediction in predictions.items()}
@@ -159,6 +156,16 @@ class GuidedDenoiser:
             guided = guider.calculate(made["cond"], made.get("uncond"), made.get("ptb"), made.get("mod"), kept)
             results[name] = DenoisedLatentResult(guided, **made)
         return {name: results[name] for name in states}
+
+    def needs(
+        self, streams: Sequence[str], call: DenoiseCall
+    ) -> tuple[dict[str, MultiModalGuider], list[GuidancePass]]:
+        """The guiders of the streams that are predicted anew, where others keep the last result, and their passes."""
+        level, step = float(call.schedule[call.step_index]), call.step_index
+        guiders = {name: self.guiders.get(name, UNGUIDED).build_from_sigma(level) for name in streams}
+        resting = {name for name in streams if name in call.memory.last and guiders[name].should_skip_step(step)}
+        active = {name: guider for name, guider in guiders.items() if name not in resting}
+        return active, self.passes(active, streams)
 
     def passes(self, guiders: Mapping[str, MultiModalGuider], streams: Sequence[str]) -> list[GuidancePass]:
         """The passes that any of ``guiders`` needs; ``streams`` are those the transformer is given."""

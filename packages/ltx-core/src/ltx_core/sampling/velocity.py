@@ -52,10 +52,18 @@ class VelocityDenoiser:
             positions=state.positions,
             context=self.positive.video,
         )
-        made = run_passes(transformer, {"video": modality}, self.passes(guidance), call.memory, self.keep_text)
+        _, passes = self.needs(("video",), call)
+        made = run_passes(transformer, {"video": modality}, passes, call.memory, self.keep_text)
         by_pass = {name: prediction["video"] for name, prediction in made.items()}
         velocity = guidance.combine(by_pass["cond"], by_pass.get("uncond"), by_pass.get("ptb"))
         return {"video": DenoisedLatentResult(to_denoised(state.latent, velocity, levels.timesteps), velocity=velocity)}
+
+    def needs(
+        self, streams: Sequence[str], call: DenoiseCall
+    ) -> tuple[dict[str, VelocityGuidance], list[GuidancePass]]:
+        """The guidance of a step, and its passes."""
+        guidance = self.guidance[call.step_index]
+        return dict.fromkeys(streams, guidance), self.passes(guidance)
 
     def passes(self, guidance: VelocityGuidance) -> list[GuidancePass]:
         """The passes one step needs."""

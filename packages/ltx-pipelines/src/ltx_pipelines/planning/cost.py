@@ -1,7 +1,7 @@
 """What a plan will cost, before any weight is read: peak memory and floating-point operations of each phase.
 
-Networks are run on the meta device (`ltx_core.model.common.meter`); blocks of a transformer are alike, so two stand for
-all. Weight bytes come from the headers of the files.
+Networks are run on the meta device (`ltx_core.model.common.meter`), the transformer as `ltx_pipelines.planning.work`
+says. Weight bytes come from the headers of the files.
 
 The relative cost is a plan's operations over those of a known clip: 512 x 768, 121 frames, one pass of LTX-2.3 for each
 of eight distilled steps, which is 1.6e15 operations.
@@ -11,41 +11,26 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ltx_core.model.common.meter import Work, measure, without_data
-from ltx_core.model.common.tiling import TileCountConfig, product
-from ltx_core.model.transformer.config import TransformerConfig
-from ltx_core.model.transformer.modality import Modality
-from ltx_core.model.transformer.model import LTXModel
 from ltx_core.model.upsampler.model import LatentUpsampler
 from ltx_core.model.video_vae.diffusion.tiling import whole_decode_work
 from ltx_core.model.video_vae.frames import STREAMING_FRAMES, decode_parts
 from ltx_core.model.video_vae.video_vae import VideoDecoder
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
-from ltx_core.text_encoders.gemma.tokenizer import MAX_LENGTH
-from ltx_core.types import AudioLatentShape, VideoLatentShape
-from ltx_pipelines.planning.plan import (
-    AudioReferenceCondition,
-    CarriedKeyframes,
-    ImageCondition,
-    KeyframeSlots,
-    Plan,
-    ReferenceCondition,
-    StagePlan,
-)
+from ltx_core.types import VideoLatentShape
+from ltx_pipelines.planning.plan import Plan, StagePlan
 from ltx_pipelines.planning.windows import runs
-from ltx_pipelines.utils.media_io import read_audio
+from ltx_pipelines.planning.work import tiled_work, whole_work
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 UNIT = 8 * 0.2e15  # operations of the clip that relative cost 1 stands for
-EVALUATIONS = {"heun": 2, "res_2s": 2}  # transformer evaluations per step; others need one
 NO_WORK = Work()
-CANVASES = 4  # of a stage in tiles, beside one for each pass: noisy, clean, x0 and the next noisy tokens
 STREAMED_BLOCKS = 2  # blocks on the device at once when weights are streamed
 
 
@@ -170,101 +155,7 @@ def streamed_text_bytes(ledger: ModelLedger) -> int:
     return STREAMED_BLOCKS * max(sizes.values()) + table
 
 
-# Work -------------------------------------------------------------------------------------------------------------
-
-
-def tiled_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
-    """All transformer evaluations of each tile of a stage, the canvas that they are blended on held beside them."""
-    assert stage.tiles is not None
-    factors = ledger.scale_factors
-    latent = VideoLatentShape.from_pixel_shape(stage.shape, ledger.latent_channels, factors)
-    axes = TileCountConfig(*stage.tiles).split((latent.frames, latent.height, latent.width))
-    canvas = (stage.passes() + CANVASES) * latent.token_count * latent.channels * torch.float32.itemsize
-    sizes = Counter(tuple(part.length for part in box) for box in product(*axes))
-    for (frames, height, width), count in sizes.items():
-        pixels = latent._replace(frames=frames, height=height, width=width).upscale(factors)
-        sides = {"frames": pixels.frames, "height": pixels.height, "width": pixels.width}
-        (one,) = whole_work(replace(stage, shape=stage.shape._replace(**sides)), ledger)
-        yield Work(one.flops * count, one.activations + canvas)
-
-
-def whole_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
-    """All transformer evaluations of one run of a stage."""
-    config = TransformerConfig.from_metadata(ledger.config).with_streams(*stage.streams)
-    tokens = {name: tokens_of(stage, name, ledger) for name in stage.streams}
-    batch = min(stage.passes(), stage.max_batch_size)
-    text = ledger.text_tokens
-    one, two = (measure_forward(replace(config, num_layers=n), tokens, 1, ledger.dtype, text) for n in (1, 2))
-    per_pass = one.flops + (config.num_layers - 1) * (two.flops - one.flops)
-    passes = sum(passes_of_step(stage, sigma) for sigma in stage.sigmas[:-1])
-    yield Work(per_pass * passes * EVALUATIONS.get(stage.sampler.kind, 1), two.activations * batch)
-
-
-def passes_of_step(stage: StagePlan, sigma: float) -> float:
-    """Transformer passes of a step, those that reuse the last result counted in."""
-    skipped = min((params.skip_step for params in stage.guidance_at(sigma)), default=0)
-    return max(stage.passes_at(sigma) / (skipped + 1), 1.0)
-
-
-def tokens_of(stage: StagePlan, modality: str, ledger: ModelLedger) -> int:
-    """Tokens of one stream, those its conditions append included."""
-    if modality == "audio":
-        return sum(audio_tokens(stage))
-    latent = VideoLatentShape.from_pixel_shape(stage.shape, scale_factors=ledger.scale_factors)
-    per_frame, total = latent.height * latent.width, latent.token_count
-    for condition in stage.streams[modality].conditions:
-        if isinstance(condition, ImageCondition):
-            places = condition.places(stage.shape.frames, ledger.scale_factors.time)
-            total += per_frame * sum(frame != 0 or condition.as_keyframe for frame in places)
-        elif isinstance(condition, KeyframeSlots | CarriedKeyframes):
-            total += per_frame * len(condition.pixel_frame_indices)
-        elif isinstance(condition, ReferenceCondition):
-            frames = (latent.frames - 1) // condition.temporal_scale_factor + 1
-            total += frames * per_frame // condition.downscale_factor**2
-    return total
-
-
-def audio_tokens(stage: StagePlan) -> Iterator[int]:
-    """Tokens of the sound, then of every reference."""
-    own = AudioLatentShape.from_video_pixel_shape(stage.shape)
-    yield own.token_count
-    for condition in stage.streams["audio"].conditions:
-        if isinstance(condition, AudioReferenceCondition):
-            given = own if condition.path is None else AudioLatentShape.from_duration(1, duration_of(condition.path))
-            yield given.token_count
-
-
-def duration_of(path: str) -> float:
-    """Seconds of sound in a file."""
-    sound = read_audio(path)
-    return 0.0 if sound is None else sound.duration
-
-
-def measure_forward(
-    config: TransformerConfig, tokens: Mapping[str, int], batch: int, dtype: torch.dtype, text_tokens: int = MAX_LENGTH
-) -> Work:
-    """One pass of a transformer, without its weights."""
-    with without_data():
-        network = LTXModel(config).to(dtype)
-        shapes = {name: (tokens[name], text_tokens, batch) for name in config.streams}
-        streams = {name: _empty_modality(config, name, *shape, dtype) for name, shape in shapes.items()}
-    return measure(network, lambda: network(streams.get("video"), streams.get("audio"), None))
-
-
-def _empty_modality(
-    config: TransformerConfig, name: str, tokens: int, text_tokens: int, batch: int, dtype: torch.dtype
-) -> Modality:
-    stream = config.streams[name]
-    width = config.caption_channels or stream.width
-    axes = len(stream.max_pos)
-    positions = (batch, axes, tokens, 2) if config.use_middle_indices_grid else (batch, axes, tokens)
-    return Modality(
-        latent=torch.empty(batch, tokens, stream.in_channels, dtype=dtype),
-        timesteps=torch.empty(batch, 1, 1),
-        sigma=torch.empty(batch),
-        positions=torch.empty(positions),
-        context=torch.empty(batch, text_tokens, width, dtype=dtype),
-    )
+# Decoding ---------------------------------------------------------------------------------------------------------
 
 
 def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:

@@ -105,6 +105,11 @@ def layer_norm(x: Tensor, shape: Sequence[int], *ignored: Any) -> tuple[Tensor, 
     return x.new_empty(x.shape), *(x.new_empty(statistics, dtype=torch.float32) for _ in range(2))
 
 
+def group_norm(x: Tensor, *also: Any) -> tuple[Tensor, ...]:
+    count, groups = x.shape[0], also[-2]
+    return x.new_empty(x.shape), *(x.new_empty((count, groups)) for _ in range(2))
+
+
 def arange(*bounds: float, dtype: torch.dtype | None = None, device: Any = None, **ignored: Any) -> Tensor:
     start, end, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1)[:3]
     exact = torch.int64 if all(isinstance(bound, int) for bound in bounds) else torch.get_default_dtype()
@@ -130,6 +135,7 @@ RULES: Mapping[Any, Callable[..., Any]] = {
     aten.addmm: lambda bias, a, b, **ignored: product(a, b),
     aten.convolution: convolution,
     aten.native_layer_norm: layer_norm,
+    aten.native_group_norm: group_norm,
     aten.arange: arange,
     aten.linspace: linspace,
 }

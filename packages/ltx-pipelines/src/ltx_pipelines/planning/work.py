@@ -1,0 +1,260 @@
+"""What the transformer does in a stage: operations and live bytes of its calls, counted on the meta device.
+
+A stage is run over single tokens to see which calls its sampler and its guidance make. Blocks differ only in what
+passes perturb there, so a network of few blocks, one of each kind, is counted once for every kind of call; each further
+block of a kind costs what one more of it adds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+
+from ltx_core.guidance.perturbations import Perturbation, PerturbationConfig, PerturbationType
+from ltx_core.model.common.meter import Work, measure, without_data
+from ltx_core.model.common.tiling import TileCountConfig, product
+from ltx_core.model.transformer.config import TransformerConfig
+from ltx_core.model.transformer.modality import Modality
+from ltx_core.model.transformer.model import LTXModel
+from ltx_core.networks import Contexts
+from ltx_core.sampling.denoisers import (
+    DenoiseCall,
+    DenoisedLatentResult,
+    GuidancePass,
+    GuidedDenoiser,
+    Results,
+    RunMemory,
+    run_passes,
+)
+from ltx_core.sampling.loop import denoise
+from ltx_core.sampling.modality import States
+from ltx_core.sampling.samplers import EulerSampler, Sampler
+from ltx_core.sampling.velocity import VelocityDenoiser
+from ltx_core.types import AudioLatentShape, LatentState, VideoLatentShape
+from ltx_pipelines.planning.plan import (
+    AudioReferenceCondition,
+    CarriedKeyframes,
+    ImageCondition,
+    KeyframeSlots,
+    ReferenceCondition,
+    StagePlan,
+)
+from ltx_pipelines.running.engine import guided_denoiser, sampler_of
+from ltx_pipelines.utils.media_io import read_audio
+from ltx_pipelines.utils.model_ledger import ModelLedger
+
+NO_TRANSFORMER: Any = None
+CANVASES = 4  # of a stage in tiles, beside one for each pass: noisy, clean, x0 and the next noisy tokens
+
+
+def tiled_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
+    """All transformer evaluations of each tile of a stage, the canvas that they are blended on held beside them."""
+    assert stage.tiles is not None
+    factors = ledger.scale_factors
+    latent = VideoLatentShape.from_pixel_shape(stage.shape, ledger.latent_channels, factors)
+    axes = TileCountConfig(*stage.tiles).split((latent.frames, latent.height, latent.width))
+    canvas = (stage.passes() + CANVASES) * latent.token_count * latent.channels * torch.float32.itemsize
+    sizes = Counter(tuple(part.length for part in box) for box in product(*axes))
+    for (frames, height, width), count in sizes.items():
+        pixels = latent._replace(frames=frames, height=height, width=width).upscale(factors)
+        sides = {"frames": pixels.frames, "height": pixels.height, "width": pixels.width}
+        (one,) = whole_work(replace(stage, shape=stage.shape._replace(**sides)), ledger)
+        yield Work(one.flops * count, one.activations + canvas)
+
+
+def whole_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
+    """All transformer calls of one run of a stage."""
+    config = TransformerConfig.from_metadata(ledger.config).with_streams(*stage.streams)
+    tokens = {name: tokens_of(stage, name, ledger) for name in stage.streams}
+    batch = None if stage.velocity_guidance else stage.max_batch_size
+    counter = CallCounter(config, tokens, ledger.text_tokens, ledger.dtype, batch, ledger.policy != "streamed")
+    counted = [(*counter.works(call), times) for call, times in calls_of(stage, counter.contexts(), counter.contexts())]
+    flops = sum(later * times for _, later, times in counted)
+    texts = max(first.flops - later for first, later, _ in counted)
+    yield Work(flops + texts, max(first.activations for first, _, _ in counted))
+
+
+# Which calls ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the transformer: its passes, and the streams that are predicted anew."""
+
+    passes: tuple[GuidancePass, ...]
+    active: tuple[str, ...]
+
+
+@dataclass
+class Recorder:
+    """Takes a denoiser's place in a run, predicts nothing, and counts the calls that would be made."""
+
+    denoiser: GuidedDenoiser | VelocityDenoiser
+    calls: dict[Any, tuple[Call, int]] = field(default_factory=dict)
+
+    def __call__(self, transformer: Any, states: States, call: DenoiseCall) -> Results:
+        active, passes = self.denoiser.needs(tuple(states), call)
+        if active:
+            texts = [(*map(id, each.contexts.values()), each.perturbations) for each in passes]
+            key = (*texts, *active)
+            made, times = self.calls.get(key, (Call(tuple(passes), tuple(active)), 0))
+            self.calls[key] = made, times + 1
+        nothing = torch.zeros(1, 1, 1)
+        return {name: DenoisedLatentResult(nothing, nothing, velocity=nothing) for name in states}
+
+
+def calls_of(stage: StagePlan, positive: Contexts, negative: Contexts) -> list[tuple[Call, int]]:
+    """The different calls of a run of a stage, and how often each is made."""
+    sampler: Sampler
+    if guidance := stage.velocity_guidance:
+        recorder, sampler = Recorder(VelocityDenoiser(positive, negative, guidance)), EulerSampler()
+    else:
+        recorder, sampler = Recorder(guided_denoiser(stage, positive, negative)), sampler_of(stage.sampler)
+    one = torch.zeros(1, 1, 1)
+    token = LatentState(one, torch.ones(1, 1, 1), torch.zeros(1, 1, 1, 2), one)
+    for _ in denoise(
+        NO_TRANSFORMER, recorder, dict.fromkeys(stage.streams, token), torch.tensor(stage.sigmas), sampler
+    ):
+        pass
+    return list(recorder.calls.values())
+
+
+# What a call takes ------------------------------------------------------------------------------------------------
+
+
+class Counted(NamedTuple):
+    """A call the first time, its operations once its texts are known, and the bytes of what is kept of them."""
+
+    work: Work
+    later: float
+    kept: int
+
+
+@dataclass(frozen=True)
+class CallCounter:
+    """A transformer and the sizes of what it is given."""
+
+    config: TransformerConfig
+    tokens: Mapping[str, int]
+    text_tokens: int
+    dtype: torch.dtype
+    max_batch_size: int | None = None
+    keep_text: bool = True
+
+    def contexts(self) -> Contexts:
+        """A text of every stream, on the meta device."""
+        streams, config = self.config.streams, self.config
+        with torch.device("meta"):
+            texts = {
+                name: torch.empty(1, self.text_tokens, config.caption_channels or stream.width, dtype=self.dtype)
+                for name, stream in streams.items()
+            }
+        return Contexts(texts.get("video", next(iter(texts.values()))), texts.get("audio"))
+
+    def works(self, call: Call) -> tuple[Work, float]:
+        """What a call takes first, and its operations later, when texts that stay the same at every step are known."""
+        blocks = [tuple(left_out(each, block) for each in call.passes) for block in range(self.config.num_layers)]
+        kinds = [(kind, len(list(alike))) for kind, alike in groupby(blocks)]
+        once = [kind for kind, _ in kinds]
+        base = self.count(call, once)
+        flops, later, most, text = base.work.flops, base.later, base.work.activations, 0
+        for number, (kind, count) in enumerate(kinds):
+            if count > 1:
+                more = self.count(call, [*once[:number], kind, *once[number:]])
+                flops += (count - 1) * (more.work.flops - base.work.flops)
+                later += (count - 1) * (more.later - base.later)
+                most, text = max(most, more.work.activations), more.kept - base.kept
+        rest = text * max(self.config.num_layers - len(kinds) - 1, 0)
+        return Work(flops, most + rest), later
+
+    def count(self, call: Call, blocks: Sequence[tuple[tuple[PerturbationType, ...], ...]]) -> Counted:
+        """A call of a network whose blocks leave out, in each pass, what is listed for them."""
+        passes = [
+            replace(each, perturbations=_perturbations([kind[number] for kind in blocks]))
+            for number, each in enumerate(call.passes)
+        ]
+        with without_data():
+            network = LTXModel(replace(self.config, num_layers=len(blocks))).to(self.dtype)
+            modalities = {name: self._modality(name, name in call.active) for name in self.config.streams}
+        memory = RunMemory()
+
+        def forward(**given: Any) -> Any:
+            return network(**given, max_batch_size=self.max_batch_size)
+
+        def run() -> Work:
+            return measure(network, lambda: run_passes(forward, modalities, passes, memory, self.keep_text))
+
+        first = run()
+        kept = sum(part.nbytes for text in memory.texts.values() for parts in text.kept.values() for part in parts)
+        return Counted(first, run().flops if kept else first.flops, kept)
+
+    def _modality(self, name: str, enabled: bool) -> Modality:
+        config, tokens = self.config, self.tokens[name]
+        stream = config.streams[name]
+        axes = len(stream.max_pos)
+        return Modality(
+            latent=torch.empty(1, tokens, stream.in_channels, dtype=self.dtype),
+            timesteps=torch.empty(1, 1, 1),
+            sigma=torch.empty(1),
+            positions=torch.empty((1, axes, tokens, 2) if config.use_middle_indices_grid else (1, axes, tokens)),
+            context=torch.empty(0),  # a pass brings its own
+            enabled=enabled,
+        )
+
+
+def left_out(each: GuidancePass, block: int) -> tuple[PerturbationType, ...]:
+    """What a pass leaves out in a block."""
+    return tuple(kind for kind in PerturbationType if each.perturbations.holds(kind, block))
+
+
+def _perturbations(blocks: Sequence[tuple[PerturbationType, ...]]) -> PerturbationConfig:
+    """Perturbations that leave out, in each block, what is listed for it."""
+    return PerturbationConfig(
+        tuple(
+            Perturbation(kind, tuple(number for number, left in enumerate(blocks) if kind in left))
+            for kind in PerturbationType
+            if any(kind in left for left in blocks)
+        )
+    )
+
+
+# How many tokens --------------------------------------------------------------------------------------------------
+
+
+def tokens_of(stage: StagePlan, modality: str, ledger: ModelLedger) -> int:
+    """Tokens of one stream, those its conditions append included."""
+    if modality == "audio":
+        return sum(audio_tokens(stage))
+    latent = VideoLatentShape.from_pixel_shape(stage.shape, scale_factors=ledger.scale_factors)
+    per_frame, total = latent.height * latent.width, latent.token_count
+    for condition in stage.streams[modality].conditions:
+        if isinstance(condition, ImageCondition):
+            places = condition.places(stage.shape.frames, ledger.scale_factors.time)
+            total += per_frame * sum(frame != 0 or condition.as_keyframe for frame in places)
+        elif isinstance(condition, KeyframeSlots | CarriedKeyframes):
+            total += per_frame * len(condition.pixel_frame_indices)
+        elif isinstance(condition, ReferenceCondition):
+            frames = (latent.frames - 1) // condition.temporal_scale_factor + 1
+            total += frames * per_frame // condition.downscale_factor**2
+    return total
+
+
+def audio_tokens(stage: StagePlan) -> Iterator[int]:
+    """Tokens of the sound, then of every reference."""
+    own = AudioLatentShape.from_video_pixel_shape(stage.shape)
+    yield own.token_count
+    for condition in stage.streams["audio"].conditions:
+        if isinstance(condition, AudioReferenceCondition):
+            given = own if condition.path is None else AudioLatentShape.from_duration(1, duration_of(condition.path))
+            yield given.token_count
+
+
+def duration_of(path: str) -> float:
+    """Seconds of sound in a file."""
+    sound = read_audio(path)
+    return 0.0 if sound is None else sound.duration
