@@ -49,7 +49,7 @@ FAKE_MAIN = f"""
 import sys
 import ltx_studio.planner, ltx_studio.supervisor
 import ltx_studio.guard
-ltx_studio.planner.Planner.plan = lambda self, request: None
+ltx_studio.planner.Planner.check = lambda self, request: None
 ltx_studio.guard.RateLimit.allows = lambda self, client: True
 ltx_studio.supervisor.WORKER = (sys.executable, "-c", {FAKE_WORKER!r})
 {MAIN}

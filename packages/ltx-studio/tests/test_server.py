@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from ltx_pipelines.cli.fields import every_option
+from ltx_pipelines.planning.storyboard import read_storyboard
 from ltx_studio.guard import LOOPBACK, Limits
 from ltx_studio.server import Settings, create_app
 
@@ -37,7 +38,8 @@ def client_of(folder: Path, **settings: object) -> TestClient:
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What reaches the planning process, which is not there: every request is fine."""
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr("ltx_studio.planner.Planner._ask", lambda self, request: asked.append(request) or FINE)
+    answer = lambda _, question: asked.append(question["request"]) or FINE  # noqa: E731
+    monkeypatch.setattr("ltx_studio.planner.Planner._answer", answer)
     return asked
 
 
@@ -114,6 +116,21 @@ def test_no_path_of_a_client_is_opened(client: TestClient, planned: list[dict[st
         assert not found & set(FOREIGN), request
     for name in ("image", "video-path", "input_reference", "lora", "gemma-root", "checkpoint-path", "output"):
         assert client.post("/v1/videos", json={"prompt": "a ball", name: path}).status_code == 400, name
+
+
+def test_a_storyboard_is_its_scenes(client: TestClient, planned: list[dict[str, Any]]) -> None:
+    picture = client.post("/v1/uploads", files={"file": ("a.png", PNG)}).json()["name"]
+    scenes = [{"prompt": "a ball", "seconds": 1}, {"prompt": "a star", "seconds": 2, "keyframes": [{"image": picture}]}]
+    made = client.post("/v1/videos", json={"pipeline": "long", "storyboard": scenes, "seed": -1}).json()
+    kept = made["ltx"]["request"]
+    assert kept["storyboard"][1]["keyframes"][0] | {"image": picture} == kept["storyboard"][1]["keyframes"][0]
+    assert kept["seed"] >= 0, "drawn once, so that the clip can be taken up again"
+    board = read_storyboard(planned[0]["storyboard"], 24.0)
+    assert board.seconds == 3 and Path(board.images[0].path).read_bytes() == PNG and board.images[0].frame_idx == 24
+    foreign = {"prompt": "a", "seconds": 1, "keyframes": [{"image": "/x.png"}]}
+    for wrong in ("x.yaml", ["a"], [{"prompt": "a"}], [foreign]):
+        refused = client.post("/v1/videos", json={"pipeline": "long", "storyboard": wrong})
+        assert refused.status_code == 400 and "storyboard" in refused.json()["error"]["message"], refused.text
 
 
 def test_nothing_is_imported_or_downloaded_for_a_client(client: TestClient, planned: list[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ import struct
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,27 +64,13 @@ def steps_of(data: Path, job_id: str) -> int:
     return round(500 * row[0] / 0.9) if row else 0
 
 
-def test_what_a_dead_worker_had_is_made_by_the_next(tmp_path: Path) -> None:
-    from ltx_studio.store import Store
-
-    with served(tmp_path) as (address, _):
-        store = Store(tmp_path)
-        jobs = [store.get(ask(address, prompt=PROMPT, **SMALLEST, seed=n)["id"]) for n in range(3)]
-        wait_for(lambda: any(store.get(job.id).status == "in_progress" for job in jobs), 120)
-        for pid in processes_of("ltx_studio.worker", str(tmp_path)):
-            os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: all(store.get(job.id).ended for job in jobs), 240)
-        assert [store.get(job.id).status for job in jobs] == ["completed"] * 3
-        assert sorted(store.get(job.id).attempts for job in jobs) == [1, 1, 2]
-
-
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_the_page_makes_a_clip(tmp_path: Path) -> None:
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: it comes with `make test`"
     )
     problems: list[str] = []
-    with served(tmp_path) as (address, _), playwright.sync_playwright() as drive:
+    with playwright.sync_playwright() as drive:
         browser = drive.chromium.launch(
             executable_path=shutil.which("chromium"),
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
@@ -91,28 +78,88 @@ def test_the_page_makes_a_clip(tmp_path: Path) -> None:
         page = browser.new_page()
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else problems.append(r.url))
-        page.goto(address)
-        page.fill("#prompt", PROMPT)
-        page.fill("#num_frames", "9")
-        page.click("button.primary")
-        playwright.expect(page.locator(".job .hint")).to_contain_text("step", timeout=120_000)
-        preview = page.locator(".job .preview")
-        playwright.expect(preview).to_be_visible(timeout=60_000)
-        looks = {preview.evaluate("p => p.style.backgroundImage")}
-        while len(looks) < 2 and preview.count():
-            looks.add(preview.evaluate("p => p.style.backgroundImage"))
-        assert len(looks) > 1, "the preview does not follow the steps"
-        playwright.expect(page.locator(".clip video")).to_have_count(1, timeout=240_000)
-        page.click(".clip .open")
-        video = page.locator("#viewer video")
-        playwright.expect(video).to_be_visible()
-        deadline = time.monotonic() + 30
-        while not (played := video.evaluate("v => v.currentTime > 0.1 && v.webkitAudioDecodedByteCount > 0")):
-            assert time.monotonic() < deadline, "the clip does not play with its sound"
-            time.sleep(0.2)
-        assert played
-        page.reload()
-        playwright.expect(page.locator(".clip video")).to_have_count(1, timeout=30_000)
+        with served(tmp_path) as (address, _):
+            own = (address, "data:", "blob:")
+            page.on("request", lambda r: None if r.url.startswith(own) else problems.append(r.url))
+            page.goto(address)
+            make_clip_and_watch(page, playwright.expect)
+            cancel_another(page, playwright.expect)
+            compose_scenes(page, playwright.expect)
+            assert not problems, problems
+            page.goto("about:blank")
+        with served(tmp_path) as (address, _):
+            own = (address, "data:", "blob:")
+            page.goto(address)
+            playwright.expect(page.locator(".clip")).to_have_count(2, timeout=30_000)
+            playwright.expect(page.locator(".clip video")).to_have_count(1)
         browser.close()
-    assert not problems, problems
+
+
+def make_clip_and_watch(page: Any, expect: Any) -> None:
+    """Bars and a preview move, and the clip plays to its end with sound."""
+    page.fill("#prompt", PROMPT)
+    page.fill("#num_frames", "9")
+    page.click("button.primary")
+    expect(page.locator(".job .hint")).to_contain_text("step", timeout=120_000)
+    preview = page.locator(".job .preview")
+    expect(preview).to_be_visible(timeout=60_000)
+    look = "p => p.style.backgroundImage"
+    first = preview.evaluate(look)
+    page.wait_for_function(f"first => ({look})(document.querySelector('.job .preview')) !== first", arg=first)
+    expect(page.locator(".clip video")).to_have_count(1, timeout=240_000)
+    page.click(".clip .open")
+    video = page.locator("#viewer video")
+    expect(video).to_be_visible()
+    heard = "v.currentTime > 0 && v.webkitAudioDecodedByteCount > 0"
+    page.wait_for_function(f"() => {{ const v = document.querySelector('#viewer video'); return {heard}; }}")
+    ends = "v => new Promise(done => { v.loop = false; v.onended = () => done(true); v.play(); })"
+    assert video.evaluate(ends)
+    page.keyboard.press("Escape")
+
+
+def cancel_another(page: Any, expect: Any) -> None:
+    """A clip that is being made can be stopped, and is told of."""
+    page.fill("#num_frames", "49")
+    page.click("button.primary")
+    expect(page.locator(".job .hint")).to_contain_text("step", timeout=60_000)
+    page.click(".job .cancel")
+    expect(page.locator(".job")).to_have_count(0, timeout=60_000)
+    expect(page.locator(".clip").first).to_contain_text("cancelled")
+
+
+def compose_scenes(page: Any, expect: Any) -> None:
+    """Scenes are cards that move; their plan is that of a long clip."""
+    page.fill("#prompt", "")
+    for number in range(2):
+        page.click("#add-scene")
+        page.locator("#scenes textarea").nth(number).fill(f"{('a red ball bounces', 'a blue star spins')[number]}")
+    page.click("#scenes li:first-child .later")
+    assert page.locator("#scenes textarea").first.input_value() == "a blue star spins"
+    expect(page.locator("#plan")).to_contain_text("6.00 s", timeout=60_000)
+    expect(page.locator("#problem")).to_have_text("")
+
+
+def test_what_a_dead_worker_had_goes_on_from_its_second_stage(tmp_path: Path) -> None:
+    from ltx_studio.store import Store
+
+    with served(tmp_path) as (address, _):
+        store = Store(tmp_path)
+        job = ask(address, prompt=PROMPT, num_frames=25, num_inference_steps=2)["id"]
+        behind = ask(address, prompt=PROMPT, **SMALLEST)["id"]
+        kept = tmp_path / "jobs" / job / "clip.stage1.safetensors"
+        wait_for(kept.is_file, 120)
+        for pid in processes_of("ltx_studio.worker", str(tmp_path)):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: store.get(job).attempts == 2, 60)
+        made = kept.stat().st_mtime_ns
+        again = []
+        while not (now := store.get(job)).ended:
+            again += [now.progress] if now.phase == "denoise" and now.progress else []
+            with suppress(FileNotFoundError):
+                assert kept.stat().st_mtime_ns == made, "the first stage was made anew"
+            time.sleep(0.02)
+        assert now.status == "completed" and now.attempts == 2
+        assert min(again) > 0.9 * 2 / 5, "two of five steps were behind it"
+        assert {file.name for file in kept.parent.iterdir()} == {"clip.mp4", "thumbnail.webp", "spritesheet.jpg"}
+        after = wait_for(lambda: (found := store.get(behind)).ended and found, 60)
+        assert after.status == "completed" and after.attempts == 1

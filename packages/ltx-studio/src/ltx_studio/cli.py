@@ -98,7 +98,13 @@ def serve(given: dict[str, Any]) -> None:
     sys.stdout.flush()
     if not asked.no_browser and os.isatty(0):
         webbrowser.open(address)
-    config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=30, h11_max_incomplete_event_size=65536)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=2,  # seconds; an open page never closes its events
+        h11_max_incomplete_event_size=65536,
+    )
     with held:
         uvicorn.Server(config).run(sockets=[listening])
 

@@ -8,9 +8,11 @@ import secrets
 import shutil
 import time
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 from ltx_core.errors import MediaError
+from ltx_media.files import replacing
 from ltx_studio.store import Store
 
 JOB_ID = re.compile(r"video_[0-9a-f]{32}")
@@ -73,6 +75,15 @@ class Files:
     def named(self, name: str) -> Path:
         """The file of an upload's name or of a clip's id. Raises `MediaError`."""
         return self.clip(name) if JOB_ID.fullmatch(name) else self.upload(name)
+
+    def keep_text(self, text: str) -> Path:
+        """A file beside the uploads that holds a text, named by it."""
+        name = f"upload_{blake2b(text.encode(), digest_size=16).hexdigest()}.txt"
+        path = self.folder / "uploads" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return path
 
     def remove_job(self, job_id: str) -> None:
         """Everything a job has made."""

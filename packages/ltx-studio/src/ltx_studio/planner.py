@@ -10,12 +10,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import ConfigError, LtxError
 from ltx_studio.api import Plan
 from ltx_studio.files import Files
 from ltx_studio.requests import resolved
+
+if TYPE_CHECKING:
+    from ltx_pipelines.utils.model_ledger import ModelLedger
 
 PATIENCE = 60.0  # seconds for one plan
 
@@ -28,17 +31,21 @@ class Planner:
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
+    def check(self, request: Mapping[str, Any]) -> None:
+        """Raise `ConfigError`, with the words the command would say, for a canonical request that cannot be run."""
+        self._ask(request, costed=False)
+
     def plan(self, request: Mapping[str, Any]) -> Plan:
-        """What a canonical request would do. Raises `ConfigError` with the words the command would say."""
-        answer = self._ask({"model": self.model, **resolved(request, self.files)})
+        """What a canonical request would do and cost. Raises `ConfigError`."""
+        return Plan(**self._ask(request, costed=True))
+
+    def _ask(self, request: Mapping[str, Any], costed: bool) -> dict[str, Any]:
+        answer = self._answer({"request": {"model": self.model, **resolved(request, self.files)}, "costed": costed})
         if "error" in answer:
-            raise ConfigError(self._without_folder(answer["error"]))
-        return Plan(**answer)
+            raise ConfigError(answer["error"].replace(f"{self.files.folder}/", ""))
+        return answer
 
-    def _without_folder(self, text: str) -> str:
-        return text.replace(f"{self.files.folder}/", "")
-
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 command = [sys.executable, "-m", "ltx_studio.planner"]
@@ -46,7 +53,7 @@ class Planner:
             process = self._process
             assert process.stdin is not None and process.stdout is not None
             try:
-                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.write(json.dumps(question) + "\n")
                 process.stdin.flush()
                 ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
                 line = process.stdout.readline() if ready else ""
@@ -66,8 +73,8 @@ class Planner:
             self._process = None
 
 
-def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan of a request in plain values."""
+def answer(request: Mapping[str, Any], ledgers: dict[str, ModelLedger], costed: bool) -> dict[str, Any]:
+    """The plan of a request in plain values, with its cost if that is asked; else only that it can be made."""
     from ltx_pipelines.cli.fields import from_json
     from ltx_pipelines.cli.plan import print_plan
     from ltx_pipelines.cli.session import open_session
@@ -76,8 +83,10 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
 
     given = from_json(request, "request")
     named = given.pop("pipeline", None)
-    session = open_session(given, pipeline_named(named) if named else None)
+    session = open_session(given, pipeline_named(named) if named else None, share=ledgers)
     plan = session.pipeline.plan(**session.request)
+    if not costed:
+        return {}
     cost = cost_of(plan, session.ledger)
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
@@ -99,9 +108,10 @@ def main() -> None:
     """A line of JSON in, a line of JSON out, until the input ends."""
     out = sys.stdout
     sys.stdout = sys.stderr  # nothing but answers on standard output
+    ledgers: dict[str, ModelLedger] = {}
     for line in sys.stdin:
         try:
-            found = answer(json.loads(line))
+            found = answer(ledgers=ledgers, **json.loads(line))
         except LtxError as error:
             found = {"error": str(error)}
         except Exception as error:  # any other failure is the request's too; the process goes on

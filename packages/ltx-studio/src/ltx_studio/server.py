@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +22,19 @@ from ltx_studio.api import CreateVideo, Plan, Remix, Video, VideoDeleted, VideoL
 from ltx_studio.files import Files
 from ltx_studio.guard import Guard, Limits, RateLimit, error
 from ltx_studio.planner import Planner
-from ltx_studio.requests import canonical
+from ltx_studio.requests import canonical, is_servers, names_files
 from ltx_studio.store import Job, Store
 from ltx_studio.supervisor import Hub, Supervisor
 
 STATIC = Path(__file__).parent / "static"
 VARIANTS = {"video": None, "thumbnail": "thumbnail.webp", "spritesheet": "spritesheet.jpg"}
 DELETE_WAITS = 60.0  # seconds for a running job to stop
+SCENES = {  # what ``storyboard`` is here: the content of its file
+    "description": "Scenes in order: prompt, seconds, keyframes (image, an upload, at so many seconds), camera.",
+    "type": "array",
+    "items": {"type": "object"},
+    "group": "Conditions",
+}
 PING = 15.0  # seconds between signs of life of a stream of events
 
 
@@ -84,7 +90,7 @@ class Studio:
         if self.store.counts().get("queued", 0) >= limit:
             raise HTTPException(429, f"{limit} clips are waiting already")
         request = canonical({"model": self.settings.model, **fields}, self.models)
-        await asyncio.to_thread(self.planner.plan, request)
+        await asyncio.to_thread(self.planner.check, request)
         await self.make_room()
         job = await asyncio.to_thread(self.store.add, request, str(request["model"]), None, remix_of)
         self.supervisor.wake()
@@ -140,12 +146,21 @@ The = Annotated[Studio, Depends(studio_of)]
 router = APIRouter()
 
 
+def _fields() -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Name, option and JSON schema of each field that clients choose."""
+    from ltx_pipelines.cli.fields import PIPELINE, every_option
+    from ltx_pipelines.pipeline import pipelines
+
+    for name, one in {**every_option(), "pipeline": PIPELINE}.items():
+        if not one.hidden and not is_servers(one):
+            kind = {"enum": list(pipelines())} if one is PIPELINE else {}
+            yield name, one, SCENES if name == "storyboard" else one.json_schema() | kind
+
+
 def _create_body() -> dict[str, Any]:
     """The body of a new clip for the OpenAPI document: OpenAI's fields and every field of the request schema."""
-    from ltx_pipelines.cli.fields import every_option
-
     known = CreateVideo.model_json_schema()["properties"]
-    ours = {name: one.json_schema() for name, one in every_option().items() if name not in known and not one.hidden}
+    ours = {name: kind for name, _, kind in _fields() if name not in known}
     schema = {"type": "object", "properties": {**known, **ours}}
     return {"content": {"application/json": {"schema": schema}, "multipart/form-data": {"schema": schema}}}
 
@@ -361,12 +376,9 @@ def models(studio: The) -> dict[str, Any]:
 @router.get("/v1/schema")
 def schema() -> dict[str, Any]:
     """Every field of a request, in the groups of the command's help; what the page draws its options from."""
-    from ltx_pipelines.cli.fields import every_option
-
     return {
-        name: {"group": one.group, "help": one.help, "flag": one.flag, **one.json_schema()}
-        for name, one in every_option().items()
-        if not one.hidden
+        name: {"group": one.group, "help": one.help, "default": one.default_text, "file": names_files(one)} | kind
+        for name, one, kind in _fields()
     }
 
 

@@ -22,6 +22,7 @@ from ltx_studio.requests import resolved
 from ltx_studio.store import Job, Store
 
 STAGE_FILE = "clip.stage1.safetensors"
+THUMBNAIL, SHEET = "thumbnail.webp", "spritesheet.jpg"
 PREVIEW_FRAMES = 8
 PREVIEW_EVERY = 0.2  # seconds between two previews, at least
 
@@ -37,6 +38,8 @@ class StudioReporter(Reporter):
     store: Store | None = None
     job: Job | None = None
     steps_total: int = 1
+    steps_done: int = 0  # before this run
+    is_long: bool = False  # the stages of events are windows
     _step_count: int = 0
     _last_preview: float = 0.0
 
@@ -46,6 +49,8 @@ class StudioReporter(Reporter):
         if self.store.is_cancelled(self.job.id):
             raise Cancelled
         if event.step:
+            if not self._step_count:  # what a worker before has made is behind us
+                self._step_count = event.stage * event.total if self.is_long else self.steps_done
             self._step_count += 1
         self._tell(event.phase, 0.9 * self._step_count / self.steps_total, event)
 
@@ -137,9 +142,6 @@ class Worker:
         folder.mkdir(parents=True, exist_ok=True)
         output = folder / f"clip{session.pipeline.suffix}"
         stage = folder / STAGE_FILE
-        for left in folder.iterdir():  # by a worker that died
-            if left != stage:
-                left.unlink()
         resume = None
         if stage.is_file():  # the worker before died after the first stage
             plan, resume = load_stage(stage)
@@ -157,15 +159,23 @@ class Worker:
             "file": output.name,
         }
         self.store.advance(job.id, "text", 0.0, facts)
-        steps = sum(one.steps for one in plan.stages)
+        steps = [one.steps * max(len(one.windows), 1) for one in plan.stages]
         reporter = StudioReporter(
-            "quiet", preview=find_map(session.ledger), store=self.store, job=job, steps_total=steps
+            "quiet",
+            preview=find_map(session.ledger),
+            store=self.store,
+            job=job,
+            steps_total=sum(steps),
+            steps_done=0 if resume is None else steps[0],
+            is_long=plan.long is not None,
         )
-        keep = len(plan.stages) > 1 and resume is None
+        keep = len(plan.stages) > 1 and resume is None and plan.long is None
         clip = ClipJob(plan, session.ledger, output, overwrite=True, keep_latents=keep, resume=resume)
         execute(clip, reporter)
-        stage.unlink(missing_ok=True)
         self._pictures(output, plan.has_video)
+        for left in folder.iterdir():  # of the first stage, or by a worker that died
+            if left.name not in (output.name, THUMBNAIL, SHEET):
+                left.unlink()
         return {**facts, "made_in": round(time.perf_counter() - reporter.started, 2), "bytes": output.stat().st_size}
 
     def _pictures(self, clip: Path, has_video: bool) -> None:
@@ -173,8 +183,8 @@ class Worker:
         if has_video:
             from ltx_studio.pictures import write_spritesheet, write_thumbnail
 
-            write_thumbnail(clip, clip.with_name("thumbnail.webp"))
-            write_spritesheet(clip, clip.with_name("spritesheet.jpg"))
+            write_thumbnail(clip, clip.with_name(THUMBNAIL))
+            write_spritesheet(clip, clip.with_name(SHEET))
 
     def _end(self, job: Job, status: Any, error: str | None = None, facts: dict[str, Any] | None = None) -> None:
         if status != "completed":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ def demo(given: dict[str, Any]) -> None:
     if not given.get("quiet"):
         print(f'Made {output} (video with sound) and {sheet} (frames over the spectrogram) of "{asked}".')
         print(f'Next, in words of your own: ltx generate "{proposed(model)}" -o mine.mp4 (see ltx --help)')
+        if entry_points(group="ltx.commands", name="serve"):
+            print("Or on a page, with a queue and a gallery: ltx serve")
 
 
 def free_output() -> Path:

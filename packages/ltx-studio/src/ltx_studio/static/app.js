@@ -1,11 +1,15 @@
 // The page: a composer, a queue that moves, a gallery.
 import * as api from "./api.js";
-import { draw, fill, values } from "./options.js";
+import { draw, fill, offer, values } from "./options.js";
+import { Storyboard } from "./storyboard.js";
 
 const $ = id => document.getElementById(id);
 const jobs = new Map(); // id -> the server's video
 const rows = new Map(); // id -> element in the queue
 let attachments = []; // {name, kind, url}
+let known = {}; // fields of a request
+const pictures = () => attachments.filter(one => one.kind === "image");
+const board = new Storyboard($("scenes"), $("scene-template"), pictures, () => replan());
 let lastShown = null;
 
 const SIZES = ["", "256x256", "512x512", "768x512", "512x768", "1024x576", "1280x704", "704x1280", "1536x1024", "1920x1088"];
@@ -13,17 +17,23 @@ const SIZES = ["", "256x256", "512x512", "768x512", "512x768", "1024x576", "1280
 // Composer ------------------------------------------------------------------------------------------------------------
 
 function request() {
-  const given = { ...values($("options")), prompt: $("prompt").value.trim(), model: $("model").value };
+  const chosen = values($("options"));
+  const given = { ...chosen, prompt: $("prompt").value.trim(), model: $("model").value };
   if ($("size").value) given.size = $("size").value;
-  if ($("num_frames").value) given.num_frames = Number($("num_frames").value);
-  const pictures = attachments.filter(one => one.kind === "image");
+  if (board.cards.length) {
+    given.pipeline = "long";
+    given.storyboard = board.scenes;
+  } else if ($("num_frames").value) given.num_frames = Number($("num_frames").value);
+  const taken = new Set([...board.used, ...Object.values(chosen)]);
+  const free = attachments.filter(one => !taken.has(one.name));
+  const pictures = free.filter(one => one.kind === "image");
   if (pictures.length) {
     const frames = Number($("num_frames").value) || 1;
     given.images = pictures.map((one, index) => [one.name, one.frame ?? spread(index, pictures.length, frames)]);
   }
-  const clip = attachments.find(one => one.kind === "video");
+  const clip = free.find(one => one.kind === "video");
   if (clip) given.video_path = clip.name;
-  const sound = attachments.find(one => one.kind === "audio");
+  const sound = free.find(one => one.kind === "audio");
   if (sound) given.audio_path = sound.name;
   return given;
 }
@@ -33,6 +43,7 @@ function spread(index, count, frames) {
 }
 
 function taskWords() {
+  if (board.cards.length) return "scene after scene; the text above stands before each";
   const kinds = attachments.map(one => one.kind);
   if (kinds.includes("video")) return "gives the clip sound; with seconds to add it is extended, with a span retaken";
   if (kinds.includes("audio")) return "makes pictures for the sound";
@@ -46,15 +57,20 @@ function replan() {
   clearTimeout(planTimer);
   planTimer = setTimeout(async () => {
     const asked = request();
-    if (!asked.prompt && !attachments.length) { $("plan").textContent = ""; return; }
+    if (!asked.prompt && !attachments.length && !board.cards.length) { $("plan").textContent = ""; return; }
     try {
       const found = await api.plan(asked);
-      const memory = found.peak_bytes ? `, about ${(found.peak_bytes / 1e9).toPrecision(2)} GB` : "";
+      const memory = found.peak_bytes ? `, about ${bytes(found.peak_bytes)}` : "";
       const seconds = `${found.seconds.toFixed(2)} s at ${found.fps} fps`;
       $("plan").textContent = `${found.size}, ${seconds}, ${found.steps} steps${memory}${expected(found)}`;
       $("problem").textContent = "";
     } catch (error) { $("plan").textContent = ""; $("problem").textContent = error.message; }
   }, 600);
+}
+
+function bytes(count) {
+  const [unit, size] = count >= 1e9 ? ["GB", 1e9] : ["MB", 1e6];
+  return `${Number((count / size).toPrecision(2))} ${unit}`;
 }
 
 function expected(plan) {
@@ -71,7 +87,7 @@ async function submit(event) {
   $("problem").textContent = "";
   const asked = request();
   const count = Math.max(1, Number($("variations").value) || 1);
-  const seed = Number($("seed").value);
+  const seed = $("seed").value === "" ? -1 : Number($("seed").value);
   try {
     for (let index = 0; index < count; index++) {
       const own = seed >= 0 ? seed + index : Math.floor(Math.random() * 2 ** 31);
@@ -99,14 +115,15 @@ function kindOfName(name) {
 function showAttachments() {
   $("attachments").replaceChildren(...attachments.map(one => {
     const box = Object.assign(document.createElement("span"), { className: "attachment" });
-    if (one.kind === "image") box.append(Object.assign(document.createElement("img"), { src: one.url, alt: one.label }));
+    if (one.url && one.kind === "image") box.append(Object.assign(document.createElement("img"), { src: one.url, alt: one.label }));
     else box.append(one.label);
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Remove" });
     button.addEventListener("click", () => { attachments = attachments.filter(other => other !== one); showAttachments(); });
     box.append(button);
     return box;
   }));
-  replan();
+  offer($("options"), attachments);
+  board.refresh();
 }
 
 // Queue ---------------------------------------------------------------------------------------------------------------
@@ -173,11 +190,10 @@ function status() {
 
 function showClip(video) {
   const before = document.querySelector(`.clip[data-id="${video.id}"]`);
-  if (video.ltx?.status === "cancelled") { before?.remove(); return; }
   const item = $("clip-template").content.firstElementChild.cloneNode(true);
   item.dataset.id = video.id;
   item.querySelector(".text").textContent = video.error ? `${video.prompt}: ${video.error.message}` : video.prompt;
-  item.classList.toggle("failed", video.status === "failed");
+  item.classList.toggle("failed", video.ltx?.status === "failed");
   const player = item.querySelector("video");
   if (video.status === "completed") {
     player.poster = api.content(video.id, "thumbnail");
@@ -233,25 +249,37 @@ function player(id) {
 
 function open(id) {
   const video = jobs.get(id);
-  if (video.status !== "completed") { view(Object.assign(document.createElement("p"), { textContent: video.error?.message ?? "" }), deleteButton(id)); return; }
-  const main = player(id);
   const actions = Object.assign(document.createElement("div"), { className: "row" });
   const action = (text, run) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: text });
     button.addEventListener("click", run);
     actions.append(button);
   };
-  action("Again", () => compose(video, video.ltx.seed));
+  action("Again", () => compose(video, video.ltx.seed ?? video.ltx.request.seed ?? -1));
+  const recipe = Object.assign(document.createElement("pre"), { textContent: JSON.stringify({ ...video.ltx.request, seed: video.ltx.seed }, null, 2) });
+  if (video.status !== "completed") {
+    actions.append(deleteButton(id));
+    view(Object.assign(document.createElement("p"), { textContent: video.error?.message ?? "" }), actions, recipe);
+    return;
+  }
+  const main = player(id);
   action("Vary", () => { compose(video, -1); submit(); });
+  if (known.pipeline.enum.includes("upscale")) action("Refine", () => refine(video));
   action("Extend", () => { compose(video, -1); attachments = [{ name: id, kind: "video", label: "this clip" }]; option("extend_seconds", 1); showAttachments(); });
   action("Use first frame", () => frame(id, 0));
   action("Use last frame", () => frame(id, 1));
   const link = Object.assign(document.createElement("a"), { href: api.content(id), download: `${id}.mp4`, textContent: "Download", className: "button" });
   actions.append(link, deleteButton(id));
   const sheet = Object.assign(document.createElement("img"), { src: api.content(id, "spritesheet"), alt: "Frames of the clip", loading: "lazy" });
-  const recipe = Object.assign(document.createElement("pre"), { textContent: JSON.stringify({ ...video.ltx.request, seed: video.ltx.seed }, null, 2) });
   view(main, actions, sheet, recipe);
   main.play().catch(() => {});
+}
+
+// The same clip, twice as large, its detail made anew.
+async function refine(video) {
+  $("viewer").close();
+  try { update(await api.create({ model: video.model, pipeline: "upscale", video_path: video.id, upscale: 2 })); }
+  catch (error) { $("problem").textContent = error.message; }
 }
 
 function deleteButton(id) {
@@ -270,13 +298,16 @@ function view(...parts) { $("viewer-body").replaceChildren(...parts); if (!$("vi
 function compose(video, seed) {
   const asked = video.ltx.request;
   $("prompt").value = asked.prompt ?? "";
-  $("seed").value = seed;
+  $("seed").value = seed < 0 ? "" : seed;
   $("num_frames").value = asked.num_frames ?? "";
   $("size").value = asked.width ? `${asked.width}x${asked.height}` : "";
   fill($("options"), asked);
   attachments = (asked.images ?? []).map(one => ({ name: one.path, frame: one.frame_idx, kind: "image", label: "picture", url: "" }));
   if (asked.video_path) attachments.push({ name: asked.video_path, kind: "video", label: "clip" });
   if (asked.audio_path) attachments.push({ name: asked.audio_path, kind: "audio", label: "sound" });
+  for (const { image } of (asked.storyboard ?? []).flatMap(scene => scene.keyframes))
+    attachments.push({ name: image, kind: "image", label: "picture", url: "" });
+  board.scenes = asked.storyboard ?? [];
   showAttachments();
   $("viewer").close();
   $("prompt").focus();
@@ -344,10 +375,13 @@ async function login() {
 
 async function start() {
   for (;;) {
-    try { var [known, schema] = await Promise.all([api.models(), api.schema()]); break; }
+    try { var [models, schema] = await Promise.all([api.models(), api.schema()]); break; }
     catch (error) { if (error.status !== 401) throw error; await login(); }
   }
-  for (const model of known.data) $("model").append(new Option(model.id, model.id));
+  known = schema;
+  $("add-scene").hidden = !known.storyboard;
+  $("add-scene").addEventListener("click", () => board.add().querySelector("textarea").focus());
+  for (const model of models.data) $("model").append(new Option(model.id, model.id));
   for (const size of SIZES) $("size").append(new Option(size || "the model's own", size));
   draw($("options"), schema);
   $("composer").addEventListener("submit", submit);

@@ -1,12 +1,11 @@
 // The advanced options, drawn from the request schema in the groups of the command's help.
 
-const OWN = new Set(["prompt", "model", "height", "width", "num_frames", "seed", "images", "video_path", "audio_path"]);
-const SERVER = new Set(["Output", "Model"]); // what the server chooses
+const OWN = new Set(["prompt", "model", "height", "width", "num_frames", "seed", "images", "video_path", "audio_path", "storyboard"]);
 
 export function draw(place, schema) {
   const groups = new Map();
   for (const [name, field] of Object.entries(schema)) {
-    if (OWN.has(name) || SERVER.has(field.group)) continue;
+    if (OWN.has(name)) continue;
     if (!groups.has(field.group)) groups.set(field.group, []);
     groups.get(field.group).push([name, field]);
   }
@@ -25,21 +24,23 @@ function control(name, field) {
   const words = name.replaceAll("_", " ") + (field.unit ? ` (${field.unit})` : "");
   const kind = kindOf(field);
   let input;
-  if (kind.enum) {
+  if (kind.enum || kind.type === "boolean" || field.file) {
+    const choices = kind.enum?.filter(value => value !== null).map(value => [value, value]);
     input = document.createElement("select");
-    for (const value of ["", ...kind.enum.filter(value => value !== null)])
-      input.append(new Option(value === "" ? "default" : value, value));
+    input.append(new Option(field.file ? "none" : field.default ? `default: ${field.default}` : "default", ""));
+    for (const [text, value] of choices ?? (field.file ? [] : [["on", "true"], ["off", "false"]])) input.append(new Option(text, value));
   } else {
     input = document.createElement("input");
-    if (kind.type === "boolean") input.type = "checkbox";
     if (kind.type === "number" || kind.type === "integer") {
       input.type = "number";
       input.step = kind.type === "integer" ? "1" : "any";
       if (field.minimum !== undefined) input.min = field.minimum;
       if (field.maximum !== undefined) input.max = field.maximum;
     }
-    if (kind.type === "array") input.placeholder = "values, separated by spaces";
+    input.placeholder = field.default ?? "";
+    if (kind.type === "array") input.title = "values, separated by spaces";
   }
+  if (field.file) input.dataset.file = "";
   input.dataset.option = name;
   input.dataset.kind = kind.type ?? "string";
   label.append(words, " ", input);
@@ -51,15 +52,23 @@ function kindOf(field) {
   return choices.find(one => one.enum) ?? choices.find(one => one.type && one.type !== "null") ?? {};
 }
 
+// Attached files are what fields of files choose from.
+export function offer(place, attachments) {
+  for (const select of place.querySelectorAll("[data-file]")) {
+    const before = select.value;
+    select.replaceChildren(new Option("none", ""), ...attachments.map(one => new Option(one.label, one.name)));
+    select.value = attachments.some(one => one.name === before) ? before : "";
+  }
+}
+
 export function values(place) {
   const found = {};
-  for (const input of place.querySelectorAll("[data-option]")) {
-    const { option, kind } = input.dataset;
-    if (kind === "boolean") { if (input.checked) found[option] = true; continue; }
-    if (input.value === "") continue;
-    if (kind === "number" || kind === "integer") found[option] = Number(input.value);
-    else if (kind === "array") found[option] = input.value.trim().split(/\s+/).map(word => isNaN(word) ? word : Number(word));
-    else found[option] = input.value;
+  for (const { value, dataset: { option, kind } } of place.querySelectorAll("[data-option]")) {
+    if (value === "") continue;
+    if (kind === "boolean") found[option] = value === "true";
+    else if (kind === "number" || kind === "integer") found[option] = Number(value);
+    else if (kind === "array") found[option] = value.trim().split(/\s+/).map(word => isNaN(word) ? word : Number(word));
+    else found[option] = value;
   }
   return found;
 }
@@ -67,7 +76,6 @@ export function values(place) {
 export function fill(place, request) {
   for (const input of place.querySelectorAll("[data-option]")) {
     const value = request[input.dataset.option];
-    if (input.type === "checkbox") input.checked = value === true;
-    else input.value = value === undefined ? "" : Array.isArray(value) ? value.join(" ") : value;
+    input.value = value === undefined || value === null ? "" : Array.isArray(value) ? value.join(" ") : String(value);
   }
 }
