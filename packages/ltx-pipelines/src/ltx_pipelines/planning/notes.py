@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ltx_core.components.windows import FRAMES_PER_LATENT
 from ltx_media.audio import probe_sound
 from ltx_media.exr import exr_frames, is_exr
 from ltx_media.source import Change, Wanted, changes_of, sound_changes
@@ -30,6 +31,9 @@ def notes_of(plan: Plan, ledger: ModelLedger) -> tuple[str, ...]:
     for path, changes in _changes(plan, ledger):
         for change in changes:
             found[path, change.what] = f"{Path(path).name}: {change.how}"
+    if plan.long is not None and len(windows := plan.stages[0].windows) > 1:
+        frames, shared = windows[0].last + 1, FRAMES_PER_LATENT * windows[1].shared
+        found["", "windows"] = f"made in {len(windows)} windows of {frames} frames, each goes on from the last {shared}"
     return (*found.values(), *_of_prompts(plan, ledger))
 
 

@@ -108,6 +108,8 @@ def files_of(plan: Plan) -> Iterator[str]:
             yield condition.attention_mask
     for source in plan.sources.values():
         yield source.path
+    if plan.long is not None and plan.long.anchor not in (None, "first"):
+        yield plan.long.anchor
 
 
 def threads() -> dict[str, str]:
