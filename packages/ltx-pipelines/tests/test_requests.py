@@ -14,9 +14,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from ltx_core.components.schedulers import BetaScheduler
-from ltx_core.errors import LtxError
+from ltx_core.errors import LtxError, NonFiniteError
+from ltx_core.sampling.samplers import EulerSampler
+from ltx_core.types import Audio
 from ltx_pipelines.cli import session as session_module
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.cli.batch import Line, read_lines
@@ -26,6 +29,7 @@ from ltx_pipelines.cli.session import open_session
 from ltx_pipelines.pipeline import Pipeline, every_field, pipelines
 from ltx_pipelines.planning.plan import Lora, Plan
 from ltx_pipelines.running.engine import generate
+from ltx_pipelines.running.finite import finite_frames, finite_sound
 from ltx_pipelines.running.networks import find_networks
 from ltx_pipelines.running.recipe import changes_since
 from ltx_pipelines.utils.media_io import read_recipe
@@ -288,6 +292,45 @@ def test_a_prompt_is_encoded_alone(small_model: Path) -> None:
     other = ModelLedger(ledger.files, device="cpu").texts.contexts(["ugly", "a bell rings"])[1]
     assert torch.equal(alone.video, other.video)
     assert alone.audio is not None and other.audio is not None and torch.equal(alone.audio, other.audio)
+
+
+def test_numbers_that_are_none_end_a_run_and_say_where_they_began(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = load_file(here / "ic-lora.safetensors")
+    name = next(name for name in adapter if "lora_B" in name)
+    adapter[name][0, 0] = float("nan")
+    save_file(adapter, here / "bad.safetensors")
+    line = "one-stage -p bell -o bell.mp4 -f 9 -q"
+    assert run([*line.split(), "--lora", "bad.safetensors"]) == 1
+    said = capfd.readouterr().err
+    assert "the video latent after step 1 of 2 of stage 1 holds NaN or infinity, as " in said
+    assert f"of the adapter {here / 'bad.safetensors'} does" in said
+    monkeypatch.setattr(EulerSampler, "step", nan_after_the_first_step(EulerSampler.step))
+    assert run(line.split()) == 1
+    assert "the audio latent after step 2 of 2 of stage 1 holds NaN or infinity in " in capfd.readouterr().err
+    monkeypatch.undo()
+    assert not (here / "bell.mp4").exists()
+
+
+def nan_after_the_first_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    def broken(self: EulerSampler, predict: Any, states: Any, index: int, memory: Any) -> Any:
+        after = step(self, predict, states, index, memory)
+        if index:
+            after["audio"].latent[0, 0] = float("inf")
+        return after
+
+    return broken
+
+
+def test_frames_and_sounds_that_are_none() -> None:
+    chunks = [torch.zeros(2, 4, 4, 3), torch.zeros(3, 4, 4, 3)]
+    assert len(list(finite_frames(chunks))) == 2
+    chunks[1][1, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="frame 3 was decoded to NaN"):
+        list(finite_frames(chunks))
+    with pytest.raises(NonFiniteError, match="the sound was decoded to NaN"):
+        finite_sound(Audio(torch.full((1, 2, 4), float("inf")), 16000))
 
 
 def test_a_model_that_cannot_chat_writes_no_prompts(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,10 @@ class MediaError(LtxError, ValueError):
     """An image, video or audio file cannot be read or written."""
 
 
+class NonFiniteError(LtxError, ArithmeticError):
+    """A computation left the range of its numbers: what it made is NaN or infinity."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that ``name`` is most likely a slip of; None when none is like it."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)

@@ -26,6 +26,7 @@ from ltx_pipelines.ltx_video.media import crop, load_condition, load_source, res
 from ltx_pipelines.ltx_video.noise import SeededNoise
 from ltx_pipelines.ltx_video.size import PaddedSize
 from ltx_pipelines.planning.plan import ImageCondition, Plan, StagePlan
+from ltx_pipelines.running.finite import Watch, finite_frames
 from ltx_pipelines.running.preview import fitting
 from ltx_pipelines.running.stage_inputs import Continuation, StageInputs, StageRun
 from ltx_pipelines.utils.model_ledger import ModelLedger
@@ -61,6 +62,7 @@ class LTXVideoRun:
         assert plan.ltx_video is not None
         self.plan, self.ledger, self.contexts, self.settings = plan, ledger, contexts, plan.ltx_video
         self.noise = SeededNoise(plan.seed)
+        self.watch = Watch()
         self.size = PaddedSize.of(plan.ltx_video.asked, ledger.scale_factors)
 
     def begin(self, stage: StagePlan, inputs: StageInputs) -> StageRun:
@@ -166,7 +168,8 @@ class LTXVideoRun:
                 latent = (1 - share) * latent + share * self._draw("decoder", latent)
         latent = tone_map_latent(latent, settings.tone_map)
         noise = partial(self.noise.draw, "decoder", like=latent)
-        chunks = decoder.decode_frames(latent, DecodeConditioning(timestep, noise_scale=0.0, noise=noise))
+        conditioning = DecodeConditioning(timestep, noise_scale=0.0, noise=noise)
+        chunks = finite_frames(decoder.decode_frames(latent, conditioning))
         yield from fitting(latent, chunks, self.ledger)
 
     def delivered(self, chunk: Tensor) -> Tensor:

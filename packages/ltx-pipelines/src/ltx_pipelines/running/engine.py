@@ -49,6 +49,7 @@ from ltx_pipelines.running.conditions import (
     encode_still,
     source_latent,
 )
+from ltx_pipelines.running.finite import Watch, finite_frames, finite_sound
 from ltx_pipelines.running.generation import Frames, Generation
 from ltx_pipelines.running.kept import kept_frames, kept_sound
 from ltx_pipelines.running.long import (
@@ -158,6 +159,7 @@ def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Gener
             begins = window_inputs(inputs, window, ledger.scale_factors.time) if window else inputs
             results.append((yield from run_stage(part, index, begins, run)))
         done.append(join_windows(stage, results, inputs) if stage.windows else results[0])
+    run.watch.check(plan, ledger)
     generation = Generation(plan, tuple(done), upsampled, run.noise.get_state())
     if decode:
         yield Event("decode", len(plan.stages) - 1)
@@ -179,6 +181,7 @@ def generate_windows(plan: Plan, ledger: ModelLedger, state: LongState | None = 
             state = replace(state, anchor=run.encode_image(anchor, stage))
         inputs = StageInputs(start=continuation(plan, number, state))
         result = yield from run_stage(parts[number], number, inputs, run)
+        run.watch.check(plan, ledger)
         state = joined(plan, number, state, result)
         yield Event("decode", number)
         run = window_run(plan.with_(seed=plan.seed + DECODING_SEED_OFFSET), number, ledger, contexts)
@@ -205,7 +208,7 @@ def window_media(plan: Plan, number: int, state: LongState, run: Run | LTXVideoR
         return WindowMedia(frames, None, latents, state)
     with torch.no_grad():
         networks = run.ledger.network("audio_decoder"), run.ledger.network("vocoder")
-        sound = decode_audio(latents["audio"], *networks)
+        sound = finite_sound(decode_audio(latents["audio"], *networks))
     samples, state = piece_of_sound(plan, piece, state, sound)
     return WindowMedia(frames, Audio(samples, sound.sampling_rate), latents, state)
 
@@ -260,12 +263,14 @@ def denoise_stage(
 ) -> Generator[Event, None, States]:
     """Take a stage along its sigmas, in tiles where it is cut into some; returns the states after the last step."""
     states, sigmas = begun.states, torch.tensor(stage.sigmas, dtype=torch.float32)
+    run.watch.see(states, stage, f"that stage {index + 1} begins with")
     yield Event("denoise", index, 0, stage.steps, stage.sigmas[0], states)
     model: Transformer = run.model(stage)
     if stage.tiles is not None:
         model = TiledTransformer(model, VideoModalityTilingHelper(TileCountConfig(*stage.tiles), begun.tools["video"]))
     for step in denoise(model, begun.denoiser, states, sigmas, begun.sampler):
         states = step.states
+        run.watch.see(states, stage, f"after step {step.index + 1} of {step.total} of stage {index + 1}")
         yield Event("denoise", index, step.index + 1, step.total, step.sigma, states, step.results, begun.tools)
     return states
 
@@ -280,6 +285,7 @@ class Run:
             contexts,
         )  # of the prompt, of what guidance pushes away from
         self.noise = seeded_generator(ledger.device, plan.seed)
+        self.watch = Watch()
 
     def begin(self, stage: StagePlan, inputs: StageInputs) -> StageRun:
         """Encode what the streams of a stage start from and are conditioned on, and add noise: video first."""
@@ -306,7 +312,7 @@ class Run:
 
     def frames(self, latent: Tensor) -> Iterator[Tensor]:
         """Chunks of all frames of a latent ``[f, H, W, 3]`` in [0, 1], whole."""
-        return decode_frames(latent, self.ledger, self.noise, self.plan.hdr)
+        return finite_frames(decode_frames(latent, self.ledger, self.noise, self.plan.hdr))
 
     def delivered(self, chunk: Tensor) -> Tensor:
         """The part of frames that is delivered."""
@@ -441,7 +447,7 @@ def decode_sound(generation: Generation, ledger: ModelLedger) -> Audio | None:
         return None
     latents = generation.stages[0 if plan.audio == "first" else -1]
     with torch.no_grad():
-        audio = decode_audio(latents["audio"], ledger.network("audio_decoder"), ledger.network("vocoder"))
+        audio = finite_sound(decode_audio(latents["audio"], ledger.network("audio_decoder"), ledger.network("vocoder")))
     if plan.stages[-1].delivered is None:
         return audio
     return replace(audio, waveform=audio.waveform[..., : round(plan.shape.duration * audio.sampling_rate)])
