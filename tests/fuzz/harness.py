@@ -26,6 +26,7 @@ CASES = Path(__file__).parent / "cases"
 MEMORY = 2 * 2**30  # bytes of address space that a case may add
 SECONDS = 20
 LONGEST_LINE = 4000
+LISTENER = ("127.0.0.1", 47123)  # an address among what `mutate` writes
 
 Mutator = Callable[[bytes, random.Random], bytes]
 
@@ -128,27 +129,36 @@ def run_cases(target: Target, folder: Path, numbers: range) -> tuple[int, list[s
 
 
 def main() -> None:
-    """``python -m tests.fuzz.harness COUNT [TARGET ...]``: so many cases of each target, a line per violation."""
+    """``python -m tests.fuzz.harness COUNT [TARGET ...]``: so many cases of each target, a line per violation.
+
+    COUNT may be a range. What cases name listens meanwhile, and must not be asked.
+    """
     import tempfile
+    from contextlib import ExitStack
 
     from tests.fuzz.targets import TARGETS
 
     first, _, last = sys.argv[1].rpartition("-")
     numbers = range(int(first or 0), int(last))
-    names = sys.argv[2:] or list(TARGETS)
-    with tempfile.TemporaryDirectory(delete=False) if sys.version_info >= (3, 12) else _kept() as place:
-        for name in names:
-            read, found = run_cases(TARGETS[name], Path(place) / name, numbers)
+    folder = Path(tempfile.mkdtemp(prefix="ltx-fuzz-"))
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(socket.create_server(LISTENER))
+            server.setblocking(False)
+        except OSError as error:  # a process without a network
+            sys.stdout.write(f"nothing listens: {error}\n")
+            server = None
+        for name in sys.argv[2:] or list(TARGETS):
+            read, found = run_cases(TARGETS[name], folder / name, numbers)
             sys.stdout.write(f"{name}: {len(numbers)} cases, {read} read, {len(found)} violations\n")
             sys.stdout.writelines(f"  {line}\n" for line in found)
             sys.stdout.flush()
-
-
-@contextmanager
-def _kept() -> Iterator[str]:
-    import tempfile
-
-    yield tempfile.mkdtemp(prefix="ltx-fuzz-")
+        if server is not None:
+            try:
+                server.accept()
+                sys.stdout.write("  the listener was asked\n")
+            except BlockingIOError:
+                sys.stdout.write("the listener was silent\n")
 
 
 if __name__ == "__main__":

@@ -243,6 +243,7 @@ class Output:
     contact_sheet: str | None = result(None, "Also write frames over a spectrogram to this PNG.", metavar="FILE")
     crf: float | None = result(None, "Quality of an MP4; 0 keeps every pixel.", least=0, most=51, shown="19")
     overwrite: bool = result(False, "Replace files that are there already.")
+    force: bool = result(False, "Make it even where memory is expected not to suffice.")
     preview: bool = result(False, "Show what each step predicts, in the terminal.")
     keep_latents: bool = result(False, "Keep the first stage beside the clip, for `ltx finish`.")
     first_stage: bool = result(False, "Stop after the first stage, at half the size; `ltx finish` goes on from it.")

@@ -20,7 +20,7 @@ CHANGEABLE = (
     *("model", "checkpoint_path", "gemma_root"),
 )
 PLACES = ("backend", "policy", "offload", "device")
-SHARED = ("output", *PLACES, "contact_sheet", "crf", "overwrite", "json", "quiet")
+SHARED = ("output", *PLACES, "contact_sheet", "crf", "overwrite", "force", "json", "quiet")
 FILE = Option("file", File, "", "The clip, or a WAV or PNG made by ltx.", group="Request")
 ABOUT_RERUN = """Make a clip again from the recipe inside it.
 
@@ -135,7 +135,8 @@ def free_name(file: Path, label: str) -> Path:
 def written(given: dict[str, Any]) -> dict[str, Any]:
     """How a clip is written, as fields of a job."""
     sheet = Path(given["contact_sheet"]) if "contact_sheet" in given else None
-    return {"contact_sheet": sheet, "crf": given.get("crf"), "overwrite": bool(given.get("overwrite"))}
+    switches = {name: bool(given.get(name)) for name in ("overwrite", "force")}
+    return {"contact_sheet": sheet, "crf": given.get("crf"), **switches}
 
 
 def named_in(request: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[list[str], list[str]]:

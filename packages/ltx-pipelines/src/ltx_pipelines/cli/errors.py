@@ -16,6 +16,7 @@ from ltx_pipelines.planning.schema import UsageError
 
 STOPPED = 130
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
+FAILED_ALLOCATION = ("can't allocate memory", "not enough memory", "std::bad_alloc", "Unable to allocate")
 NEEDED = "accelerate av huggingface_hub numpy pydantic safetensors tensorboard tokenizers torch transformers"
 DISTRIBUTION_OF = {"PIL": "pillow", "yaml": "pyyaml"} | {name: name for name in NEEDED.split()}  # names on the index
 
@@ -61,7 +62,7 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, LtxError):
         return text
-    if type(error).__name__ in OUT_OF_MEMORY:
+    if type(error).__name__ in OUT_OF_MEMORY or any(said in text for said in FAILED_ALLOCATION):
         return f"out of memory: {text}; try --policy sequential, a smaller size, or `ltx plan` to see what is needed"
     if isinstance(error, OSError):
         if error.errno == errno.ENOSPC:

@@ -60,6 +60,7 @@ def job_of(session: Session, plan: Plan, given: Mapping[str, Any]) -> Job:
         contact_sheet=Path(sheet) if sheet else None,
         crf=given.get("crf"),
         overwrite=bool(given.get("overwrite")),
+        force=bool(given.get("force")),
         keep_latents=first_stage or bool(given.get("keep_latents")),
         first_stage=first_stage,
     )

@@ -19,6 +19,7 @@ from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.common.memory import peak_bytes
 from ltx_media.files import replacing
 from ltx_pipelines.cli.progress import Reporter, human_bytes
+from ltx_pipelines.planning.memory import check_memory
 from ltx_pipelines.planning.plan import Plan, plan_from_json
 from ltx_pipelines.running.engine import Event, generate, generate_windows
 from ltx_pipelines.running.generation import Generation, write
@@ -49,6 +50,7 @@ class Job:
     contact_sheet: Path | None = None
     crf: float | None = None  # of an MP4
     overwrite: bool = False  # what is there already
+    force: bool = False  # also where memory is expected not to suffice
     keep_latents: bool = False
     first_stage: bool = False  # stop after it
     resume: Generation | None = None
@@ -66,6 +68,8 @@ def execute(job: Job, reporter: Reporter) -> Path:
     check_beside(job.output, job.contact_sheet, job.crf, delivered.plan.hdr is not None)
     for path in filter(None, (job.contact_sheet, latents_path(job.output) if job.keep_latents else None)):
         check_free(path, job.overwrite)
+    if not job.force:
+        check_memory(delivered.plan, job.ledger)
     if job.ledger.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.ledger.device)
     if (slow := job.ledger.precision.warning) is not None:
