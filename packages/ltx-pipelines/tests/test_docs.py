@@ -67,6 +67,14 @@ def test_commands_of_large(here: Path) -> None:
     assert (both.width, both.frames) == (64, 17 + large.frames)
 
 
+def test_commands_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They build on each other, so they run in one folder."""
+    monkeypatch.chdir(tmp_path)
+    for line in commands("weights.md"):
+        assert run(shlex.split(line)[1:]) == 0, line
+    assert {"ball.mp4", "tiny-single", "tiny-q8", "tiny-extracted.safetensors"} <= {p.name for p in tmp_path.iterdir()}
+
+
 @pytest.mark.backend("mlx")
 def test_commands_of_mlx(here: Path, small_model: Path) -> None:
     pytest.importorskip("mlx.core", reason="mlx is not installed: `pip install mlx`")

@@ -203,6 +203,9 @@ class Networks:
     distilled_loras: tuple[Lora, ...] = network(
         (), "Adapter of the second stage, where it is not beside the model.", "--distilled-lora"
     )
+    lora_precision: Literal["float32", "bfloat16"] | None = network(
+        None, "What adapters are added to weights in; bfloat16 as in the official package.", shown="float32"
+    )
     policy: Policy | None = memory(None, "Which weights stay.", shown="auto")
     offload: Literal["none", "cpu", "disk"] | None = memory(
         None, "Other names for the policies resident, streamed, sequential."

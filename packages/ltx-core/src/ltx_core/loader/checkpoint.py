@@ -77,6 +77,11 @@ class Checkpoint:
         return tuple(name for name in whole if any(part.holds(name) for part in self.parts))
 
     @cached_property
+    def has_text_projection(self) -> bool:
+        """Whether states of the language model can be projected; connectors are the other half of ``embeddings``."""
+        return any(name.startswith("text_embedding_projection.") for part in self.parts for name in part.tensors)
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The config sections of all parts, the first part's winning; an upscaler's flat config is not among them.
 

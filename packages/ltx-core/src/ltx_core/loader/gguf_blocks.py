@@ -134,3 +134,43 @@ DEQUANTIZE: dict[str, Dequantize] = {
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
 }
+
+
+# And back -------------------------------------------------------------------------------------------------------------
+
+
+def _halves(values: Tensor) -> Tensor:
+    """The bytes of float16 values ``[n]``, ``[n, 2]``."""
+    return values.to(torch.float16).view(-1, 1).view(torch.uint8)
+
+
+def _to_q8_0(x: Tensor) -> Tensor:
+    d = x.abs().amax(dim=1) / 127
+    codes = (x / torch.where(d > 0, d, 1.0)[:, None]).round().to(torch.int8)
+    return torch.cat([_halves(d), codes.view(torch.uint8)], dim=1)
+
+
+def _to_q4_k(x: Tensor) -> Tensor:
+    groups = x.view(-1, 8, 32)
+    low = groups.amin(dim=2).clamp(max=0)  # [n, 8]
+    scale, offset = (groups.amax(dim=2).clamp(min=0) - low) / 15, -low
+    d, dmin = (part.amax(dim=1).div(63).to(torch.float16).float() for part in (scale, offset))
+    scales, offsets = (_steps(part, whole) for part, whole in ((scale, d), (offset, dmin)))
+    step, base = (d[:, None] * scales)[..., None], (dmin[:, None] * offsets)[..., None]
+    codes = ((groups + base) / torch.where(step > 0, step, 1.0)).round().clamp(0, 15).to(torch.uint8).view(-1, 4, 2, 32)
+    scales, offsets = scales.to(torch.uint8), offsets.to(torch.uint8)
+    packed = [
+        scales[:, :4] | scales[:, 4:] >> 4 << 6,
+        offsets[:, :4] | offsets[:, 4:] >> 4 << 6,
+        scales[:, 4:] & 15 | (offsets[:, 4:] & 15) << 4,
+    ]
+    return torch.cat([_halves(d), _halves(dmin), *packed, (codes[:, :, 0] | codes[:, :, 1] << 4).flatten(1)], dim=1)
+
+
+def _steps(values: Tensor, unit: Tensor) -> Tensor:
+    """Values ``[n, 8]`` in whole units of their row, 0 to 63."""
+    return (values / torch.where(unit > 0, unit, 1.0)[:, None]).round().clamp(0, 63)
+
+
+#: Values in float32 ``[n, elements]`` -> the bytes of their blocks ``[n, bytes]``.
+QUANTIZE: dict[str, Dequantize] = {"Q8_0": _to_q8_0, "Q4_K": _to_q4_k}

@@ -54,6 +54,7 @@ class Lora:
     metadata: Mapping[str, str]
     unused: tuple[str, ...]  # tensors of the file that are no part of any layer
     strength: float = 1.0
+    in_bfloat16: bool = False  # added up and fused in bfloat16, as the official package does
 
     @classmethod
     def open(

@@ -105,8 +105,8 @@ def _plain(tensor: Tensor, scale: Tensor | None, delta: Tensor | None, dtype: to
         target = dtype if dtype is not None and castable else tensor.dtype
     if scale is not None:
         tensor = tensor.float() * rowwise(scale)
-    if delta is not None:
-        tensor = tensor.float() + delta
+    if delta is not None:  # in bfloat16 where the adapters were summed in it
+        tensor = (tensor.to(delta.dtype) if delta.dtype == torch.bfloat16 else tensor.float()) + delta
     return tensor.to(target)
 
 

@@ -138,8 +138,11 @@ class ComponentWeights:
         raw = {leaf: source.read().to(self.device) for leaf, source in self.layers[path].items()}
 
         widen = policy.widen if policy else widen_plain
-        dtype = policy.delta_dtype if policy else torch.float32
+        plain = torch.bfloat16 if any(lora.in_bfloat16 for lora in loras) else torch.float32
+        dtype = policy.delta_dtype if policy else plain
         delta = weight_delta(loras, path, self.device, dtype, lambda: widen(raw))
+        if policy and delta is not None:
+            delta = delta.float()  # rounded once, and added without another rounding
         kept = self.stored if path in self.widened else None
         load = LayerLoad(self.dtype, delta, bias_delta(loras, path, self.device), kept)
         return policy.load(raw, load) if policy else load_plain(raw, load)

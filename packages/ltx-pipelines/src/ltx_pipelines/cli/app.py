@@ -47,7 +47,8 @@ OWN: dict[str, Lazy] = {
     "compare": Lazy("compare:COMPARE", "How far two clips are apart, and what differs in their recipes.", "Look"),
     "inspect": Lazy("inspect:INSPECT", "Show the recipe inside a clip, or what a weights file holds.", "Look"),
     "models": Lazy("models:models", "Known models, what is on disk, downloads.", "Look"),
-    "convert": Lazy("convert:CONVERT", "Write a model in another form, such as quantised for MLX.", "Look"),
+    "convert": Lazy("convert:CONVERT", "Write a model in another layout, or quantised.", "Look"),
+    "lora": Lazy("lora:lora", "Look at an adapter, merge adapters into a model, extract one.", "Look"),
     "reference": Lazy("reference:REFERENCE", "Every option of every command, as a table or JSON schema.", "Look"),
     "doctor": Lazy("doctor:DOCTOR", "What this machine can do.", "Look"),
 }

@@ -35,6 +35,8 @@ SLOTS = {
 class ModelFacts:
     """The files of one model; each is opened once."""
 
+    lora_precision = "float32"  # what adapters are added to weights in, or "bfloat16"
+
     def __init__(self, files: ModelFiles) -> None:
         self.files = files
         self._checkpoints: dict[tuple[str, ...], Checkpoint] = {}
@@ -57,16 +59,11 @@ class ModelFacts:
         """Whether the files can give a component."""
         if component == "text_encoder":
             return self.files.text_encoder is not None
-        if component == "embeddings" and self.packed_text_encoder:
-            return True
+        if component == "embeddings":
+            path = self.files.text_encoder  # a packed one has projections of its own
+            packed = path is not None and Path(path).is_file()
+            return self.source(component).has_text_projection or (packed and self.open(str(path)).has_text_projection)
         return component in self.source(component).components
-
-    @cached_property
-    def packed_text_encoder(self) -> bool:
-        """Whether the text encoder is one file that has projections of its own."""
-        path = self.files.text_encoder
-        packed = path is not None and Path(path).is_file()
-        return packed and "embeddings" in self.open(str(path)).components
 
     def check(self, *components: str) -> None:
         """Raise ``CheckpointError`` where the files do not fill these components; reads headers, each once."""
@@ -85,7 +82,8 @@ class ModelFacts:
     def lora(self, lora: Lora) -> LoraWeights:
         """An adapter; its tensors stay in the file until they are used."""
         if lora not in self._loras:
-            self._loras[lora] = LoraWeights.open(lora.path, lora.strength)
+            opened = LoraWeights.open(lora.path, lora.strength)
+            self._loras[lora] = replace(opened, in_bfloat16=self.lora_precision == "bfloat16")
         return self._loras[lora]
 
     @property

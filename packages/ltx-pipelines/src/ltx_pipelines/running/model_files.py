@@ -85,18 +85,20 @@ def find_in_folder(folder: Path, variant: str | None = None, chosen: Path | None
     if variant:
         transformers = [file for file in transformers if variant in file.name] or transformers
     if not transformers:
-        held = ", ".join(f"{file.name} ({slot})" for slot, files in slots.items() for file in files)
-        raise CheckpointError(f"{folder} holds no LTX transformer; found {held or 'no weights'}")
+        found = ", ".join(f"{file.name} ({slot})" for slot, files in slots.items() for file in files)
+        raise CheckpointError(f"{folder} holds no LTX transformer; found {found or 'no weights'}")
     if len(transformers) > 1:
         names = ", ".join(file.name for file in transformers)
         raise CheckpointError(f"{folder} holds several models: {names}; name one of these files")
     checkpoint = transformers[0]
-    held_components = Checkpoint.open(checkpoint).components
+    opened = Checkpoint.open(checkpoint)
     encoder = find_text_encoder(_model_root(folder), slots.get("text_encoder", []))
     files = ModelFiles(str(checkpoint), text_encoder=encoder)
-    own = {"text_projection": "embeddings", "video_vae": "video_decoder", "audio_vae": "audio_decoder"}
+    own = {"video_vae": "video_decoder", "audio_vae": "audio_decoder"}
+    held = {slot for slot, component in own.items() if component in opened.components}
+    held |= {"text_projection"} if opened.has_text_projection else set()
     for slot in KINDS:
-        if slots.get(slot) and own.get(slot) not in held_components:
+        if slots.get(slot) and slot not in held:
             files = replace(files, **{slot: str(_fitting(slot, slots[slot], checkpoint))})
     distilled = tuple(Lora(str(file)) for file in slots.get("lora", ()) if "distilled" in file.name)
     return FoundModel(files, distilled[:1], is_distilled="distilled" in checkpoint.name)
@@ -122,10 +124,9 @@ def _model_root(folder: Path) -> Path:
 def _sorted_files(root: Path) -> dict[str, list[Path]]:
     """Files by the slot they fill, one for each set of shards."""
     comfy = [root / name for name in COMFY_FOLDERS if (root / name).is_dir()]
-    places = comfy if len(comfy) > 1 else [root]
-    found = sorted(file for place in places for file in place.rglob("*") if file.suffix in SUFFIXES)
+    found = [*root.iterdir(), *(file for place in comfy for file in place.rglob("*"))] if comfy else root.rglob("*")
     slots: dict[str, list[Path]] = {}
-    for file in found:
+    for file in sorted(file for file in found if file.suffix in SUFFIXES):
         if find_files(file)[0] == file and (kind := kind_of(file)) is not None:
             slots.setdefault(kind, []).append(file)
     return slots

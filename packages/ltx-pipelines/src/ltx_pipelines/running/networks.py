@@ -20,7 +20,7 @@ OFFLOAD = {"none": "resident", "cpu": "streamed", "disk": "sequential"}
 SPLIT = ("transformer", "text_encoder", "audio_vae", "duration_head")
 PLACEMENT = (
     *("backend", "policy", "offload", "device", "dtype", "quantization", "compile_blocks"),
-    "embedding_cache",
+    *("embedding_cache", "lora_precision"),
 )
 
 
@@ -85,7 +85,9 @@ def make_ledger(files: ModelFiles, given: Mapping[str, Any]) -> ModelLedger:
     if given.get("embedding_cache"):
         chosen["embedding_cache"] = Path(given["embedding_cache"])
     policy: Any = given.get("policy") or OFFLOAD.get(given.get("offload") or "", "auto")
-    return ModelLedger(files, device=checked_device(given.get("device")), policy=policy, **chosen)
+    ledger = ModelLedger(files, device=checked_device(given.get("device")), policy=policy, **chosen)
+    ledger.lora_precision = given.get("lora_precision") or ledger.lora_precision
+    return ledger
 
 
 def shared_ledger(files: ModelFiles, given: Mapping[str, Any], share: dict[str, ModelLedger]) -> ModelLedger:

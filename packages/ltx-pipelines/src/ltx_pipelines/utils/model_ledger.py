@@ -142,7 +142,9 @@ class ModelLedger(ModelFacts):
     def moved(self, **changes: Any) -> ModelLedger:
         """The same model with other settings, this one emptied."""
         self.release()
-        return ModelLedger(self.files, **{**self._asked, **changes})
+        ledger = ModelLedger(self.files, **{**self._asked, **changes})
+        ledger.lora_precision = self.lora_precision
+        return ledger
 
     @property
     def dtype(self) -> torch.dtype:

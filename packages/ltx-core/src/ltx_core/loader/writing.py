@@ -1,0 +1,206 @@
+"""Weights written tensor by tensor: memory holds one layer, and a broken run goes on where it stopped.
+
+A file grows under a temporary name beside its place, its header first, since names, shapes and types are known before
+any value is. The digests that our files carry are filled in last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ltx_core.errors import CheckpointError
+from ltx_core.loader.gguf import DEFAULT_ALIGNMENT, STRING, TYPES, BlockType, GgufFile
+from ltx_core.loader.safetensors_file import DTYPES, HEADER_DIGEST, TENSOR_DIGESTS, header_digest
+from ltx_core.loader.sources import Derived, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NO_DIGEST = "0" * 32
+CHUNK = 2**24  # bytes read at once of what an earlier run wrote
+UINT32 = 4  # GGUF's type of a field
+
+
+class Kind(NamedTuple):
+    """How a tensor is stored: a safetensors or ggml type, and the shape of its values."""
+
+    stored_as: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tensors that are made together: their kinds by name, and what makes them."""
+
+    kinds: Mapping[str, Kind]
+    make: Callable[[], Mapping[str, Tensor]]
+
+    @classmethod
+    def copied(cls, name: str, source: Source, stored_as: str | None = None) -> Piece:
+        """A tensor as it is stored, or as another type."""
+        kind = Kind(stored_as or source.info.stored_as, source.info.shape)
+        return cls({name: kind}, lambda: {name: converted(source.read(), kind.stored_as)})
+
+
+def converted(tensor: Tensor, stored_as: str) -> Tensor:
+    """A tensor as a safetensors type."""
+    import torch
+
+    return tensor.to(getattr(torch, DTYPES[stored_as][0]))
+
+
+def plain_type(source: Source) -> str:
+    """The type a tensor has in a file of plain weights: bfloat16 for what was quantised in its own."""
+    file = source.file
+    blocks = isinstance(file, GgufFile) and file.types[source.key] not in SINGLE
+    quantised = blocks or (
+        isinstance(source, Derived) and len(source.info.shape) == 2 and source.info.stored_as == "F32"
+    )
+    return "BF16" if quantised else source.info.stored_as
+
+
+SINGLE = {block.name for block in TYPES.values() if block.elements == 1}
+
+
+def save_safetensors(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str]) -> str:
+    """Write a safetensors file with digests; the digest of its header, which covers all others.
+
+    Raises ``CheckpointError`` when the disk is full or the folder cannot be written; what was written stays under its
+    temporary name, and the same call goes on from there.
+    """
+    kinds = {name: kind for piece in pieces for name, kind in piece.kinds.items()}
+    sizes = [math.prod(kind.shape) * DTYPES[kind.stored_as][1] for kind in kinds.values()]
+    ends = list(accumulate(sizes, initial=0))
+    described = {
+        name: {"dtype": kind.stored_as, "shape": list(kind.shape), "data_offsets": [start, start + size]}
+        for (name, kind), start, size in zip(kinds.items(), ends, sizes, strict=False)
+    }
+
+    def header(digests: Mapping[str, str], of_header: str) -> bytes:
+        own = {TENSOR_DIGESTS: json.dumps(dict(digests)), HEADER_DIGEST: of_header}
+        text = json.dumps({"__metadata__": {**metadata, **own}, **described}).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+    start = header(dict.fromkeys(kinds, NO_DIGEST), NO_DIGEST)
+    spans = {
+        name: (len(start) + end, len(start) + end + size) for name, end, size in zip(kinds, ends, sizes, strict=False)
+    }
+    torch_kinds = {name: (f"torch.{DTYPES[kind.stored_as][0]}", kind.shape) for name, kind in kinds.items()}
+
+    def finished(digests: Mapping[str, str]) -> bytes:
+        strings = {**metadata, TENSOR_DIGESTS: json.dumps(dict(digests))}
+        return header(digests, header_digest(torch_kinds, strings))
+
+    return _write(path, pieces, start, spans, finished)
+
+
+def save_gguf(path: Path, pieces: Sequence[Piece], fields: Mapping[str, str]) -> str:
+    """Write a GGUF file of the tensors of ``pieces``, whose types are ggml's; a digest of all its bytes.
+
+    Tensors arrive as float32 ones of their shape, or as raw bytes where the type is a block type. Raises as
+    ``save_safetensors``.
+    """
+    numbers = {block.name: number for number, block in TYPES.items()}
+    kinds = {name: kind for piece in pieces for name, kind in piece.kinds.items()}
+    strings = {"general.architecture": "ltxv", **fields}
+    parts = [b"GGUF", struct.pack("<IQQ", 3, len(kinds), len(strings) + 1)]
+    parts += [_text(key) + struct.pack("<I", STRING) + _text(value) for key, value in strings.items()]
+    parts.append(_text("general.quantization_version") + struct.pack("<II", UINT32, 2))
+    position, spans = 0, {}
+    for name, kind in kinds.items():
+        block: BlockType = TYPES[numbers[kind.stored_as]]
+        size = math.prod(kind.shape) // block.elements * block.nbytes
+        dimensions = struct.pack(f"<{len(kind.shape)}Q", *reversed(kind.shape))
+        where = struct.pack("<IQ", numbers[kind.stored_as], position)
+        parts.append(_text(name) + struct.pack("<I", len(kind.shape)) + dimensions + where)
+        spans[name] = (position, position + size)
+        position += -(-size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
+    start = b"".join(parts)
+    start += bytes(-len(start) % DEFAULT_ALIGNMENT)
+    moved = {name: (len(start) + first, len(start) + last) for name, (first, last) in spans.items()}
+    return _write(path, pieces, start, moved, lambda digests: start)
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _write(
+    path: Path,
+    pieces: Sequence[Piece],
+    start: bytes,
+    spans: Mapping[str, tuple[int, int]],
+    finished: Callable[[Mapping[str, str]], bytes],
+) -> str:
+    """Write the pieces to their spans behind a header, going on with what an earlier run of the same file left."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = _written(partial, start)
+        whole = [all(spans[name][1] <= written for name in piece.kinds) for piece in pieces]
+        done = (
+            max(whole.index(False) if False in whole else len(whole), 1) - 1
+        )  # the last may lack what was not flushed
+        digests: dict[str, str] = {}
+        with partial.open("r+b" if written else "w+b") as file:
+            if not written:
+                file.write(start)
+            for piece in pieces[:done]:
+                digests |= {name: _read_digest(file, *spans[name]) for name in piece.kinds}
+            for piece in pieces[done:]:
+                tensors = piece.make()
+                for name in piece.kinds:
+                    raw = tensors[name].contiguous().reshape(-1).view(_uint8()).numpy()
+                    _check_size(name, raw.nbytes, spans[name])
+                    file.seek(spans[name][0])
+                    file.write(raw.data)
+                    digests[name] = hashlib.blake2b(raw.data, digest_size=16).hexdigest()
+            file.truncate(max((end for _, end in spans.values()), default=len(start)))
+            header = finished(digests)
+            assert len(header) == len(start), "the header changed its length"
+            file.seek(0)
+            file.write(header)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}; run the same command again to go on") from error
+    return hashlib.blake2b(header + "".join(digests.values()).encode(), digest_size=16).hexdigest()
+
+
+def _uint8() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+def _check_size(name: str, nbytes: int, span: tuple[int, int]) -> None:
+    if nbytes != span[1] - span[0]:
+        raise CheckpointError(f"{name} has {nbytes} bytes, expected {span[1] - span[0]}")
+
+
+def _written(partial: Path, start: bytes) -> int:
+    """Bytes that an earlier run left, 0 where it wrote another file."""
+    if not partial.is_file():
+        return 0
+    with partial.open("rb") as file:
+        return partial.stat().st_size if file.read(len(start)) == start else 0
+
+
+def _read_digest(file: Any, start: int, end: int) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    file.seek(start)
+    for position in range(start, end, CHUNK):
+        digest.update(file.read(min(CHUNK, end - position)))
+    return digest.hexdigest()
