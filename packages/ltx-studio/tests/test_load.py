@@ -155,6 +155,16 @@ def test_every_job_ends_once_whatever_is_killed(load: Load) -> None:
     assert resident_bytes(load.server.pid) - before < 4 * 2**20
 
 
+def test_what_a_worker_had_that_is_no_more_is_given_back(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    left = [store.add({"prompt": name}, "tiny") for name in ("given back", "cancelled")]
+    assert [store.claim(f"worker-{number}").id for number in (7, 8)] == [job.id for job in left]
+    store.cancel(left[1].id)
+    with served(tmp_path, main=FAKE_MAIN):
+        wait_for(lambda: all(store.get(job.id).ended for job in left), 30)
+    assert [store.get(job.id).status for job in left] == ["completed", "cancelled"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("load", [MAIN], indirect=True)
 def test_every_clip_of_the_bundled_model_is_made_once(load: Load) -> None:

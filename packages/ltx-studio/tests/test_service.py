@@ -163,3 +163,28 @@ def test_what_a_dead_worker_had_goes_on_from_its_second_stage(tmp_path: Path) ->
         assert {file.name for file in kept.parent.iterdir()} == {"clip.mp4", "thumbnail.webp", "spritesheet.jpg"}
         after = wait_for(lambda: (found := store.get(behind)).ended and found, 60)
         assert after.status == "completed" and after.attempts == 1
+
+
+@pytest.mark.slow
+def test_a_long_clip_goes_on_from_its_last_window(tmp_path: Path) -> None:
+    from ltx_studio.store import Store
+
+    scenes = [{"prompt": "a red ball bounces", "seconds": 1}, {"prompt": "a blue star spins", "seconds": 1}]
+    small = {"height": 64, "width": 64, "num_inference_steps": 2, "window": 17, "overlap": 8}
+    with served(tmp_path) as (address, _):
+        store = Store(tmp_path)
+        job = ask(address, pipeline="long", storyboard=scenes, **small)["id"]
+        unfinished = tmp_path / "jobs" / job / "clip.mp4.unfinished"
+        pieces = lambda: sorted(unfinished.glob("*.mp4"))  # noqa: E731
+        wait_for(lambda: len(pieces()) > 1, 120)
+        first = pieces()[0].stat().st_mtime_ns
+        for pid in processes_of("ltx_studio.worker", str(tmp_path)):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: store.get(job).attempts == 2 and store.get(job).progress > 0, 120)
+        assert not pieces() or pieces()[0].stat().st_mtime_ns == first, "the first window was made anew"
+        done = wait_for(lambda: (found := store.get(job)).ended and found, 240)
+        assert done.status == "completed" and 1.9 < done.facts["seconds"] < 2.1, done
+        assert {file.name for file in unfinished.parent.iterdir()} == {"clip.mp4", "thumbnail.webp", "spritesheet.jpg"}
+        larger = ask(address, pipeline="upscale", video_path=job, upscale=2)["id"]
+        done = wait_for(lambda: (found := store.get(larger)).ended and found, 600)
+        assert done.status == "completed" and done.facts["width"] == 128, done

@@ -174,7 +174,7 @@ class Worker:
         execute(clip, reporter)
         self._pictures(output, plan.has_video)
         for left in folder.iterdir():  # of the first stage, or by a worker that died
-            if left.name not in (output.name, THUMBNAIL, SHEET):
+            if left.is_file() and left.name not in (output.name, THUMBNAIL, SHEET):
                 left.unlink()
         return {**facts, "made_in": round(time.perf_counter() - reporter.started, 2), "bytes": output.stat().st_size}
 
