@@ -119,7 +119,7 @@ def test_networks_that_take_turns_need_less(pipeline: TI2VidTwoStagesPipeline) -
     plan = pipeline.plan(prompt="x", height=128, width=128, num_frames=9)
     cost = cost_of(plan, pipeline.ledger)
     turns = replace(cost, policy="sequential")
-    assert turns.peak == max(phase.peak for phase in cost.phases) < cost.peak
+    assert turns.peak == cost.runtime + max(phase.peak for phase in cost.phases) < cost.peak
     weights = {name: size for phase in cost.phases for name, size in phase.weights.items()}
     assert cost.peak > sum(weights.values())
 
