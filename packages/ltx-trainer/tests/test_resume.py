@@ -98,8 +98,8 @@ def test_killed_twice(files, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_ten_times(files, tmp_path):
-    kill_and_resume(files, tmp_path, steps=60, kills=10)
+def test_killed_twenty_times(files, tmp_path):
+    kill_and_resume(files, tmp_path, steps=120, kills=20)
 
 
 def test_sigterm_leaves_a_checkpoint(files, tmp_path):
