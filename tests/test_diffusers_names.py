@@ -78,6 +78,8 @@ def test_every_tensor_and_the_config_go_both_ways(case: str) -> None:
     read = COMPONENTS[COMPONENT[kind]].read_config
     mine, theirs = read(config), read(original["config"])
     assert mine == theirs or mine.diffusion_decoder == theirs.diffusion_decoder is not None
+    if "_class_name" in given["config"]:  # LTX-Video, which is read only
+        return
     whole = original["config"] | config
     whole["transformer"] = {**published(model, "transformer")["config"]["transformer"], **config.get("transformer", {})}
     written = WRITERS[kind](whole)

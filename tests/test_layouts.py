@@ -234,6 +234,59 @@ def test_inspect_and_plan_see_what_is_opened(folders: Callable[[str], Path], cap
     assert "Q8_0.gguf" in capsys.readouterr().out
 
 
+@pytest.mark.backend("mlx")
+def test_folders_for_mlx_go_back(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    """From split files to eight bits for MLX, and plain again."""
+    pytest.importorskip("mlx.core", reason="mlx is not installed: `pip install mlx`")
+    assert run(["convert", str(folders("split")), str(tmp_path / "mlx"), "--to", "mlx-q8-g32"]) == 0
+    assert run(["convert", str(tmp_path / "mlx"), str(tmp_path / "plain"), "--to", "single"]) == 0
+    there, _ = contents(folders("single") / "ltx-tiny.safetensors")
+    back, metadata = contents(tmp_path / "plain" / "ltx-tiny.safetensors")
+    assert back.keys() == there.keys() and "quantization" not in metadata
+    changed = [name for name in there if not torch.equal(there[name], back[name])]
+    assert changed and all(".weight" in name and "transformer_blocks" in name for name in changed)
+    errors = [float((there[n].float() - back[n].float()).norm() / there[n].float().norm()) for n in changed]
+    assert max(errors) < 0.02
+
+
+def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from ltx_pipelines.running import conversion
+
+    def broken(path: Path, *rest: Any) -> str:
+        if "video-vae" in path.name:
+            raise KeyboardInterrupt
+        return save(path, *rest)
+
+    save = conversion.save_safetensors
+    monkeypatch.setattr(conversion, "save_safetensors", broken)
+    with pytest.raises(KeyboardInterrupt):
+        convert(find_model("tiny"), tmp_path / "x", "split", None, print)
+    written: list[str] = []
+    monkeypatch.setattr(
+        conversion, "save_safetensors", lambda path, *rest: (written.append(path.name), save(path, *rest))
+    )
+    convert(find_model("tiny"), tmp_path / "x", "split", None, print)
+    assert written == ["ltx-tiny-video-vae.safetensors", "ltx-tiny-audio-vae.safetensors"]
+    assert "going on in" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    with pytest.raises(LtxError, match="exists, expected a folder that is not there yet"):
+        convert(find_model("tiny"), tmp_path / "x", "split", None, print)
+
+
+@pytest.mark.parametrize(
+    ("layout", "quantization", "said"),
+    [
+        ("diffusers", "fp8", "diffusers holds plain weights; expected --to split"),
+        ("single", "q4_k", "single holds safetensors only; expected --to split"),
+        ("split", "int3", "quantization is 'int3', expected one of fp8"),
+    ],
+)
+def test_what_a_layout_cannot_hold(layout: Any, quantization: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(LtxError, match=said):
+        convert(find_model("tiny"), tmp_path / "x", layout, quantization, print)
+    assert not list(tmp_path.iterdir())
+
+
 # What is broken -----------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +347,7 @@ FILES = {
     "projection": "text_encoders/ltx-tiny-text-projection.safetensors",
     "text encoder": "text_encoders/gemma/model.safetensors",
 }
+ADAPTER = "loras/ltx-tiny-distilled-lora.safetensors"
 BREAKS: dict[str, Callable[[Path], None]] = {
     "cut": cut,
     "pickled": pickled,
@@ -320,3 +374,26 @@ def test_broken_files_are_told_before_a_prompt_is_read(
     component = {"video VAE": "--video-vae", "audio VAE": "--audio-vae", "projection": "--text-projection"}
     named = FILES[kind].rpartition("/")[2]
     assert named in said or component.get(kind, "holds no LTX transformer") in said or "gemma" in said
+
+
+@pytest.mark.parametrize("how", ["cut", "foreign", "narrowed"])
+def test_broken_adapters_are_told_before_a_weight_is_read(
+    how: str, folders: Callable[[str], Path], tmp_path: Path, capsys: Any
+) -> None:
+    adapter = tmp_path / "adapter.safetensors"
+    shutil.copy(folders("split") / ADAPTER, adapter)
+    BREAKS[how](adapter)
+    line = ["generate", "a ball", "--model", "tiny", "--lora", str(adapter), "-o", str(tmp_path / "x.mp4")]
+    assert run(line) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert str(adapter) in said and not (tmp_path / "x.mp4").exists()
+
+
+def test_a_truncated_gguf_is_told(folders: Callable[[str], Path], tmp_path: Path, monkeypatch: Any) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders("gguf"), folder)
+    transformer = next(folder.rglob("*.gguf"))
+    cut(transformer)
+    assert "is truncated" in one_line(transformer, monkeypatch)
+    transformer.write_bytes(b"not GGUF at all")
+    assert "is not a GGUF file" in one_line(transformer, monkeypatch)

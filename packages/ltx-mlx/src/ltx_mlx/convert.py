@@ -9,19 +9,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import mlx.core as mx
 import numpy
+from torch import Tensor
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.components import COMPONENTS, DIFFUSION_MODEL
 from ltx_core.loader.safetensors_file import HEADER_DIGEST, TENSOR_DIGESTS
-from ltx_mlx.arrays import to_mlx
+from ltx_mlx.arrays import to_mlx, to_torch
 from ltx_mlx.backend import prepare
 from ltx_mlx.quantization import Quantization
 
@@ -67,6 +69,13 @@ def convert(source: Path, target: Path, quantization: str, say: Say = print) -> 
         made.rename(target)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def dequantized(given: Mapping[str, Any], weight: Tensor, scales: Tensor, biases: Tensor | None = None) -> Tensor:
+    """The float32 weight of a layer that `convert` stored with these settings."""
+    other = None if biases is None else to_mlx(biases)
+    form = {"group_size": given["group_size"], "bits": given["bits"], "mode": given.get("mode", "affine")}
+    return to_torch(mx.dequantize(to_mlx(weight), to_mlx(scales), other, **form).astype(mx.float32))
 
 
 def _holds_transformer(path: Path) -> bool:

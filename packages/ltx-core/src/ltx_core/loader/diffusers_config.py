@@ -179,7 +179,7 @@ def _write_connectors(config: Mapping[str, Any]) -> Json:
 def _read_vae(given: Mapping[str, Any], shapes: Shapes) -> Json:
     is_ltxv = given.get("_class_name") == "AutoencoderKLLTXVideo"
     latent = given["latent_channels"]
-    widths = [*([given["block_out_channels"][0]] if is_ltxv else [latent]), *given["block_out_channels"]]
+    widths = [*([] if is_ltxv else [latent]), *given["block_out_channels"]]
     encoder: list[Any] = []
     samplings = given["downsample_type"]
     for index, count in enumerate(given["layers_per_block"]):

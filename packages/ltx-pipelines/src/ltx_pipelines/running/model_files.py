@@ -147,12 +147,14 @@ def _fitting(slot: str, files: Sequence[Path], checkpoint: Path) -> Path:
 
 
 def kind_of(file: Path) -> str | None:
-    """The slot a file fills, from its header alone; None for files that are none of ours."""
+    """The slot a file fills, from its header alone; None for files that are none of ours, and damaged ones are said."""
     try:
         if file.suffix == ".safetensors" and is_lora(SafetensorsFile(file).tensors):
             return "lora"
         checkpoint = Checkpoint.open(file)
-    except LtxError:
+    except LtxError as error:
+        if "no component of an LTX model" not in str(error):
+            logger.warning("left out: %s", error)
         return None
     held = checkpoint.components
     if "transformer" in held:

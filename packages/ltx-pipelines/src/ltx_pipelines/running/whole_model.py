@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ltx_core.loader.components import COMPONENTS
 from ltx_core.loader.safetensors_file import HEADER_DIGEST, TENSOR_DIGESTS
-from ltx_core.loader.sources import Source
+from ltx_core.loader.sources import Derived, Source
 from ltx_pipelines.running.model_facts import ModelFacts
 from ltx_pipelines.running.model_files import FoundModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -63,10 +69,31 @@ class Model:
             if component not in checkpoint.components:  # in the packed text encoder, which is copied whole
                 continue
             for part in checkpoint.parts_of(component):
-                for key, source in part.tensors.items():
+                for key, source in plain_of_mlx(part.tensors, part.metadata).items():
                     projection = key.startswith("text_embedding_projection.")
                     wanted = component == name or projection == (name == "projection")
                     if wanted and spec.module_name(key) is not None:
                         bare = key.startswith(("encoder.", "decoder.", "per_channel_statistics."))
                         found[f"vae.{key}" if bare else key] = source
         return found
+
+
+def plain_of_mlx(tensors: Mapping[str, Source], metadata: Mapping[str, str]) -> Mapping[str, Source]:
+    """The tensors of a file that was quantised for MLX with its weights plain; those of any other file as they are."""
+    given = json.loads(metadata.get("quantization", "{}"))
+    if given.get("format") != "mlx":
+        return tensors
+    plain = dict(tensors)
+    for name in [name for name in tensors if name.endswith(".scales")]:
+        layer = name.removesuffix(".scales")
+        leaves = [leaf for leaf in ("weight", "scales", "biases") if f"{layer}.{leaf}" in tensors]
+        parts = tuple(plain.pop(f"{layer}.{leaf}") for leaf in leaves)
+        rows, words = parts[0].info.shape
+        shape = (rows, words * 32 // given["bits"])
+        plain[f"{layer}.weight"] = Derived.of(parts[0], shape, "F32", parts, partial(_dequantized, given))
+    return plain
+
+
+def _dequantized(given: Mapping[str, Any], *tensors: Tensor) -> Tensor:
+    widened: Tensor = import_module("ltx_mlx.convert").dequantized(given, *tensors)
+    return widened
