@@ -51,6 +51,9 @@ def test_commands_of_cli(here: Path) -> None:
         "ring-again.mp4",
         "other.mp4",
         "apart.png",
+        "take-10.mp4",
+        "take-11.mp4",
+        "take-sheet.png",
         "draft.mp4",
         "final.mp4",
     }

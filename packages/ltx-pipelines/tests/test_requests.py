@@ -213,7 +213,7 @@ def test_a_line_of_a_batch_is_given_all_that_it_asks_for(here: Path, capfd: pyte
     assert (here / "clips" / "0001.stage1.safetensors").exists()
     (here / "quiet.jsonl").write_text(json.dumps({"prompt": "bell", "quiet": True}))
     assert run(["batch", "quiet.jsonl"]) == 1
-    assert "line 1: quiet has no effect in a line" in capfd.readouterr().err
+    assert "line 1: quiet has no effect in one request of many" in capfd.readouterr().err
 
 
 def test_long_prompts_are_cut_with_a_line(small_model: Path, ltx_video: ModelLedger) -> None:

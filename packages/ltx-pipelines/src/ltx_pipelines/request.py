@@ -73,7 +73,13 @@ class Request:
     """One clip. What is left out, or None, is the model's or the pipeline's default."""
 
     prompt: str = clip("", "What to make.", "--prompt", "-p")
-    negative_prompt: str | None = clip(None, "What guidance pushes away from.", shown="a list of defects")
+    negative_prompt: str | None = clip(
+        None,
+        "What guidance pushes away from.",
+        "--negative-prompt",
+        "--negative",
+        shown="a list of defects",
+    )
     seed: int = clip(10, "Seed of the noise; -1 draws one.", "--seed", "-s")
     height: int | None = size(
         None, "Height of the clip.", "--height", "-H", unit="pixels", least=1, shown="by pipeline"
@@ -245,6 +251,9 @@ class Output:
     )
     contact_sheet: str | None = result(None, "Also write frames over a spectrogram to this PNG.", metavar="FILE")
     crf: float | None = result(None, "Quality of an MP4; 0 keeps every pixel.", least=0, most=51, shown="19")
+    count: int = clip(
+        1, "Make so many, each with the next seed, and one sheet of all.", "--count", "-n", least=1, most=100
+    )
     overwrite: bool = result(False, "Replace files that are there already.")
     force: bool = result(False, "Make it even where memory is expected not to suffice.")
     preview: bool = result(False, "Show what each step predicts, in the terminal.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,8 @@ OWN: dict[str, Lazy] = {
     "plan": Lazy("plan:PLAN", "Show what would be done, and what it would cost.", "Look"),
     "compare": Lazy("compare:COMPARE", "How far two clips are apart, and what differs in their recipes.", "Look"),
     "inspect": Lazy("inspect:INSPECT", "Show the recipe inside a clip, or what a weights file holds.", "Look"),
+    "config": Lazy("config:CONFIG", "Your defaults: the model, where it runs.", "Look"),
+    "completion": Lazy("completion:completion", "What makes a shell complete lines of ltx.", "Look"),
     "models": Lazy("models:models", "Known models, what is on disk, downloads.", "Look"),
     "convert": Lazy("convert:CONVERT", "Write a model in another layout, or quantised.", "Look"),
     "lora": Lazy("lora:lora", "Look at an adapter, merge adapters into a model, extract one.", "Look"),
@@ -62,12 +65,22 @@ def overview() -> str:
     panels["Pipelines"] = {name: kind.summary() for name, kind in pipelines().items()}
     for name, lazy in OWN.items():
         panels[lazy.panel][name] = lazy.summary
-    panels["Other packages"] = {name: FOREIGN.get(name, "") for name in sorted(_foreign()) if name not in OWN}
+    panels["Other packages"] = {name: FOREIGN.get(name, "") for name in sorted(foreign()) if name not in OWN}
     lines = ["Usage: ltx [--debug] COMMAND ...", "", ABOUT]
     for panel, commands in panels.items():
-        lines += [panel, *(f"  {name:<24}{summary}" for name, summary in commands.items()), ""]
-    lines += ["`ltx COMMAND --help` shows its options. --debug, anywhere, adds the traceback of an error.", ""]
+        lines += [panel, *(row for name, summary in commands.items() for row in entry(name, summary)), ""]
+    lines += [
+        "`ltx COMMAND --help` shows its options, --help-all every one of them. --debug,",
+        "anywhere, adds the traceback of an error.",
+        "",
+    ]
     return "\n".join(lines)
+
+
+def entry(name: str, summary: str, width: int = 80) -> list[str]:
+    """A command of the overview, its summary wrapped."""
+    start = f"  {name}".ljust(26)
+    return textwrap.wrap(summary, width, initial_indent=start, subsequent_indent=" " * 26) or [start.rstrip()]
 
 
 def load(name: str) -> Callable[[Sequence[str]], Any]:
@@ -78,13 +91,13 @@ def load(name: str) -> Callable[[Sequence[str]], Any]:
     if name in OWN:
         module, _, attribute = OWN[name].target.partition(":")
         made = getattr(importlib.import_module(f"ltx_pipelines.cli.{module}"), attribute)
-    elif (entry := _foreign().get(name)) is not None:
-        made = entry.load()
+    elif (added := foreign().get(name)) is not None:
+        made = added.load()
     else:
         try:
             return pipeline_command(pipeline_named(name))
         except UsageError:
-            near = nearest(name, [*OWN, *pipelines(), *_foreign()])
+            near = nearest(name, [*OWN, *pipelines(), *foreign()])
             hint = f"; did you mean {near}?" if near else ", see `ltx --help`"
             raise UsageError(f"no command {name!r}{hint}") from None
     return made if not hasattr(made, "registered_commands") else _typer_app(made, name)
@@ -94,17 +107,17 @@ def _typer_app(app: Any, name: str) -> Callable[[Sequence[str]], Any]:
     return lambda line: app(args=list(line), prog_name=f"ltx {name}")
 
 
-def _foreign() -> dict[str, Any]:
+def foreign() -> dict[str, Any]:
     from importlib.metadata import entry_points
 
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
+    return {one.name: one for one in entry_points(group=GROUP)}
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     line = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in line
-    return exit_code(lambda: dispatch([token for token in line if token != "--debug"]), debug)
+    debug, as_json = "--debug" in line, "--json" in line
+    return exit_code(lambda: dispatch([token for token in line if token != "--debug"]), debug, as_json)
 
 
 def dispatch(line: Sequence[str]) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ltx_core.errors import ConfigError, LtxError, MediaError
 from ltx_core.textfiles import read_json_lines, read_yaml
 from ltx_pipelines.cli.command import Command, with_absolute_paths
-from ltx_pipelines.cli.fields import every_option, from_json
+from ltx_pipelines.cli.config import with_settings
+from ltx_pipelines.cli.fields import OF_THE_RUN, every_option, from_json
 from ltx_pipelines.pipeline import pipeline_named
 from ltx_pipelines.planning.schema import File, UsageError, option, options_of
 
@@ -31,7 +32,6 @@ skipped, so an interrupted batch goes on where it stopped.
 """
 
 
-OF_THE_RUN = ("json", "quiet")  # options that one line of many cannot have
 MOST_CLIPS = 100_000  # of a sweep
 
 
@@ -126,8 +126,7 @@ def read_lines(file: Path, folder: Path, seeds: str, defaults: dict[str, Any]) -
         seeds_or_none: list[int | None] = [*sweep] or [None]
         for seed in seeds_or_none:
             given = from_json({**defaults, **entry}, f"{file}, line {number}")
-            if useless := [name for name in given if name in OF_THE_RUN]:
-                raise ConfigError(f"{file}, line {number}: {useless[0]} has no effect in a line, only in `ltx batch`")
+            given = {name: value for name, value in with_settings(given).items() if name not in OF_THE_RUN}
             pipeline = given.pop("pipeline", None)
             given |= {"seed": seed} if seed is not None else {}
             given["output"] = output_name(given, folder, number, seed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 from ltx_core.errors import nearest_hint
 from ltx_pipelines.planning.schema import File, Option, UsageError
 
-HELP = ("--help", "-h")
+HELP, ALL = ("--help", "-h"), "--help-all"
+MANY_OPTIONS = 30  # from so many on, help is short
 NAME_WIDTH = 34  # columns of option names in help; longer names have a line of their own
 KINDS: dict[Any, tuple[Callable[[str], Any], str]] = {int: (int, "an integer"), float: (float, "a number")}
 
@@ -36,11 +37,12 @@ class Command:
     run: Callable[[dict[str, Any]], None]
     alone: str = ""
     others: Callable[[], Mapping[str, Option]] = field(default=dict)
+    common: Collection[str] = ()  # options that short help shows; all where none are named
 
     def __call__(self, arguments: Sequence[str]) -> None:
         """Run a line. Raises `UsageError` for a wrong one."""
-        if any(argument in HELP for argument in arguments):
-            print(self.help_text(), end="")
+        if any(argument in (*HELP, ALL) for argument in arguments):
+            print(self.help_text(whole=ALL in arguments), end="")
             return
         self.run(with_absolute_paths(self.options, self.parse(arguments)))
 
@@ -88,10 +90,12 @@ class Command:
         hint = nearest_hint(flag, known) or f", see `ltx {self.name} --help`"
         return UsageError(f"{flag} is no option of `ltx {self.name}`{hint}")
 
-    def help_text(self) -> str:
-        """Usage, what the command does, and every option under its group."""
+    def help_text(self, whole: bool = True) -> str:
+        """Usage, what the command does, and its options under their groups: all, or the common ones of many."""
         width = max(min(shutil.get_terminal_size().columns, 110), 60)
-        shown = [one for one in self.options.values() if not one.hidden]
+        every = [one for one in self.options.values() if not one.hidden]
+        short = not whole and self.common and len(every) > MANY_OPTIONS
+        shown = [one for one in every if one.name in self.common] if short else every
         alone = "".join(f" [{name.upper()}]" for name in self.alone.split())
         text = textwrap.dedent(self.help).strip()
         lines = [f"Usage: ltx {self.name} [OPTIONS]{alone}", ""]
@@ -99,6 +103,8 @@ class Command:
             lines += [*textwrap.wrap(paragraph, width, break_long_words=False), ""]
         for group in dict.fromkeys(one.group for one in shown):
             lines += [group or "Options", *(row for one in shown if one.group == group for row in rows(one, width)), ""]
+        if short:
+            lines += [f"`ltx {self.name} {ALL}` shows all {len(every)} options.", ""]
         return "\n".join(lines)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ltx_core.errors import LtxError
 from ltx_pipelines.planning.schema import UsageError
@@ -21,8 +22,11 @@ NEEDED = "accelerate av huggingface_hub numpy pydantic safetensors tensorboard t
 DISTRIBUTION_OF = {"PIL": "pillow", "yaml": "pyyaml"} | {name: name for name in NEEDED.split()}  # names on the index
 
 
-def exit_code(command: Callable[[], None], debug: bool = False) -> int:
-    """Run a command; what it raises becomes its exit code and one line, with ``debug`` after the traceback."""
+def exit_code(command: Callable[[], None], debug: bool = False, as_json: bool = False) -> int:
+    """Run a command; what it raises becomes its exit code and one line, with ``debug`` after the traceback.
+
+    With ``as_json`` it is an event too.
+    """
     try:
         with ended_like_ctrl_c():
             command()
@@ -37,6 +41,9 @@ def exit_code(command: Callable[[], None], debug: bool = False) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if as_json:
+            with suppress(BrokenPipeError):
+                print(json.dumps({"event": "error", "message": describe(error)}), flush=True)
         _say(describe(error))
         return 2 if isinstance(error, UsageError) else 1
     return 0

@@ -12,6 +12,16 @@ from ltx_pipelines.planning.schema import Option, UsageError, options_of
 from ltx_pipelines.request import Networks, Output
 
 SOME_OUTPUTS = {"contact_sheet", "crf", "preview", "keep_latents", "first_stage"}  # in ``uses`` of some pipelines
+#: Options that short help shows, in pipelines beside those of their own.
+COMMON = frozenset(
+    {
+        *("prompt", "negative_prompt", "seed", "images", "video_path", "model", "loras", "pipeline"),
+        *("height", "width", "num_frames", "duration", "frame_rate", "num_inference_steps"),
+        *("audio_path", "start_time", "end_time", "extend_seconds", "video_conditioning"),
+        *("output", "count", "contact_sheet", "overwrite", "quiet"),
+    }
+)
+OF_THE_RUN = ("json", "quiet", "count")  # options that one request of many cannot have
 PIPELINE = Option("pipeline", str | None, None, "Take this pipeline.", group="Request", metavar="NAME")
 
 
@@ -47,6 +57,8 @@ def from_json(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
         one, flag = spelled.get(key.replace("_", "-"), (options.get(key), ""))
         if one is None:
             raise ConfigError(f"{where}: {key} is no option{nearest_hint(key.replace('_', '-'), spelled)}")
+        if one.name in OF_THE_RUN:
+            raise UsageError(f"{where}: {key} has no effect in one request of many, expected it left out")
         if one.name not in used and value != one.default:
             raise UsageError(f"{where}: {key} has no effect in {named and named.command()}, expected it left out")
         read = one.read(value, f"{where}: ")

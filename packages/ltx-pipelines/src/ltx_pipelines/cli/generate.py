@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_pipelines.cli.command import Command
-from ltx_pipelines.cli.fields import PIPELINE, every_option, options_for
+from ltx_pipelines.cli.config import with_settings
+from ltx_pipelines.cli.fields import COMMON, PIPELINE, every_option, options_for
 from ltx_pipelines.pipeline import Pipeline, pipeline_named
 from ltx_pipelines.planning.schema import plain
 from ltx_pipelines.request import AutoDuration
-from ltx_pipelines.running.output import SOUND, check_beside, check_output, free_output
+from ltx_pipelines.running.output import SOUND, VIDEO, check_beside, check_free, check_output, free_output
 
 if TYPE_CHECKING:
     from ltx_pipelines.cli.job import Job
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 ENHANCING = ("enhance_prompt", "prompt_enhancer")
 PLACES = (
     *("output", "json", "quiet", "contact_sheet", "crf", "preview", "overwrite", "keep_latents", "first_stage"),
+    "count",
     *("backend", "policy", "offload", "device"),
 )
 OTHER_MODELS = "for anything else name a larger model, such as --model Lightricks/LTX-2.3 (`ltx models` lists them)"
@@ -38,13 +40,46 @@ def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
     from ltx_pipelines.cli.progress import Reporter, style_of
     from ltx_pipelines.cli.session import open_session
 
+    given = with_settings(given)
     reporter = Reporter(style_of(given))
-    named = given.pop("pipeline", None)
-    session = open_session(given, pipeline_named(named) if named else kind)
+    if named := given.pop("pipeline", None):
+        kind = pipeline_named(named)
+    if (count := given.pop("count", 1)) > 1:
+        make_several(given, kind, count, reporter)
+        return
+    session = open_session(given, kind)
     plan = planned(session, given, reporter)
     from ltx_pipelines.cli.job import execute  # torch and the networks, once the plan is known to be good
 
     execute(job_of(session, plan, given), reporter)
+
+
+def make_several(given: dict[str, Any], kind: type[Pipeline] | None, count: int, reporter: Reporter) -> None:
+    """Run one line with seed after seed, all planned before the first, and put frames of all on one sheet."""
+    from ltx_pipelines.cli.job import Job, execute, write_shared_sheet
+    from ltx_pipelines.cli.progress import Reporter
+    from ltx_pipelines.cli.session import open_session
+    from ltx_pipelines.utils.model_ledger import ModelLedger
+
+    sheet, ledgers, jobs = given.pop("contact_sheet", None), dict[str, ModelLedger](), list[Job]()
+    session = open_session(given, kind, share=ledgers)
+    named = given.pop("output", None)
+    plan = planned(session, given, reporter)
+    path = Path(named or free_output(plan.prompt, plan.seed, session.pipeline.suffix))
+    # The seed that is drawn, and the prompt that is written out, are those of all.
+    given = {name: value for name, value in given.items() if name not in ENHANCING} | {"prompt": plan.prompt}
+    for seed in range(plan.seed, plan.seed + count):
+        one = {**given, "seed": seed, "output": str(path.with_name(f"{path.stem}-{seed}{path.suffix}"))}
+        session = open_session(one, kind, share=ledgers)
+        jobs.append(job_of(session, planned(session, one, Reporter("quiet")), one))
+    sheet = Path(sheet) if sheet else path.with_name(f"{path.stem}-sheet.png")
+    check_free(sheet, bool(given.get("overwrite")))
+    for number, job in enumerate(jobs, 1):
+        reporter.note(f"[{number} of {count}] {job.output}", clip=number, clips=count)
+        execute(job, Reporter(reporter.style))
+    if jobs[0].output.suffix.lower() in VIDEO:
+        write_shared_sheet(sheet, jobs)
+        reporter.note(f"wrote {sheet}: all of them", sheet=str(sheet))
 
 
 def job_of(session: Session, plan: Plan, given: Mapping[str, Any]) -> Job:
@@ -127,7 +162,8 @@ def kept_request(given: Mapping[str, Any], session: Session, plan: Plan) -> dict
 def pipeline_command(kind: type[Pipeline]) -> Command:
     """The sub-command of one pipeline."""
     text = f"{kind.summary()}\n\n{(kind.__doc__ or '').strip()}"
-    return Command(kind.command(), text, options_for(kind), lambda given: make(given, kind), kind.alone, every_option)
+    options, shown = options_for(kind), COMMON | kind.own_fields().keys()
+    return Command(kind.command(), text, options, lambda given: make(given, kind), kind.alone, every_option, shown)
 
 
-GENERATE = Command("generate", ABOUT, {**every_option(), "pipeline": PIPELINE}, make, "prompt")
+GENERATE = Command("generate", ABOUT, {**every_option(), "pipeline": PIPELINE}, make, "prompt", common=COMMON)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ltx_core.errors import LtxError, MediaError
+from ltx_core.errors import MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.common.memory import peak_bytes
+from ltx_media.contact_sheet import write_rows
 from ltx_media.files import replacing
 from ltx_pipelines.cli.progress import Reporter, human_bytes
 from ltx_pipelines.planning.memory import check_memory
@@ -74,27 +75,22 @@ def execute(job: Job, reporter: Reporter) -> Path:
         torch.cuda.reset_peak_memory_stats(job.ledger.device)
     if (slow := job.ledger.precision.warning) is not None:
         reporter.note(slow)
-    try:
-        with reporter.running():
-            resume = job.resume
-            if job.keep_latents:
-                resume = follow(first, job, reporter, decode=False)
-                keep_stage(resume, job)
-            recipe = make_recipe(delivered.plan, delivered.request, str(delivered.ledger.device))
-            total = delivered.plan.shape.frames
-            watch = partial(_counted, total=total, reporter=reporter)
-            if delivered.plan.long is not None and delivered.output.suffix.lower() in VIDEO:
-                write_long(delivered, recipe, reporter)
-            else:
-                generation = follow(delivered.plan, job, reporter, resume=resume)
-                write(generation, delivered.output, recipe, watch, delivered.crf)
-            if job.contact_sheet is not None:
-                write_sheet(delivered)
-            seconds = reporter.finish()
-    except LtxError as error:
-        if reporter.style == "json":
-            reporter.emit("error", message=str(error))
-        raise
+    with reporter.running():
+        resume = job.resume
+        if job.keep_latents:
+            resume = follow(first, job, reporter, decode=False)
+            keep_stage(resume, job)
+        recipe = make_recipe(delivered.plan, delivered.request, str(delivered.ledger.device))
+        total = delivered.plan.shape.frames
+        watch = partial(_counted, total=total, reporter=reporter)
+        if delivered.plan.long is not None and delivered.output.suffix.lower() in VIDEO:
+            write_long(delivered, recipe, reporter)
+        else:
+            generation = follow(delivered.plan, job, reporter, resume=resume)
+            write(generation, delivered.output, recipe, watch, delivered.crf)
+        if job.contact_sheet is not None:
+            write_sheet(delivered)
+        seconds = reporter.finish()
     _summarize(delivered, reporter, seconds)
     return job.output
 
@@ -147,6 +143,17 @@ def write_sheet(job: Job) -> None:
     assert job.contact_sheet is not None
     frames, sound = read_frames(job.output), read_audio(job.output)
     write_contact_sheet(job.contact_sheet, frames, job.plan.shape.fps, sound, job.plan.prompt)
+
+
+def write_shared_sheet(path: Path, jobs: Sequence[Job]) -> None:
+    """A row of frames of each of several clips, under its seed."""
+    rows = []
+    for job in jobs:
+        count = job.delivered.plan.shape.frames
+        picks = {round(index * (count - 1) / 5) for index in range(6)}
+        frames = [frame for index, frame in enumerate(read_frames(job.output)) if index in picks]
+        rows.append((f"seed {job.plan.seed}   {job.output.name}", frames))
+    write_rows(path, rows)
 
 
 def keep_stage(generation: Generation, job: Job) -> Path:

@@ -41,11 +41,21 @@ def show(given: dict[str, Any]) -> None:
 
 def download(given: dict[str, Any]) -> None:
     """Fetch a model after its licence was shown."""
-    from ltx_pipelines.running.hub import KNOWN_MODELS, download_model, folder_bytes, free_disk_bytes
+    from ltx_pipelines.running.hub import (
+        KNOWN_MODELS,
+        TINY,
+        bundled_model,
+        download_model,
+        folder_bytes,
+        free_disk_bytes,
+    )
 
     if "model" not in given:
         raise UsageError("no model is given, expected a hub id such as Lightricks/LTX-2.3")
     model = given["model"]
+    if model == TINY:
+        print(f"tiny is bundled and there: {bundled_model(TINY)}")
+        return
     known = KNOWN_MODELS.get(model)
     if known is not None:
         repos = [known, *(KNOWN_MODELS[repo] for repo in known.needs)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltx_core.precision import WIDENED, DtypeName
 from ltx_pipelines.cli.command import Command
+from ltx_pipelines.cli.config import with_settings
 from ltx_pipelines.cli.fields import PIPELINE, every_option
 from ltx_pipelines.cli.generate import ENHANCING
 from ltx_pipelines.pipeline import pipeline_named
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ltx_pipelines.planning.cost import Cost
     from ltx_pipelines.planning.plan import Plan, StagePlan
 
-LEFT_OUT = {"quiet", "keep_latents", "contact_sheet", "first_stage", *ENHANCING}
+LEFT_OUT = {"quiet", "count", "keep_latents", "contact_sheet", "first_stage", *ENHANCING}
 ABOUT = """Show what would be done, and what it would cost.
 
 Takes the options of `ltx generate`.
@@ -28,6 +29,7 @@ def show(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.progress import Reporter
     from ltx_pipelines.cli.session import open_session
 
+    given = with_settings(given)
     as_json = given.pop("json", False)
     named = given.pop("pipeline", None)
     session = open_session(given, pipeline_named(named) if named else None)
@@ -69,7 +71,7 @@ def print_plan(plan: Plan, cost: Cost) -> None:
     """The plan as two tables: its stages, and what each phase holds and computes."""
     from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from ltx_pipelines.cli.progress import human_bytes
 
@@ -82,11 +84,12 @@ def print_plan(plan: Plan, cost: Cost) -> None:
     console.print(f"model {plan.models.checkpoint}", markup=False, soft_wrap=True)
     console.print(computed_in(plan.dtype))
     console.print(f"seed {plan.seed}, prompt {plan.prompt!r}", markup=False, soft_wrap=True)
-    stages = Table("stage", "size", "steps", "passes", "sampler", "streams", "conditions", "adapters", box=SIMPLE)
+    names = ("stage", "size", "steps", "passes", "sampler", "streams", "conditions", "adapters")
+    stages = Table(*(Column(name, overflow="fold") for name in names), box=SIMPLE)  # narrow terminals cut no name
     for index, stage in enumerate(plan.stages, 1):
         stages.add_row(str(index), *stage_row(stage))
     console.print(stages)
-    phases = Table("phase", "weights", "activations", "together", "work", box=SIMPLE)
+    phases = Table(*map(Column, ("phase", "weights", "activations", "together", "work")), box=SIMPLE)
     for phase in cost.phases:
         weights = human_bytes(sum(phase.weights.values()))
         share = f"{phase.work.flops / cost.flops:.0%}" if cost.flops and phase.work.flops else ""

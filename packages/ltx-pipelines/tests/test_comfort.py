@@ -1,0 +1,99 @@
+"""What makes `ltx` pleasant: variations, defaults, short help, completion, errors for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ltx_core.errors import ConfigError
+from ltx_pipelines.cli.app import overview, run
+from ltx_pipelines.cli.completion import BASH, words
+from ltx_pipelines.cli.config import config_path, settings, with_settings
+from ltx_pipelines.cli.fields import COMMON, every_option
+from ltx_pipelines.utils.media_io import decode_image, read_recipe
+
+
+@pytest.fixture(autouse=True)
+def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+def test_variations_and_their_sheet(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    line = "one-stage -p bell -f 9 -n 2 --steps 1 -o bell.mp4 -s"
+    assert run([*line.split(), "5"]) == 0
+    assert capfd.readouterr().err.count("one-stage with ") == 1
+    for seed in (5, 6):
+        recipe = read_recipe(here / f"bell-{seed}.mp4")
+        assert recipe is not None and recipe["plan"]["seed"] == seed and "count" not in recipe["request"]["options"]
+    assert decode_image(here / "bell-sheet.png").shape[1] == 1600
+    (here / "bell-sheet.png").unlink()
+    assert run([*line.split(), "4"]) == 1  # all are planned before the first is made
+    assert "bell-5.mp4 is there already" in capfd.readouterr().err and not (here / "bell-4.mp4").exists()
+
+
+def test_defaults_of_ones_own(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LTX_MODEL", raising=False)
+    assert run(["config"]) == 0 and "nothing is set" in capfd.readouterr().out
+    assert run(["config", "model", "tiny"]) == run(["config", "dtype", "float32"]) == 0
+    assert run(["config", "overwrite", "true"]) == 0
+    capfd.readouterr()
+    assert run(["config", "dtype"]) == 0 and capfd.readouterr().out == "float32\n"
+    assert settings() == {"model": "tiny", "dtype": "float32", "overwrite": True}
+    assert with_settings({"dtype": "bfloat16", "checkpoint_path": "a"}) == {
+        "dtype": "bfloat16",
+        "checkpoint_path": "a",
+    } | {"overwrite": True}
+    monkeypatch.setenv("LTX_MODEL", "other")
+    assert "model" not in with_settings({})
+    assert run(["config", "--unset", "model"]) == 0 and settings() == {"dtype": "float32", "overwrite": True}
+    for line, said in (
+        (["config", "modell", "a"], "modell has no default; nearest valid: model"),
+        (["config", "prompt", "a"], "prompt has no default"),
+        (["config", "dtype", "float8"], "dtype is 'float8', expected one of"),
+    ):
+        assert run(line) == 1 and said in capfd.readouterr().err
+    config_path().write_text("[1]")
+    with pytest.raises(ConfigError, match="is list, expected options"):
+        settings()
+
+
+def test_help_is_short_and_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert COMMON - {"pipeline"} <= every_option().keys()
+    for name in ("generate", "distilled", "retake"):
+        assert run([name, "--help"]) == run([name, "--help-all"]) == 0
+        short, whole = capsys.readouterr().out.split(f"Usage: ltx {name} ")[1:]
+        assert "--prompt" in short and "--quantization" not in short and "--help-all" in short
+        assert "--quantization" in whole and len(whole) > 1.5 * len(short)
+        assert max(map(len, f"{short}\n{whole}".splitlines())) <= 80
+    assert "--start-time" in short
+    assert max(map(len, overview().splitlines())) <= 80
+
+
+def test_completion() -> None:
+    assert {"generate", "distilled", "compare"} <= set(words([""]))
+    assert {"--height", "--sampler"} <= set(words(["one-stage", "--h"]))
+    assert words(["one-stage", "--sampler", ""])[:2] == ["euler", "euler_ancestral"]
+    assert words(["models", ""]) == []
+    line = "COMP_WORDS=(ltx distilled --h) COMP_CWORD=2; _ltx; echo $COMPREPLY"
+    script = f"{BASH}\nltx() {{ echo --height --width; }}\n{line}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert done.stdout == "--height\n"
+    assert run(["completion", "tcsh"]) == 2 and run(["completion", "zsh"]) == 0
+
+
+def test_refusals_are_events_too(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["distilled", "-p", "x", "-H", "0", "--json"]) == 1
+    shown = capfd.readouterr()
+    message = "height is 0, expected at least 1; nearest valid: 1"
+    assert json.loads(shown.out) == {"event": "error", "message": message}
+    assert shown.err == f"ltx: {message}\n"
+
+
+def test_the_bundled_model_needs_no_download(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "download", "tiny"]) == 0
+    assert capsys.readouterr().out.startswith("tiny is bundled and there: ")
