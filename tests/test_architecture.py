@@ -52,14 +52,7 @@ FLOOR = {
 }
 
 #: Modules that nothing enters, and why they are there.
-LONG = "arithmetic of long and steered clips, whose cases hold it still; no plan field asks for it"
-NOT_ENTERED = {
-    "ltx_media.camera": LONG,
-    "ltx_media.camera.geometry": LONG,
-    "ltx_media.camera.moves": LONG,
-    "ltx_media.camera.path": LONG,
-    "ltx_media.camera.warp": LONG,
-}
+NOT_ENTERED: dict[str, str] = {}
 
 
 def sources() -> list[Path]:

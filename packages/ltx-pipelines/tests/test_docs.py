@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_commands_of_cli(here: Path) -> None:
 
 def test_commands_of_large(here: Path) -> None:
     """They build on each other, so they run in one folder."""
-    for line in commands("large.md"):
+    for line in (*commands("large.md"), *commands("camera.md")):
         assert run([*shlex.split(line)[1:], "--quiet"]) == 0, line
     large, fast, both = (probe_video(here / f"{name}.mp4") for name in ("large", "clip-fast", "both"))
     assert (large.width, large.height, fast.frames, fast.fps) == (256, 256, 33, 48)
@@ -125,6 +126,13 @@ def test_programs(program: str, here: Path, small_model: Path, loop: None) -> No
         assert "hold: float (0 to 1; default 1.0)" in names["HeldLoopPipeline"].__call__.__doc__
     elif "made" in names:
         assert probe_video(here / "bell.mp4").frames == 9
+
+
+def test_the_program_of_camera(here: Path) -> None:
+    (program,) = blocks("camera.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(program, "docs/camera.md", "exec"), names)
+    assert [c.kind for c in names["plan"].stages[0].streams["video"].conditions] == ["image", "camera"]
 
 
 def test_a_pipeline_in_a_file_is_a_command(here: Path, loop: None, capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines import PIPELINES
+from ltx_pipelines.planning.camera import steered
 from ltx_pipelines.planning.plan import Condition, HDRSettings, Lora, Plan, StagePlan
 from ltx_pipelines.planning.schema import Option, UsageError, documented, options_of, plain, read_all
 from ltx_pipelines.planning.stages import TILE_SIDE, default_guidance, keyframe_slots, tiled_stages
@@ -55,6 +56,7 @@ SOME_NETWORKS = frozenset({"spatial_upsampler", "distilled_loras", "temporal_ups
 GUIDERS = frozenset({"guider", "apg_eta", "apg_norm_threshold", "apg_momentum"})
 APG_OFF: dict[str, Any] = {"apg_eta": 1.0, "apg_norm_threshold": 0.0, "apg_momentum": 0.0}
 LARGE = frozenset({"upscale", "tile_size"})
+CAMERA = frozenset({"camera", "camera_depth", "camera_plane", "camera_release"})
 SAMPLING = frozenset({"num_inference_steps", "scheduler", "sampler", "eta", "s_noise", "gamma", "max_batch_size"})
 GUIDED = GUIDANCE["video"] | GUIDANCE["audio"] | GUIDERS | SAMPLING | {"negative_prompt"}
 
@@ -267,6 +269,8 @@ class Pipeline(ABC):
             from ltx_pipelines.running.pictures import with_picture_files
 
             present["images"] = with_picture_files(present["images"])
+        if hasattr(present.get("camera"), "to_json"):
+            present["camera"] = present["camera"].to_json()
         unknown = present.keys() - self.fields().keys()
         read = read_all(self.fields(), present, type(self).__name__, every_field() if unknown else None)
         for what, names in TWICE.items():
@@ -399,6 +403,9 @@ class Pipeline(ABC):
 
     def finished(self, request: Request, stages: Sequence[StagePlan], **fields: Any) -> Plan:
         """The plan of these stages and of those that enlarge their result, with what all plans share."""
+        if "camera" in self.accepts:
+            folder = Path(self.ledger.files.checkpoint).parent
+            request, stages = steered(request, stages, folder, self.ledger.version)
         stages = [*stages, *self.enlarging_stages(request, stages[-1])]
         return Plan(
             pipeline=type(self).__name__,

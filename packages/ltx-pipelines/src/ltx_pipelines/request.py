@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from ltx_core.components.guiders import GuiderName, MultiModalGuiderParams
+from ltx_core.components.strength import Curve
 from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.loader.metadata import DEFAULTS_FROM
 from ltx_core.precision import DtypeName
@@ -158,6 +159,16 @@ class Request:
         least=0,
         most=1,
     )
+    camera: str | None = condition(
+        None,
+        "Camera moves, such as 'pan left 15, zoom in 1.2, 0-2s', or a path in a JSON file; from the first picture.",
+        metavar="MOVES|FILE",
+    )
+    camera_depth: File | None = condition(None, "Depth of that picture for moves that change place: .npy.")
+    camera_plane: float | None = condition(
+        None, "Instead of it: how far a facing wall is, in the units of the moves.", positive=True
+    )
+    camera_release: Curve = condition("hold", "How the hold of what the camera sees falls with the noise level.")
     generated_keyframes: int | tuple[int, ...] = condition(
         0,
         "Evenly spaced keyframes the model makes itself, or their frames.",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ltx_core.components.guiders import MultiModalGuiderParams
-from ltx_pipelines.pipeline import COMMON, GUIDED, LARGE, TwoStagePipeline
+from ltx_pipelines.pipeline import CAMERA, COMMON, GUIDED, LARGE, TwoStagePipeline
 from ltx_pipelines.planning.plan import Lora, Plan
 from ltx_pipelines.planning.stages import guided_stage, halved, refinement_stage, scheduled_for_size
 from ltx_pipelines.request import Request, network
@@ -31,7 +31,9 @@ class HQRequest(Request):
 class TI2VidTwoStagesHQPipeline(TwoStagePipeline):
     """A full model with its distilled adapter at part strength throughout. The sound is that of the first stage."""
 
-    accepts = COMMON | LARGE | GUIDED | {"auto_duration", "images", "keyframe_fade", "hdr", "generated_keyframes"}
+    accepts = (
+        COMMON | LARGE | CAMERA | GUIDED | {"auto_duration", "images", "keyframe_fade", "hdr", "generated_keyframes"}
+    )
     uses = TwoStagePipeline.uses | {"distilled_loras"}
     usual: ClassVar[Mapping[str, Any]] = {
         **TwoStagePipeline.usual,

@@ -8,7 +8,6 @@ along +z. Angles are in degrees, lengths in scene units, times in seconds. Pixel
 from ltx_media.camera.geometry import Intrinsics, Pose, plane_homography, project, rotation_homography, unproject
 from ltx_media.camera.moves import Move, parse_moves, path_of_moves
 from ltx_media.camera.path import CameraPath, Key
-from ltx_media.camera.warp import Warped, reproject, warp_by_homography, warp_still
 
 __all__ = [
     "CameraPath",
@@ -16,14 +15,10 @@ __all__ = [
     "Key",
     "Move",
     "Pose",
-    "Warped",
     "parse_moves",
     "path_of_moves",
     "plane_homography",
     "project",
-    "reproject",
     "rotation_homography",
     "unproject",
-    "warp_by_homography",
-    "warp_still",
 ]

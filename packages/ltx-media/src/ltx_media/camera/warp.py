@@ -112,23 +112,28 @@ def reproject(
 
 
 def warp_still(
-    image: Tensor, keys: Sequence[Key], depth: Array | None = None, plane: float | None = None
+    image: Tensor,
+    keys: Sequence[Key],
+    depth: Array | None = None,
+    plane: float | None = None,
+    size: tuple[int, int] | None = None,
 ) -> list[Warped]:
-    """What each of ``keys`` sees of a still ``[C, H, W]`` that the first of them sees as it is.
+    """What each of ``keys`` sees of a still ``[C, h, w]`` that the first of them sees as it is.
 
-    Turns and zooms need nothing else; when the camera changes its place, ``depth`` ``[H, W]`` or the distance of a
-    facing ``plane``. Every frame is warped from the still itself. Raises `ConfigError` when neither is given.
+    Frames have ``size`` (H, W), by default the still's. Turns and zooms need nothing else; when the camera changes its
+    place, ``depth`` ``[h, w]`` or the distance of a facing ``plane``. Every frame is warped from the still itself.
+    Raises `ConfigError` when neither is given.
     """
     height, width = image.shape[-2:]
-    first = keys[0]
-    return [_warp_one(image, (first, key), (height, width), depth, plane) for key in keys]
+    return [_warp_one(image, (keys[0], key), size or (height, width), depth, plane) for key in keys]
 
 
 def _warp_one(
     image: Tensor, keys: tuple[Key, Key], size: tuple[int, int], depth: Array | None, plane: float | None
 ) -> Warped:
     first, key = keys
-    cameras = (Intrinsics(size[1], size[0], first.fov), Intrinsics(size[1], size[0], key.fov))
+    height, width = image.shape[-2:]
+    cameras = (Intrinsics(width, height, first.fov), Intrinsics(size[1], size[0], key.fov))
     if first.pose.position == key.pose.position:
         return warp_by_homography(image, rotation_homography(first.pose, key.pose, *cameras), size)
     if depth is not None:

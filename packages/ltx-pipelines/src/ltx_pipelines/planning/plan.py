@@ -139,8 +139,30 @@ class CarriedKeyframes:
     kind: Literal["carried"] = "carried"
 
 
+@dataclass(frozen=True)
+class CameraCondition:
+    """What a camera sees of a still while it follows a path, held where it sees the still; the rest is made.
+
+    ``camera_path`` is one in JSON. A camera that changes its place needs the depth of the still (a file) or the
+    distance of a facing ``plane``. ``release`` is how the hold falls with sigma.
+    """
+
+    image: str
+    camera_path: str
+    depth: str | None = None
+    plane: float | None = None
+    release: Curve = "hold"
+    kind: Literal["camera"] = "camera"
+
+
 Condition = (
-    ImageCondition | ReferenceCondition | RegionCondition | AudioReferenceCondition | KeyframeSlots | CarriedKeyframes
+    ImageCondition
+    | ReferenceCondition
+    | RegionCondition
+    | AudioReferenceCondition
+    | KeyframeSlots
+    | CarriedKeyframes
+    | CameraCondition
 )
 
 
@@ -407,7 +429,9 @@ class Plan:
         if self.long is not None and (len(self.stages[-1].windows) > 1 or self.long.anchor not in (None, "first")):
             wanted.add("video")
         for _, condition in self.conditions():
-            if isinstance(condition, ImageCondition | ReferenceCondition) and condition.path is not None:
+            if isinstance(condition, CameraCondition) or (
+                isinstance(condition, ImageCondition | ReferenceCondition) and condition.path is not None
+            ):
                 wanted.add("video")
             elif isinstance(condition, AudioReferenceCondition) and condition.path is not None:
                 wanted.add("audio")

@@ -11,6 +11,7 @@ from ltx_core.types import VideoPixelShape
 from ltx_media.errors import check_exists
 from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
+    CameraCondition,
     Condition,
     ImageCondition,
     KeyframeSlots,
@@ -167,6 +168,9 @@ def check_condition(condition: Condition, stage: StagePlan, ledger: ModelLedger)
                 raise ConditioningError(f"start_time is {condition.start:g} s, {end}")
         case KeyframeSlots():
             check_slots(condition, shape, ledger)
+        case CameraCondition():
+            if condition.depth is not None:
+                check_exists(condition.depth, "read depth")
 
 
 def check_color_space(condition: Condition, plan: Plan) -> None:

@@ -26,6 +26,7 @@ from ltx_core.conditioning import (
 )
 from ltx_core.conditioning.mask_utils import downsample_mask_video_to_latent
 from ltx_core.conditioning.types.reference_cond import before_the_start
+from ltx_core.conditioning.types.seen_cond import VideoConditionBySeen
 from ltx_core.errors import MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.audio_vae.audio_vae import encode_audio
@@ -37,6 +38,7 @@ from ltx_media.source import Wanted, load_mask_video, normalize_source
 from ltx_media.video import probe_video
 from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
+    CameraCondition,
     CarriedKeyframes,
     Condition,
     ImageCondition,
@@ -47,6 +49,7 @@ from ltx_pipelines.planning.plan import (
     Source,
     StagePlan,
 )
+from ltx_pipelines.running.camera import filled, seen_cells, warped_clip
 from ltx_pipelines.running.stage_inputs import Continuation, StageInputs
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -69,6 +72,10 @@ def _items(
             yield from _image_items(condition, shape, ledger, plan)
         case ReferenceCondition():
             yield _reference_item(condition, wanted_reference(condition, shape, plan), shape, ledger, inputs)
+        case CameraCondition():
+            frames = warped_clip(condition, shape, plan.background)
+            latent = encode_video(filled(frames), ledger)
+            yield VideoConditionBySeen(latent, seen_cells(frames, ledger.scale_factors), condition.release)
         case AudioReferenceCondition():
             yield _audio_reference_item(condition, ledger, inputs)
         case RegionCondition():

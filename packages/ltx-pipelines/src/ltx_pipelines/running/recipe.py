@@ -23,6 +23,7 @@ from ltx_core.errors import ConfigError
 from ltx_core.fingerprint import fingerprint, is_regular
 from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
+    CameraCondition,
     ImageCondition,
     Plan,
     ReferenceCondition,
@@ -104,6 +105,8 @@ def files_of(plan: Plan) -> Iterator[str]:
     for _, condition in plan.conditions():
         if isinstance(condition, ImageCondition | ReferenceCondition | AudioReferenceCondition) and condition.path:
             yield condition.path
+        if isinstance(condition, CameraCondition):
+            yield from filter(None, (condition.image, condition.depth))
         if isinstance(condition, ReferenceCondition) and condition.attention_mask is not None:
             yield condition.attention_mask
     for source in plan.sources.values():
