@@ -24,6 +24,7 @@ CPU = (
     "fp8",
     "load",
     "train_step",
+    "training_memory",
     "code_size",
 )
 NAMES = (*CPU, "gpu", "mlx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -31,6 +32,12 @@ class DataSetConfig(Strict):
     """Seconds that sound without pictures is brought to; empty keeps its length."""
     skip_audio: bool = False
     """Leave the sound of videos out."""
+    long_clips: Literal["first", "chunks", "slide"] = "first"
+    """Of clips longer than their size: the beginning; parts one after the other; parts every stride frames."""
+    stride: PositiveInt | None = None
+    """Frames from one part to the next with slide; null: half a part."""
+    control: str | None = None
+    """Make references of the clips themselves: canny, downscale, blur, or one that is installed (ltx.controls)."""
     reference_downscale_factor: PositiveInt = 1
     """References are this much smaller than their clips."""
 

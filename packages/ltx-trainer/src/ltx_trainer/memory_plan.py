@@ -10,6 +10,7 @@ from pathlib import Path
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.transformer.config import TransformerConfig
+from ltx_core.textfiles import parse_json
 from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoPixelShape
 from ltx_trainer.config import LoraConfig, TrainerConfig
 from ltx_trainer.data_config import PRECOMPUTED, DataSetConfig
@@ -19,10 +20,23 @@ from ltx_trainer.targets import adapted_linears, chosen_parameters, divided, lin
 
 GIB = 2**30
 LOOKED_AT = 64  # examples whose size is read to find the longest
-VALUES_PER_TOKEN = 34  # kept per token, block and unit of width without recomputation: about what autograd saves
+TEXT_TOKENS = 1024  # of a padded caption, where no record says otherwise
 ADAM_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}  # per trained value
 BLOCKS = "transformer_blocks."
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Values that autograd keeps of one block, per token and unit of width: counted on a block with both streams."""
+
+    video: float
+    audio: float
+    text: float  # per token of the caption and unit of both widths
+
+
+KEPT = {"lora": Kept(27.1, 31.2, 4.1), "full": Kept(43.8, 48.6, 5.0)}
+FEED_FORWARD = {"net.0.proj": 1.0, "net.2": 4.0}  # more where an adapter sits on these: their inputs
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,7 @@ class MemoryModel:
     connector_values: int
     tokens: Mapping[str, int]  # of the longest example, by modality, references too
     examples: int  # at least so many
+    text_tokens: int  # of a padded caption
     machine: Machine
 
     @classmethod
@@ -91,6 +106,7 @@ class MemoryModel:
             connector_values(checkpoint),
             tokens,
             examples,
+            text_length(config),
             machine or this_machine(),
         )
 
@@ -138,10 +154,19 @@ class MemoryModel:
 
     def _activations(self, config: TrainerConfig, tokens: Mapping[str, int], itemsize: int) -> int:
         """What the backward pass keeps: every block's activations, or with recomputation its inputs and one block's."""
-        per_value = sum(tokens[name] * stream.width for name, stream in self.config.streams.items()) * itemsize
+        mode, batch = config.model.training_mode, config.optimization.batch_size
+        kept, widths = KEPT[mode], {name: stream.width for name, stream in self.config.streams.items()}
+        more = 0.0
+        if mode == "lora" and config.lora is not None:
+            ends = [target for target in config.lora.target_modules if "ff" in target]
+            more = sum(extra for end, extra in FEED_FORWARD.items() if any(target.endswith(end) for target in ends))
+        present = {name: width for name, width in widths.items() if tokens[name]}
+        inputs = sum(tokens[name] * width for name, width in present.items())
+        block = sum(tokens[name] * width * (getattr(kept, name) + more) for name, width in present.items())
+        block += batch * self.text_tokens * sum(present.values()) * kept.text
         recomputes = config.optimization.enable_gradient_checkpointing or config.acceleration.blocks_to_swap > 0
-        blocks = self.num_blocks
-        return per_value * (blocks + VALUES_PER_TOKEN if recomputes else blocks * VALUES_PER_TOKEN)
+        values = inputs * self.num_blocks + block if recomputes else block * self.num_blocks
+        return round(values * itemsize)
 
 
 def plan_memory(config: TrainerConfig) -> MemoryPlan:
@@ -221,6 +246,17 @@ def expected_tokens(
             found[modality] += count
         counts = {name: max(counts[name], found[name]) for name in counts}
     return counts
+
+
+def text_length(config: TrainerConfig) -> int:
+    """Tokens that captions are padded to, from a record where there is one."""
+    for root in config.data.roots:
+        for folder in (root / PRECOMPUTED / "conditions", root / "conditions"):
+            path = next(folder.rglob("[!.]*.safetensors"), None)
+            if path is not None:
+                values = SafetensorsFile(path, verify=False).metadata.get("values", "{}")
+                return int(parse_json(values, str(path)).get("padded_length", TEXT_TOKENS))
+    return TEXT_TOKENS
 
 
 def record_tokens(root: Path, sources: Mapping[str, str]) -> tuple[int, list[dict[str, int]]]:

@@ -5,6 +5,7 @@
     conditions                               video_prompt_embeds [L, Dv], audio_prompt_embeds [L, Da],
                                              prompt_attention_mask [L], valid tokens at the end
     video_masks, audio_masks                 mask [F', H', W'] or [T], 1 = given
+    loss_masks                               mask [F', H', W'], how much the loss counts
 
 A record is a safetensors file: tensors as tensors, numbers as JSON in the header entry ``values``, what it was made of
 in the entry ``inputs``. The lists ``table.<name>.json`` say which records tables call for; others are not read. Of a
@@ -44,6 +45,7 @@ ROLES_OF = {
     "audio_latents": ("audio", "video"),
     "reference_audio_latents": ("reference_audio",),
     "audio_masks": ("audio_mask",),
+    "loss_masks": ("loss_mask",),
 }
 EMBEDS = "prompt_embeds"  # the end of the name of every caption tensor
 

@@ -51,7 +51,7 @@ def audio_reference_stage(work: Workspace) -> Stage:
         target = work.values("audio_latents", row)
         if target is None:
             raise ConfigError("it has no audio latents to refer to")
-        audio = read_audio(row.media["reference_audio"], duration=target["duration"])
+        audio = read_audio(row.media["reference_audio"], row.start, target["duration"])
         if audio is None:
             raise MediaError(f"{row.media['reference_audio']}: it holds no sound")
         return audio, {"duration": audio.duration, "present": 1}
@@ -89,9 +89,9 @@ def read_sound(row: Row, duration: float | None) -> Audio | None:
     if duration == 0.0:
         return None
     if "audio" in row.media:
-        return read_audio(row.media["audio"], duration=duration)
+        return read_audio(row.media["audio"], row.start, duration)
     video = row.media["video"]
-    return None if is_image(video) else read_audio(video, probe_video(video).start, duration)
+    return None if is_image(video) else read_audio(video, probe_video(video).start + row.start, duration)
 
 
 def bucket_duration(duration: float, buckets: Sequence[float], name: str) -> float:

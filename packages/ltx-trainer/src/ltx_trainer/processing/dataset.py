@@ -16,9 +16,11 @@ from ltx_trainer.processing.buckets import Bucket, parse_buckets
 from ltx_trainer.processing.caption_stage import run_caption_stage
 from ltx_trainer.processing.inputs import changed, list_path, orphans, roles_of, table_inputs, write_list
 from ltx_trainer.processing.metadata import Row, read_rows
+from ltx_trainer.processing.parts import asked_rows
 from ltx_trainer.processing.stage import run_stage
 from ltx_trainer.processing.video_stages import (
     check_reference_factors,
+    loss_mask_stage,
     mask_stage,
     reference_stage,
     target_bucket,
@@ -51,6 +53,7 @@ def process_dataset(
     work = Workspace(output or records_root(metadata), models, options, models.scale_factors())
     if VIDEO in parts:
         work = with_buckets(work, rows, buckets)
+    rows = asked_rows(rows, work.options)
     if not rank():
         write_list(work.output, metadata, rows)
     mine = share(rows)
@@ -122,7 +125,8 @@ def with_buckets(work: Workspace, rows: Sequence[Row], buckets: str | None) -> W
 def process_videos(rows: Sequence[Row], work: Workspace) -> None:
     """Latents, reference latents and masks of the rows that have videos."""
     run_stage(video_stage(work), [row for row in rows if "video" in row.media], work)
-    for role, stage in (("reference_video", reference_stage), ("video_mask", mask_stage)):
+    stages = (("reference_video", reference_stage), ("video_mask", mask_stage), ("loss_mask", loss_mask_stage))
+    for role, stage in stages:
         if having := [row for row in rows if role in row.media and work.record("latents", row)]:
             run_stage(stage(work), having, work)
     work.release()

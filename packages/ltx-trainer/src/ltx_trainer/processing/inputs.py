@@ -34,7 +34,7 @@ def inputs_of(directory: str, row: Row, work: Workspace) -> dict[str, str]:
         with_video = "video" in row.media
         length = _target("latents", row, work) if with_video else str(options.audio_durations)
         found |= {"length": length, "model": work.print_of("audio_encoder")}
-    elif directory in ("reference_latents", "video_masks"):
+    elif directory in ("reference_latents", "video_masks", "loss_masks"):
         found |= {"target": _target("latents", row, work), "crop": crop}
     else:
         found |= {"target": _target("audio_latents", row, work)}
@@ -51,7 +51,9 @@ def table_inputs(directory: str, row: Row) -> dict[str, str]:
     if directory == "conditions":
         return {TEXT: _digest(row.caption)}
     path = next(row.media[role] for role in ROLES_OF[directory] if role in row.media)
-    return {FILE: fingerprint(path)} if path.is_file() else {}
+    part = {"start": f"{row.start:.6f}"} if row.start else {}
+    made = {"control": row.control} if row.control and directory == "reference_latents" else {}
+    return {**({FILE: fingerprint(path)} if path.is_file() else {}), **part, **made}
 
 
 def caption_inputs(options: ProcessingOptions) -> dict[str, str]:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ltx_core.errors import MediaError
 from ltx_core.types import SpatioTemporalScaleFactors
+from ltx_media.containers import opened, origin
+from ltx_media.images import is_image, open_image
+from ltx_media.video import probe_video
 
 MASK_THRESHOLD = 0.5
 
@@ -39,6 +47,36 @@ def _on_grid(grey: Tensor, frames: int, factors: SpatioTemporalScaleFactors) -> 
     cells = F.avg_pool2d(grey, (factors.height, factors.width))[:, 0]
     cells = F.pad(cells[: frames * factors.time], (0, 0, 0, 0, 0, max(frames * factors.time - len(cells), 0)))
     return (cells.unflatten(0, (frames, factors.time)).amax(dim=1) > MASK_THRESHOLD).float()
+
+
+def weights_on_grid(frames: Tensor, grid: tuple[int, int, int], factors: SpatioTemporalScaleFactors) -> Tensor:
+    """Weights ``[F, 1, H, W]`` in [0, 1] as means of the cells of a latent grid ``(F', H', W')``; one frame is for all.
+
+    The first latent frame covers one frame, each other one ``factors.time``; frames it lacks count as the last.
+    """
+    cells = F.avg_pool2d(frames, (factors.height, factors.width))[:, 0]
+    count = (grid[0] - 1) * factors.time + 1
+    cells = torch.cat((cells, cells[-1:].expand(max(count - len(cells), 0), -1, -1)))[:count]
+    return torch.cat((cells[:1], cells[1:].unflatten(0, (grid[0] - 1, factors.time)).mean(dim=1)))
+
+
+def alpha_planes(path: Path, count: int, fps: float, start: float = 0.0) -> Tensor:
+    """How opaque a picture or a video is, ``[F, 1, H, W]`` in [0, 1]. Raises `MediaError` where it has no alpha."""
+    if not probe_video(path).transparent:
+        raise MediaError(f"{path} has no alpha channel, which its loss mask is to be")
+    if is_image(path):
+        with open_image(path) as image:
+            alpha = np.array(image.convert("RGBA").getchannel("A"))
+        return torch.from_numpy(alpha)[None, None].float() / 255
+    planes: list[Tensor] = []
+    with opened(path, "read alpha") as source:
+        for frame in source.decode(source.streams.video[0]):
+            at = (frame.time or 0.0) - origin(source) - start
+            while len(planes) < count and at >= (len(planes) - 0.5) / fps:
+                planes.append(torch.from_numpy(frame.to_ndarray(format="rgba")[..., 3].copy()))
+            if len(planes) == count:
+                break
+    return torch.stack(planes)[:, None].float() / 255
 
 
 def audio_mask(mask: Tensor, steps: int) -> Tensor:

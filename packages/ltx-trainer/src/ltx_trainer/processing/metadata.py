@@ -20,8 +20,10 @@ ROLES: dict[str, tuple[str, ...]] = {
     "reference_audio": ("reference_audio",),
     "video_mask": ("video_mask",),
     "audio_mask": ("audio_mask",),
+    "loss_mask": ("loss_mask",),
     "caption": ("caption",),
 }
+ALPHA = "alpha"  # as a loss mask: how opaque the video itself is
 FORMATS = (".csv", ".json", ".jsonl")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
@@ -33,6 +35,8 @@ class Row:
     stem: Path
     caption: str
     media: Mapping[str, Path]
+    start: float = 0.0  # seconds of its media that are passed over
+    control: str | None = None  # what its reference is made into
 
     @property
     def target(self) -> Path:
@@ -152,4 +156,6 @@ def _row(path: Path, number: int, record: Mapping[str, Any], roles: Mapping[str,
     if target is None:
         raise ConfigError(f"{path}: row {number} names no video and no audio")
     files = {role: path.parent / file for role, file in media.items()}
+    if str(media.get("loss_mask", "")) == ALPHA:
+        files["loss_mask"] = files.get("video", files.get("audio", path))
     return Row(output_stem(target, path.parent), str(caption).strip(), files)

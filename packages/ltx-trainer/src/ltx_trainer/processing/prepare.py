@@ -22,6 +22,7 @@ COLUMNS = {
     "reference_audio_latents": "reference_audio",
     "video_masks": "video_mask",
     "audio_masks": "audio_mask",
+    "loss_masks": "loss_mask",
 }
 
 
@@ -38,6 +39,9 @@ def prepare_set(one: DataSetConfig, models: ModelFiles, directories: Iterable[st
         audio_durations=one.audio_durations,
         trigger=one.trigger,
         reference_downscale_factor=one.reference_downscale_factor,
+        long_clips=one.long_clips,
+        stride=one.stride,
+        control=one.control,
         workers=workers,
         device=device,
     )
@@ -53,7 +57,7 @@ def prepare_set(one: DataSetConfig, models: ModelFiles, directories: Iterable[st
 def check_columns(one: DataSetConfig, directories: Iterable[str]) -> None:
     """Refuse a set that lacks what a run is to learn from."""
     rows = read_rows(one.path)
-    present = {role for row in rows for role in row.media}
+    present = {role for row in rows for role in row.media} | ({"reference_video"} if one.control else set())
     for name in directories:
         column = COLUMNS.get(name)
         if column is not None and column not in present:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from ltx_media.source import Wanted, normalize_source, sampling_rate, source_fra
 from ltx_media.video import STILL_FPS, VideoInfo, probe_video
 from ltx_trainer.precomputed import Record
 from ltx_trainer.processing.buckets import Bucket, select_bucket
-from ltx_trainer.processing.masks import image_mask, kept_frames, video_mask
+from ltx_trainer.processing.controls import control_named
+from ltx_trainer.processing.masks import alpha_planes, image_mask, kept_frames, video_mask, weights_on_grid
 from ltx_trainer.processing.metadata import Row
 from ltx_trainer.processing.stage import Prepared, Stage
 from ltx_trainer.processing.tiles import encode_in_tiles
@@ -30,7 +32,7 @@ def video_stage(work: Workspace) -> Stage:
         path = row.media["video"]
         info = probe_video(path)
         rate = sampling_rate(info, work.options.fps)
-        bucket, frames = _fit_bucket(path, info, rate, work.crop(row), work)
+        bucket, frames = _fit_bucket(row, info, rate, work)
         still = bucket.frames == 1
         return frames, {"fps": float(STILL_FPS) if still else rate or float(info.fps)}
 
@@ -47,9 +49,10 @@ def reference_stage(work: Workspace) -> Stage:
         if is_image(path):
             return fitted_frames(path, 1, (height, width), None, work), {"fps": float(STILL_FPS)}
         fps = target_fps(work, row)
-        frames = fitted_frames(path, target.frames, (height, width), fps, work, work.crop(row))
+        frames = fitted_frames(path, target.frames, (height, width), fps, work, work.crop(row), row.start)
         if len(frames[0]) < target.frames:
             raise MediaError(f"{path}: it holds {len(frames[0])} frames, its target has {target.frames}")
+        frames = frames if row.control is None else control_named(row.control)(frames)
         return frames[:, kept_frames(target.frames, factor)], {"fps": fps / factor}
 
     return Stage("reference_latents", prepare, lambda clips: encode_clips(clips, work), work.options.batch_size)
@@ -60,25 +63,48 @@ def mask_stage(work: Workspace) -> Stage:
 
     def prepare(row: Row) -> Prepared:
         path, target = row.media["video_mask"], target_bucket(work, row)
-        factors, size = work.factors, (target.height, target.width)
-        grid = (
-            factors.latent_frames(target.frames),
-            target.height // factors.height,
-            target.width // factors.width,
-        )
+        grid, frames = _grid(work, target), _grey_frames(work, row, path, target, "nearest")
         if is_image(path):
-            grey = decode_image(path).float().mean(dim=-1)[None, None] / 255
-            fitted = resize_and_crop(grey, *size, crop=work.crop(row)).clamp(0, 1)
-            return image_mask(fitted[0, 0], grid, factors), {}
-        fps, info = target_fps(work, row), probe_video(path)
-        frames = [
-            resize_and_crop(_planes(frame).mean(dim=1, keepdim=True), *size, mode="nearest", crop=work.crop(row))
-            for frame in source_frames(info, fps, target.frames)
-        ]
+            return image_mask(frames[0, 0], grid, work.factors), {}
         # The first latent frame covers one frame only: repeating it puts every other group of frames where it belongs.
-        return video_mask(torch.cat([frames[0]] * (factors.time - 1) + frames), grid, factors), {}
+        return video_mask(torch.cat([frames[:1]] * (work.factors.time - 1) + [frames]), grid, work.factors), {}
 
     return Stage("video_masks", prepare, lambda masks: [{"mask": mask} for mask in masks])
+
+
+def loss_mask_stage(work: Workspace) -> Stage:
+    """How much the loss counts in every latent cell, to ``loss_masks``: a file's brightness, or the video's alpha."""
+
+    def prepare(row: Row) -> Prepared:
+        path, target = row.media["loss_mask"], target_bucket(work, row)
+        if path == row.media.get("video"):
+            alpha = alpha_planes(path, target.frames, target_fps(work, row), row.start)
+            frames = resize_and_crop(alpha, target.height, target.width, crop=work.crop(row)).clamp(0, 1)
+        else:
+            frames = _grey_frames(work, row, path, target, "bicubic")
+        return weights_on_grid(frames, _grid(work, target), work.factors), {}
+
+    return Stage("loss_masks", prepare, lambda masks: [{"mask": mask} for mask in masks])
+
+
+def _grid(work: Workspace, target: Bucket) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a target."""
+    factors = work.factors
+    rows, columns = target.height // factors.height, target.width // factors.width
+    return factors.latent_frames(target.frames), rows, columns
+
+
+def _grey_frames(work: Workspace, row: Row, path: Path, target: Bucket, mode: Literal["nearest", "bicubic"]) -> Tensor:
+    """A mask file cut like the target, ``[F, 1, H, W]`` in [0, 1]; a picture is one frame and always smoothed."""
+    size, crop = (target.height, target.width), work.crop(row)
+    if is_image(path):
+        grey = decode_image(path).float().mean(dim=-1)[None, None] / 255
+        return resize_and_crop(grey, *size, crop=crop).clamp(0, 1)
+    info, fps = probe_video(path), target_fps(work, row)
+    start = info.start + row.start if row.start else 0.0
+    frames = source_frames(info, fps, target.frames, start)
+    planes = (_planes(frame).mean(dim=1, keepdim=True) for frame in frames)
+    return torch.cat([resize_and_crop(plane, *size, mode=mode, crop=crop).clamp(0, 1) for plane in planes])
 
 
 def target_bucket(work: Workspace, row: Row) -> Bucket:
@@ -130,26 +156,28 @@ def fitted_frames(
     fps: float | None,
     work: Workspace,
     crop: tuple[float, float] = (0.5, 0.5),
+    start: float = 0.0,
 ) -> Tensor:
     """At most ``count`` frames of a file as the encoder takes them, ``[3, F, height, width]``; changes are reported."""
-    wanted = Wanted(*size, count, fps, fit="cover", at=crop, dtype=work.options.dtype)
+    first = probe_video(path).start + start if start else 0.0
+    wanted = Wanted(*size, count, fps, first, fit="cover", at=crop, dtype=work.options.dtype)
     source = normalize_source(path, wanted)
     work.report.changed(path, source.changes)
     return source.video[0]
 
 
-def _fit_bucket(
-    path: Path, info: VideoInfo, rate: float | None, crop: tuple[float, float], work: Workspace
-) -> tuple[Bucket, Tensor]:
+def _fit_bucket(row: Row, info: VideoInfo, rate: float | None, work: Workspace) -> tuple[Bucket, Tensor]:
     """A clip in the bucket that suits it; a file with fewer frames than its header says gets a shorter one.
 
     A video becomes a still only where all buckets are for stills.
     """
-    buckets, available = work.options.buckets, info.frames
+    path, buckets, available = info.path, work.options.buckets, info.frames
     if not is_image(path):
         buckets = tuple(bucket for bucket in buckets if bucket.frames > 1) or buckets
     if rate is not None:
         available = round(info.frames * rate / float(info.fps))
+    if row.start:
+        available -= round(row.start * (rate or float(info.fps)))
     while True:
         index = select_bucket(available, info.height, info.width, buckets)
         if index is None:
@@ -157,7 +185,8 @@ def _fit_bucket(
             kind = "a picture" if is_image(path) else f"{available} frames long"
             raise MediaError(f"{path} is {kind}, the shortest bucket has {shortest} frames")
         bucket = buckets[index]
-        frames = fitted_frames(path, bucket.frames, (bucket.height, bucket.width), rate, work, crop)
+        size = bucket.height, bucket.width
+        frames = fitted_frames(path, bucket.frames, size, rate, work, work.crop(row), row.start)
         if frames.shape[1] == bucket.frames:
             return bucket, frames
         available = frames.shape[1]

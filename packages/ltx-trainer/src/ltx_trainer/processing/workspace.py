@@ -37,6 +37,9 @@ class ProcessingOptions:
     reference_temporal_scale_factor: int = 1
     tiling: bool = False
     random_crop: bool = False
+    long_clips: str = "first"  # what becomes of clips longer than a bucket: first, chunks, slide
+    stride: int | None = None  # frames from part to part of slide
+    control: str | None = None  # references are made of the clips: canny, downscale, blur
     overwrite: bool = False
     batch_size: int = 1
     workers: int = 2

@@ -95,6 +95,8 @@ class ModalityConfig(Strict):
     latents_dir: str
     conditions: tuple[Condition, ...] = ()
     loss_weight: float = Field(default=1.0, ge=0.0)
+    loss_mask_dir: str | None = None
+    """Of video: how much the loss counts in every latent cell (loss_masks)."""
 
     def directories(self) -> Iterator[str]:
         """Directories its conditions read."""
@@ -103,6 +105,8 @@ class ModalityConfig(Strict):
                 yield condition.latents_dir
             elif isinstance(condition, Mask):
                 yield condition.mask_dir
+        if self.loss_mask_dir is not None:
+            yield self.loss_mask_dir
 
 
 class _Modalities(Strict):
@@ -110,11 +114,15 @@ class _Modalities(Strict):
 
     video: ModalityConfig | None = None
     audio: ModalityConfig | None = None
+    balance: bool = False
+    """Divide each modality's loss by the mean square of what it is to predict, so that neither drowns the other."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not any(m is not None and m.is_generated for m in (self.video, self.audio)):
             raise ValueError("at least one of video and audio needs is_generated: true")
+        if self.audio is not None and self.audio.loss_mask_dir is not None:
+            raise ValueError("loss_mask_dir is for video, audio cannot have it")
         for condition in self.audio.conditions if self.audio else ():
             if condition.type in VIDEO_ONLY:
                 raise ValueError(f"condition {condition.type!r} is for video, audio cannot have it")

@@ -41,6 +41,7 @@ class ModalityInputs:
     targets: Tensor | None  # [B, N, C] velocity of the target part; None = no loss
     loss_mask: Tensor  # [B, T] true where the loss is taken
     present: Tensor | None = None  # [B] false where an example lacks this modality; None = all have it
+    loss_weight: Tensor | None = None  # [B, N] how much the target's tokens count; None: all alike
     tokens_per_frame: int = 0  # of the target
     reference_tokens: int = 0  # in front of the target's
 
@@ -71,6 +72,7 @@ class TrainingInputs:
     modalities: Mapping[str, ModalityInputs]
     reference_factors: tuple[int, int] | None = None  # spatial, temporal
     loss_weights: Mapping[str, float] = field(default_factory=dict)
+    balance: bool = False  # losses are divided by the mean square of their targets
 
 
 @dataclass(frozen=True)
@@ -151,5 +153,7 @@ def masked_velocity_loss(prediction: Tensor, inputs: ModalityInputs) -> Tensor:
     assert targets is not None
     count = targets.shape[1]
     mask = inputs.loss_mask[:, -count:].unsqueeze(-1).to(torch.float32)
+    if inputs.loss_weight is not None:
+        mask = mask * inputs.loss_weight.to(mask).unsqueeze(-1)
     squared = (prediction[:, -count:].float() - targets.float()).square() * mask
     return squared.mean(dim=(1, 2)) / mask.mean(dim=(1, 2)).clamp(min=1e-8)

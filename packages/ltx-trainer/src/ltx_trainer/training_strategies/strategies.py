@@ -65,7 +65,10 @@ class Strategy:
             for name, modality in inputs.modalities.items()
             if modality.targets is not None
         }
-        total = sum(inputs.loss_weights.get(name, 1.0) * loss for name, loss in losses.items())
+        weights: dict[str, float | Tensor] = {name: inputs.loss_weights.get(name, 1.0) for name in losses}
+        if inputs.balance:
+            weights = {name: weight / target_power(inputs.modalities[name]) for name, weight in weights.items()}
+        total = sum(weights[name] * loss for name, loss in losses.items())
         assert isinstance(total, Tensor)
         return Losses(total, losses)
 
@@ -97,9 +100,11 @@ class FlexibleStrategy(Strategy):
                 if isinstance(condition, Reference) and float(draws.rand(())) < condition.probability:
                     reference = self._reference(name, batch[condition.latents_dir], tokens, factors)
                     inputs = inputs.with_reference(reference)
+            if modality.loss_mask_dir is not None:
+                inputs = replace(inputs, loss_weight=batch[modality.loss_mask_dir]["mask"].flatten(1))
             modalities[name] = without_absent(inputs, source.get("present"))
         weights = {name: modality.loss_weight for name, modality in self.config.modalities()}
-        return TrainingInputs(modalities, factors, weights)
+        return TrainingInputs(modalities, factors, weights, self.config.balance)
 
     def _apply_intrinsic(
         self, inputs: ModalityInputs, tokens: Tokens, modality: ModalityConfig, batch: Batch, draws: Draws
@@ -242,6 +247,12 @@ def placed_reference(reference: Tokens, target: Tokens, spatial: int, temporal: 
         positions[:, :1] = (positions[:, :1] - (temporal - 1) * first_end).clamp(min=0)
     positions[:, 1:] *= spatial
     return replace(reference, positions=positions)
+
+
+def target_power(inputs: ModalityInputs) -> Tensor:
+    """The mean square of what a modality is to predict, over the whole batch."""
+    assert inputs.targets is not None
+    return inputs.targets.float().square().mean().clamp(min=1e-8)
 
 
 def without_absent(inputs: ModalityInputs, present: Tensor | None) -> ModalityInputs:

@@ -1,0 +1,96 @@
+"""References made of the clips themselves, for adapters that follow a control: edges, a small or a blurred picture.
+
+A control takes frames ``[3, F, H, W]`` in [-1, 1] and gives frames of the same shape. Others (depth, pose) come from
+packages that register one under ``ltx.controls``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltx_core.errors import ConfigError, nearest_hint
+
+Control = Callable[[Tensor], Tensor]
+
+LOW, HIGH = 0.1, 0.25  # gradients per pixel that continue an edge, and that begin one
+SMOOTHING, BLUR = 1.4, 6.0  # standard deviations, pixels
+SMALLER = 4  # times, on each side
+MOST_ROUNDS = 1000
+
+
+def control_named(name: str) -> Control:
+    """A control that is built in or installed. Raises `ConfigError` with the nearest name."""
+    if name in CONTROLS:
+        return CONTROLS[name]
+    installed = {entry.name: entry for entry in entry_points(group="ltx.controls")}
+    if name in installed:
+        found: Control = installed[name].load()
+        return found
+    known = (*CONTROLS, *installed)
+    raise ConfigError(f"control is {name!r}, expected one of {', '.join(known)}{nearest_hint(name, known)}")
+
+
+def canny(frames: Tensor) -> Tensor:
+    """White edges of one pixel on black, after J. Canny, "A computational approach to edge detection" (1986)."""
+    grey = gaussian(((frames.float() + 1) / 2).mean(dim=0)[:, None], SMOOTHING)  # [F, 1, H, W]
+    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 4
+    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    gx, gy = (F.conv2d(padded, one[None, None]) for one in (kernel, kernel.T))
+    strength = torch.hypot(gx, gy)
+    thin = strength * _is_ridge(strength, torch.atan2(gy, gx))
+    weak, edges = thin > LOW, thin > HIGH
+    for _ in range(MOST_ROUNDS):
+        grown = (F.max_pool2d(edges.float(), 3, stride=1, padding=1) > 0) & weak
+        if torch.equal(grown, edges):
+            break
+        edges = grown
+    return (edges[:, 0].to(frames.dtype) * 2 - 1).expand(3, -1, -1, -1).contiguous()
+
+
+def _is_ridge(strength: Tensor, angle: Tensor) -> Tensor:
+    """Where the gradient is no weaker than at both neighbours along it."""
+    around = F.pad(strength, (1, 1, 1, 1))
+    height, width = strength.shape[-2:]
+    sector = (angle / (torch.pi / 4)).round().long() % 4
+    ridge = torch.zeros_like(strength, dtype=torch.bool)
+    for number, (dy, dx) in enumerate(((0, 1), (1, 1), (1, 0), (1, -1))):
+        ahead, behind = (
+            around[..., 1 + sign * dy : 1 + sign * dy + height, 1 + sign * dx : 1 + sign * dx + width]
+            for sign in (1, -1)
+        )
+        ridge |= (sector == number) & (strength >= ahead) & (strength > behind)
+    return ridge
+
+
+def downscale(frames: Tensor) -> Tensor:
+    """What is left of a picture of a quarter of the width and height."""
+    height, width = frames.shape[-2:]
+    batch = frames.transpose(0, 1)
+    size = max(height // SMALLER, 1), max(width // SMALLER, 1)
+    small = F.interpolate(batch.float(), size, mode="bilinear", antialias=True, align_corners=False)
+    large = F.interpolate(small, (height, width), mode="bilinear", align_corners=False)
+    return large.clamp(-1, 1).transpose(0, 1).to(frames.dtype)
+
+
+def blur(frames: Tensor) -> Tensor:
+    """The picture without its details."""
+    return gaussian(frames.transpose(0, 1).float(), BLUR).transpose(0, 1).to(frames.dtype)
+
+
+def gaussian(pictures: Tensor, deviation: float) -> Tensor:
+    """Pictures ``[N, C, H, W]`` blurred with a standard deviation in pixels; edges are continued."""
+    reach = round(3 * deviation)
+    line = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * deviation**2))
+    kernel = (line / line.sum()).expand(pictures.shape[1], 1, -1)
+    for pad, shape in (((reach, reach, 0, 0), (1, -1)), ((0, 0, reach, reach), (-1, 1))):
+        padded = F.pad(pictures, pad, mode="replicate")
+        pictures = F.conv2d(padded, kernel.unflatten(-1, shape), groups=pictures.shape[1])
+    return pictures
+
+
+CONTROLS: dict[str, Control] = {"canny": canny, "downscale": downscale, "blur": blur}
