@@ -115,6 +115,17 @@ def test_the_lock_file_has_the_tested_versions_from_the_public_index() -> None:
     assert hosts == {"files.pythonhosted.org"}
 
 
+def test_dependencies_are_bounded_from_above_and_locked_by_digest() -> None:
+    for folder in (ROOT, *PARTS):
+        table = project(folder)
+        optional = [one for extra in table.get("optional-dependencies", {}).values() for one in extra]
+        for one in third_party([*table["dependencies"], *optional]):
+            assert ",<" in one, f"{folder.name}: {one} has no upper bound"
+    text = (ROOT / "uv.lock").read_text()
+    files = re.findall(r"\{ url = \"[^}]*\}", text)
+    assert len(files) > 500 and all('hash = "sha256:' in file for file in files)
+
+
 def test_messages_advise_to_install_only_what_the_index_has() -> None:
     """Names after `pip install` in sources and documents are packages of the lock file, or folders."""
     texts = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]

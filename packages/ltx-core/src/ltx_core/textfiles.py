@@ -12,6 +12,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ def read_yaml(path: str | Path) -> Any:
     Loader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)
     text = read_text(path)
     try:
+        if _brackets(text) > DEEPEST:  # whose reading takes the square of their number
+            raise RecursionError
         loader = Loader(text)
         node = loader.get_single_node()
         if node is None:
@@ -154,6 +157,12 @@ def _nodes(node: Any, known: dict[int, int], depth: int = 0) -> int:
     if known[id(node)] >= MOST_NODES:
         raise ValueError(f"its aliases stand for more than {MOST_NODES:,} values")
     return known[id(node)]
+
+
+def _brackets(text: str) -> int:
+    """The most brackets of a text that are open at once."""
+    steps = (1 if one[0] in "[{" else -1 for one in re.finditer(r"[\[\]{}]", text))
+    return max(accumulate(steps), default=0)
 
 
 def _check_depth(value: Any) -> None:

@@ -15,13 +15,17 @@ from ltx_trainer.auto import choose, without_auto
 from ltx_trainer.config import TrainerConfig
 from ltx_trainer.config_schema import describe_problem
 
+MOST_LINES, LONGEST = 20, 300  # problems that are shown; characters of each
+
 
 class InvalidConfig(ConfigError):
     """A configuration with problems: ``problems`` pairs a dotted location with what is wrong there, a line each."""
 
     def __init__(self, where: str, problems: tuple[tuple[str, str], ...]) -> None:
         self.problems = problems
-        lines = [f"{location}: {message}" if location else message for location, message in problems]
+        lines = [f"{location}: {message}"[:LONGEST] if location else message for location, message in problems]
+        if len(lines) > MOST_LINES:
+            lines = [*lines[:MOST_LINES], f"and {len(lines) - MOST_LINES} problems more"]
         super().__init__(f"{where}: {'; '.join(lines)}")
         self.text = f"{where}: {lines[0]}" if len(lines) == 1 else "\n  ".join((f"{where}:", *lines))
 
@@ -37,6 +41,8 @@ def parse_config(raw: Mapping[str, Any], where: str = "configuration") -> Traine
     written, wanted = without_auto(raw)
     try:
         config = TrainerConfig.model_validate(written)
+    except OSError as error:
+        raise ConfigError(f"{where}: {str(error.filename)[:40]}... is a name that no file system keeps") from error
     except ValidationError as error:
         problems = tuple(describe_problem(TrainerConfig, details) for details in error.errors())
         raise InvalidConfig(where, problems) from error
