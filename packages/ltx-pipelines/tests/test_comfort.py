@@ -8,13 +8,26 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from ltx_core.errors import ConfigError
+from ltx_core.types import Audio
+from ltx_media.metrics import psnr
+from ltx_media.preview import write_preview
+from ltx_media.writer import sdr_encoding
 from ltx_pipelines.cli.app import overview, run
 from ltx_pipelines.cli.completion import BASH, words
 from ltx_pipelines.cli.config import config_path, settings, with_settings
 from ltx_pipelines.cli.fields import COMMON, every_option
-from ltx_pipelines.utils.media_io import decode_image, read_recipe
+from ltx_pipelines.utils.media_io import (
+    decode_image,
+    probe_video,
+    read_audio,
+    read_frames,
+    read_recipe,
+    write_video,
+    write_wav,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +110,42 @@ def test_refusals_are_events_too(capfd: pytest.CaptureFixture[str]) -> None:
 def test_the_bundled_model_needs_no_download(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "download", "tiny"]) == 0
     assert capsys.readouterr().out.startswith("tiny is bundled and there: ")
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.mov", "a.gif", "a.webp"])
+def test_kinds_of_video_files(name: str, tmp_path: Path) -> None:
+    path, recipe = tmp_path / name, {"recipe": json.dumps({"plan": {"prompt": "\u00e9" * 300}})}
+    frames = torch.linspace(0, 1, 9).view(9, 1, 1, 1).expand(9, 48, 64, 3)
+    sound = Audio(torch.sin(torch.arange(9000) * 0.05).expand(2, -1) * 0.3, 24000)
+    if path.suffix in (".gif", ".webp"):
+        write_preview(path, [frames], 24, metadata=recipe)
+    else:
+        assert write_video(path, [frames], 24, sound, sdr_encoding(10, path.suffix), recipe) == 9
+        info, heard = probe_video(path), read_audio(path)
+        assert (info.frames, info.fps, info.width) == (9, 24, 64) and heard is not None
+        assert abs(heard.duration - 9 / 24) < 0.03
+        read = torch.stack(list(read_frames(path))) / 255
+        assert psnr(read, frames) > 35
+    assert read_recipe(path) == json.loads(recipe["recipe"])
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3"])
+def test_kinds_of_sound_files(name: str, tmp_path: Path) -> None:
+    sound = Audio(torch.sin(torch.arange(12000) * 0.05).expand(2, -1) * 0.3, 24000)
+    write_wav(tmp_path / name, sound, {"recipe": json.dumps({"plan": 1})})
+    heard = read_audio(tmp_path / name)
+    assert heard is not None and heard.sampling_rate == 24000 and abs(heard.duration - 0.5) < 0.1
+    if not name.endswith("mp3"):
+        assert (heard.waveform[0] - sound.waveform).abs().max() < 1e-4
+    assert read_recipe(tmp_path / name) == {"plan": 1}
+
+
+def test_a_single_picture_and_what_a_gif_leaves_out(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["one-stage", "-p", "bell", "-f", "1", "--steps", "1", "-o", "bell.png"]) == 0
+    assert "bell.png: a PNG has no sound" in capfd.readouterr().err
+    assert decode_image(here / "bell.png").shape == (128, 128, 3)
+    recipe = read_recipe(here / "bell.png")
+    assert recipe is not None and recipe["plan"]["prompt"] == "bell"
+    assert run(["one-stage", "-p", "bell", "-f", "9", "--steps", "1", "-o", "bell.gif"]) == 0
+    assert "bell.gif: a GIF has no sound, 256 colours, at most 15 frames a second" in capfd.readouterr().err
+    assert run(["rerun", "bell.gif", "-q"]) == 0 and (here / "bell-again.gif").exists()

@@ -21,6 +21,8 @@ from ltx_media.errors import media_errors
 from ltx_media.files import replacing
 from ltx_media.recipe import container_tags
 
+SOUND_FILES = {".wav": ("wav", "pcm_s16le"), ".flac": ("flac", "flac"), ".mp3": ("mp3", "libmp3lame")}
+MP3_RATES = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # by channels
 
 
@@ -88,19 +90,28 @@ def _sound_of(source: av.container.InputContainer, path: str | Path) -> av.Audio
 
 
 def write_wav(path: str | Path, audio: Audio, metadata: Mapping[str, str] | None = None) -> None:
-    """Write 16-bit stereo PCM at the waveform's rate; mono is doubled, surround mixed down. Raises ``MediaError``."""
+    """Write 16-bit stereo PCM at the waveform's rate; mono is doubled, surround mixed down. Raises ``MediaError``.
+
+    A name that ends in .flac or .mp3 makes such a file.
+    """
+    container, codec = SOUND_FILES.get(Path(path).suffix.lower(), SOUND_FILES[".wav"])
     samples = (stereo_track(audio, path) * 32767).to(torch.int16).T.contiguous()  # [S, 2], truncated
     rate = audio.sampling_rate
     with (
         replacing(path) as temporary,
         media_errors(path, "write sound"),
-        av.open(str(temporary), "w", format="wav") as sink,
+        av.open(str(temporary), "w", format=container) as sink,
     ):
         sink.metadata.update(container_tags(metadata))
-        stream = sink.add_stream("pcm_s16le", rate=rate, layout="stereo")
-        frame = av.AudioFrame.from_ndarray(samples.numpy().reshape(1, -1), format="s16", layout="stereo")
-        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
-        sink.mux(stream.encode(frame))
+        target = 48000 if container == "mp3" and rate not in MP3_RATES else rate
+        stream = sink.add_stream(codec, rate=target, layout="stereo")
+        resampler = av.AudioResampler(stream.codec_context.format, "stereo", target, stream.codec_context.frame_size)
+        for start in range(0, len(samples), rate):
+            piece = samples[start : start + rate].numpy().reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(piece, format="s16", layout="stereo")
+            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+            sink.mux([packet for ready in resampler.resample(frame) for packet in stream.encode(ready)])
+        sink.mux([packet for ready in resampler.resample(None) for packet in stream.encode(ready)])
         sink.mux(stream.encode())
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,17 +18,22 @@ from ltx_core.errors import MediaError
 from ltx_media.errors import media_errors
 from ltx_media.files import replacing, temporary_beside
 from ltx_media.images import write_png
+from ltx_media.recipe import RECIPE_KEY
 
 PREVIEW_FPS = 15
 PREVIEW_SIDE = 480
 
 
 def write_preview(
-    path: str | Path, frames: Iterable[Tensor], fps: float | Fraction, long_side: int = PREVIEW_SIDE
+    path: str | Path,
+    frames: Iterable[Tensor],
+    fps: float | Fraction,
+    long_side: int = PREVIEW_SIDE,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write an endless GIF or WebP, by suffix, of at most 15 frames a second; ``frames`` as in ``write_video`` (SDR).
 
-    It lasts as long as the clip. Raises ``MediaError``.
+    It lasts as long as the clip. ``metadata["recipe"]`` is what ``read_recipe`` returns. Raises ``MediaError``.
     """
     path = Path(path)
     kinds = {".gif": "GIF", ".webp": "WEBP"}
@@ -43,9 +49,12 @@ def write_preview(
     ends = [min((index + 1) * step, count) / float(fps) for index in range(len(images))]
     clock = [0, *(round(end * 100) * 10 for end in ends)]  # GIF counts hundredths of a second
     durations = [max(after - before, 10) for before, after in pairwise(clock)]
-    options = {"quality": 80, "method": 4} if path.suffix.lower() == ".webp" else {"disposal": 1, "optimize": False}
+    options: dict[str, Any] = {"quality": 80, "method": 4}
+    recipe = (metadata or {}).get(RECIPE_KEY, "").encode()
     if path.suffix.lower() == ".gif":
-        images = _one_palette(images)
+        images, options = _one_palette(images), {"disposal": 1, "optimize": False}
+    if recipe:
+        options["comment" if path.suffix.lower() == ".gif" else "xmp"] = recipe
     with replacing(path) as temporary, media_errors(path, "write preview"):
         images[0].save(
             temporary,

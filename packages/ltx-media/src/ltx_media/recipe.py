@@ -21,14 +21,16 @@ def container_tags(metadata: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def read_recipe(path: str | Path) -> dict[str, Any] | None:
-    """The recipe stored in an MP4, WAV or PNG; ``None`` when the file carries none. Raises ``MediaError``."""
+    """The recipe stored in a file that we wrote; ``None`` when the file carries none. Raises ``MediaError``."""
     with media_errors(path, "read recipe"):
-        if Path(path).suffix.lower() == ".png":
+        if Path(path).suffix.lower() in (".png", ".gif", ".webp"):
             with open_image(path) as image:
-                text = getattr(image, "text", {}).get(RECIPE_KEY)
+                held = getattr(image, "text", {}).get(RECIPE_KEY) or image.info.get("comment") or image.info.get("xmp")
+                text = held.decode("utf-8", "replace") if isinstance(held, bytes) else held
         else:
             with open_container(path) as source:
-                text = source.metadata.get(CONTAINER_KEY)
+                tags = {key.lower(): value for key, value in source.metadata.items()}
+                text = next((tags[key] for key in (CONTAINER_KEY, "description") if key in tags), None)
     try:
         recipe = parse_json(text, str(path)) if text else None
     except ValueError:

@@ -31,7 +31,7 @@ from ltx_media.files import replacing, temporary_beside
 from ltx_media.pixels import to_bytes
 from ltx_media.recipe import container_tags
 
-FRAME_SIZES = {"aac": 1024, "alac": 4096}  # samples
+FRAME_SIZES = {"aac": 1024, "alac": 4096, "libopus": 960}  # samples
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 LIMITED_RANGE = 1
 # Half-second pieces, each written through to the disk.
@@ -40,7 +40,8 @@ FRAGMENTED = {"movflags": "empty_moov+default_base_moof", "frag_duration": "5000
 FAITHFUL = {"tune": "psnr", "x264-params": "mbtree=0:ipratio=1:pbratio=1:chroma-qp-offset=-6"}
 FAITHFUL_BELOW = 15  # CRF
 NARROW = 128  # pixels: below, libx264's macroblock tree reads past its rows, and equal frames become unequal files
-SUFFIXES = (".mp4", ".mov", ".m4v")
+CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".m4v": "mp4", ".mkv": "matroska", ".webm": "webm"}
+SUFFIXES = tuple(CONTAINERS)
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,19 @@ HLG = VideoEncoding("libx265", "yuv420p10le", 12, "ultrafast", 9, 18, 9, "hvc1",
 LOSSLESS = VideoEncoding("libx264rgb", "rgb24", 0, "veryfast", 1, 1, 0, "avc1", rgb_pixels, "alac")
 
 
-def sdr_encoding(crf: float | None = None) -> VideoEncoding:
-    """H.264 at a quality: 0 keeps every pixel and 24 bits of sound, 51 is the worst, None is `SDR`."""
+FAST = {"b:v": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1"}
+WEBM = VideoEncoding("libvpx-vp9", "yuv420p", 24, "", 1, 1, 1, "vp09", sdr_planes, "libopus", options=FAST)
+
+
+def sdr_encoding(crf: float | None = None, suffix: str = ".mp4") -> VideoEncoding:
+    """H.264 at a quality: 0 keeps every pixel and 24 bits of sound, 51 is the worst, None is `SDR`.
+
+    A .webm holds VP9 and Opus, which lose something. Raises ``MediaError`` where it should keep every pixel.
+    """
+    if suffix.lower() == ".webm":
+        if crf == 0:
+            raise MediaError("crf is 0, which .webm cannot do, expected .mp4, .mov, .m4v or .mkv")
+        return WEBM if crf is None else replace(WEBM, crf=round(crf * 63 / 51))  # VP9 counts to 63
     if crf is None:
         return SDR
     return replace(SDR, crf=crf, options=FAITHFUL if crf < FAITHFUL_BELOW else {}) if crf else LOSSLESS
@@ -214,7 +226,8 @@ class _Picture:
             if side < 2 or side % 2:
                 raise MediaError(f"{self.path}: {name} is {side}, expected an even number; nearest valid: {side + 1}")
         encoding = self.encoding
-        options = {"crf": f"{encoding.crf:g}", "preset": encoding.preset, **encoding.options}
+        options = {"crf": f"{encoding.crf:g}", **encoding.options}
+        options |= {"preset": encoding.preset} if encoding.preset else {}
         if encoding.codec == "libx264" and width < NARROW:
             options.setdefault("x264-params", "mbtree=0")
         stream = self.sink.add_stream(encoding.codec, rate=self.rate, options=options)
@@ -234,13 +247,14 @@ def _assemble(
     encoding: VideoEncoding,
     tags: Mapping[str, str],
 ) -> None:
-    """Copy the picture's packets and encode the sound into an MP4 that starts playing before it is whole."""
-    container = "mov" if path.suffix.lower() == ".mov" else "mp4"
-    options = {"movflags": "faststart"}
+    """Copy the picture's packets and encode the sound into a file; an MP4 starts playing before it is whole."""
+    container = CONTAINERS[path.suffix.lower()]
+    options = {"movflags": "faststart"} if container in ("mp4", "mov") else {}
     with open_container(pieces[0]) as source, av.open(str(path), "w", format=container, options=options) as sink:
         sink.metadata.update(tags)
         stream = sink.add_stream_from_template(source.streams.video[0])
-        stream.codec_context.codec_tag = encoding.tag
+        if options:
+            stream.codec_context.codec_tag = encoding.tag
         tracks = [_picture_packets(pieces, rate, stream)]
         if sound is not None:
             tracks.append(_sound_packets(sink, *sound, encoding))
@@ -279,7 +293,8 @@ def _sound_packets(
     sink: av.container.OutputContainer, track: Tensor, rate: int, encoding: VideoEncoding
 ) -> Iterator[av.Packet]:
     """A track ``[channels, S]`` as packets; the first AAC one starts before 0 by the encoder's priming samples."""
-    target = rate if rate in AAC_RATES or encoding.audio_codec != "aac" else 48000
+    kept = encoding.audio_codec == "alac" or (encoding.audio_codec == "aac" and rate in AAC_RATES)
+    target = rate if kept else 48000
     stream = sink.add_stream(encoding.audio_codec, rate=target, layout=LAYOUTS[len(track)])
     stream.bit_rate = encoding.audio_bit_rate * len(track)
     return _encode_sound(stream, track.numpy(), rate)

@@ -245,7 +245,7 @@ class Output:
 
     output: str | None = clip(
         None,
-        "File to write: .mp4, .mov, .gif, .webp, .wav, or a folder for PNG files.",
+        "File to write: .mp4, .mov, .mkv, .webm, .gif, .webp, .wav, .flac, .mp3, or a folder for PNG files.",
         "--output-path",
         "--output",
         "-o",

@@ -53,7 +53,7 @@ def concat(given: dict[str, Any]) -> None:
     frames = (frame for clip in clips for frame in counted(fitted(clip, wanted), counts))
     with_sound = any(clip.has_audio for clip in clips)
     sound = (lambda: joined_sound(clips, counts, first.fps)) if with_sound else None
-    total = write_video(output, frames, first.fps, sound, sdr_encoding(given.get("crf")))
+    total = write_video(output, frames, first.fps, sound, sdr_encoding(given.get("crf"), output.suffix))
     seconds = float(total / first.fps)
     reporter.note(f"wrote {output}: {total} frames ({' + '.join(map(str, counts))}), {seconds:.3f} s")
 

@@ -30,7 +30,7 @@ OTHER_MODELS = "for anything else name a larger model, such as --model Lightrick
 ABOUT = """Make a clip; the pipeline follows from what is given.
 
 A source clip with a span is retaken, with seconds to add extended, alone given sound. A reference clip means IC-LoRA,
-a sound audio-to-video, several pictures keyframe interpolation, a .wav as output text-to-audio. Otherwise text (and a
+a sound audio-to-video, several pictures keyframe interpolation, a sound as output text-to-audio. Otherwise text (and a
 picture) become video with sound: distilled, in two stages, or in one, whichever the model has the parts for.
 """
 

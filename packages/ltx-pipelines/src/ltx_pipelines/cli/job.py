@@ -26,7 +26,7 @@ from ltx_pipelines.running.engine import Event, generate, generate_windows
 from ltx_pipelines.running.generation import Generation, write
 from ltx_pipelines.running.kept import kept_encoding, what_is_kept
 from ltx_pipelines.running.long import pieces
-from ltx_pipelines.running.output import VIDEO, check_beside, check_free, check_output, latents_path
+from ltx_pipelines.running.output import LEFT_OUT, VIDEO, check_beside, check_free, check_output, latents_path
 from ltx_pipelines.running.recipe import make_recipe
 from ltx_pipelines.running.unfinished import Unfinished
 from ltx_pipelines.utils.media_io import (
@@ -65,7 +65,11 @@ class Job:
 def execute(job: Job, reporter: Reporter) -> Path:
     """Run a job to its file. Whatever stops it, no part of a file is left behind."""
     first, delivered = replace(job.plan, stages=job.plan.stages[:1]), job.delivered
-    check_output(delivered.output, delivered.plan.has_video, job.overwrite, delivered.plan.hdr is not None)
+    frames, hdr = delivered.plan.shape.frames, delivered.plan.hdr is not None
+    check_output(delivered.output, delivered.plan.has_video, job.overwrite, hdr, frames)
+    sounding = "audio" in delivered.plan.decoded or delivered.plan.audio == "source"
+    if (lost := LEFT_OUT.get(job.output.suffix.lower())) and sounding and delivered.plan.hdr is None:
+        reporter.note(f"{job.output.name}: {lost}")
     check_beside(job.output, job.contact_sheet, job.crf, delivered.plan.hdr is not None)
     for path in filter(None, (job.contact_sheet, latents_path(job.output) if job.keep_latents else None)):
         check_free(path, job.overwrite)
@@ -111,7 +115,7 @@ def follow(
 
 def write_long(job: Job, recipe: Mapping[str, Any], reporter: Reporter) -> None:
     """A long clip to its file, window by window; what is whole is kept when it is stopped, and gone on from."""
-    plan, encoding = job.plan, kept_encoding(job.plan, job.crf)
+    plan, encoding = job.plan, kept_encoding(job.plan, job.crf, job.output)
     store, total = Unfinished(job.output, plan, encoding, job.overwrite), len(plan.stages[0].windows)
     done = store.state.done
     if done:

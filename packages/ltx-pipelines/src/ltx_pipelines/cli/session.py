@@ -13,6 +13,7 @@ from ltx_pipelines.planning.schema import UsageError
 from ltx_pipelines.running.model_facts import ModelFacts
 from ltx_pipelines.running.model_files import FoundModel
 from ltx_pipelines.running.networks import existing, find_networks, make_ledger, model_name, shared_ledger
+from ltx_pipelines.running.output import SOUND
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 
@@ -100,7 +101,7 @@ def choose(given: Mapping[str, Any], known: Known) -> str:
     plain = two_stages if known.has_upsampler else "ti2vid-one-stage"
     if known.reference_lora:
         return "ic-lora"
-    if str(given.get("output", "")).lower().endswith(".wav"):
+    if str(given.get("output", "")).lower().endswith(SOUND):
         return "t2a-one-stage"
     several = len(given.get("images", ())) > 1
     return "keyframe-interpolation" if several and plain == "ti2vid-two-stages" else plain

@@ -17,12 +17,20 @@ from ltx_core.errors import MediaError
 from ltx_core.types import Audio
 from ltx_media.color import HDRColorSpace
 from ltx_media.hdr import write_exr_files, write_hdr
+from ltx_media.preview import single_frames
 from ltx_pipelines.planning.plan import Plan
 from ltx_pipelines.running.kept import kept_encoding
-from ltx_pipelines.running.output import PREVIEW, VIDEO, check_output, exr_folder
+from ltx_pipelines.running.output import PREVIEW, STILL, VIDEO, check_output, exr_folder
 from ltx_pipelines.running.recipe import make_recipe
 from ltx_pipelines.running.stage_inputs import KEYFRAMES, StageResult
-from ltx_pipelines.utils.media_io import RECIPE_KEY, write_png_sequence, write_preview, write_video, write_wav
+from ltx_pipelines.utils.media_io import (
+    RECIPE_KEY,
+    write_png,
+    write_png_sequence,
+    write_preview,
+    write_video,
+    write_wav,
+)
 
 
 @dataclass(frozen=True)
@@ -71,13 +79,15 @@ class Generation:
         return make_recipe(self.plan, self.request, str(device))
 
     def save(self, path: str | Path, crf: float | None = None) -> Path:
-        """Write it with its recipe: .mp4, .mov, .gif, .webp, .wav for sound alone, or a folder for PNG files.
+        """Write it with its recipe: .mp4, .mov, .mkv, .webm, .gif, .webp, .png for one frame, .wav, .flac or
+        .mp3 for sound alone, or a folder for PNG files.
 
         A file that is there is replaced. ``crf`` is the quality of a video file, 0 lossless. Raises `MediaError` for a
         name it cannot be written to.
         """
         path = Path(path).expanduser()
-        check_output(path, self.plan.has_video, overwrite=True, hdr=self.plan.hdr is not None)
+        frames, hdr = self.plan.shape.frames, self.plan.hdr is not None
+        check_output(path, self.plan.has_video, overwrite=True, hdr=hdr, frames=frames)
         write(self, path, self.recipe, crf=crf)
         return path
 
@@ -120,8 +130,12 @@ def write(
         else:
             write_exr_files(path, chunks, space)
     elif suffix in VIDEO:
-        write_video(path, watch(generation.video), fps, generation.audio, kept_encoding(generation.plan, crf), metadata)
+        encoding = kept_encoding(generation.plan, crf, path)
+        write_video(path, watch(generation.video), fps, generation.audio, encoding, metadata)
     elif suffix in PREVIEW:
-        write_preview(path, watch(generation.video), fps)
+        write_preview(path, watch(generation.video), fps, metadata=metadata)
+    elif suffix in STILL:
+        (frame,) = single_frames(watch(generation.video))
+        write_png(path, frame, metadata)
     else:
         write_png_sequence(path, watch(generation.video), metadata)

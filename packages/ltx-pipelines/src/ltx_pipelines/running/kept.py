@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, repeat
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,9 +56,9 @@ def fade_length(span: tuple[int, int], longest: int, count: int) -> int:
     return min(longest, (span[1] - span[0]) // (2 * max(edges, 1)))
 
 
-def kept_encoding(plan: Plan, crf: float | None) -> VideoEncoding:
+def kept_encoding(plan: Plan, crf: float | None, path: Path = Path("clip.mp4")) -> VideoEncoding:
     """The encoding of a delivered clip: planes an MP4 can hold as they are stay the source's own where it is kept."""
-    encoding = sdr_encoding(crf)
+    encoding = sdr_encoding(crf, path.suffix)
     if encoding is LOSSLESS or plan.new_span("video") is None:
         return encoding
     source, shape = plan.sources["video"], plan.shape

@@ -9,12 +9,24 @@ from pathlib import Path
 
 from ltx_core.errors import ConfigError, MediaError
 
-VIDEO, PREVIEW, SOUND = (".mp4", ".mov", ".m4v"), (".gif", ".webp"), (".wav",)
+VIDEO, PREVIEW = (".mp4", ".mov", ".m4v", ".mkv", ".webm"), (".gif", ".webp")
+SOUND, STILL = (".wav", ".flac", ".mp3"), (".png",)
+HDR_VIDEO = (".mp4", ".mov", ".m4v")
+LEFT_OUT = {  # of a clip with sound, by what it is written to
+    ".gif": "a GIF has no sound, 256 colours, at most 15 frames a second and sides of 480 pixels",
+    ".webp": "a WebP has no sound, at most 15 frames a second and sides of 480 pixels",
+    ".png": "a PNG has no sound",
+    "": "PNG files have no sound",
+}
 
 
-def check_output(path: Path, has_video: bool, overwrite: bool = False, hdr: bool = False) -> None:
-    """Refuse a file name this result cannot be written to, and one that is taken unless ``overwrite``."""
-    check_name(path, (*VIDEO, *(() if hdr else PREVIEW), "") if has_video else SOUND)
+def check_output(path: Path, has_video: bool, overwrite: bool = False, hdr: bool = False, frames: int = 1) -> None:
+    """Refuse a file name this result cannot be written to, and one that is taken unless ``overwrite``.
+
+    One frame may be a PNG; as long as it is not known how many there are, they count as one.
+    """
+    small = () if hdr else (*PREVIEW, *(STILL if frames == 1 else ()))
+    check_name(path, (*(HDR_VIDEO if hdr else VIDEO), *small, "") if has_video else SOUND)
     check_free(path, overwrite)
     if hdr and path.suffix:
         check_free(exr_folder(path), overwrite)
