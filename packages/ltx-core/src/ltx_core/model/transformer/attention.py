@@ -220,11 +220,14 @@ class Attention(nn.Module):
             part.unflatten(-1, (self.heads, -1))  # [B, T, H, head_dim]
             for part in (self.project_queries(x, rope), context.keys, context.values)
         )
+        return self.mix(q, k, v, bias).flatten(2)  # [B, Tq, inner]
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None) -> Tensor:
+        """Values ``[B, Tk, H, head_dim]`` mixed for every query ``[B, Tq, H, head_dim]``."""
         if isinstance(bias, tuple):
             parts = [attention(q[:, g.queries], k[:, g.keys], v[:, g.keys], g.bias, self.backend) for g in bias]
-            return torch.cat(parts, dim=1).flatten(2)  # [B, Tq, inner]
-        bias = None if bias is None else with_head_axis(bias)
-        return attention(q, k, v, bias, self.backend).flatten(2)  # [B, Tq, inner]
+            return torch.cat(parts, dim=1)
+        return attention(q, k, v, None if bias is None else with_head_axis(bias), self.backend)
 
     def _gated(self, out: Tensor, x: Tensor) -> Tensor:
         """Multiply each head by ``2 sigmoid(logit)``, so that a zero logit changes nothing."""

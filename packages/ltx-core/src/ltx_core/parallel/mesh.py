@@ -1,0 +1,91 @@
+"""The devices of a run: how many share the guidance passes of a step and how many the tokens of each pass."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ltx_core.errors import ConfigError
+from ltx_core.parallel.passes import PassParallel
+from ltx_core.parallel.ranks import Ranks
+from ltx_core.parallel.sequence import Sequence, SequenceParallel, Transformer, share_tokens
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """``cfg`` groups of ``sp`` devices: groups share guidance passes, devices of a group the tokens."""
+
+    cfg: int = 1
+    sp: int = 1
+
+    @classmethod
+    def read(cls, text: str, size: int) -> MeshShape:
+        """From ``sp=2,cfg=2``; what is left out follows. Raises `ConfigError` where they do not make ``size``."""
+        given: dict[str, int] = {}
+        for part in text.split(","):
+            name, _, value = part.strip().partition("=")
+            if name not in ("sp", "cfg") or not value.isdigit() or int(value) < 1:
+                raise ConfigError(f"mesh is {text!r}, expected such as sp=2,cfg=2")
+            given[name] = int(value)
+        sp = given.get("sp", size // given.get("cfg", 1))
+        cfg = given.get("cfg", size // max(sp, 1))
+        if sp * cfg != size:
+            raise ConfigError(f"mesh is {text!r}, which makes {sp * cfg} devices, expected {size}")
+        return cls(cfg, sp)
+
+    @classmethod
+    def usual(cls, size: int, passes: int) -> MeshShape:
+        """As many groups as there are passes, since they exchange the least; the rest shares tokens."""
+        cfg = next(count for count in range(min(passes, size), 0, -1) if size % count == 0)
+        return cls(cfg, size // cfg)
+
+
+@dataclass
+class Devices:
+    """All processes of a run. They compute the same noise and texts, and hold the same weights."""
+
+    rank: int
+    size: int
+    asked: str | None = None  # a mesh for every stage
+    groups: dict[MeshShape, tuple[Ranks, Ranks]] = field(default_factory=dict)  # of passes, of tokens
+
+    @classmethod
+    def begin(cls, asked: str | None = None) -> Devices | None:
+        """Join the processes that the environment speaks of, as torchrun sets it; None where there is one."""
+        size = int(os.environ.get("WORLD_SIZE") or 1)
+        if size == 1:
+            return None
+        if not dist.is_initialized():
+            on_cards = torch.cuda.is_available()
+            if on_cards:
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0))
+            dist.init_process_group("nccl" if on_cards else "gloo")
+        if asked is not None:
+            MeshShape.read(asked, size)
+        return cls(dist.get_rank(), size, asked)
+
+    def shape(self, passes: int) -> MeshShape:
+        """The mesh of a stage with so many guidance passes."""
+        return MeshShape.usual(self.size, passes) if self.asked is None else MeshShape.read(self.asked, self.size)
+
+    def spread(self, transformer: Transformer, network: nn.Module, passes: int) -> Transformer:
+        """A transformer that computes its share; ``network`` is the model inside it."""
+        shape = self.shape(passes)
+        by_pass, by_token = self.groups.get(shape) or self._groups(shape)
+        spread = transformer
+        share_tokens(network, sequence := Sequence(by_token))
+        if shape.sp > 1:
+            spread = SequenceParallel(spread, sequence)
+        return PassParallel(spread, by_pass) if shape.cfg > 1 else spread
+
+    def _groups(self, shape: MeshShape) -> tuple[Ranks, Ranks]:
+        """Every process makes every group, in the same order."""
+        places = torch.arange(self.size).view(shape.cfg, shape.sp)
+        tokens = [dist.new_group(row.tolist()) for row in places]
+        passes = [dist.new_group(column.tolist()) for column in places.T]
+        found = Ranks.of(passes[self.rank % shape.sp]), Ranks.of(tokens[self.rank // shape.sp])
+        return self.groups.setdefault(shape, found)

@@ -1,0 +1,146 @@
+"""Sequence parallel: every process holds some of the video's tokens, all of the sound and all weights.
+
+::
+
+    video tokens [B, T, w]  ->  [B, t, w] of this process
+    self-attention:   q, k, v [B, t, H, d]  -- all to all -->  [B, T, h, d]  attention  -- all to all -->  [B, t, H, d]
+    sound reads video:   keys and values [B, t, inner]  -- gathered -->  [B, T, inner]
+    x0 [B, t, C]  -- gathered -->  [B, T, C]
+
+All else works on tokens one by one, on text or on sound. Heads are shared out as unevenly as tokens may be, so that any
+number of processes up to the number of heads will do (Jacobs et al. 2023, "DeepSpeed Ulysses", shares them evenly).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from ltx_core.errors import ConfigError
+from ltx_core.guidance.perturbations import BatchedPerturbationConfig
+from ltx_core.model.transformer.attention import Attention, KeysValues
+from ltx_core.model.transformer.block import TransformerBlock
+from ltx_core.model.transformer.masks import AttentionBias
+from ltx_core.model.transformer.modality import Modality, TimestepGroups
+from ltx_core.model.transformer.rope import RotaryTable
+from ltx_core.parallel.ranks import Ranks, shares
+
+Transformer = Callable[..., tuple[Tensor | None, Tensor | None]]
+
+
+@dataclass
+class Sequence:
+    """Which tokens the processes of a group hold; those of the video now being denoised."""
+
+    ranks: Ranks
+    counts: list[int] = field(default_factory=list)  # by process
+
+    def share_out(self, tokens: int) -> slice:
+        """Share ``tokens`` out; those of this process."""
+        self.counts = shares(tokens, self.ranks.size)
+        return self.ranks.span(tokens)
+
+    def by_heads(self, given: Tensor) -> Tensor:
+        """All tokens of this process's heads ``[P, B, T, h, d]``, from all heads of its tokens ``[P, B, t, H, d]``."""
+        own, (kinds, batch, _, heads, width) = self.ranks.rank, given.shape
+        sizes = shares(heads, self.ranks.size)
+        parts = list(given.split(sizes, dim=3))
+        shapes = [(kinds, batch, count, sizes[own], width) for count in self.counts]
+        return torch.cat(self.ranks.exchange(parts, shapes), dim=2)
+
+    def by_tokens(self, made: Tensor, heads: int) -> Tensor:
+        """All heads of this process's tokens ``[B, t, H, d]``, from all tokens of its heads ``[B, T, h, d]``."""
+        own, (batch, _, _, width) = self.ranks.rank, made.shape
+        parts = list(made.split(self.counts, dim=1))
+        shapes = [(batch, self.counts[own], share, width) for share in shares(heads, self.ranks.size)]
+        return torch.cat(self.ranks.exchange(parts, shapes), dim=2)
+
+
+class HeadsSharedAttention(Attention):
+    """Self-attention of shared tokens: each process attends with some of the heads."""
+
+    sequence: Sequence
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None) -> Tensor:
+        q, k, v = self.sequence.by_heads(torch.stack((q, k, v)))
+        return self.sequence.by_tokens(super().mix(q, k, v, bias), self.heads)
+
+
+class ContextGatheredAttention(Attention):
+    """Attention of whole queries to shared tokens, whose keys and values are gathered."""
+
+    sequence: Sequence
+
+    def project_context(
+        self, context: Tensor, rope: RotaryTable | None = None, *, values_only: bool = False
+    ) -> KeysValues:
+        own = super().project_context(context, rope, values_only=values_only)
+        if own.keys is None:
+            return own
+        both = torch.stack((own.keys, own.values))  # [2, B, t, inner]
+        keys, values = self.sequence.ranks.gather(both, self.sequence.counts, dim=2)
+        return KeysValues(keys, values)
+
+
+def share_tokens(network: nn.Module, sequence: Sequence) -> None:
+    """Let the attentions of a transformer that need more than their own tokens get them from the other processes."""
+    for block in network.modules():
+        if isinstance(block, TransformerBlock):
+            _exchanging(block.attn1, HeadsSharedAttention, sequence)
+            if block.config.audio:
+                _exchanging(block.video_to_audio_attn, ContextGatheredAttention, sequence)
+
+
+def _exchanging(
+    attention: Attention, kind: type[HeadsSharedAttention | ContextGatheredAttention], sequence: Sequence
+) -> None:
+    if sequence.ranks.size == 1:
+        attention.__class__ = Attention
+        return
+    if sequence.ranks.size > attention.heads:
+        raise ConfigError(f"{sequence.ranks.size} devices share a clip, expected at most {attention.heads}, its heads")
+    attention.__class__ = kind
+    attention.sequence = sequence  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class SequenceParallel:
+    """A transformer whose attentions exchange tokens, as one that is given all of them and returns all."""
+
+    transformer: Transformer
+    sequence: Sequence
+
+    def __call__(
+        self,
+        video: Modality | None = None,
+        audio: Modality | None = None,
+        perturbations: BatchedPerturbationConfig | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if video is None:
+            return self.transformer(video=video, audio=audio, perturbations=perturbations)
+        ranks, tokens = self.sequence.ranks, video.latent.shape[1]
+        if tokens < ranks.size:
+            raise ConfigError(f"{ranks.size} devices share {tokens} tokens, expected at least one for each")
+        own = shared(video, self.sequence.share_out(tokens))
+        made, sound = self.transformer(video=own, audio=audio, perturbations=perturbations)
+        return None if made is None else ranks.gather(made, self.sequence.counts, dim=1), sound
+
+
+def shared(video: Modality, span: slice) -> Modality:
+    """Some of the tokens of a stream; its attention mask stays whole, since whole heads are masked."""
+    groups, keyframes = video.grouped_timesteps(), video.keyframes_mask
+    per_token = video.timesteps.numel() > video.batch_size
+    timesteps = video.per_token_timesteps[:, span] if per_token else video.timesteps
+    index = None if groups.index is None else groups.index[:, span]
+    return replace(
+        video,
+        latent=video.latent[:, span],
+        positions=video.positions[:, :, span],
+        sigma=video.noise_level,
+        timesteps=timesteps,
+        timestep_groups=TimestepGroups(timesteps, groups.values, index),
+        keyframes_mask=None if keyframes is None else keyframes[:, span],
+    )
