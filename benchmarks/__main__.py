@@ -25,6 +25,7 @@ CPU = (
     "load",
     "train_step",
     "training_memory",
+    "scale",
     "code_size",
 )
 NAMES = (*CPU, "gpu", "mlx")

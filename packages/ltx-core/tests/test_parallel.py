@@ -18,6 +18,7 @@ from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderParams
 from ltx_core.errors import ConfigError, LtxError
 from ltx_core.model.transformer.config import AUDIO_VIDEO_CONSTANTS, LTX2_CONSTANTS, TransformerConfig
 from ltx_core.model.transformer.model import LTXModel, X0Model
+from ltx_core.parallel.cost import bytes_sent
 from ltx_core.parallel.launch import launch
 from ltx_core.parallel.mesh import Devices, MeshShape
 from ltx_core.parallel.ranks import shares
@@ -112,7 +113,7 @@ def sampled(name: str, guided: bool, masked: bool, devices: Devices | None) -> l
     passes = 4 if guided and modality_scale > 1 else 3 if guided else 1
     transformer: Any = X0Model(model)
     if devices is not None:
-        transformer = devices.spread(transformer, model, passes)
+        transformer = devices.spread(transformer, passes)
     steps = denoise(
         transformer,
         GuidedDenoiser(texts[0], guiders),
@@ -136,8 +137,9 @@ def main(folder: Path) -> None:
         for name, guided, masked in CASES:
             for number, latent in enumerate(sampled(name, guided, masked, devices)):
                 found[f"{mesh} {name} {guided} {masked} {number}"] = latent.contiguous()
-    one = devices.groups[MeshShape(1, devices.size)][1]
-    found["sent"] = torch.tensor([one.sent])
+    counting = Devices(devices.rank, devices.size, f"sp={devices.size}")
+    sampled("19b", False, False, counting)
+    found["sent"] = torch.tensor([counting.groups[MeshShape(1, devices.size)][1].sent])
     if devices.rank == 0:
         save_file(found, folder / "found.safetensors")
 
@@ -146,6 +148,8 @@ def main(folder: Path) -> None:
 def test_processes_give_what_one_gives(count: int, tmp_path: Path) -> None:
     assert launch([sys.executable, __file__, str(tmp_path)], count) == 0
     found = load_file(tmp_path / "found.safetensors")
+    config, steps = random_model("19b").config, 2
+    assert found["sent"].item() == steps * bytes_sent(config, TOKENS["video"], count, itemsize=4)
     for name, guided, masked in CASES:
         for number, alone in enumerate(sampled(name, guided, masked, None)):
             for mesh in MESHES[count]:

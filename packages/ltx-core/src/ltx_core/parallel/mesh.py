@@ -72,12 +72,17 @@ class Devices:
         """The mesh of a stage with so many guidance passes."""
         return MeshShape.usual(self.size, passes) if self.asked is None else MeshShape.read(self.asked, self.size)
 
-    def spread(self, transformer: Transformer, network: nn.Module, passes: int) -> Transformer:
-        """A transformer that computes its share; ``network`` is the model inside it."""
+    @property
+    def helping(self) -> bool:
+        """Whether another process decodes and writes what is made."""
+        return self.rank > 0
+
+    def spread(self, transformer: nn.Module, passes: int) -> Transformer:
+        """The transformer of a stage with so many guidance passes, as one that computes its share."""
         shape = self.shape(passes)
         by_pass, by_token = self.groups.get(shape) or self._groups(shape)
-        spread = transformer
-        share_tokens(network, sequence := Sequence(by_token))
+        spread: Transformer = transformer
+        share_tokens(transformer, sequence := Sequence(by_token))
         if shape.sp > 1:
             spread = SequenceParallel(spread, sequence)
         return PassParallel(spread, by_pass) if shape.cfg > 1 else spread

@@ -6,12 +6,14 @@ Values of an option end at the next option, so that one option can take several,
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ltx_core.errors import nearest_hint
 from ltx_pipelines.planning.schema import File, Option, UsageError
@@ -44,7 +46,10 @@ class Command:
         if any(argument in (*HELP, ALL) for argument in arguments):
             print(self.help_text(whole=ALL in arguments), end="")
             return
-        self.run(with_absolute_paths(self.options, self.parse(arguments)))
+        given = self.parse(arguments)
+        if given.get("devices", 1) > 1 and "RANK" not in os.environ:
+            run_on_each(given["devices"], [self.name, *arguments])
+        self.run(with_absolute_paths(self.options, given))
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
         """The values that are given, each of its type and in its range."""
@@ -189,3 +194,10 @@ def with_absolute_paths(options: Mapping[str, Option], given: Mapping[str, Any])
         if Path(made[name]).expanduser().exists():
             made[name] = absolute(made[name])
     return made
+
+
+def run_on_each(devices: int, line: Sequence[str]) -> NoReturn:
+    """Run a line in one process for each device, and end with its exit code."""
+    from ltx_core.parallel.launch import launch
+
+    raise SystemExit(launch([sys.executable, "-m", "ltx_pipelines", *line], devices))

@@ -22,6 +22,20 @@ COMMON = frozenset(
     }
 )
 OF_THE_RUN = ("json", "quiet", "count")  # options that one request of many cannot have
+DEVICES = {
+    "devices": Option(
+        "devices", int, 1, "Devices that make one clip together.", group="Memory and speed", least=1, most=64
+    ),
+    "mesh": Option(
+        "mesh",
+        str | None,
+        None,
+        "How they share it: sp devices the tokens, cfg groups of them the guidance passes.",
+        group="Memory and speed",
+        metavar="sp=N,cfg=N",
+        shown="by passes",
+    ),
+}
 PIPELINE = Option("pipeline", str | None, None, "Take this pipeline.", group="Request", metavar="NAME")
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.config import with_settings
-from ltx_pipelines.cli.fields import COMMON, PIPELINE, every_option, options_for
+from ltx_pipelines.cli.fields import COMMON, DEVICES, PIPELINE, every_option, options_for
 from ltx_pipelines.pipeline import Pipeline, pipeline_named
-from ltx_pipelines.planning.schema import plain
+from ltx_pipelines.planning.schema import UsageError, plain
 from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.running.output import SOUND, VIDEO, check_beside, check_free, check_output, free_output
 
 if TYPE_CHECKING:
+    from ltx_core.parallel.mesh import Devices
     from ltx_pipelines.cli.job import Job
     from ltx_pipelines.cli.progress import Reporter
     from ltx_pipelines.cli.session import Session
@@ -41,13 +43,17 @@ def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
     from ltx_pipelines.cli.session import open_session
 
     given = with_settings(given)
-    reporter = Reporter(style_of(given))
+    devices = join_devices(given)
+    reporter = Reporter("quiet" if devices is not None and devices.helping else style_of(given))
     if named := given.pop("pipeline", None):
         kind = pipeline_named(named)
     if (count := given.pop("count", 1)) > 1:
+        if devices is not None:
+            raise UsageError("--count makes several clips, --devices one; leave one of them out")
         make_several(given, kind, count, reporter)
         return
     session = open_session(given, kind)
+    session.ledger.devices = devices
     plan = planned(session, given, reporter)
     from ltx_pipelines.cli.job import execute  # torch and the networks, once the plan is known to be good
 
@@ -80,6 +86,18 @@ def make_several(given: dict[str, Any], kind: type[Pipeline] | None, count: int,
     if jobs[0].output.suffix.lower() in VIDEO:
         write_shared_sheet(sheet, jobs)
         reporter.note(f"wrote {sheet}: all of them", sheet=str(sheet))
+
+
+def join_devices(given: dict[str, Any]) -> Devices | None:
+    """The devices that share the clip; None where one makes it."""
+    count, mesh = given.pop("devices", 1), given.pop("mesh", None)
+    if count == 1 and int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        if mesh is not None:
+            raise UsageError("--mesh has no effect on one device, expected --devices too")
+        return None
+    from ltx_core.parallel.mesh import Devices
+
+    return Devices.begin(mesh)
 
 
 def job_of(session: Session, plan: Plan, given: Mapping[str, Any]) -> Job:
@@ -162,8 +180,9 @@ def kept_request(given: Mapping[str, Any], session: Session, plan: Plan) -> dict
 def pipeline_command(kind: type[Pipeline]) -> Command:
     """The sub-command of one pipeline."""
     text = f"{kind.summary()}\n\n{(kind.__doc__ or '').strip()}"
-    options, shown = options_for(kind), COMMON | kind.own_fields().keys()
+    options, shown = {**options_for(kind), **DEVICES}, COMMON | kind.own_fields().keys()
     return Command(kind.command(), text, options, lambda given: make(given, kind), kind.alone, every_option, shown)
 
 
-GENERATE = Command("generate", ABOUT, {**every_option(), "pipeline": PIPELINE}, make, "prompt", common=COMMON)
+ALL = {**every_option(), **DEVICES, "pipeline": PIPELINE}
+GENERATE = Command("generate", ABOUT, ALL, make, "prompt", common=COMMON)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ltx_core.errors import MediaError
+from ltx_core.errors import ConfigError, MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.common.memory import peak_bytes
 from ltx_media.contact_sheet import write_rows
@@ -75,6 +75,7 @@ def execute(job: Job, reporter: Reporter) -> Path:
         check_free(path, job.overwrite)
     if not job.force:
         check_memory(delivered.plan, job.ledger)
+    helping = check_devices(job)
     if job.ledger.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.ledger.device)
     if (slow := job.ledger.precision.warning) is not None:
@@ -83,20 +84,33 @@ def execute(job: Job, reporter: Reporter) -> Path:
         resume = job.resume
         if job.keep_latents:
             resume = follow(first, job, reporter, decode=False)
-            keep_stage(resume, job)
+            if not helping:
+                keep_stage(resume, job)
         recipe = make_recipe(delivered.plan, delivered.request, str(delivered.ledger.device))
         total = delivered.plan.shape.frames
         watch = partial(_counted, total=total, reporter=reporter)
         if delivered.plan.long is not None and delivered.output.suffix.lower() in VIDEO:
             write_long(delivered, recipe, reporter)
         else:
-            generation = follow(delivered.plan, job, reporter, resume=resume)
+            generation = follow(delivered.plan, job, reporter, decode=not helping, resume=resume)
+            if helping:
+                return job.output
             write(generation, delivered.output, recipe, watch, delivered.crf)
         if job.contact_sheet is not None:
             write_sheet(delivered)
         seconds = reporter.finish()
     _summarize(delivered, reporter, seconds)
     return job.output
+
+
+def check_devices(job: Job) -> bool:
+    """Whether another process writes the clip. Raises `ConfigError` for one that several cannot make."""
+    if (devices := job.ledger.devices) is None:
+        return False
+    if job.plan.long is not None or job.ledger.backend != "torch":
+        what = "a long clip is made window by window" if job.plan.long is not None else "mlx computes on one device"
+        raise ConfigError(f"--devices is {devices.size}, but {what}; leave it out")
+    return devices.helping
 
 
 def follow(

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltx_core.components.diffusion_steps import EulerAncestralDiffusionStep, EulerCfgPpDiffusionStep
 from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderFactory
@@ -266,6 +266,8 @@ def denoise_stage(
     run.watch.see(states, stage, f"that stage {index + 1} begins with")
     yield Event("denoise", index, 0, stage.steps, stage.sigmas[0], states)
     model: Transformer = run.model(stage)
+    if run.ledger.devices is not None:
+        model = run.ledger.devices.spread(cast(nn.Module, model), stage.passes())
     if stage.tiles is not None:
         model = TiledTransformer(model, VideoModalityTilingHelper(TileCountConfig(*stage.tiles), begun.tools["video"]))
     for step in denoise(model, begun.denoiser, states, sigmas, begun.sampler):

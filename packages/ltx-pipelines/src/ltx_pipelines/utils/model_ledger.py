@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         TextEncoder,
         Transformer,
     )
+    from ltx_core.parallel.mesh import Devices
     from ltx_pipelines.running.texts import Texts
 
 IN_FLOAT32 = " in float32"
@@ -78,6 +79,7 @@ class ModelLedger(ModelFacts):
         self.quantization = quantization
         self._dtype, self._device, self._policy = dtype, device, policy
         self._compile_blocks, self._embedding_cache = compile_blocks, embedding_cache
+        self.devices: Devices | None = None  # that share each clip
         self._networks: dict[str, Any] = {}
         self._transformer: AdaptedTransformer | None = None
         self._coming: Future[AdaptedTransformer] | None = None

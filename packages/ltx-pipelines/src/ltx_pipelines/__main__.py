@@ -1,0 +1,5 @@
+"""`python -m ltx_pipelines` is the `ltx` command."""
+
+from ltx_pipelines.cli.app import run
+
+raise SystemExit(run())

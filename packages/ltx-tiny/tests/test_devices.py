@@ -1,0 +1,82 @@
+"""One clip on several devices: the bundled model in two processes gives what it gives in one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ltx_core.parallel.launch import launch
+from ltx_core.parallel.mesh import Devices
+from ltx_pipelines import DistilledPipeline, TI2VidTwoStagesPipeline
+from ltx_pipelines.cli.app import run as ltx
+
+PROMPT = "a small red ball bounces on a blue background"
+SMALL = {"height": 128, "width": 192, "num_frames": 17, "seed": 3}
+KINDS = {"distilled": DistilledPipeline, "two stages": TI2VidTwoStagesPipeline}
+
+
+def clips(devices: Devices | None) -> dict[str, Tensor]:
+    """Frames and sound of a distilled clip and of a guided one."""
+    found = {}
+    for name, kind in KINDS.items():
+        pipeline = kind.from_pretrained("tiny", dtype="float32", device="cpu")
+        pipeline.ledger.devices = devices
+        steps = {} if kind is DistilledPipeline else {"num_inference_steps": 4}
+        clip = pipeline(PROMPT, **SMALL, **steps, progress=False)
+        assert clip.video is not None and clip.audio is not None
+        found[name] = clip.video.tensor()
+        found[f"{name}, sound"] = clip.audio.waveform.contiguous()
+    return found
+
+
+def main(folder: Path) -> None:
+    devices = Devices.begin()
+    assert devices is not None
+    made = clips(devices)
+    if devices.rank == 0:
+        save_file(made, folder / "clips.safetensors")
+
+
+def test_two_processes_make_the_clip_of_one(tmp_path: Path) -> None:
+    assert launch([sys.executable, __file__, str(tmp_path)], 2) == 0
+    together = load_file(tmp_path / "clips.safetensors")
+    for name, alone in clips(None).items():
+        torch.testing.assert_close(together[name], alone, rtol=0, atol=1e-4)
+
+
+def test_one_that_is_killed_ends_the_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = [sys.executable, "-m", "ltx_pipelines", "generate", PROMPT, "--devices", "2", "--json", "-o", "clip.mp4"]
+    whole = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert whole.stdout is not None
+    while '"step"' not in whole.stdout.readline():
+        pass
+    second = max(map(int, Path(f"/proc/{whole.pid}/task/{whole.pid}/children").read_text().split()))
+    os.kill(second, signal.SIGKILL)
+    said = whole.communicate(timeout=60)[1]
+    assert whole.returncode == 1 and "device 1 ended by signal 9" in said.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--mesh sp=2", "--mesh has no effect on one device"),
+        ("--devices 0", "devices is 0"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ltx(["generate", PROMPT, *line.split()]) != 0
+    assert says in capsys.readouterr().err
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
