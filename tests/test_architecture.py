@@ -135,11 +135,11 @@ def commands() -> Iterator[str]:
 
 
 def documented() -> Iterator[str]:
-    """Modules that documents name, alone or before a name in them, and those run with ``python -m``."""
+    """Modules that documents name, alone or before a name in them, and those run with ``-m``."""
     folders = ("docs/**/*.md", "tests/documents/*.md", "README.md", "packages/*/README.md", "examples/**/*.md")
     for page in (page for pattern in folders for page in ROOT.glob(pattern)):
         text = page.read_text()
-        yield from (f"{name}.__main__" for name in re.findall(r"python -m (ltx_[\w.]+)", text))
+        yield from (f"{name}.__main__" for name in re.findall(r"-m (ltx_[\w.]+)", text))
         for name in re.findall(r"ltx_\w+(?:\.\w+)+", text):
             yield name
             yield name.rpartition(".")[0]
