@@ -47,6 +47,7 @@ ROLES_OF = {
     "audio_masks": ("audio_mask",),
     "loss_masks": ("loss_mask",),
 }
+LONGEST_CAPTION = 2**16  # tokens
 EMBEDS = "prompt_embeds"  # the end of the name of every caption tensor
 
 
@@ -83,7 +84,7 @@ def read_record(path: Path) -> dict[str, Tensor | int | float]:
             record |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is no precomputed file: {error}") from error
-    return _padded(record) if PADDED_LENGTH in record else record
+    return _padded(record, path) if PADDED_LENGTH in record else record
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -150,7 +151,8 @@ def signature(path: Path) -> tuple[Any, ...]:
         values = read_values(path)
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        if length := values.get(PADDED_LENGTH):
+        if PADDED_LENGTH in values:
+            length = _length_of(values, path)
             shapes = {name: (length, *shape[1:]) for name, shape in shapes.items()} | {MASK: (length,)}
         fps = values.get("fps")
     if fps is not None and not isinstance(fps, int | float):
@@ -169,12 +171,22 @@ def _read_pickle(path: Path) -> dict[str, Tensor | int | float]:
     return record
 
 
-def _padded(record: Mapping[str, Tensor | int | float]) -> dict[str, Tensor | int | float]:
+def _length_of(values: Mapping[str, Any], path: Path) -> int:
+    """Tokens that a caption is padded to. Raises `CheckpointError` for what no caption is."""
+    length = values[PADDED_LENGTH]
+    if type(length) is not int or not 0 < length <= LONGEST_CAPTION:
+        raise CheckpointError(f"{path}: {PADDED_LENGTH} is {length!r:.60}, expected 1 to {LONGEST_CAPTION}")
+    return length
+
+
+def _padded(record: Mapping[str, Tensor | int | float], path: Path) -> dict[str, Tensor | int | float]:
     """Caption tensors with zeros in front, and the mask that tells where the caption is."""
-    length, padded = int(record[PADDED_LENGTH]), {}
+    length, padded = _length_of(record, path), {}
     count = 0
     for name, value in record.items():
         if isinstance(value, Tensor) and name.endswith(EMBEDS):
+            if value.ndim != 2 or len(value) > length:
+                raise CheckpointError(f"{path}: {name} is {list(value.shape)}, expected at most {length} rows")
             count = len(value)
             padded[name] = F.pad(value, (0, 0, length - count, 0))
     mask = torch.zeros(length, dtype=torch.int64)
