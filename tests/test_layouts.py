@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -291,17 +290,15 @@ def test_what_a_layout_cannot_hold(layout: Any, quantization: str, said: str, tm
 
 
 def one_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What is said of a model before any weight or prompt is read; that takes less than a second of computing."""
+    """What is said of a model before any prompt is read."""
     from ltx_core.text_encoders.gemma.encoder import GemmaTextEncoder
 
     def read(*_: Any) -> None:
         raise AssertionError("a prompt was encoded")
 
     monkeypatch.setattr(GemmaTextEncoder, "features", read)
-    start = time.process_time()
     with pytest.raises(LtxError) as caught:
         generated(model)
-    assert time.process_time() - start < 5  # of a slow machine
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -143,7 +143,7 @@ def test_nvfp4_needs_no_name_and_is_kept_where_it_is_asked_for(tmp_path: Path) -
     ("layer", "said"),
     [
         ({"comfy_quant": marker(format="float6")}, "to_q has format 'float6', expected one of float8_e4m3fn"),
-        ({"comfy_quant": torch.zeros(3, dtype=torch.uint8)}, "comfy_quant is no JSON"),
+        ({"comfy_quant": torch.zeros(3, dtype=torch.uint8)}, "comfy_quant: it is no JSON"),
         ({"comfy_quant": marker(format="mxfp8")}, "to_q.weight is BF16 .* expected a matrix of F8_E4M3 for mxfp8"),
         ({"weight": torch.zeros(16, 16, dtype=torch.int8)}, "is I8 without a comfy_quant marker"),
         ({"weight.absmax": torch.zeros(4)}, "is quantised by bitsandbytes"),

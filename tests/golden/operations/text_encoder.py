@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.loader import Checkpoint
-from ltx_core.loader.build import fill
 from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.loader.weights import fill
 from ltx_core.model.duration_head.config import DurationHeadConfig
 from ltx_core.model.duration_head.model import DurationHead, seconds_to_frames
 from ltx_core.text_encoders.gemma.assets import GemmaAssets

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ltx_core.errors import ConfigError
-from ltx_core.loader.build import fill
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.components import COMPONENTS
+from ltx_core.loader.weights import fill
 from ltx_core.model.common.tiling import (
     Interval,
     TileCountConfig,

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError, ConfigError
-from ltx_core.loader.build import build
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.components import DIFFUSION_MODEL
-from ltx_core.loader.weights import ComponentWeights
+from ltx_core.loader.weights import ComponentWeights, build
 from ltx_core.text_encoders.gemma.config import EmbeddingsConfig
 from ltx_core.text_encoders.gemma.embeddings import EmbeddingsProcessor
 from ltx_trainer.lora import lora_tensors, save_lora

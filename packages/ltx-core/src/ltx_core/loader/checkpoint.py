@@ -155,7 +155,7 @@ class Checkpoint:
         file. Raises ``CheckpointError`` that lists missing, unexpected and misshapen tensors, and for adapters of which
         nothing fits; what else of an adapter does not fit is logged.
         """
-        from ltx_core.loader.build import build
+        from ltx_core.loader.weights import build
 
         weights = self.weights(name, dtype, device, quantization)
         return build(partial(self._construct, name), weights, loras, COMPONENTS[name].spare)
@@ -186,7 +186,7 @@ class Checkpoint:
 
     def empty_network(self, weights: ComponentWeights) -> nn.Module:
         """The network on the meta device, checked against the files, the policy's layers in place."""
-        from ltx_core.loader.build import empty
+        from ltx_core.loader.weights import empty
 
         return empty(partial(self._construct, weights.name), weights, COMPONENTS[weights.name].spare)
 

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError, ConfigError
-from ltx_core.loader.build import fill
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.lora import Lora
-from ltx_core.loader.weights import ComponentWeights
+from ltx_core.loader.weights import ComponentWeights, fill
 from ltx_core.precision import Precision
 
 ALIGNMENT = 16  # bytes

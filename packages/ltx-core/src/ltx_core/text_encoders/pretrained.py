@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError
-from ltx_core.loader.build import widen_loaded
+from ltx_core.loader.weights import widen_loaded
 from ltx_core.precision import Precision, computed_and_stored
 
 LOADING_REPORT = ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import as_checkpoint_error
-from ltx_core.loader.build import build, empty
 from ltx_core.loader.streaming import StreamedBlocks
-from ltx_core.loader.weights import ComponentWeights
+from ltx_core.loader.weights import ComponentWeights, build, empty
 from ltx_core.precision import Precision
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.text_encoders.gemma.decoder import DecoderLayer, Norm, rotation

@@ -11,9 +11,8 @@ from torch import nn
 
 from ltx_core.errors import ConfigError
 from ltx_core.loader import Checkpoint
-from ltx_core.loader.build import build, empty
 from ltx_core.loader.metadata import check_gemma_source, parse_metadata
-from ltx_core.loader.weights import ComponentWeights
+from ltx_core.loader.weights import ComponentWeights, build, empty
 from ltx_core.precision import Precision
 from ltx_core.text_encoders.gemma.assets import GemmaAssets, embeddings_parts
 from ltx_core.text_encoders.gemma.backbone import GemmaBackbone, check_backbone, load_backbone
