@@ -79,6 +79,18 @@ def test_commands_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {"ball.mp4", "tiny-single", "tiny-q8", "tiny-extracted.safetensors"} <= {p.name for p in tmp_path.iterdir()}
 
 
+def test_commands_of_long(here: Path, small_model: Path) -> None:
+    (scenes,) = blocks("long.md", "yaml")
+    (here / "scenes.yaml").write_text(scenes)
+    for line in commands("long.md"):
+        assert run(shlex.split(line)[1:]) == 0, line
+    rain, story, night = (probe_video(here / f"{name}.mp4") for name in ("rain", "story", "night"))
+    assert (rain.frames, story.frames, night.frames) == (48, 48, 48) and rain.has_audio
+    (program,) = blocks("long.md", "python")
+    exec(compile(program, "docs/long.md", "exec"), {"MODEL": str(small_model)})
+    assert probe_video(here / "held.mp4").frames == 48
+
+
 @pytest.mark.backend("mlx")
 def test_commands_of_mlx(here: Path, small_model: Path) -> None:
     pytest.importorskip("mlx.core", reason="mlx is not installed: `pip install mlx`")

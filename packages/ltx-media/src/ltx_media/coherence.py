@@ -13,7 +13,7 @@ from ltx_core.types import Audio
 from ltx_media.metrics import level_step, slope, sound_jump, warp_error
 
 AROUND = 4  # frames on each side that a change is compared with
-LARGEST = 192  # pixels of the longer side on which motion is followed
+LARGEST = 128  # pixels of the longer side on which motion is followed
 WINDOW, STEPS, STIFFNESS = 7, 10, 1e-4  # of the flow: pixels a side, iterations a level, pull towards standing still
 HOP = 0.01  # seconds between the places where sound is looked at
 

@@ -19,6 +19,7 @@ from ltx_pipelines.planning.stages import distilled_stage, guided_stage
 from ltx_pipelines.planning.storyboard import Storyboard, read_storyboard
 from ltx_pipelines.request import AutoDuration, Request, condition, sampling, size
 
+WIDEST = 6  # latent frames of the coarsest grid of the sound that a window is made longer for
 WINDOW = 80  # pixel frames of a window where neither request nor model says anything
 
 
@@ -131,11 +132,13 @@ class LongVideoPipeline(Pipeline):
         """Where windows begin and end: on the grid of the sound where that fits, else at most 20 ms beside it."""
         if self.ledger.scale_factors.time != pixel_frames(2) - 1:
             raise ConfigError(f"the VAE has {self.ledger.scale_factors.time} frames a latent, long clips need 8")
-        longest = request.window or self.ledger.default_request.get("num_frames", WINDOW)
+        factors, grid = self.ledger.scale_factors, stride_grid(fps)
+        shared = factors.latent_frames(factors.cover_frames(request.overlap + 1)) - 1
+        usual = self.ledger.default_request.get("num_frames", WINDOW)
+        longest = request.window or max(usual, pixel_frames(shared + grid) if grid <= WIDEST else 0)
         frames = Fraction(round(Fraction(seconds) * fps))
         times = (frames / fps, longest / fps, request.overlap / fps)
-        stride = (longest - 1) // 8 + 1 - -(-request.overlap // 8)
-        exact = stride_grid(fps) <= stride and not self.ledger.is_ltx_video
+        exact = grid <= factors.latent_frames(longest) - shared and not self.ledger.is_ltx_video
         return plan_windows(fps, *times, align="exact" if exact else "nearest")
 
     def stage(self, request: LongRequest, asked: VideoPixelShape, frames: int) -> StagePlan:

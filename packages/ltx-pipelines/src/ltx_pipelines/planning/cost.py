@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.types import VideoLatentShape
 from ltx_pipelines.planning.plan import Plan, StagePlan
 from ltx_pipelines.planning.windows import runs
-from ltx_pipelines.planning.work import tiled_work, whole_work
+from ltx_pipelines.planning.work import tiled_work, tokens_of, whole_work
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 UNIT = 8 * 0.2e15  # operations of the clip that relative cost 1 stands for
@@ -88,7 +89,7 @@ def cost_of(plan: Plan, ledger: ModelLedger) -> Cost:
         phases += upsampling(plan, index - 1, ledger)
         if not stage.steps:
             continue
-        work = [one for run in runs(stage) for one in (tiled_work if run.tiles else whole_work)(run, ledger)]
+        work = work_of(stage, ledger)
         total = Work(sum(one.flops for one in work), max(one.activations for one in work))
         phases.append(Phase(f"stage {index}", transformer_weights(ledger, stage), total))
     if "video" in plan.decoded:
@@ -113,6 +114,18 @@ def on_cpu(plan: Plan, work: Work, ledger: ModelLedger) -> Work:
     frames = FRAME_BYTES * ledger.scale_factors.time * plan.shape.height * plan.shape.width
     sound = int(SECOND_BYTES * plan.shape.duration) if "audio" in plan.decoded else 0
     return Work(work.flops, int(CPU_SCRATCH * work.activations) + frames + sound)
+
+
+def work_of(stage: StagePlan, ledger: ModelLedger) -> list[Work]:
+    """The work of every run of a stage; windows with as many tokens are measured once."""
+    work: list[Work] = []
+    known: dict[tuple[Any, ...], list[Work]] = {}
+    for run in runs(stage):
+        alike = (run.shape, *(tokens_of(run, name, ledger) for name in run.streams))
+        if alike not in known:
+            known[alike] = list((tiled_work if run.tiles else whole_work)(run, ledger))
+        work += known[alike]
+    return work
 
 
 def upsampling(plan: Plan, index: int, ledger: ModelLedger) -> list[Phase]:

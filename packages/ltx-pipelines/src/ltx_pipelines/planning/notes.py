@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ltx_core.components.windows import FRAMES_PER_LATENT
+from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_media.audio import probe_sound
 from ltx_media.exr import exr_frames, is_exr
 from ltx_media.source import Change, Wanted, changes_of, sound_changes
@@ -40,7 +41,9 @@ def notes_of(plan: Plan, ledger: ModelLedger) -> tuple[str, ...]:
 def _of_prompts(plan: Plan, ledger: ModelLedger) -> Iterator[str]:
     """Prompts that are longer than what the model reads of them."""
     for prompt in plan.prompts if ledger.files.text_encoder is not None else ():
-        if len(prompt.encode()) < ledger.text_tokens:  # no token is less than a byte
+        if (
+            prompt == DEFAULT_NEGATIVE_PROMPT or len(prompt.encode()) < ledger.text_tokens
+        ):  # no token is less than a byte
             continue
         if (count := ledger.count_tokens(prompt)) > ledger.text_tokens:
             dropped = count - ledger.text_tokens
