@@ -37,6 +37,7 @@ STREAMED_BLOCKS = 2  # blocks on the device at once when weights are streamed
 CPU_RUNTIME = 56 * 2**20  # bytes: code and threads of the libraries, and the encoder
 CPU_SCRATCH = 1.45  # convolutions copy what they read and write
 FRAME_BYTES = 18  # of a pixel of the frames of one latent frame, on their way to the file
+AROUND_SOUND = 2.0  # seconds decoded around a piece of a long clip's sound, at most
 SECOND_BYTES, SOUND_BYTES = 4 * 2**20, 9 * 2**20  # of a second of sound: kept beside the picture, while it is decoded
 
 
@@ -97,7 +98,7 @@ def cost_of(plan: Plan, ledger: ModelLedger) -> Cost:
         phases.append(Phase("video", weights, on_cpu(plan, decoder_work(plan, ledger), ledger)))
     if "audio" in plan.decoded:
         names = ("audio_decoder", "vocoder")
-        sound = Work(0.0, int(SOUND_BYTES * plan.shape.duration) if cpu_runtime(ledger) else 0)
+        sound = Work(0.0, int(SOUND_BYTES * decoded_seconds(plan)) if cpu_runtime(ledger) else 0)
         phases.append(Phase("sound", {name: component_bytes(ledger, name) for name in names}, sound))
     return Cost(tuple(phases), ledger.policy, cpu_runtime(ledger))
 
@@ -112,8 +113,15 @@ def on_cpu(plan: Plan, work: Work, ledger: ModelLedger) -> Work:
     if not cpu_runtime(ledger):
         return work
     frames = FRAME_BYTES * ledger.scale_factors.time * plan.shape.height * plan.shape.width
-    sound = int(SECOND_BYTES * plan.shape.duration) if "audio" in plan.decoded else 0
+    sound = int(SECOND_BYTES * decoded_seconds(plan)) if "audio" in plan.decoded else 0
     return Work(work.flops, int(CPU_SCRATCH * work.activations) + frames + sound)
+
+
+def decoded_seconds(plan: Plan) -> float:
+    """Seconds of sound that are decoded at once: all of it, of a long clip those of a window with what is around it."""
+    if plan.long is None:
+        return plan.shape.duration
+    return min(plan.shape.duration, (plan.stages[0].windows[0].last + 1) / plan.shape.fps + AROUND_SOUND)
 
 
 def work_of(stage: StagePlan, ledger: ModelLedger) -> list[Work]:
