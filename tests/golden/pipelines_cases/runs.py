@@ -25,7 +25,8 @@ from ltx_pipelines.planning.plan import BackendName, ImageCondition, Lora, Stage
 from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.retake import RetakePipeline
-from ltx_pipelines.running.engine import Event, Generation, Run, decode_streams, generate, sampler_of, tools_of
+from ltx_pipelines.running.decoding import decode_streams
+from ltx_pipelines.running.engine import Event, Generation, Run, generate, sampler_of, tools_of
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.running.texts import Contexts
 from ltx_pipelines.t2a_one_stage import T2AOneStagePipeline

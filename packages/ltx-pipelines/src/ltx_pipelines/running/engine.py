@@ -28,8 +28,6 @@ from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.audio_vae import decode_audio
 from ltx_core.model.common.tiling import TileCountConfig
 from ltx_core.model.transformer.model import X0Model
-from ltx_core.model.video_vae.video_vae import DecodeConditioning
-from ltx_core.networks import VideoDecoder
 from ltx_core.sampling.denoisers import GuidedDenoiser, Results, Transformer
 from ltx_core.sampling.loop import denoise
 from ltx_core.sampling.modality import States
@@ -38,10 +36,9 @@ from ltx_core.sampling.release import ReleasingSampler
 from ltx_core.sampling.res2s import Res2sSampler
 from ltx_core.sampling.samplers import EulerSampler, GradientEstimatingSampler, HeunSampler, Sampler, StochasticSampler
 from ltx_core.sampling.stage import StreamStart, begin_streams, finish_streams
-from ltx_core.types import Audio, VideoLatentShape, VideoPixelShape
-from ltx_media.color import CURVES, HDRColorSpace, from_working_codes
+from ltx_core.types import Audio, VideoLatentShape
 from ltx_pipelines.ltx_video.run import LTXVideoRun
-from ltx_pipelines.planning.plan import CarriedKeyframes, HDRSettings, ImageCondition, Plan, SamplerPlan, StagePlan
+from ltx_pipelines.planning.plan import CarriedKeyframes, ImageCondition, Plan, SamplerPlan, StagePlan
 from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.running.conditions import (
     conditioning_items,
@@ -49,9 +46,9 @@ from ltx_pipelines.running.conditions import (
     encode_still,
     source_latent,
 )
+from ltx_pipelines.running.decoding import cut_frames, decode_frames, decode_latents
 from ltx_pipelines.running.finite import Watch, finite_frames, finite_sound
 from ltx_pipelines.running.generation import Frames, Generation
-from ltx_pipelines.running.kept import kept_frames, kept_sound
 from ltx_pipelines.running.long import (
     LongState,
     PieceFrames,
@@ -66,7 +63,6 @@ from ltx_pipelines.running.long import (
     pieces,
     prompt_of,
 )
-from ltx_pipelines.running.preview import fitting
 from ltx_pipelines.running.stage_inputs import (
     KEYFRAMES,
     StageInputs,
@@ -397,59 +393,3 @@ def sampler_of(plan: SamplerPlan) -> Sampler:
         case "euler_cfg_pp":
             return StochasticSampler(EulerCfgPpDiffusionStep(**params), **seed)
     raise ConfigError(f"sampler {plan.kind} is for LTX-Video models alone")
-
-
-def decode_latents(generation: Generation, run: Run | LTXVideoRun) -> Generation:
-    """The generation with sound, and with frames that are decoded as they are read; what is kept is the source's."""
-    plan, made = generation.plan, decode_streams(generation, run)
-    video, audio = made.video, made.audio
-    if plan.new_span("video") is not None:
-        single = lambda: (frame for chunk in made.video or () for frame in chunk)  # noqa: E731
-        video = Frames(lambda: kept_frames(plan, single(), run.ledger.scale_factors.time))
-    if plan.new_span("audio") is not None:
-        audio = kept_sound(plan, made.audio)
-    return replace(generation, video=video, audio=audio)
-
-
-def decode_streams(generation: Generation, run: Run | LTXVideoRun) -> Generation:
-    """The generation with what its latents decode to, cut to the delivered shape; nothing of a source is put back."""
-    state = run.noise.get_state()
-
-    def frames() -> Iterator[Tensor]:
-        run.noise.set_state(state)
-        return run.decode(generation.latents["video"])
-
-    video = Frames(frames) if "video" in generation.plan.decoded else None
-    return replace(generation, video=video, audio=decode_sound(generation, run.ledger))
-
-
-def decode_frames(
-    latent: Tensor, ledger: ModelLedger, generator: torch.Generator, hdr: HDRSettings | None = None
-) -> Iterator[Tensor]:
-    """Chunks ``[f, H, W, 3]`` in [0, 1], or in an HDR colour space; the decoder is loaded for the first of them."""
-    decoder: VideoDecoder = ledger.network("video_decoder", in_float32=hdr is not None)
-    latent = latent if hdr is None else latent.float()
-    for chunk in fitting(latent, decoder.decode_frames(latent, DecodeConditioning(noise=generator)), ledger):
-        yield chunk if hdr is None else from_working_codes(chunk, CURVES[hdr.curve], HDRColorSpace(hdr.color_space))
-
-
-def cut_frames(chunks: Iterator[Tensor], shape: VideoPixelShape) -> Iterator[Tensor]:
-    """Chunks of frames without what was added at the end, the bottom and the right to fill the grid."""
-    left = shape.frames
-    for chunk in chunks:
-        if left > 0:
-            yield chunk[:left, : shape.height, : shape.width]
-        left -= len(chunk)
-
-
-def decode_sound(generation: Generation, ledger: ModelLedger) -> Audio | None:
-    """The sound of the stage the plan says, cut to the picture's length."""
-    plan = generation.plan
-    if "audio" not in plan.decoded:
-        return None
-    latents = generation.stages[0 if plan.audio == "first" else -1]
-    with torch.no_grad():
-        audio = finite_sound(decode_audio(latents["audio"], ledger.network("audio_decoder"), ledger.network("vocoder")))
-    if plan.stages[-1].delivered is None:
-        return audio
-    return replace(audio, waveform=audio.waveform[..., : round(plan.shape.duration * audio.sampling_rate)])

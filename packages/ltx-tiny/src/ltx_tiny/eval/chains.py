@@ -31,7 +31,7 @@ class Chains:
     def video(self, video: Video) -> Video:
         """Encoded and decoded: uint8 ``[F, H, W, 3]``."""
         from ltx_pipelines.running.conditions import encode_video
-        from ltx_pipelines.running.engine import decode_frames
+        from ltx_pipelines.running.decoding import decode_frames
 
         pixels = torch.from_numpy(video).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
         latent = encode_video(pixels, self.ledger)
