@@ -19,7 +19,6 @@ from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines import PIPELINES
-from ltx_pipelines.planning.camera import steered
 from ltx_pipelines.planning.plan import Condition, HDRSettings, Lora, Plan, StagePlan
 from ltx_pipelines.planning.schema import Option, UsageError, documented, options_of, plain, read_all
 from ltx_pipelines.planning.stages import TILE_SIDE, default_guidance, keyframe_slots, tiled_stages
@@ -404,6 +403,8 @@ class Pipeline(ABC):
     def finished(self, request: Request, stages: Sequence[StagePlan], **fields: Any) -> Plan:
         """The plan of these stages and of those that enlarge their result, with what all plans share."""
         if "camera" in self.accepts:
+            from ltx_pipelines.planning.camera import steered  # numpy
+
             folder = Path(self.ledger.files.checkpoint).parent
             request, stages = steered(request, stages, folder, self.ledger.version)
         stages = [*stages, *self.enlarging_stages(request, stages[-1])]
