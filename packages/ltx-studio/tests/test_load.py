@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import json
 import os
 import random
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.studio_server import MAIN, answers, ask, processes_of, resident_bytes, served, start, wait_for
 
+from ltx_studio.files import Files
 from ltx_studio.store import ENDED, Store
+from ltx_studio.supervisor import Hub, Supervisor
 
 PROMPT = "a small red ball bounces on a blue background"
 SMALLEST: dict[str, Any] = {"num_frames": 9, "height": 64, "width": 64, "num_inference_steps": 2}
@@ -79,7 +86,7 @@ class Load:
         while len(accepted) < jobs:
             try:
                 accepted.append(ask(self.address, prompt=PROMPT, **SMALLEST, seed=len(accepted))["id"])
-            except OSError as problem:  # the server is gone for a moment, or asks for patience
+            except (OSError, HTTPException) as problem:  # the server is gone for a moment, or asks for patience
                 assert getattr(problem, "code", 429) == 429, problem
                 time.sleep(0.1)
             time.sleep(random.random() * pause)
@@ -165,12 +172,35 @@ def test_what_a_worker_had_that_is_no_more_is_given_back(tmp_path: Path) -> None
     assert [store.get(job.id).status for job in left] == ["completed", "cancelled"]
 
 
+def test_a_worker_takes_up_what_one_of_its_name_had_and_no_more(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first, second = (store.add({"prompt": name}, "tiny") for name in ("its own", "another's"))
+    assert store.claim("worker-0").id == first.id and store.claim("worker-1").id == second.id
+    line = [sys.executable, "-c", FAKE_WORKER, "worker-0", str(tmp_path)]
+    subprocess.run(line, input="\n", text=True, check=True, stdout=subprocess.DEVNULL, timeout=60)  # woken at once
+    assert (store.get(first.id).status, store.get(first.id).attempts) == ("completed", 2)
+    assert (store.get(second.id).status, store.get(second.id).attempts) == ("in_progress", 1)
+
+
+def test_a_living_workers_job_is_not_given_away(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    job = store.add({}, "tiny")
+    store.claim("worker-0")
+    supervisor = Supervisor(store, Files(tmp_path), Hub(), None, [])
+    with (tmp_path / "worker-0.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        asyncio.run(supervisor._abandon("worker-0", "gone"))
+        assert store.get(job.id).status == "in_progress"
+    asyncio.run(supervisor._abandon("worker-0", "gone"))
+    assert store.get(job.id).status == "queued"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("load", [MAIN], indirect=True)
 def test_every_clip_of_the_bundled_model_is_made_once(load: Load) -> None:
     from ltx_media.video import probe_video
 
-    ended = run(load, jobs=10, kills=20, pauses=(1.0, 60.0))
+    ended = run(load, jobs=10, kills=20, pauses=(1.0, 20.0))
     check(load, ended, accepted=200)
     for job, status in ended.items():
         if status == "completed":

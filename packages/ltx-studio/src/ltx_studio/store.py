@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
+SERVER_DIED = "the server went down with it"  # last words of a worker that could tell nobody
 MAX_ATTEMPTS = 2  # a job that takes its worker down this often is failed
 
 SCHEMA = """

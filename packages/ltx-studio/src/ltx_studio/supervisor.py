@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ltx_studio.files import Files
-from ltx_studio.store import Store
+from ltx_studio.store import SERVER_DIED, Store
 
 logger = logging.getLogger(__name__)
 
@@ -103,19 +103,22 @@ class Supervisor:
             await asyncio.sleep(RESTART_AFTER * 2 ** min(failures, 6))
 
     async def _abandon(self, name: str, last_words: str) -> None:
-        """Give back what a dead worker had."""
-        for job in await asyncio.to_thread(self.store.abandon, name, last_words):
-            if job.ended:
-                self.files.remove_job(job.id)
-            self.hub.publish({"id": job.id, "event": job.status, "error": job.error})
+        """Give back what a worker had, unless one of its name is alive: of a server before, it may finish its clip."""
+        with (self.files.folder / f"{name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            for job in await asyncio.to_thread(self.store.abandon, name, last_words):
+                if job.ended:
+                    self.files.remove_job(job.id)
+                self.hub.publish({"id": job.id, "event": job.status, "error": job.error})
 
     async def _inherit(self, names: set[str]) -> None:
         """Give back what workers had that a server before has left, when they are gone, and that run no more."""
         while names := names & await asyncio.to_thread(self.store.workers):
             for name in names:
-                with (self.files.folder / f"{name}.lock").open("w") as lock, contextlib.suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    await self._abandon(name, "the server went down with it")
+                await self._abandon(name, SERVER_DIED)
             self.wake()
             await asyncio.sleep(1)
 
@@ -126,9 +129,8 @@ class Supervisor:
         async for line in process.stdout:
             with contextlib.suppress(ValueError, KeyError):
                 event = json.loads(line)
-                if event["event"] == "ready":  # it is the only one of its name: what it had before, a dead one left
+                if event["event"] == "ready":
                     was_ready = True
-                    await self._abandon(name, "the server went down with it")
                     self.wake()
                 else:
                     self.hub.publish(event)

@@ -19,7 +19,7 @@ from ltx_core.errors import LtxError
 from ltx_pipelines.cli.progress import Reporter
 from ltx_studio.files import Files
 from ltx_studio.requests import resolved
-from ltx_studio.store import Job, Store
+from ltx_studio.store import SERVER_DIED, Job, Store
 
 STAGE_FILE = "clip.stage1.safetensors"
 THUMBNAIL, SHEET = "thumbnail.webp", "spritesheet.jpg"
@@ -104,7 +104,11 @@ class Worker:
         self.parent = os.getppid()
 
     def run(self) -> None:
-        """Work until the server is gone."""
+        """Work until the server is gone. This is the only worker of its name: what that has, a dead one left."""
+        for job in self.store.abandon(self.name, SERVER_DIED):
+            if job.ended:
+                self.files.remove_job(job.id)
+            say(job.id, job.status, **({"error": job.error} if job.error else {}))
         say("", "ready")
         for _ in sys.stdin:
             self.drain()
