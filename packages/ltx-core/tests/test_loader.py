@@ -101,6 +101,31 @@ def test_sharded_files_are_one_component(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path)
 
 
+def test_an_index_decides_among_shards(tmp_path: Path) -> None:
+    """By folder, index or any shard; what it names must be there, what it does not name is an error."""
+    tensors = upsampler_tensors()
+    names = list(tensors)
+    shards = {f"model-0000{number}-of-00002.safetensors": names[number - 1 :: 2] for number in (1, 2)}
+    places = {name: file for file, own in shards.items() for name in own}
+    for file, own in shards.items():
+        twice = {names[0]: torch.full_like(tensors[names[0]], 7.0)} if names[0] not in own else {}
+        save_file({name: tensors[name] for name in own} | twice, tmp_path / file, metadata(UPSAMPLER))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    for named in (tmp_path, index, *(tmp_path / file for file in shards)):
+        assert_same(Checkpoint.open(named).build("latent_upsampler"), tensors)
+    index.write_text(json.dumps({"weight_map": places | {"stranger": "model-00001-of-00002.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"index.json names stranger, which no shard holds"):
+        Checkpoint.open(tmp_path)
+    index.write_text(json.dumps({"weight_map": {name: file for name, file in places.items() if name != names[-1]}}))
+    with pytest.raises(CheckpointError, match=rf"holds {names[-1]}, which model.safetensors.index.json does not name"):
+        Checkpoint.open(tmp_path)
+    for file, said in (("gone.safetensors", "which is not there"), ("../x.safetensors", "a file name without folders")):
+        index.write_text(json.dumps({"weight_map": places | {names[0]: file}}))
+        with pytest.raises(CheckpointError, match=said):
+            Checkpoint.open(index)
+
+
 def test_a_folder_knows_all_its_components(folder: Path) -> None:
     checkpoint = Checkpoint.open(folder)
     assert checkpoint.components == ("transformer", "latent_upsampler")
