@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from tests.golden.case import TINY_CHECKPOINT
+from tests.rehearsal.stage import MANIFESTS, manifest, write_header
 
 from ltx_core.errors import ConfigError
 from ltx_core.types import Audio, SpatioTemporalScaleFactors, VideoPixelShape
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.interpolate import InterpolatePipeline
+from ltx_pipelines.planning import cost, validation
 from ltx_pipelines.planning.cost import cost_of, tiled_work
 from ltx_pipelines.planning.layout import tiles_of
-from ltx_pipelines.planning.plan import plan_from_json
+from ltx_pipelines.planning.plan import ModelFiles, plan_from_json
 from ltx_pipelines.planning.schema import UsageError
 from ltx_pipelines.retake import RetakePipeline
 from ltx_pipelines.running.model_files import find_model
@@ -152,3 +154,27 @@ def test_clips_are_joined_with_their_sound(clip: Path, tmp_path: Path, capfd: py
     assert torch.allclose(sound.waveform[..., :9600], tone, atol=1e-6)
     assert torch.allclose(sound.waveform[..., 12480:], tone, atol=1e-6), "each sound begins with its picture"
     assert run(line) == 1 and run(["concat", str(clip), "-o", str(tmp_path / "x.mp4")]) == 2
+
+
+@pytest.mark.slow
+def test_3840_x_2176_fits_a_card_of_24_gb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published LTX-2.3 by its headers; the table of docs/large.md."""
+    model, card = "ltx-2.3-22b", 24e9
+    parts = [path.stem for path in (MANIFESTS / model).glob("*.json") if "upscaler" not in path.stem]
+    whole = write_header(tmp_path / "distilled.safetensors", [manifest(model, name) for name in parts])
+    larger = write_header(tmp_path / "upscaler.safetensors", [manifest(model, "spatial_upscaler")])
+    files = ModelFiles(str(whole), str(whole), spatial_upsampler=str(larger))
+    monkeypatch.setattr(ModelLedger, "text_tokens", 1024)
+    monkeypatch.setattr(ModelLedger, "free_bytes", lambda self: int(card))
+    monkeypatch.setattr(validation, "validate_plan", lambda *_: None)  # there is no text encoder
+    monkeypatch.setattr(cost, "text_weights", lambda _: {})
+    ledger = ModelLedger(files, dtype=torch.bfloat16, device="cuda", policy="streamed")
+    plan = DistilledPipeline(ledger).enable_4k_mode().plan("a kettle begins to whistle", num_frames=257)
+    assert plan.stages[2].tiles == ((1, 0), (2, 4), (3, 4)) and plan.shape[1:4] == (257, 2176, 3840)
+    counted = cost_of(plan, ledger)
+    assert counted.peak < 0.8 * card
+    page = (MANIFESTS.parents[1] / "docs" / "large.md").read_text()
+    for phase in counted.phases:
+        if phase.name in ("stage 1", "stage 2", "stage 3", "video"):
+            weights, work = sum(phase.weights.values()) / 1e9, phase.work
+            assert f"| {weights:.2f} | {work.activations / 1e9:.1f} | {work.flops / 1e15:.1f} |" in page, phase.name

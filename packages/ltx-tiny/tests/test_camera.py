@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from ltx_media.camera import CameraPath, Intrinsics, Key, Pose
+from ltx_media.camera.warp import warp_still
 from ltx_media.images import write_png
+from ltx_media.metrics import global_motion
 from ltx_pipelines import TI2VidTwoStagesPipeline
-from ltx_tiny.eval.stage import find_camera, reduced
 from ltx_tiny.world.motion import progress
 from ltx_tiny.world.render import render
 from ltx_tiny.world.scene import Body, Scene
@@ -33,18 +34,30 @@ def path_of(kind: str) -> CameraPath:
     return CameraPath(tuple(keys), "linear")
 
 
+def zoom_between(first: torch.Tensor, last: torch.Tensor) -> float:
+    """The factor by which ``first`` ``[3, H, W]`` must be enlarged about its centre to look most like ``last``."""
+    size = (first.shape[1], first.shape[2])
+    factors, errors = np.linspace(1.0, 1.25, 51), []
+    for factor in factors:
+        fov = math.degrees(2 * math.atan(math.tan(math.radians(FOV) / 2) / factor))
+        seen = warp_still(first, [Key(0.0, Pose(), FOV), Key(1.0, Pose(), fov)], size=size)[1]
+        errors.append(float((seen.image - last).abs().mean()))
+    return float(factors[int(np.argmin(errors))])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "words", "short"), [("pan", "pans right", 0.1), ("zoom", "zooms in", 0.15)])
-def test_the_camera_goes_where_it_is_asked_to(kind: str, words: str, short: float, tmp_path: Path) -> None:
-    """A pan within 10 %; of a zoom the bundled VAE alone loses 11 %."""
+@pytest.mark.parametrize(("kind", "words"), [("pan", "pans right"), ("zoom", "zooms in")])
+def test_the_camera_goes_where_it_is_asked_to(kind: str, words: str, tmp_path: Path) -> None:
     write_png(tmp_path / "first.png", torch.from_numpy(render(SCENE, 1, 512, 512)[0][0]))
     pipeline = TI2VidTwoStagesPipeline.from_pretrained("tiny")
     prompt, image = f"a small orange ring spins, the camera {words}", (str(tmp_path / "first.png"), 0, 1.0, 0)
-    made = pipeline(prompt, images=[image], camera=path_of(kind), progress=False)
+    made = pipeline(prompt, images=[image], camera=path_of(kind), seed=1, progress=False)
     assert made.video is not None
-    pan, zoom = find_camera(reduced((made.video.tensor() * 255).round().to(torch.uint8).numpy()))
-    focal = Intrinsics(256, 256, FOV).focal
-    asked = focal * math.tan(math.radians(PAN)) / 256 if kind == "pan" else math.log(ZOOM)
-    got = float(pan[-1] - pan[0]) if kind == "pan" else float(np.log(zoom[-1] / zoom[0]))
+    frames = made.video.tensor().permute(0, 3, 1, 2).float()
+    if kind == "pan":
+        asked = -Intrinsics(256, 256, FOV).focal * math.tan(math.radians(PAN))
+        got, _ = global_motion(frames[0], frames[-1])
+    else:
+        asked, got = math.log(ZOOM), math.log(zoom_between(frames[0], frames[-1]))
     print(f"{kind}: {got:.4f} of {asked:.4f}")
-    assert got == pytest.approx(asked, rel=short)
+    assert got == pytest.approx(asked, rel=0.1)
