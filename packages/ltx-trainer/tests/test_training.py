@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -240,6 +241,16 @@ class TestPlan:
         assert plan_memory(config).tokens == 2 * (FRAMES * SIDE * SIDE + STEPS)
         assert plan_memory(config).lines()[-2].startswith("together")
 
+    def test_gradients_take_the_place_of_activations_unless_they_are_summed(self, files, tmp_path):
+        def plan(count):
+            model = {"training_mode": "full"}
+            options = {"gradient_accumulation_steps": count}
+            return plan_memory(make_config(*files, tmp_path / "out", model=model, optimization=options))
+
+        once, summed = plan(1), plan(2)
+        items = {item.name: item.device for item in once.items}
+        assert summed.device - once.device == min(items["gradients"], items["activations"]) > 0
+
     def test_swapping_quantising_and_recomputing_take_less(self, files, tmp_path):
         def device(**acceleration):
             return plan_memory(make_config(*files, tmp_path / "out", acceleration=acceleration)).device
@@ -254,6 +265,26 @@ class TestPlan:
         config = make_config(*files, tmp_path / "out", model=model)
         network = LtxvTrainer(config).transformer
         assert plan_memory(config).trained == sum(p.numel() for p in network.parameters() if p.requires_grad) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["LoRA", "LoRA, recomputing", "LoRA, int8 base", "full"])
+def test_the_plan_is_near_the_measured_peak(tmp_path, monkeypatch, name):
+    """In a process of its own whose allocator gives back what is freed, on the CPU."""
+    from multiprocessing import get_context
+
+    from benchmarks import train_step
+
+    for key, value in (("MALLOC_MMAP_THRESHOLD_", "65536"), ("MALLOC_TRIM_THRESHOLD_", "65536")):
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    arguments = train_step.parser().parse_args(["--width=256", "--steps=1", "--size", "5", "8", "12", "--workers=0"])
+    model = write_model(tmp_path / "m.safetensors", width=256, audio_width=256, layers=arguments.layers)
+    data = train_step.write_examples(tmp_path / "data", 256, tuple(arguments.size))
+    variant = next(variant for variant in train_step.VARIANTS if variant.name == name)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        measured = pool.submit(train_step.measure, variant, model, data, arguments).result()
+    assert measured.planned == pytest.approx(measured.peak, rel=0.15)
 
 
 class TestWholeModel:

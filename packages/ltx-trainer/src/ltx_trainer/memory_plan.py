@@ -56,10 +56,11 @@ class MemoryPlan:
     items: tuple[MemoryItem, ...]
     trained: int  # parameters
     tokens: int  # of the longest batch
+    shared: int = 0  # bytes of gradients that come as activations go
 
     @property
     def device(self) -> int:
-        return sum(item.device for item in self.items)
+        return sum(item.device for item in self.items) - self.shared
 
     @property
     def host(self) -> int:
@@ -67,7 +68,8 @@ class MemoryPlan:
 
     def lines(self) -> list[str]:
         """The plan as a table."""
-        rows = [*self.items, MemoryItem("together", self.device, self.host)]
+        note = "gradients come as activations go" if self.shared else ""
+        rows = [*self.items, MemoryItem("together", self.device, self.host, note)]
         lines = [f"{'':24} {'device':>12} {'host':>12}"]
         lines += [f"{row.name:24} {amount(row.device):>12} {amount(row.host):>12}  {row.note}".rstrip() for row in rows]
         return [*lines, f"{self.trained:,} trained parameters, {self.tokens:,} tokens in the longest batch"]
@@ -130,7 +132,10 @@ class MemoryModel:
             MemoryItem("average (EMA)", trained * 4) if config.optimization.ema_decay is not None else None,
             MemoryItem("activations", self._activations(config, tokens, itemsize), note="estimated"),
         ]
-        return MemoryPlan(tuple(item for item in items if item is not None), trained, sum(tokens.values()))
+        found = {item.name: item for item in items if item is not None}
+        kept = config.optimization.gradient_accumulation_steps > 1  # gradients outlive the backward pass
+        shared = 0 if kept else min(found["gradients"].device, found["activations"].device)
+        return MemoryPlan(tuple(found.values()), trained, sum(tokens.values()), shared)
 
     def _weights(self, config: TrainerConfig, itemsize: int) -> MemoryItem:
         """The transformer: on the device, and the blocks that wait in host memory."""
