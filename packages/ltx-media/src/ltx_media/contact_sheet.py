@@ -124,8 +124,8 @@ def draw_contact_sheet(sheet: ContactSheet) -> Image.Image:
 
 
 def _columns(count: int, aspect: float) -> int:
-    """As many columns as make two rows, but frames no smaller than tall ones need."""
-    wanted = math.ceil(count / 2) if count > 3 else count
+    """As many columns as make two rows, one of up to four, but frames no smaller than tall ones need."""
+    wanted = math.ceil(count / 2) if count > 4 else count
     return max(min(wanted, count, 4 if aspect >= 1 else 8), 1)
 
 

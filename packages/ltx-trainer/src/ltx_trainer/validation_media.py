@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ltx_core.model.audio_vae.audio_vae import decode_audio, encode_audio
 from ltx_core.model.video_vae.frames import decode_video
 from ltx_core.model.video_vae.tiling import TileSizeConfig
 from ltx_core.model.video_vae.video_vae import VideoDecoder
-from ltx_core.types import Audio, AudioLatentShape, VideoPixelShape
+from ltx_core.types import Audio, AudioLatentShape, SpatioTemporalScaleFactors, VideoPixelShape
 from ltx_media.audio import fit_duration, probe_sound, read_audio, write_wav
 from ltx_media.fit import resize_and_crop
 from ltx_media.images import is_image, write_png
@@ -88,7 +88,7 @@ class Studio:
                 ),
                 prompt=sample.prompt,
                 pictures=shown_references(sample, sample_shape(config, sample)),
-                references=reference_clips(sample, sample_shape(config, sample)),
+                references=reference_clips(sample, sample_shape(config, sample), self.files.scale_factors()),
                 truth=true_clip(sample, sample_shape(config, sample)),
             )
             for index, sample in enumerate(config.samples)
@@ -258,15 +258,35 @@ def shown_frames(path: str, wanted: Wanted) -> Tensor:
     return ((frames + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
 
 
-def reference_clips(sample: ValidationSample, shape: VideoPixelShape) -> tuple[Clip, ...]:
+def reference_clips(
+    sample: ValidationSample, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors
+) -> tuple[Clip, ...]:
     """What a sample is given of other clips, for its sheet."""
     clips = []
     for condition in sample.conditions:
         keys = ("video", "audio", "image_or_video")
         file = next((path for key in keys if (path := getattr(condition, key, None)) is not None), None)
         if file is not None:
-            clips.append(clip_of(file, f"given: {condition.type}", shape, condition.targets()))
+            clip = clip_of(file, f"given: {condition.type}", shape, condition.targets())
+            if clip.frames is not None:
+                clip = replace(clip, frames=given_frames(condition, clip.frames, factors))
+            clips.append(clip)
     return tuple(clips)
+
+
+def given_frames(condition: SampleCondition, frames: Tensor, factors: SpatioTemporalScaleFactors) -> Tensor:
+    """Those of a clip's frames ``[F, H, W, 3]`` that a condition gives."""
+    match condition:
+        case SampleFirstFrame():
+            return frames[:1]
+        case SamplePrefix(num_frames=int(count)):
+            return frames[:count]
+        case SampleSuffix(num_frames=int(count)):
+            return frames[-count:]
+        case SampleKeyframe():
+            place = range(factors.latent_frames(len(frames)))[condition.latent_index]
+            return frames[max((place - 1) * factors.time + 1, 0) : place * factors.time + 1]
+    return frames
 
 
 def true_clip(sample: ValidationSample, shape: VideoPixelShape) -> Clip | None:
