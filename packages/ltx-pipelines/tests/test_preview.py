@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,3 +181,19 @@ def test_sixels_hold_every_pixel(picture: Image.Image) -> None:
                         pixels[x, 6 * number + bit] = palette[int(index)]
     assert len(pixels) == 80 * 40
     assert pixels[0, 0] == (100, 0, 0) and pixels[79, 39] == (0, 0, 100)
+
+
+def test_a_notebook_exchanges_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    handle = SimpleNamespace(update=shown.append)
+    inline = SimpleNamespace(
+        Image=lambda data, width: data, display=lambda data, display_id: shown.append(data) or handle
+    )
+    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=inline))
+    monkeypatch.setitem(sys.modules, "IPython.display", inline)
+    bars = PicturedProgress(console=Console(file=io.StringIO()), disable=True)
+    for value in (0, 255):
+        bars.show(torch.full((4, 6, 3), value, dtype=torch.uint8))
+    assert [Image.open(io.BytesIO(data)).getpixel((0, 0)) for data in shown] == [(0, 0, 0), (255, 255, 255)]
+    assert bars.picture is None
