@@ -65,7 +65,7 @@ class VideoModalityTilingHelper:
         shares = 1 / kept.sum(dim=0).clamp(min=1).float()
         tiles = []
         for box, own, keep, blend in zip(boxes, indices, kept, blends, strict=True):
-            appended = keep.nonzero().flatten()
+            appended = keep.nonzero().flatten() if len(keep) else own[:0]
             weights = torch.cat((blend.flatten().to(shares), shares[appended]))
             tiles.append(TokenTile(box, torch.cat((own, appended + total)), len(own), weights))
         return tiles

@@ -79,6 +79,11 @@ def kept_encoding(plan: Plan, crf: float | None, path: Path = Path("clip.mp4")) 
     return replace(encoding, matrix=matrix, primaries=tag, transfer=tag, to_planes=to_planes)
 
 
+def on_host(made: Tensor) -> Tensor:
+    """Decoded frames or samples in float32 on the host, where those of sources and of earlier pieces are."""
+    return made.detach().float().cpu()
+
+
 def _own_frames(plan: Plan) -> Iterator[Tensor | None]:
     """The source's frame at each delivered one, in [0, 1]; None before its first and after its last."""
     source, shape = plan.sources["video"], plan.shape
@@ -106,7 +111,7 @@ def _joined(
     edge: Tensor | float = 0.0  # what the source's last frame before the span has more than the new one of its time
     waiting: list[tuple[float, Tensor]] = []  # new frames just before a source that begins where the span ends
     for index, own, made in pairs:
-        new = None if made is None else made.detach().float().cpu()
+        new = None if made is None else on_host(made)
         if not first <= index < last:
             shown = shown if own is None else own
             assert shown is not None
@@ -145,7 +150,7 @@ def kept_sound(plan: Plan, made: Audio | None) -> Audio | None:
 
 def _like(sound: Audio, channels: int, rate: int, length: int) -> Tensor:
     """A sound ``[channels, length]`` at another rate; mono is the mean, channels beyond two are silent."""
-    waveform = resample(sound.waveform.detach().float().cpu().flatten(0, -2), sound.sampling_rate, rate)
+    waveform = resample(on_host(sound.waveform).flatten(0, -2), sound.sampling_rate, rate)
     waveform = waveform.mean(0, keepdim=True) if channels == 1 else waveform
     return F.pad(waveform, (0, length - waveform.shape[1], 0, channels - waveform.shape[0]))
 

@@ -28,6 +28,7 @@ from ltx_core.components.strength import ORDERS, strength_over_overlap
 from ltx_core.components.windows import FRAMES_PER_LATENT
 from ltx_core.types import Audio
 from ltx_pipelines.planning.plan import ImageCondition, LongClip, Plan, StagePlan
+from ltx_pipelines.running.kept import on_host
 from ltx_pipelines.running.stage_inputs import Continuation, StageResult
 
 LEFT, RIGHT = 4, 3  # latent frames decoded around a piece
@@ -228,7 +229,7 @@ def piece_of_sound(plan: Plan, piece: Piece, state: LongState, sound: Audio) -> 
     sample: what the tokens lack of it, at most 0.05 s, is silent behind a short fade.
     """
     rate, shape = sound.sampling_rate, plan.shape
-    wave = sound.waveform.detach().float().cpu()
+    wave = on_host(sound.waveform)
     wave = wave[:, sample_of(piece.heard[0], rate) - round(4 * piece.tokens[0] * rate / MEL_RATE) :]
     fade, is_last = round(FADE * rate), piece.picture is None
     if state.tail is not None:

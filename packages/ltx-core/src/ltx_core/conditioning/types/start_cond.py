@@ -44,5 +44,6 @@ class ConditionByStart:
         free = free.repeat_interleave(count // len(self.strengths))[:, None]
         clean[:, :count], mask[:, :count] = tokens.to(clean), free
         release[:, :count] = (free > 0) * CURVES.index(self.release)
-        released = release if bool(release.any()) else None
+        falls = CURVES.index(self.release) > 0 and min(self.strengths) < 1  # known without reading the device
+        released = release if falls or latent_state.release is not None else None
         return replace(latent_state, clean_latent=clean, denoise_mask=mask, release=released)

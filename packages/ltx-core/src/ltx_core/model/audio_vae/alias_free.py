@@ -57,7 +57,8 @@ class Lowpass(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("filter", kaiser_sinc_filter(CUTOFF, HALF_WIDTH, FILTER_TAPS))
+        taps = kaiser_sinc_filter(CUTOFF, HALF_WIDTH, FILTER_TAPS)
+        self.register_buffer("filter", taps.to(torch.get_default_device(), copy=True))
 
 
 class Downsample(nn.Module):
@@ -102,8 +103,9 @@ def upsample(x: Tensor, taps: Tensor, ratio: int, margin: int, drop: int) -> Ten
     return x[..., drop : drop + ratio * samples]
 
 
+@lru_cache(maxsize=8)
 def kaiser_sinc_filter(cutoff: float, half_width: float, taps: int) -> Tensor:
-    """A Kaiser-windowed sinc of unit sum: [1, 1, taps].
+    """A Kaiser-windowed sinc of unit sum, on the CPU: [1, 1, taps].
 
     ``cutoff`` and ``half_width`` (of the transition band) in parts of the sample rate; the window follows from the
     attenuation they ask for.
@@ -115,9 +117,13 @@ def kaiser_sinc_filter(cutoff: float, half_width: float, taps: int) -> Tensor:
         beta = 0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21)
     else:
         beta = 0.0
-    time = torch.arange(taps) - taps // 2 + (0.5 if taps % 2 == 0 else 0.0)
-    values = torch.kaiser_window(taps, periodic=False, beta=beta) * torch.sinc(2 * cutoff * time)
-    return (values / values.sum())[None, None]
+    with (
+        torch.device("cpu"),
+        torch.inference_mode(False),
+    ):  # once for all layers
+        time = torch.arange(taps) - taps // 2 + (0.5 if taps % 2 == 0 else 0.0)
+        values = torch.kaiser_window(taps, periodic=False, beta=beta) * torch.sinc(2 * cutoff * time)
+        return (values / values.sum())[None, None]
 
 
 @lru_cache(maxsize=8)
