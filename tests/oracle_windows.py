@@ -36,7 +36,7 @@ class OracleLedger:
     """A model of ``channels`` whose clip is known; its codec reads a first latent frame as one pixel frame."""
 
     scale_factors, latent_channels = SpatioTemporalScaleFactors(8, 32, 32), 4
-    device, dtype, policy = torch.device("cpu"), torch.float32, "resident"
+    device, dtype, policy, devices = torch.device("cpu"), torch.float32, "resident", None
 
     def __init__(self, video: Tensor, audio: Tensor | None = None) -> None:
         self.video, self.audio, self.texts = video, audio, Texts()
