@@ -24,7 +24,7 @@ demo: install  ## make a clip with the bundled model in out/; replaces nothing t
 	cd out && $(BIN)/ltx demo
 
 # One thread per process and one process per core: twice as fast as two threads in one process on small tensors.
-test slow: export OMP_NUM_THREADS ?= 1
+test slow: export OMP_NUM_THREADS := $(or $(strip $(OMP_NUM_THREADS)),1)
 
 test: install  ## run every test that takes less than a minute: some 10 minutes on two plain cores, 6 on good ones
 	@echo "All tests but the slow ones: expect 10 minutes on two plain cores, 6 on two with bfloat16 units."

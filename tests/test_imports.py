@@ -63,6 +63,8 @@ LIGHT = [  # a line, and what it says
     ("generate ball --model nowhere", "neither a file"),
     ("generate ball --lora nowhere", "does not exist"),
     ("generate ball -o ball.xyz", "output is ball.xyz"),
+    ("generate ball --quantization fp9", "expected one of fp8-cast"),
+    ("generate ball --device tpu", "device is 'tpu'"),
     ("plan ball --seed 99999999999999999999", "expected a 64-bit integer"),
     ("plan ball --num-frames 7 --no-snap", "nearest valid: 9"),
     ("retake ball --video nowhere.mp4 --start-time 0 --end-time 1", "nowhere.mp4: cannot read video"),

@@ -14,6 +14,7 @@ from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_core.loader import backend
 from ltx_core.loader.backend import ResidentTransformer
 from ltx_core.loader.fp8 import RowwiseLinear
+from ltx_core.loader.quantization import POLICIES
 from ltx_core.model.video_vae import frames
 from ltx_core.model.video_vae.frames import decode_parts
 from ltx_core.precision import WIDENED, DtypeName
@@ -23,6 +24,7 @@ from ltx_pipelines.planning.plan import Lora, plan_from_json
 from ltx_pipelines.running.decoding import decode_frames
 from ltx_pipelines.running.engine import Generation
 from ltx_pipelines.running.model_files import find_model
+from ltx_pipelines.running.networks import QUANTIZATIONS
 from ltx_pipelines.running.placement import Policy
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.utils.model_ledger import ModelLedger
@@ -184,3 +186,7 @@ def test_a_picture_is_cut_only_when_memory_is_short(monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     whole = list(decode_frames(latent, one, torch.Generator()))
     assert [chunk.shape for chunk in tiled] == [chunk.shape for chunk in whole]
+
+
+def test_the_names_that_are_checked_without_torch_are_those_there_are() -> None:
+    assert set(QUANTIZATIONS) == set(POLICIES)

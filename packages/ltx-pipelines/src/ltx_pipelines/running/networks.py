@@ -8,8 +8,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ltx_core.errors import CheckpointError, ConfigError
-from ltx_pipelines.planning.plan import Lora, ModelFiles
+from ltx_core.errors import CheckpointError, ConfigError, nearest_hint
+from ltx_pipelines.planning.plan import BackendName, Lora, ModelFiles
 from ltx_pipelines.planning.schema import MODEL_VARIABLE, UsageError
 from ltx_pipelines.running.hub import TINY
 from ltx_pipelines.running.model_files import FoundModel, find_model
@@ -17,6 +17,9 @@ from ltx_pipelines.running.placement import default_backend
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 OFFLOAD = {"none": "resident", "cpu": "streamed", "disk": "sequential"}
+# Named here too, since their own modules take torch.
+QUANTIZATIONS = ("fp8-cast", "fp8-rowwise", "fp8-scaled-mm", "nvfp4-cast", "nvfp4-prequant")
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 SPLIT = ("transformer", "text_encoder", "audio_vae", "duration_head")
 PLACEMENT = (
     *("backend", "policy", "offload", "device", "dtype", "quantization", "compile_blocks"),
@@ -77,9 +80,7 @@ def make_ledger(files: ModelFiles, given: Mapping[str, Any]) -> ModelLedger:
         raise UsageError("--offload and --policy say the same, expected one of them")
     backend = given.get("backend") or default_backend()
     if given.get("quantization"):
-        from ltx_core.networks import find_backend
-
-        find_backend(backend).check_quantization(given["quantization"])
+        check_quantization(given["quantization"], backend)
     chosen = {name: given[name] for name in ("dtype", "quantization", "compile_blocks") if given.get(name)}
     chosen["backend"] = backend
     if given.get("embedding_cache"):
@@ -101,10 +102,25 @@ def shared_ledger(files: ModelFiles, given: Mapping[str, Any], share: dict[str, 
     return share[key]
 
 
+def check_quantization(name: str, backend: BackendName) -> None:
+    """A format of the transformer's weights that the backend has."""
+    if backend == "torch":
+        if name not in QUANTIZATIONS:
+            hint = nearest_hint(name, QUANTIZATIONS)
+            raise ConfigError(f"quantization is {name!r}, expected one of {', '.join(QUANTIZATIONS)}{hint}")
+        return
+    from ltx_core.networks import find_backend
+
+    find_backend(backend).check_quantization(name)
+
+
 def checked_device(name: str | None) -> str | None:
     """A device torch knows and this machine has."""
     if name is None:
         return None
+    if name.partition(":")[0] not in DEVICES:
+        hint = nearest_hint(name, DEVICES)
+        raise ConfigError(f"device is {name!r}, expected one of {', '.join(DEVICES)}{hint}; see `ltx doctor`")
     import torch
 
     try:
