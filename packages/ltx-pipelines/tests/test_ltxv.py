@@ -732,6 +732,7 @@ class TestCommands:
         monkeypatch.setattr(TorchBackend, "text_encoder", lambda *given: Encoded)
         monkeypatch.chdir(tmp_path)
         (tmp_path / "t5").mkdir()
+        save_file({"shared.weight": torch.zeros(1)}, tmp_path / "t5" / "model.safetensors")
         (tmp_path / "own.yaml").write_text(
             f"checkpoint_path: {model[0]}\nspatial_upscaler_model_path: {model[1]}\npipeline_type: multi-scale\n"
             "text_encoder_model_name_or_path: t5\nguidance_scale: 1\nstg_scale: 0\n"

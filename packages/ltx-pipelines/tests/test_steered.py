@@ -113,7 +113,7 @@ def test_wrong_requests_are_named(ledger: ModelLedger, photo: str, tmp_path: Pat
     for message, request in wrong.items():
         with pytest.raises(ConfigError, match=message):
             pipeline.plan("a wall", images=photo, num_frames=9, **request)
-    with pytest.raises(MediaError, match=r"lost.json, which cannot be read"):
+    with pytest.raises(ConfigError, match=r"cannot read lost.json"):
         pipeline.plan("a wall", images=photo, camera="lost.json")
     with pytest.raises(UsageError, match="no effect without camera"):
         pipeline.plan("a wall", camera_depth=photo)

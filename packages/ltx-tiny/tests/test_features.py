@@ -131,7 +131,8 @@ def test_the_demo_is_what_its_prompt_says(tmp_path: Path, capfd: pytest.CaptureF
     output = tmp_path / "demo.mp4"
     assert run(["demo", "-o", str(output)]) == 0
     said = capfd.readouterr().out.splitlines()
-    assert len(said) == 2 and "demo.mp4" in said[0] and "demo.png" in said[0] and 'ltx generate "' in said[1]
+    assert len(said) == 3 and "demo.mp4" in said[0] and "demo.png" in said[0] and 'ltx generate "' in said[1]
+    assert "ltx serve" in said[2]
     assert (tmp_path / "demo.png").is_file()
     sound = read_audio(output)
     assert sound is not None

@@ -79,7 +79,7 @@ def test_every_tensor_is_finite_and_no_larger_than_needed(folder: Path) -> None:
             tensor = file.read(name)
             assert torch.isfinite(tensor.float()).all(), f"{file.path.name}: {name}"
             kept = STATISTICS in name
-            assert kept or tensor.dtype == torch.bfloat16, f"{file.path.name}: {name} is {tensor.dtype}"
+            assert kept or tensor.dtype.itemsize == 2, f"{file.path.name}: {name} is {tensor.dtype}"
 
 
 def test_the_distilled_adapter_fits_every_layer_it_names(checkpoint: Checkpoint, folder: Path) -> None:

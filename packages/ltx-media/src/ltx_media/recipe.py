@@ -9,7 +9,6 @@ from typing import Any
 from ltx_core.textfiles import parse_json
 from ltx_media.containers import open_container
 from ltx_media.errors import media_errors
-from ltx_media.images import open_image
 
 RECIPE_KEY = "recipe"
 CONTAINER_KEY = "comment"  # the tag of that length-free kind that MP4, MOV and WAV share
@@ -24,6 +23,8 @@ def read_recipe(path: str | Path) -> dict[str, Any] | None:
     """The recipe stored in a file that we wrote; ``None`` when the file carries none. Raises ``MediaError``."""
     with media_errors(path, "read recipe"):
         if Path(path).suffix.lower() in (".png", ".gif", ".webp"):
+            from ltx_media.images import open_image  # takes torch
+
             with open_image(path) as image:
                 held = getattr(image, "text", {}).get(RECIPE_KEY) or image.info.get("comment") or image.info.get("xmp")
                 text = held.decode("utf-8", "replace") if isinstance(held, bytes) else held

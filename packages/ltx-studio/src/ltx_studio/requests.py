@@ -23,6 +23,7 @@ def canonical(request: Mapping[str, Any], models: Sequence[str]) -> dict[str, An
     No path of a client is ever opened: what names a file must be an upload or the id of a clip, ``model`` one of
     ``models``, ``pipeline`` one of ours. Raises `ConfigError`.
     """
+    from ltx_media.camera import parse_moves
     from ltx_pipelines.cli.fields import every_option, from_json
     from ltx_pipelines.pipeline import DRAWN, pipelines
     from ltx_pipelines.planning.schema import plain
@@ -39,6 +40,8 @@ def canonical(request: Mapping[str, Any], models: Sequence[str]) -> dict[str, An
     for name in given.keys() & options.keys() - {"model"}:
         if is_servers(options[name]):
             raise ConfigError(f"{name} is the server's to choose, expected it left out")
+    if (camera := given.get("camera")) is not None and not camera.strip().startswith("{"):
+        parse_moves(camera)  # no name of a file
     if given.get("seed") == DRAWN:  # now, so that a clip that is taken up again is the same
         given["seed"] = secrets.randbelow(2**31)
     given = with_files(given, _checked)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ltx_core.errors import ConfigError, MediaError
+from ltx_core.errors import ConfigError
+from ltx_core.textfiles import read_text
 from ltx_media.camera import CameraPath, Move, parse_moves, path_of_moves
 from ltx_media.camera.path import camera_path_from_json
 from ltx_pipelines.planning.plan import CameraCondition, Lora, StagePlan
@@ -65,10 +66,7 @@ def camera_path(text: str, moves: Sequence[Move], seconds: float) -> CameraPath:
         return path_of_moves(moves, seconds)
     if text.startswith("{"):
         return camera_path_from_json(text)
-    try:
-        return camera_path_from_json(Path(text).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise MediaError(f"camera is {text}, which cannot be read: {error}") from error
+    return camera_path_from_json(read_text(text))
 
 
 def camera_condition(request: Request, path: CameraPath) -> CameraCondition:

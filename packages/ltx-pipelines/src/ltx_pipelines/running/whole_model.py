@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ltx_core.loader.components import COMPONENTS
 from ltx_core.loader.safetensors_file import HEADER_DIGEST, TENSOR_DIGESTS
 from ltx_core.loader.sources import Derived, Source
+from ltx_core.textfiles import parse_json
 from ltx_pipelines.running.model_facts import ModelFacts
 from ltx_pipelines.running.model_files import FoundModel
 
@@ -80,8 +80,8 @@ class Model:
 
 def plain_of_mlx(tensors: Mapping[str, Source], metadata: Mapping[str, str]) -> Mapping[str, Source]:
     """The tensors of a file that was quantised for MLX with its weights plain; those of any other file as they are."""
-    given = json.loads(metadata.get("quantization", "{}"))
-    if given.get("format") != "mlx":
+    given = parse_json(metadata.get("quantization", "{}"), "quantization")
+    if not isinstance(given, dict) or given.get("format") != "mlx":
         return tensors
     plain = dict(tensors)
     for name in [name for name in tensors if name.endswith(".scales")]:
