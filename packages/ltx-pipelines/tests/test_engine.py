@@ -111,6 +111,16 @@ def test_resuming_after_the_first_stage_equals_the_uninterrupted_run(ledger: Mod
     assert torch.equal(got.audio.waveform, want.audio.waveform)
 
 
+def test_a_first_stage_goes_on_in_another_precision(ledger: ModelLedger) -> None:
+    plan = DistilledPipeline(ledger).plan(**SMALL)
+    first = list(generate(plan.with_(stages=plan.stages[:1]), ledger, decode=False))[-1].generation
+    assert first is not None
+    narrow = [{name: latent.bfloat16() for name, latent in stage.items()} for stage in first.stages]
+    resumed = list(generate(plan, ledger, resume=replace(first, stages=tuple(narrow))))[-1].generation
+    assert resumed is not None and resumed.video is not None
+    assert resumed.latents["video"].dtype == ledger.dtype and len(list(resumed.video))
+
+
 def test_weights_are_read_once_and_the_video_encoder_never() -> None:
     ledger = new_ledger()
     pipeline = TI2VidTwoStagesPipeline(ledger, distilled_loras=find_model(str(TINY_CHECKPOINT)).distilled_loras)

@@ -129,8 +129,10 @@ def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Gener
         return
     done: list[StageResult] = []
     if resume is not None and resume.rng_state is not None:
-        # Copies, since sums of float32 follow the alignment of memory, which that of a mapped file may not have.
-        done = [{name: latent.to(ledger.device, copy=True) for name, latent in st.items()} for st in resume.stages]
+        # Copies, since sums of float32 follow the alignment of memory, which that of a mapped file may not have. Their
+        # precision is the session's, which may have been chosen anew.
+        device, dtype = ledger.device, ledger.dtype
+        done = [{name: one.to(device, dtype, copy=True) for name, one in stage.items()} for stage in resume.stages]
     yield Event("text")
     prompts = [plan.prompt] + ([plan.negative_prompt] if plan.negative_prompt is not None else [])
     if not ledger.texts.know(prompts) and len(done) < len(plan.stages):
