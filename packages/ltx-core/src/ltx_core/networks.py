@@ -220,6 +220,14 @@ class Backend(Protocol):
         """What networks compute in for a request's ``dtype``; ``auto`` is what this backend computes fast."""
         ...
 
+    def check(self, component: str, checkpoint: Checkpoint) -> None:
+        """Raises ``CheckpointError`` where the files do not fill a component; reads headers only."""
+        ...
+
+    def check_text_encoder(self, gemma: str, checkpoint: Checkpoint) -> None:
+        """Raises ``CheckpointError`` where ``text_encoder`` would; reads headers only."""
+        ...
+
     def check_quantization(self, name: str) -> None:
         """Raises ``ConfigError`` for a format of the transformer's weights that there is not."""
         ...

@@ -29,7 +29,7 @@ from ltx_mlx.embeddings import EmbeddingsProcessor
 from ltx_mlx.memory import free_bytes, recommended_bytes, set_limits, wired
 from ltx_mlx.quantization import Quantization
 from ltx_mlx.streaming import StreamedBlocks
-from ltx_mlx.text_encoder import load_gemma, load_t5
+from ltx_mlx.text_encoder import check_gemma, load_gemma, load_t5
 from ltx_mlx.transformer import LTXModel, TransformerBlock
 from ltx_mlx.upsampler import LatentUpsampler
 from ltx_mlx.video_vae import VideoDecoder, VideoEncoder
@@ -145,6 +145,15 @@ class MLXBackend:
         if precision.stored is not None:
             raise ConfigError(f"dtype is {precision.name!r} with backend mlx, expected bfloat16, float16 or float32")
         return Precision(precision.name)
+
+    def check(self, component: str, checkpoint: Checkpoint) -> None:
+        """Against the network without data."""
+        prepare(component, checkpoint, None)
+
+    def check_text_encoder(self, gemma: str, checkpoint: Checkpoint) -> None:
+        """Of Gemma; that of LTX-Video is read when it is built."""
+        if checkpoint.config.get("transformer", {}).get("_class_name") != LTX_VIDEO_CLASS:
+            check_gemma(gemma, checkpoint)
 
     def check_quantization(self, name: str) -> None:
         """A name that `Quantization` knows."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import torch
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, as_checkpoint_error
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.metadata import check_gemma_source, parse_metadata
 from ltx_core.loader.weights import ComponentWeights
@@ -76,12 +76,30 @@ def load_gemma(
     Raises ``CheckpointError`` when files are missing, do not fit, or belong to another model.
     """
     assets = GemmaAssets.open(gemma)
+    processor, loader = _prepared(assets, checkpoint, dtype)
+    loader.fill(processor)
+    tokenizer = GemmaTokenizer(assets.tokenizer_json, assets.side_car("tokenizer_config.json"), max_length)
+    return GemmaTextEncoder(tokenizer, load_backbone(assets, dtype), processor)
+
+
+def check_gemma(gemma: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Raises ``CheckpointError`` as ``load_gemma`` would; reads headers only."""
+    assets = GemmaAssets.open(gemma)
+    _prepared(assets, checkpoint, None)
+    with as_checkpoint_error(f"{assets.path} describes no language model to encode with"):
+        backbone = GemmaBackbone(GemmaConfig.from_json(assets.config))
+    Loader.of(backbone, ComponentWeights(f"a {assets.model_type} decoder", assets.language_model()))
+    GemmaTokenizer(assets.tokenizer_json, assets.side_car("tokenizer_config.json"))
+
+
+def _prepared(
+    assets: GemmaAssets, checkpoint: Checkpoint, dtype: torch.dtype | None
+) -> tuple[EmbeddingsProcessor, Loader]:
+    """What stands between the language model and the transformer, without data, and what fills it."""
     check_gemma_source(parse_metadata(checkpoint.metadata), checkpoint.model_version, assets.config)
     config, sources = embeddings_parts(assets, checkpoint)
     processor = EmbeddingsProcessor(config)
-    Loader.of(processor, ComponentWeights("embeddings", sources, dtype)).fill(processor)
-    tokenizer = GemmaTokenizer(assets.tokenizer_json, assets.side_car("tokenizer_config.json"), max_length)
-    return GemmaTextEncoder(tokenizer, load_backbone(assets, dtype), processor)
+    return processor, Loader.of(processor, ComponentWeights("embeddings", sources, dtype))
 
 
 def load_backbone(assets: GemmaAssets, dtype: torch.dtype = torch.bfloat16) -> GemmaBackbone:

@@ -73,6 +73,17 @@ class TorchBackend:
         """By the one policy for all devices."""
         return resolve(dtype, device)
 
+    def check(self, component: str, checkpoint: Checkpoint) -> None:
+        """Against the network without data."""
+        checkpoint.empty_network(checkpoint.weights(component))
+
+    def check_text_encoder(self, gemma: str, checkpoint: Checkpoint) -> None:
+        """Of Gemma; that of LTX-Video is read when it is built."""
+        if checkpoint.config.get("transformer", {}).get("_class_name") != LTX_VIDEO_CLASS:
+            from ltx_core.text_encoders.gemma.encoder import check_text_encoder
+
+            check_text_encoder(gemma, checkpoint)
+
     def check_quantization(self, name: str) -> None:
         """One of `ltx_core.loader.quantization`."""
         policy_named(name)

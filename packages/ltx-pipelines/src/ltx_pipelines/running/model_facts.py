@@ -41,7 +41,6 @@ class ModelFacts:
         self.files = files
         self._checkpoints: dict[tuple[str, ...], Checkpoint] = {}
         self._loras: dict[Lora, LoraWeights] = {}
-        self._checked: set[str] = set()
 
     def open(self, *paths: str) -> Checkpoint:
         """The checkpoint of these files."""
@@ -64,20 +63,6 @@ class ModelFacts:
             packed = path is not None and Path(path).is_file()
             return self.source(component).has_text_projection or (packed and self.open(str(path)).has_text_projection)
         return component in self.source(component).components
-
-    def check(self, *components: str) -> None:
-        """Raise ``CheckpointError`` where the files do not fill these components; reads headers, each once."""
-        for component in set(components) - self._checked:
-            if component == "text_encoder" and self.is_ltx_video:
-                continue
-            if component == "text_encoder":
-                from ltx_core.text_encoders.gemma.encoder import check_text_encoder
-
-                check_text_encoder(self.text_encoder_path(), self.source("embeddings"))
-            else:
-                checkpoint = self.source(component)
-                checkpoint.empty_network(checkpoint.weights(component))
-            self._checked.add(component)
 
     def lora(self, lora: Lora) -> LoraWeights:
         """An adapter; its tensors stay in the file until they are used."""

@@ -81,6 +81,7 @@ class ModelLedger(ModelFacts):
         self._compile_blocks, self._embedding_cache = compile_blocks, embedding_cache
         self.devices: Devices | None = None  # that share each clip
         self._networks: dict[str, Any] = {}
+        self._checked: set[str] = set()  # components whose headers fit
         self._transformer: AdaptedTransformer | None = None
         self._coming: Future[AdaptedTransformer] | None = None
 
@@ -171,6 +172,15 @@ class ModelLedger(ModelFacts):
     def free_bytes(self) -> int:
         """Bytes that networks may still take."""
         return self._builder.free_bytes(self.device)
+
+    def check(self, *components: str) -> None:
+        """Raise ``CheckpointError`` where the files do not fill these components; reads headers, each once."""
+        for component in sorted(set(components) - self._checked):
+            if component == "text_encoder":
+                self._builder.check_text_encoder(self.text_encoder_path(), self.source("embeddings"))
+            else:
+                self._builder.check(component, self.source(component))
+            self._checked.add(component)
 
     def network(self, component: str, in_float32: bool = False) -> Any:
         """A component other than the transformer, behind its protocol in `ltx_core.networks`; loaded on first use."""
