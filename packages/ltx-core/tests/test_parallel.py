@@ -21,7 +21,8 @@ from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.parallel.cost import bytes_sent
 from ltx_core.parallel.launch import launch
 from ltx_core.parallel.mesh import Devices, MeshShape
-from ltx_core.parallel.ranks import shares
+from ltx_core.parallel.ranks import Ranks, shares
+from ltx_core.parallel.sequence import SharedTokens, share_tokens
 from ltx_core.sampling.denoisers import GuidedDenoiser
 from ltx_core.sampling.loop import denoise
 from ltx_core.sampling.samplers import EulerSampler
@@ -159,6 +160,11 @@ def test_processes_give_what_one_gives(count: int, tmp_path: Path) -> None:
 
 def test_shares_differ_by_one_at_most() -> None:
     assert shares(13, 4) == [4, 3, 3, 3] and shares(3, 4) == [1, 1, 1, 0]
+
+
+def test_sound_alone_shares_no_tokens() -> None:
+    config = random_model("19b").config.with_streams("audio")
+    share_tokens(LTXModel(config), SharedTokens(Ranks(None, 0, 2)))
 
 
 def test_meshes_are_read_and_chosen() -> None:

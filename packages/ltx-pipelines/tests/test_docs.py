@@ -71,6 +71,12 @@ def test_commands_of_large(here: Path) -> None:
     assert (both.width, both.frames) == (64, 17 + large.frames)
 
 
+def test_commands_of_scale(here: Path) -> None:
+    (line,) = commands("scale.md")
+    assert run(shlex.split(line)[1:]) == 0
+    assert probe_video(here / "shared.mp4").has_audio
+
+
 def test_commands_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They build on each other, so they run in one folder."""
     monkeypatch.chdir(tmp_path)

@@ -66,6 +66,21 @@ def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
+def is_launched() -> bool:
+    """Whether this is one of the processes of a run."""
+    return "RANK" in os.environ
+
+
+def world_size() -> int:
+    """The number of processes of this run."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def local_rank() -> int:
+    """Which of the processes on this machine this is, from 0."""
+    return int(os.environ.get("LOCAL_RANK") or 0)
+
+
 def environment(rank: int, count: int, port: int) -> dict[str, str]:
     """The variables by which the processes of a run find each other."""
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}

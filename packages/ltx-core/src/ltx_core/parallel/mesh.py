@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
 import torch
@@ -10,9 +9,11 @@ import torch.distributed as dist
 from torch import nn
 
 from ltx_core.errors import ConfigError
+from ltx_core.parallel.launch import local_rank, world_size
 from ltx_core.parallel.passes import PassParallel
 from ltx_core.parallel.ranks import Ranks
-from ltx_core.parallel.sequence import Sequence, SequenceParallel, Transformer, share_tokens
+from ltx_core.parallel.sequence import SequenceParallel, SharedTokens, share_tokens
+from ltx_core.sampling.denoisers import Transformer
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,23 @@ class Devices:
     groups: dict[MeshShape, tuple[Ranks, Ranks]] = field(default_factory=dict)  # of passes, of tokens
 
     @classmethod
-    def begin(cls, asked: str | None = None) -> Devices | None:
-        """Join the processes that the environment speaks of, as torchrun sets it; None where there is one."""
-        size = int(os.environ.get("WORLD_SIZE") or 1)
-        if size == 1:
+    def begin(cls, asked: str | None = None, on_cards: bool | None = None) -> Devices | None:
+        """Join the processes that the environment speaks of, as torchrun sets it; None where there is one.
+
+        ``asked`` is a mesh as `MeshShape.read` takes it. ``on_cards`` says whether each has a CUDA card of its own,
+        None where there are some. Raises `ConfigError` for a mesh of another size and for cards that are not there.
+        """
+        if (size := world_size()) == 1:
             return None
-        if not dist.is_initialized():
-            on_cards = torch.cuda.is_available()
-            if on_cards:
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0))
-            dist.init_process_group("nccl" if on_cards else "gloo")
         if asked is not None:
             MeshShape.read(asked, size)
+        on_cards = torch.cuda.is_available() if on_cards is None else on_cards
+        if on_cards and (card := local_rank()) >= torch.cuda.device_count():
+            raise ConfigError(f"device {card} of this machine is asked for, it has {torch.cuda.device_count()} cards")
+        if not dist.is_initialized():
+            if on_cards:
+                torch.cuda.set_device(local_rank())
+            dist.init_process_group("nccl" if on_cards else "gloo")
         return cls(dist.get_rank(), size, asked)
 
     def shape(self, passes: int) -> MeshShape:
@@ -82,9 +88,9 @@ class Devices:
         shape = self.shape(passes)
         by_pass, by_token = self.groups.get(shape) or self._groups(shape)
         spread: Transformer = transformer
-        share_tokens(transformer, sequence := Sequence(by_token))
+        share_tokens(transformer, shared := SharedTokens(by_token))
         if shape.sp > 1:
-            spread = SequenceParallel(spread, sequence)
+            spread = SequenceParallel(spread, shared)
         return PassParallel(spread, by_pass) if shape.cfg > 1 else spread
 
     def _groups(self, shape: MeshShape) -> tuple[Ranks, Ranks]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ltx_core.guidance.perturbations import BatchedPerturbationConfig
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.parallel.ranks import Ranks, shares
-from ltx_core.parallel.sequence import Transformer
+from ltx_core.sampling.denoisers import Transformer
 
 
 @dataclass(frozen=True)

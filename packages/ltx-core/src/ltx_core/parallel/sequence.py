@@ -13,7 +13,6 @@ number of processes up to the number of heads will do (Jacobs et al. 2023, "Deep
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -27,12 +26,11 @@ from ltx_core.model.transformer.masks import AttentionBias
 from ltx_core.model.transformer.modality import Modality, TimestepGroups
 from ltx_core.model.transformer.rope import RotaryTable
 from ltx_core.parallel.ranks import Ranks, shares
-
-Transformer = Callable[..., tuple[Tensor | None, Tensor | None]]
+from ltx_core.sampling.denoisers import Transformer
 
 
 @dataclass
-class Sequence:
+class SharedTokens:
     """Which tokens the processes of a group hold; those of the video now being denoised."""
 
     ranks: Ranks
@@ -62,17 +60,17 @@ class Sequence:
 class HeadsSharedAttention(Attention):
     """Self-attention of shared tokens: each process attends with some of the heads."""
 
-    sequence: Sequence
+    shared: SharedTokens
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None) -> Tensor:
-        q, k, v = self.sequence.by_heads(torch.stack((q, k, v)))
-        return self.sequence.by_tokens(super().mix(q, k, v, bias), self.heads)
+        q, k, v = self.shared.by_heads(torch.stack((q, k, v)))
+        return self.shared.by_tokens(super().mix(q, k, v, bias), self.heads)
 
 
 class ContextGatheredAttention(Attention):
     """Attention of whole queries to shared tokens, whose keys and values are gathered."""
 
-    sequence: Sequence
+    shared: SharedTokens
 
     def project_context(
         self, context: Tensor, rope: RotaryTable | None = None, *, values_only: bool = False
@@ -81,29 +79,29 @@ class ContextGatheredAttention(Attention):
         if own.keys is None:
             return own
         both = torch.stack((own.keys, own.values))  # [2, B, t, inner]
-        keys, values = self.sequence.ranks.gather(both, self.sequence.counts, dim=2)
+        keys, values = self.shared.ranks.gather(both, self.shared.counts, dim=2)
         return KeysValues(keys, values)
 
 
-def share_tokens(network: nn.Module, sequence: Sequence) -> None:
+def share_tokens(network: nn.Module, shared: SharedTokens) -> None:
     """Let the attentions of a transformer that need more than their own tokens get them from the other processes."""
     for block in network.modules():
-        if isinstance(block, TransformerBlock):
-            _exchanging(block.attn1, HeadsSharedAttention, sequence)
+        if isinstance(block, TransformerBlock) and block.config.video:
+            _exchanging(block.attn1, HeadsSharedAttention, shared)
             if block.config.audio:
-                _exchanging(block.video_to_audio_attn, ContextGatheredAttention, sequence)
+                _exchanging(block.video_to_audio_attn, ContextGatheredAttention, shared)
 
 
 def _exchanging(
-    attention: Attention, kind: type[HeadsSharedAttention | ContextGatheredAttention], sequence: Sequence
+    attention: Attention, kind: type[HeadsSharedAttention | ContextGatheredAttention], shared: SharedTokens
 ) -> None:
-    if sequence.ranks.size == 1:
+    if shared.ranks.size == 1:
         attention.__class__ = Attention
         return
-    if sequence.ranks.size > attention.heads:
-        raise ConfigError(f"{sequence.ranks.size} devices share a clip, expected at most {attention.heads}, its heads")
+    if shared.ranks.size > attention.heads:
+        raise ConfigError(f"{shared.ranks.size} devices share a clip, expected at most {attention.heads}, its heads")
     attention.__class__ = kind
-    attention.sequence = sequence  # type: ignore[assignment]
+    attention.shared = shared  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ class SequenceParallel:
     """A transformer whose attentions exchange tokens, as one that is given all of them and returns all."""
 
     transformer: Transformer
-    sequence: Sequence
+    shared: SharedTokens
 
     def __call__(
         self,
@@ -121,15 +119,15 @@ class SequenceParallel:
     ) -> tuple[Tensor | None, Tensor | None]:
         if video is None:
             return self.transformer(video=video, audio=audio, perturbations=perturbations)
-        ranks, tokens = self.sequence.ranks, video.latent.shape[1]
+        ranks, tokens = self.shared.ranks, video.latent.shape[1]
         if tokens < ranks.size:
             raise ConfigError(f"{ranks.size} devices share {tokens} tokens, expected at least one for each")
-        own = shared(video, self.sequence.share_out(tokens))
+        own = share_of(video, self.shared.share_out(tokens))
         made, sound = self.transformer(video=own, audio=audio, perturbations=perturbations)
-        return None if made is None else ranks.gather(made, self.sequence.counts, dim=1), sound
+        return None if made is None else ranks.gather(made, self.shared.counts, dim=1), sound
 
 
-def shared(video: Modality, span: slice) -> Modality:
+def share_of(video: Modality, span: slice) -> Modality:
     """Some of the tokens of a stream; its attention mask stays whole, since whole heads are masked."""
     groups, keyframes = video.grouped_timesteps(), video.keyframes_mask
     per_token = video.timesteps.numel() > video.batch_size

@@ -6,14 +6,13 @@ Values of an option end at the next option, so that one option can take several,
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ltx_core.errors import nearest_hint
 from ltx_pipelines.planning.schema import File, Option, UsageError
@@ -47,8 +46,8 @@ class Command:
             print(self.help_text(whole=ALL in arguments), end="")
             return
         given = self.parse(arguments)
-        if given.get("devices", 1) > 1 and "RANK" not in os.environ:
-            run_on_each(given["devices"], [self.name, *arguments])
+        if given.get("devices", 1) > 1:
+            on_each_device(given["devices"], [self.name, *arguments])
         self.run(with_absolute_paths(self.options, given))
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
@@ -196,8 +195,9 @@ def with_absolute_paths(options: Mapping[str, Option], given: Mapping[str, Any])
     return made
 
 
-def run_on_each(devices: int, line: Sequence[str]) -> NoReturn:
-    """Run a line in one process for each device, and end with its exit code."""
-    from ltx_core.parallel.launch import launch
+def on_each_device(devices: int, line: Sequence[str]) -> None:
+    """Run a line in one process for each device and end with its exit code, unless this is one of them."""
+    from ltx_core.parallel.launch import is_launched, launch
 
-    raise SystemExit(launch([sys.executable, "-m", "ltx_pipelines", *line], devices))
+    if not is_launched():
+        raise SystemExit(launch([sys.executable, "-m", "ltx_pipelines", *line], devices))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,14 +89,20 @@ def make_several(given: dict[str, Any], kind: type[Pipeline] | None, count: int,
 
 def join_devices(given: dict[str, Any]) -> Devices | None:
     """The devices that share the clip; None where one makes it."""
-    count, mesh = given.pop("devices", 1), given.pop("mesh", None)
-    if count == 1 and int(os.environ.get("WORLD_SIZE") or 1) == 1:
+    from ltx_core.parallel.launch import world_size
+
+    size = world_size()
+    count, mesh = given.pop("devices", size), given.pop("mesh", None)
+    if count != size:
+        raise UsageError(f"--devices is {count} in a run of {size} processes, expected it left out")
+    if size == 1:
         if mesh is not None:
             raise UsageError("--mesh has no effect on one device, expected --devices too")
         return None
     from ltx_core.parallel.mesh import Devices
 
-    return Devices.begin(mesh)
+    device = given.get("device")
+    return Devices.begin(mesh, on_cards=None if device is None else device.startswith("cuda"))
 
 
 def job_of(session: Session, plan: Plan, given: Mapping[str, Any]) -> Job:
