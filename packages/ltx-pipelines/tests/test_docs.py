@@ -71,6 +71,12 @@ def test_commands_of_large(here: Path) -> None:
     assert (both.width, both.frames) == (64, 17 + large.frames)
 
 
+def test_commands_of_hdr(here: Path) -> None:
+    (line,) = commands("hdr.md")
+    assert run(shlex.split(line)[1:]) == 0
+    assert probe_video(here / "lighthouse.mp4").frames == len(list((here / "lighthouse_exr").glob("frame_*.exr")))
+
+
 def test_commands_of_scale(here: Path) -> None:
     (line,) = commands("scale.md")
     assert run(shlex.split(line)[1:]) == 0

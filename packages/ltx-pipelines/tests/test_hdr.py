@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import av
@@ -13,7 +14,6 @@ from ltx_media.color import ACESCCT, LOGC3, HDRColorSpace, Primaries, from_worki
 from ltx_media.exr import exr_frames, read_exr, write_exr
 from ltx_pipelines.cli.app import run as ltx
 from ltx_pipelines.ic_lora import ICLoraPipeline
-from ltx_pipelines.planning.plan import HDRSettings
 from ltx_pipelines.running.conditions import wanted_image, wanted_reference
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.utils.media_io import normalize_source
@@ -47,7 +47,7 @@ def test_pictures_enter_as_codes_whatever_they_are(here: Path, light: torch.Tens
     write_exr("light.exr", light, HDRColorSpace.SRGB_LINEAR)
     pipeline = TI2VidOneStagePipeline.from_pretrained(device="cpu")
     plan = pipeline.plan("a bell", images=["light.exr", ("photo.png", 8, 1.0, 0)], hdr="srgb_linear")
-    assert plan.hdr == HDRSettings("SRGB_LINEAR")
+    assert plan.hdr == "SRGB_LINEAR"
     exr, png = (
         normalize_source(one.path, wanted_image(one, plan.shape, pipeline.ledger, plan)).video
         for one in plan.stages[0].streams["video"].conditions
@@ -96,6 +96,7 @@ def test_a_folder_of_exr_files_is_followed(here: Path, light: torch.Tensor) -> N
     [
         ("-i light.exr -o a.mp4", "light.exr is HDR and needs its colour space"),
         ("--hdr acescg -o a.gif", "output is a.gif"),
+        ("--hdr acescg -i photo.png --camera 'pan left 4' -o a.mp4", "expected no camera in an HDR clip"),
         ("--hdr acescg --crf 3 -o a.mp4", "crf has no effect on an HDR clip"),
         ("--hdr rec2020 -o a.mp4", "hdr is 'rec2020'"),
         ("--hdr acescg -o taken.mp4", "taken_exr is there already"),
@@ -107,7 +108,7 @@ def test_what_cannot_be_is_refused_first(
     write_exr("light.exr", light, HDRColorSpace.SRGB_LINEAR)
     Path("taken_exr").mkdir()
     Path("taken_exr/frame_00000.exr").touch()
-    assert ltx(f"generate a-bell --device cpu {line}".split()) != 0
+    assert ltx(["generate", "a-bell", "--device", "cpu", *shlex.split(line)]) != 0
     assert says in capsys.readouterr().err
     assert not Path("a.mp4").exists()
 

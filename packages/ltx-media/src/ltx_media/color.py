@@ -148,9 +148,6 @@ def to_working_codes(values: Tensor, color_space: HDRColorSpace | None, path: st
     return ACESCCT.working_from(values, color_space.primaries)
 
 
-CURVES = {"acescct": ACESCCT, "logc3": LOGC3}
-
-
 def from_working_codes(codes: Tensor, curve: LogCurve, color_space: HDRColorSpace) -> Tensor:
     """Codes ``[..., 3]`` in [0, 1] as an EXR file of a colour space holds them: light from 0 up, or ACEScct codes."""
     if color_space is HDRColorSpace.ACESCCT and curve is ACESCCT:

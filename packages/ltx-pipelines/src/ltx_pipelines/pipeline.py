@@ -19,7 +19,7 @@ from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines import PIPELINES
-from ltx_pipelines.planning.plan import Condition, HDRSettings, Lora, Plan, StagePlan
+from ltx_pipelines.planning.plan import Condition, Lora, Plan, StagePlan
 from ltx_pipelines.planning.schema import Option, UsageError, documented, options_of, plain, read_all
 from ltx_pipelines.planning.stages import TILE_SIDE, default_guidance, keyframe_slots, tiled_stages
 from ltx_pipelines.request import (
@@ -418,7 +418,7 @@ class Pipeline(ABC):
             quantization=self.ledger.quantization,
             backend=self.ledger.backend,
             background=request.background,
-            hdr=None if request.hdr is None else HDRSettings(request.hdr),
+            hdr=request.hdr,
             **fields,
         )
 

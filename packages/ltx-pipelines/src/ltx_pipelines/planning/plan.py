@@ -334,15 +334,6 @@ class LongClip:
 
 
 @dataclass(frozen=True)
-class HDRSettings:
-    """What a clip of high dynamic range has besides. Its video decoder computes in float32."""
-
-    color_space: HDRName  # of EXR files, those given and those written
-    curve: Literal["acescct", "logc3"] = "acescct"  # of the codes that the decoder makes
-    sdr_sources: bool = False  # sources are shown to the encoder as they are, not as such codes
-
-
-@dataclass(frozen=True)
 class Plan:
     """A whole task. ``audio`` says whose sound is delivered: of the last stage, of the first, or the source's own."""
 
@@ -360,7 +351,7 @@ class Plan:
     quantization: str | None = None
     backend: BackendName = "torch"  # what builds and runs the networks
     background: str = "black"  # behind transparent pictures
-    hdr: HDRSettings | None = None
+    hdr: HDRName | None = None  # of an HDR clip: the colour space of EXR files, those given and those written
     notes: tuple[str, ...] = ()  # what was changed of what was given, a line each
     version: int = PLAN_VERSION
 

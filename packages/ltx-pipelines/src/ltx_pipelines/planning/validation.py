@@ -176,7 +176,9 @@ def check_condition(condition: Condition, stage: StagePlan, ledger: ModelLedger)
 def check_color_space(condition: Condition, plan: Plan) -> None:
     """EXR files are given where it is said what their numbers mean."""
     path = getattr(condition, "path", None)
-    if path is None or (plan.hdr is not None and not plan.hdr.sdr_sources):
+    if plan.hdr is not None and isinstance(condition, CameraCondition):
+        raise ConditioningError("a camera warps SDR pictures, expected no camera in an HDR clip")
+    if path is None or plan.hdr is not None:
         return
     if Path(path).suffix.lower() == ".exr" or is_exr_folder(path):
         raise ConditioningError(f"{path} is HDR and needs its colour space: --hdr SRGB_LINEAR, ACESCG or ACESCCT")

@@ -95,7 +95,7 @@ def wanted_image(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLed
 
 def looks_of(plan: Plan) -> dict[str, Any]:
     """How the sources of a plan are looked at: the fields of `Wanted` that say so."""
-    space = None if plan.hdr is None or plan.hdr.sdr_sources else HDRColorSpace(plan.hdr.color_space)
+    space = None if plan.hdr is None else HDRColorSpace(plan.hdr)
     return {"background": plan.background, "color_space": space}
 
 

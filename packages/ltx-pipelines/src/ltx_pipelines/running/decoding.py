@@ -13,8 +13,8 @@ from ltx_core.model.audio_vae.audio_vae import decode_audio
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
 from ltx_core.networks import VideoDecoder
 from ltx_core.types import Audio, VideoPixelShape
-from ltx_media.color import CURVES, HDRColorSpace, from_working_codes
-from ltx_pipelines.planning.plan import HDRSettings
+from ltx_media.color import ACESCCT, HDRColorSpace, from_working_codes
+from ltx_pipelines.planning.plan import HDRName
 from ltx_pipelines.running.finite import finite_sound
 from ltx_pipelines.running.generation import Frames, Generation
 from ltx_pipelines.running.kept import kept_frames, kept_sound
@@ -58,13 +58,16 @@ def decode_streams(generation: Generation, run: Decoding) -> Generation:
 
 
 def decode_frames(
-    latent: Tensor, ledger: ModelLedger, generator: torch.Generator, hdr: HDRSettings | None = None
+    latent: Tensor, ledger: ModelLedger, generator: torch.Generator, hdr: HDRName | None = None
 ) -> Iterator[Tensor]:
     """Chunks ``[f, H, W, 3]`` in [0, 1], or in an HDR colour space; the decoder is loaded for the first of them."""
     decoder: VideoDecoder = ledger.network("video_decoder", in_float32=hdr is not None)
-    latent = latent if hdr is None else latent.float()
-    for chunk in fitting(latent, decoder.decode_frames(latent, DecodeConditioning(noise=generator)), ledger):
-        yield chunk if hdr is None else from_working_codes(chunk, CURVES[hdr.curve], HDRColorSpace(hdr.color_space))
+    conditioning = DecodeConditioning(noise=generator)
+    if hdr is None:
+        yield from fitting(latent, decoder.decode_frames(latent, conditioning), ledger)
+        return
+    for codes in decoder.decode_frames(latent.float(), conditioning):
+        yield from_working_codes(codes, ACESCCT, HDRColorSpace(hdr))
 
 
 def cut_frames(chunks: Iterator[Tensor], shape: VideoPixelShape) -> Iterator[Tensor]:

@@ -124,7 +124,7 @@ def write(
             raise MediaError(f"{path}: there is neither picture nor sound to write")
         write_wav(path, generation.audio, metadata)
     elif generation.plan.hdr is not None:
-        space, chunks = HDRColorSpace(generation.plan.hdr.color_space), watch(generation.video)
+        space, chunks = HDRColorSpace(generation.plan.hdr), watch(generation.video)
         if suffix in VIDEO:
             write_hdr(path, exr_folder(path), chunks, fps, generation.audio, space, metadata)
         else:
