@@ -30,9 +30,12 @@ def test_very_many_damaged_files(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CASES.glob("*/*")), ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_what_once_got_past(path: Path, tmp_path: Path) -> None:
-    """A case is ``<target>/<digest>-<name of the file>``."""
-    copy = tmp_path / path.name.split("-", 1)[1]
+def test_what_once_got_past(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case is ``<target>/<what>-<name of the file>``; prepared data lie in ``data``, empty."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("conditions", "latents", "audio_latents"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    copy = tmp_path / path.name.rsplit("-", 1)[1]
     copy.write_bytes(path.read_bytes())
     check(TARGETS[path.parent.name], copy)
 

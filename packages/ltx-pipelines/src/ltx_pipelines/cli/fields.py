@@ -76,5 +76,7 @@ def from_json(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
         if one.name not in used and value != one.default:
             raise UsageError(f"{where}: {key} has no effect in {named and named.command()}, expected it left out")
         read = one.read(value, f"{where}: ")
+        if read is None:  # is left out
+            continue
         given[one.name] = not read if one.turns_off(flag) else read
     return given
