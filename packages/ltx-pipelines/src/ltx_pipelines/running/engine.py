@@ -279,11 +279,8 @@ class Run:
     """What the stages of a plan share, and how they begin."""
 
     def __init__(self, plan: Plan, ledger: ModelLedger, contexts: tuple[Contexts, Contexts | None]) -> None:
-        self.plan, self.ledger, self.contexts = (
-            plan,
-            ledger,
-            contexts,
-        )  # of the prompt, of what guidance pushes away from
+        self.plan, self.ledger = plan, ledger
+        self.contexts = contexts  # of the prompt, of what guidance pushes away from
         self.noise = seeded_generator(ledger.device, plan.seed)
         self.watch = Watch()
 
