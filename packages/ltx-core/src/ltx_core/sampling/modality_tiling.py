@@ -11,7 +11,7 @@ sampler's step work on the canvas, and noise is drawn for it once, so that tiles
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -105,11 +105,13 @@ class TiledTransformer:
     """x0 of a video too large for one call: one call of ``transformer`` for each tile, blended on a canvas in float32.
 
     The sound is frozen: it is heard around each tile's time and comes back as it is. Positions stay those of the whole
-    clip, so that picture, sound and appended tokens keep their distances.
+    clip, so that picture, sound and appended tokens keep their distances, and those of a stage are the same at every
+    step: which tokens a tile has is read from the device once.
     """
 
     transformer: Transformer
     helper: VideoModalityTilingHelper
+    seen: list[tuple[TokenTile, Tensor | None]] = field(default_factory=list)  # each with the sound's tokens it hears
 
     def __call__(
         self,
@@ -119,22 +121,24 @@ class TiledTransformer:
     ) -> tuple[Tensor, Tensor | None]:
         """``[B, N, D]`` of the video, and the sound's latent."""
         canvas = torch.zeros_like(video.latent, dtype=torch.float32)
-        for tile in self.helper.tiles(video.positions):
+        if not self.seen:
+            self.seen.extend((tile, self._near(tile, video, audio)) for tile in self.helper.tiles(video.positions))
+        for tile, near in self.seen:
             part = self.helper.tile_modality(video, tile, normalize_positions=False)
-            heard = None if audio is None else self._heard(audio, part.positions[:, :, : tile.num_generated])
+            heard = audio if audio is None or near is None else _take(audio, near)
             x0, _ = self.transformer(video=part, audio=heard, perturbations=perturbations)
             assert x0 is not None
             self.helper.blend(x0, tile, canvas)
         return canvas.to(video.latent.dtype), None if audio is None else audio.latent
 
-    def _heard(self, audio: Modality, spans: Tensor) -> Modality:
-        """The sound within `HEARD` seconds of a tile at ``spans`` ``[B, 3, n, 2]``, and what lies before time 0."""
-        if self.helper.tiling.frames[0] == 1:
-            return audio
-        start, end = spans[:, 0, :, 0].min() - HEARD, spans[:, 0, :, 1].max() + HEARD
-        times = audio.positions[0, 0]
+    def _near(self, tile: TokenTile, video: Modality, audio: Modality | None) -> Tensor | None:
+        """The sound's tokens within `HEARD` seconds of a tile ``[n]``, and those before time 0; None for all."""
+        if audio is None or self.helper.tiling.frames[0] == 1:
+            return None
+        spans, times = video.positions[:, 0, tile.keep_indices[: tile.num_generated]], audio.positions[0, 0]
+        start, end = spans[..., 0].min() - HEARD, spans[..., 1].max() + HEARD
         near = ((times[:, 1] > start) & (times[:, 0] < end)) | (times[:, 0] < 0)
-        return _take(audio, near.nonzero().flatten())
+        return near.nonzero().flatten()
 
 
 def _take(modality: Modality, keep: Tensor) -> Modality:
