@@ -147,7 +147,7 @@ def requests(folder: Path) -> dict[str, dict[str, Any]]:
         "interpolate": {"video_path": clip},
         "v2a-one-stage": {"video_path": clip, "num_inference_steps": 2},
         "t2a-one-stage": {**TIME, "num_inference_steps": 2},
-        "long": {**SIZE, "num_frames": 65, "window": 41, "overlap_curve": "hold", "anchor": still, "distilled": True},
+        "long": {**SIZE, "num_frames": 65, "window": 41, "anchor": still, "distilled": True},
         "ltxv": {**SIZE, **TIME, "images": soft, "pipeline_config": "13b-0.9.8-dev"},
     }
 

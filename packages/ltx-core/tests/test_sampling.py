@@ -182,7 +182,7 @@ def test_no_step_reads_a_value(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(samplers, "seeded", seeded)
     monkeypatch.setattr(res2s, "seeded", seeded)
-    monkeypatch.setattr(TimestepGroups, "of", classmethod(lambda cls, mask: cls(mask, mask.flatten(), None)))
+    monkeypatch.setattr(TimestepGroups, "of", classmethod(lambda cls, mask, _: cls(mask, mask.flatten(), None)))
     states = {
         key: replace(state, **{part: value.to("meta") for part, value in vars(state).items() if torch.is_tensor(value)})
         for key, state in both().items()

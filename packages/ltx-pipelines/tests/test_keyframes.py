@@ -43,6 +43,9 @@ def denoised(state: LatentState, inner: Sampler) -> list[LatentState]:
     """The states after each step of a model that always predicts ``X0``."""
 
     def model(transformer: Any, states: Any, call: Any) -> Any:
+        groups, mask = call.memory.mask_groups["video"], states["video"].denoise_mask
+        each = groups.values[:, None] if groups.index is None else groups.values[groups.index]
+        assert each.expand(mask.shape[:2]).equal(mask[..., 0]), "modulation is told the level of every token"
         return {name: DenoisedLatentResult(torch.full_like(s.latent, X0)) for name, s in states.items()}
 
     noise = torch.randn(state.latent.shape, generator=torch.Generator().manual_seed(2))

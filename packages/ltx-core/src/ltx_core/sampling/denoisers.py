@@ -67,7 +67,7 @@ class RunMemory:
         """The memory of a run that begins with ``states``, whose masks stay as they are."""
         masks = {name: state.attention_mask for name, state in states.items()}
         return cls(
-            {name: TimestepGroups.of(state.denoise_mask) for name, state in states.items()},
+            {name: TimestepGroups.of(state.denoise_mask, state.release) for name, state in states.items()},
             {name: StrengthGroups.of(mask) for name, mask in masks.items() if mask is not None},
         )
 

@@ -27,13 +27,15 @@ class ReleaseMemory(Memory):
     inner: Memory = field(default_factory=Memory)  # of the sampler inside
     masks: dict[str, Tensor] = field(default_factory=dict)  # as the stage began, [B, N, 1]
     known: dict[str, Tensor] = field(default_factory=dict)  # the last prediction with held tokens put back
+    levels: dict[str, tuple[TimestepGroups, Tensor]] = field(default_factory=dict)  # of its mask, how each falls [R]
 
 
 @dataclass(frozen=True)
 class ReleasingSampler:
     """Before each step gives tokens the strength of its sigma, and brings those that changed to their new level.
 
-    ``noise`` is each token's own, ``[B, N, D]`` by stream; a stream without is left as it is.
+    Which tokens share a level follows from the masks a run begins with, so that no step reads the device. ``noise`` is
+    each token's own, ``[B, N, D]`` by stream; a stream without is left as it is.
     """
 
     inner: Sampler
@@ -53,7 +55,11 @@ class ReleasingSampler:
         sigmas = predict.schedule[:-1].tolist()
         begun = {name: self._at(name, state, sigmas, index, memory) for name, state in states.items()}
         for name in self.noise:
-            predict.memory.mask_groups[name] = TimestepGroups.of(begun[name].denoise_mask)
+            if (release := states[name].release) is not None:
+                groups = predict.memory.mask_groups[name]
+                groups, falls = memory.levels.setdefault(name, (groups, groups.values_of(release)))
+                levels = mask_at(groups.values, falls, sigmas, index)
+                predict.memory.mask_groups[name] = TimestepGroups(begun[name].denoise_mask, levels, groups.index)
         after = self.inner.step(predict, begun, index, memory.inner)
         for name in self.noise:
             memory.known[name] = held(begun[name], predict.memory.last[name])

@@ -33,16 +33,25 @@ class TimestepGroups:
     index: Tensor | None  # [B, T] row of each token; None: R = B and row b serves every token of sample b
 
     @classmethod
-    def of(cls, timesteps: Tensor) -> TimestepGroups:
-        """Group ``timesteps`` by value."""
+    def of(cls, timesteps: Tensor, release: Tensor | None = None) -> TimestepGroups:
+        """Group ``timesteps`` by value; tokens of one group agree in ``release`` too, which has the same shape."""
         per_token = timesteps.reshape(timesteps.shape[0], -1)  # [B, 1 or T]
         if per_token.shape[1] > 1 and not optimizations().distinct_modulation:
             every = torch.arange(per_token.numel(), device=timesteps.device)
             return cls(timesteps, per_token.flatten(), every.view_as(per_token))
-        if per_token.shape[1] == 1 or bool((per_token == per_token[:, :1]).all()):
+        keys = per_token if release is None else torch.stack((per_token, release.view_as(per_token)), dim=2)
+        if per_token.shape[1] == 1 or bool((keys == keys[:, :1]).all()):
             return cls(timesteps, per_token[:, 0], None)
-        values, index = torch.unique(per_token, return_inverse=True)
-        return cls(timesteps, values, index)
+        if release is None:
+            return cls(timesteps, *torch.unique(per_token, return_inverse=True))
+        pairs, index = torch.unique(keys.flatten(0, 1), dim=0, return_inverse=True)
+        return cls(timesteps, pairs[:, 0], index.view_as(per_token))
+
+    def values_of(self, tokens: Tensor) -> Tensor:
+        """``[R]``: for each level what its tokens agree in, of ``tokens`` ``[B, T, 1]``."""
+        if self.index is None:
+            return tokens[:, 0].flatten()
+        return torch.empty_like(self.values).scatter_(0, self.index.flatten(), tokens.flatten().to(self.values.dtype))
 
     def scaled(self, sigma: Tensor | float) -> TimestepGroups:
         """The groups of ``sigma * timesteps``; ``sigma`` is one number for the whole batch."""
