@@ -40,7 +40,7 @@ def dataset(table: Path, output: Path, ready: Path) -> None:
 
     from ltx_trainer.model_files import ModelFiles
     from ltx_trainer.processing.dataset import process_dataset
-    from ltx_trainer.processing.workspace import ProcessingOptions
+    from ltx_trainer.processing.options import ProcessingOptions
     from tests.golden.case import TINY_CHECKPOINT
 
     torch.set_num_threads(1)

@@ -23,9 +23,9 @@ from ltx_trainer.processing.buckets import parse_buckets
 from ltx_trainer.processing.controls import control_named
 from ltx_trainer.processing.masks import weights_on_grid
 from ltx_trainer.processing.metadata import Row
+from ltx_trainer.processing.options import ProcessingOptions
 from ltx_trainer.processing.parts import asked_rows
 from ltx_trainer.processing.prepare import prepare_set
-from ltx_trainer.processing.workspace import ProcessingOptions
 from ltx_trainer.trainer import LtxvTrainer
 from ltx_trainer.training_strategies.inputs import masked_velocity_loss, velocity_inputs, video_tokens
 

@@ -32,9 +32,9 @@ from ltx_trainer.processing.captions import parse_answer
 from ltx_trainer.processing.dataset import check_dataset, process_dataset
 from ltx_trainer.processing.masks import audio_mask, video_mask
 from ltx_trainer.processing.metadata import output_stem, read_rows
+from ltx_trainer.processing.options import ProcessingOptions
 from ltx_trainer.processing.tiles import encode_in_tiles
 from ltx_trainer.processing.transformers_captioner import transformers_captioner
-from ltx_trainer.processing.workspace import ProcessingOptions
 
 FACTORS = SpatioTemporalScaleFactors.default()
 MODELS = ModelFiles.of(TINY_CHECKPOINT / "ltx-2-tiny.safetensors", TINY_CHECKPOINT / "gemma-3-tiny")

@@ -11,13 +11,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
+from ltx_trainer.command_options import shown
 
 if TYPE_CHECKING:
     import torch
@@ -52,10 +53,16 @@ def is_split_transformer(config: Mapping[str, Any]) -> bool:
 class ModelFiles:
     """Paths as options give them. A path is opened when one of its networks is asked for, not before."""
 
-    model_path: Path
-    text_encoder_path: Path | None = None
-    video_vae_path: Path | None = None
-    audio_vae_path: Path | None = None
+    model_path: Path = field(metadata=shown("Unified checkpoint, or the transformer of a split pack."))
+    text_encoder_path: Path | None = field(
+        default=None, metadata=shown("Gemma folder, or packed text encoder of a split pack.")
+    )
+    video_vae_path: Path | None = field(default=None, metadata=shown("Video VAE of a split pack."))
+    audio_vae_path: Path | None = field(default=None, metadata=shown("Audio VAE and vocoder of a split pack."))
+
+    def __post_init__(self) -> None:
+        for name, path in vars(self).items():
+            object.__setattr__(self, name, path and path.expanduser())
 
     @classmethod
     def of(
@@ -65,9 +72,9 @@ class ModelFiles:
         video_vae_path: str | Path | None = None,
         audio_vae_path: str | Path | None = None,
     ) -> ModelFiles:
-        """Paths given as text, ``~`` expanded."""
+        """Paths given as text."""
         others = (text_encoder_path, video_vae_path, audio_vae_path)
-        return cls(Path(model_path).expanduser(), *(Path(path).expanduser() if path else None for path in others))
+        return cls(Path(model_path), *(Path(path) if path else None for path in others))
 
     def model(self) -> Checkpoint:
         """The file of the transformer and the connectors."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +14,7 @@ import typer
 
 from ltx_core.errors import ConfigError
 from ltx_trainer.cli import log_to_stderr, one_line_errors
+from ltx_trainer.command_options import expanded, shown
 
 Resume = Literal["latest", "none"]
 STOPPED = 130
@@ -30,17 +32,25 @@ def print_schema(wanted: bool) -> None:
         raise typer.Exit
 
 
+@dataclass(frozen=True)
+class First:
+    """What a configuration is written from."""
+
+    init: str | None = field(
+        default=None, metadata=shown("Write the configuration of a mode, and stop: --init list.", metavar="MODE")
+    )
+    data: Path | None = field(default=None, metadata=shown("With --init: clips or table that fill it in."))
+    model: str | None = field(default=None, metadata=shown("With --init or clips: a checkpoint, a folder, or tiny."))
+    output: Path | None = field(default=None, metadata=shown("With --init or clips: name of the configuration."))
+
+
 @app.command(no_args_is_help=True)
-def train(  # noqa: PLR0913
+@expanded
+def train(
+    first: First,
     source: Annotated[
         Path | None, typer.Argument(help="YAML file; or a folder of clips, or a table of them, for a LoRA of them.")
     ] = None,
-    init: Annotated[
-        str | None, typer.Option(metavar="MODE", help="Write the configuration of a mode, and stop: --init list.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="With --init: clips or table that fill it in.")] = None,
-    model: Annotated[str | None, typer.Option(help="With --init or clips: a checkpoint, a folder, or tiny.")] = None,
-    output: Annotated[Path | None, typer.Option(help="With --init or clips: name of the configuration.")] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: optimization.steps=40.")
     ] = None,
@@ -64,13 +74,13 @@ def train(  # noqa: PLR0913
         from ltx_trainer.config_file import read_config
 
         check_launch()
-        if init is not None:
-            typer.echo(initial(init, data or source, model, output))
+        if first.init is not None:
+            typer.echo(initial(first.init, first.data or source, first.model, first.output))
             return
         if source is None:
             raise ConfigError("nothing to train from, expected a YAML file or a folder of clips")
         log_to_stderr(int(os.environ.get("RANK", "0")))
-        path = source if source.suffix.lower() in (".yaml", ".yml") else configured(source, model, output)
+        path = source if source.suffix.lower() in (".yaml", ".yml") else configured(source, first.model, first.output)
         parsed = read_config(path, change or ())
         if plan:
             from ltx_trainer.memory_plan import plan_memory

@@ -16,6 +16,7 @@ from ltx_trainer.processing.buckets import Bucket, parse_buckets
 from ltx_trainer.processing.caption_stage import run_caption_stage
 from ltx_trainer.processing.inputs import changed, list_path, orphans, roles_of, table_inputs, write_list
 from ltx_trainer.processing.metadata import Row, read_rows
+from ltx_trainer.processing.options import ProcessingOptions
 from ltx_trainer.processing.parts import asked_rows
 from ltx_trainer.processing.stage import run_stage
 from ltx_trainer.processing.video_stages import (
@@ -26,7 +27,7 @@ from ltx_trainer.processing.video_stages import (
     target_bucket,
     video_stage,
 )
-from ltx_trainer.processing.workspace import ProcessingOptions, Report, Workspace, rank, share
+from ltx_trainer.processing.workspace import Report, Workspace, rank, share
 
 CAPTIONS, VIDEO, AUDIO = "captions", "video", "audio"  # parts of the work
 

@@ -16,7 +16,8 @@ from ltx_core.fingerprint import fingerprint
 from ltx_trainer.precomputed import LISTS, ROLES_OF, SUFFIXES, is_listed
 from ltx_trainer.processing.captions import prompt_of
 from ltx_trainer.processing.metadata import Row
-from ltx_trainer.processing.workspace import ProcessingOptions, Workspace
+from ltx_trainer.processing.options import ProcessingOptions
+from ltx_trainer.processing.workspace import Workspace
 
 TEXT, FILE = "caption", "file"  # inputs that a table alone decides
 

@@ -12,7 +12,7 @@ from ltx_media.video import probe_video
 from ltx_trainer.processing.buckets import select_bucket
 from ltx_trainer.processing.controls import control_named
 from ltx_trainer.processing.metadata import Row
-from ltx_trainer.processing.workspace import ProcessingOptions
+from ltx_trainer.processing.options import ProcessingOptions
 
 
 def asked_rows(rows: Sequence[Row], options: ProcessingOptions) -> list[Row]:

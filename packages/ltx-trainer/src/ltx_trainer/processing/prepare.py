@@ -11,7 +11,7 @@ from ltx_trainer.data_config import DataSetConfig
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.processing.dataset import process_dataset
 from ltx_trainer.processing.metadata import read_rows
-from ltx_trainer.processing.workspace import ProcessingOptions
+from ltx_trainer.processing.options import ProcessingOptions
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from ltx_core.errors import ConfigError, MediaError
 from ltx_media.audio import read_audio
 from ltx_media.video import probe_video, read_frames_at
 from ltx_media.writer import write_video
+from ltx_trainer.processing.options import SceneOptions
 from ltx_trainer.processing.progress import progress
 
 DETECTORS = {
@@ -23,24 +24,6 @@ DETECTORS = {
     "histogram": "HistogramDetector",
 }
 THRESHOLDS = {"adaptive": "adaptive_threshold"}  # what a detector calls its threshold, if not threshold
-
-
-@dataclass(frozen=True)
-class SceneOptions:
-    """How scenes are found. Lengths are frames (``15``), seconds (``2s``) or timecodes (``00:00:02.000``)."""
-
-    detector: str = "content"
-    threshold: float | None = None  # the detector's own where not given
-    min_scene_length: str = "15"
-    filter_shorter_than: str | None = None  # leave shorter scenes out
-    max_scenes: int | None = None
-    duration: str | None = None  # look at the beginning only
-    luma_only: bool = False
-    adaptive_window: int = 2
-    fade_bias: float = 0.0
-    downscale: int | None = None
-    frame_skip: int = 0
-    stats_file: Path | None = None  # figures per frame, csv
 
 
 @dataclass(frozen=True)

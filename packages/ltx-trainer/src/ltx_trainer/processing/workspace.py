@@ -14,42 +14,12 @@ import torch
 from torch import nn
 
 from ltx_core.fingerprint import fingerprint
-from ltx_core.precision import resolve
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_media.source import Change
 from ltx_trainer.model_files import VAE_OPTIONS, ModelFiles
 from ltx_trainer.precomputed import read_values, record_path
-from ltx_trainer.processing.buckets import Bucket
 from ltx_trainer.processing.metadata import Row
-
-
-@dataclass(frozen=True)
-class ProcessingOptions:
-    """How a data set is processed. ``fps`` None keeps each clip's own frame rate."""
-
-    buckets: tuple[Bucket, ...] = ()
-    fps: float | None = None
-    skip_audio: bool = False
-    audio_durations: tuple[float, ...] = ()  # seconds; of sound without video
-    trigger: str | None = None
-    remove_openings: bool = False
-    reference_downscale_factor: int = 1
-    reference_temporal_scale_factor: int = 1
-    tiling: bool = False
-    random_crop: bool = False
-    long_clips: str = "first"  # what becomes of clips longer than a bucket: first, chunks, slide
-    stride: int | None = None  # frames from part to part of slide
-    control: str | None = None  # references are made of the clips: canny, downscale, blur
-    overwrite: bool = False
-    batch_size: int = 1
-    workers: int = 2
-    device: str = "cpu"
-    text_encoder_in_8bit: bool = False
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the video and the text encoder."""
-        return resolve("auto", self.device).dtype
+from ltx_trainer.processing.options import ProcessingOptions
 
 
 @dataclass
@@ -146,8 +116,3 @@ def rank() -> int:
 def share(rows: Sequence[Row]) -> Sequence[Row]:
     """The rows of this process when a launcher started several: every n-th from its rank on."""
     return rows[rank() :: int(os.environ.get("WORLD_SIZE", "1"))]
-
-
-def default_device() -> str:
-    """The accelerator of this process, else the CPU."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,104 @@
+"""What can be asked of the preparation of a data set, once: options of the commands and values of the code.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ltx_trainer.command_options import shown
+from ltx_trainer.processing.buckets import Bucket
+
+if TYPE_CHECKING:
+    import torch
+
+
+def default_device() -> str:
+    """The accelerator of this process, else the CPU."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class ProcessingOptions:
+    """How a data set is processed. ``fps`` None keeps each clip's own frame rate."""
+
+    buckets: tuple[Bucket, ...] = ()
+    audio_durations: tuple[float, ...] = ()  # seconds; of sound without video
+    fps: float | None = field(
+        default=None, metadata=shown("Bring all clips to this frame rate; sound stays in step.", min=0.1)
+    )
+    skip_audio: bool = field(default=False, metadata=shown("Leave the sound of videos out.", "--skip-audio"))
+    trigger: str | None = field(default=None, metadata=shown("Word put in front of every caption.", "--lora-trigger"))
+    remove_openings: bool = field(
+        default=False, metadata=shown('Drop openings like "The video shows".', "--remove-llm-prefixes")
+    )
+    reference_downscale_factor: int = field(
+        default=1, metadata=shown("References are this much smaller than their targets.", min=1)
+    )
+    reference_temporal_scale_factor: int = field(default=1, metadata=shown("References keep every n-th frame.", min=1))
+    tiling: bool = field(
+        default=False, metadata=shown("Encode large pictures in pieces, in less memory.", "--vae-tiling")
+    )
+    random_crop: bool = field(
+        default=False, metadata=shown("Cut clips anywhere, not at their centre.", "--random-crop")
+    )
+    long_clips: str = field(default="first", metadata=shown("Of clips longer than a bucket: first, chunks or slide."))
+    stride: int | None = field(default=None, metadata=shown("Frames from part to part of slide.", min=1))
+    control: str | None = field(
+        default=None, metadata=shown("Make references of the clips: canny, downscale, blur, or one installed.")
+    )
+    overwrite: bool = field(default=False, metadata=shown("Make records again that are there already.", "--overwrite"))
+    batch_size: int = field(default=1, metadata=shown("Clips, or captions, encoded together.", min=1))
+    workers: int = field(default=2, metadata=shown("Threads that read clips ahead.", min=0))
+    device: str = field(
+        default_factory=default_device,
+        metadata=shown("cpu, cuda, cuda:1 ...; the accelerator by default."),
+    )
+    text_encoder_in_8bit: bool = field(
+        default=False, metadata=shown("In half the memory.", "--load-text-encoder-in-8bit")
+    )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the video and the text encoder."""
+        from ltx_core.precision import resolve
+
+        return resolve("auto", self.device).dtype
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a table calls its columns, where that is not the usual."""
+
+    video_column: str | None = field(
+        default=None, metadata=shown("Column of the videos; video or media_path by default.")
+    )
+    caption_column: str | None = field(default=None, metadata=shown("Column of the captions; caption by default."))
+
+    @property
+    def names(self) -> tuple[str | None, str | None]:
+        return self.video_column, self.caption_column
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """How scenes are found. Lengths are frames (``15``), seconds (``2s``) or timecodes (``00:00:02.000``)."""
+
+    detector: str = field(default="content", metadata=shown("content, adaptive, threshold or histogram."))
+    threshold: float | None = field(default=None, metadata=shown("Of the detector; its own by default."))
+    min_scene_length: str = field(default="15", metadata=shown('Frames, "2s" or a timecode.'))
+    filter_shorter_than: str | None = field(default=None, metadata=shown("Leave shorter scenes out."))
+    max_scenes: int | None = field(default=None, metadata=shown("At most so many.", min=1))
+    duration: str | None = field(default=None, metadata=shown("Look at the beginning only."))
+    luma_only: bool = field(default=False, metadata=shown("Content, adaptive: ignore colour.", "--luma-only"))
+    adaptive_window: int = field(default=2, metadata=shown("Adaptive: frames to each side.", min=1))
+    fade_bias: float = field(default=0.0, metadata=shown("Threshold: where in a fade to cut, -1 to 1."))
+    downscale: int | None = field(default=None, metadata=shown("Look at pictures this much smaller.", min=1))
+    frame_skip: int = field(default=0, metadata=shown("Frames left out between those looked at.", min=0))
+    stats_file: Path | None = field(default=None, metadata=shown("Figures per frame, as csv."))
