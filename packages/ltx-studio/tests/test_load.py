@@ -207,9 +207,10 @@ def test_every_clip_of_the_bundled_model_is_made_once(load: Load) -> None:
             folder = load.data / "jobs" / job
             assert {file.name for file in folder.iterdir()} == {"clip.mp4", "spritesheet.jpg", "thumbnail.webp"}
             assert probe_video(folder / "clip.mp4").frames == 9
-    before = resident_bytes(load.server.pid)
-    assert len(load.client(20, 0.1)) == 20
-    wait_for(lambda: not {"queued", "in_progress"} & Store(load.data).counts().keys(), 300)
+    for _ in range(2):  # a server just started imports what its first requests need
+        before = resident_bytes(load.server.pid)
+        assert len(load.client(20, 0.1)) == 20
+        wait_for(lambda: not {"queued", "in_progress"} & Store(load.data).counts().keys(), 300)
     print(f"{len(ended)} jobs, {list(ended.values()).count('failed')} failed, {before / 1e6:.1f} MB")
     assert resident_bytes(load.server.pid) - before < 4 * 2**20
 
