@@ -53,7 +53,7 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def as_checkpoint_error(what: str) -> Iterator[None]:
-    """What a file says may be anything: what reading it raises becomes a ``CheckpointError`` of ``what``."""
+    """Turn whatever reading a file raises into a ``CheckpointError`` about ``what``."""
     try:
         yield
     except ImportError:

@@ -1,4 +1,4 @@
-"""Which file something was made with: a short text that two files share only when they are the same.
+"""Fingerprints of files: a short text that two files share only when they are the same.
 
 A fingerprint is ``<bytes>-<digest>``. The digest is BLAKE2b over the size, the first MiB (which holds a safetensors
 header: every name, shape and offset) and 64 evenly spread pieces of 4 KiB. It costs 1.3 MB of reading whatever the size

@@ -108,7 +108,7 @@ class Vocoder(Protocol):
 
 @dataclass(frozen=True)
 class Contexts:
-    """What the transformer reads of one prompt."""
+    """The transformer's contexts of one prompt."""
 
     video: Tensor  # [1, S, c]
     audio: Tensor | None = None  # [1, S, c]; None for a model without sound
@@ -116,7 +116,7 @@ class Contexts:
 
 
 class EncodedTexts(Protocol):
-    """What the transformer reads of prompts, a row for each; ``audio_context`` too where the model has sound."""
+    """The transformer's contexts of prompts, a row for each; ``audio_context`` too where the model has sound."""
 
     @property
     def video_context(self) -> Tensor:
@@ -154,7 +154,7 @@ class DurationHead(Protocol):
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How networks are built."""
+    """Settings with which networks are built."""
 
     precision: Precision
     device: torch.device
@@ -164,7 +164,7 @@ class BuildSettings:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What networks compute in."""
+        """The type that networks compute in."""
         return self.precision.dtype
 
 
@@ -217,7 +217,7 @@ class Backend(Protocol):
         ...
 
     def precision(self, dtype: DtypeName | torch.dtype, device: torch.device) -> Precision:
-        """What networks compute in for a request's ``dtype``; ``auto`` is what this backend computes fast."""
+        """The precision of networks for a request's ``dtype``; ``auto`` is what this backend computes fast."""
         ...
 
     def check(self, component: str, checkpoint: Checkpoint) -> None:

@@ -17,7 +17,7 @@ from ltx_core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Optimizations:
-    """Which optimizations are on."""
+    """Optimizations that are on."""
 
     shared_prefix: bool = True  # guidance passes share the blocks before they differ
     distinct_modulation: bool = True  # modulation is computed per noise level, not per token

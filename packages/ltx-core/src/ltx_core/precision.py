@@ -1,4 +1,4 @@
-"""Which precision a device computes fast: the one policy behind every ``dtype="auto"``.
+"""The precision that a device computes fast: the one policy behind every ``dtype="auto"``.
 
 ==========  ===========================================================================================
 CUDA        bfloat16 where the card has units for it, float16 from compute capability 7.0 on, else float32
@@ -40,7 +40,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Precision:
-    """What networks compute in: ``name`` is never ``auto``. ``slowdown`` is set where the choice was not ours."""
+    """Precision of networks: ``name`` is never ``auto``. ``slowdown`` is set where the choice was not ours."""
 
     name: DtypeName
     slowdown: float = 1.0  # times as long as float32 takes on the device
@@ -72,7 +72,7 @@ class Precision:
 
 
 def computed_and_stored(dtype: torch.dtype | Precision | None) -> tuple[torch.dtype | None, torch.dtype | None]:
-    """What a network computes in, and what its matrices are kept in where that is another; None keeps a file's."""
+    """The type a network computes in, and that of its matrices where it is another; None keeps a file's."""
     return (dtype.dtype, dtype.stored) if isinstance(dtype, Precision) else (dtype, None)
 
 
@@ -135,7 +135,7 @@ def kernel_lists_units() -> bool | None:
 
 @cache
 def slowdown(name: DtypeName, kind: str) -> float:
-    """How many times as long as float32 a precision takes, for the worse of a convolution and a matrix product.
+    """Time that a precision takes relative to float32, for the worse of a convolution and a matrix product.
 
     Infinite where the device cannot compute it at all.
     """

@@ -144,7 +144,7 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
 
 
 def _nodes(node: Any, known: dict[int, int], depth: int = 0) -> int:
-    """How many nodes a YAML node stands for with its aliases written out. Raises ``ValueError`` for too many."""
+    """Number of nodes a YAML node stands for with its aliases written out. Raises ``ValueError`` for too many."""
     if depth > DEEPEST:
         raise ValueError(f"it is nested more than {DEEPEST} deep")
     if id(node) not in known:

@@ -241,7 +241,7 @@ class Audio:
 
 @dataclass(frozen=True)
 class GeneratedKeyframeLayout:
-    """Where the generated keyframe slots sit in a token sequence."""
+    """Place of the generated keyframe slots in a token sequence."""
 
     pixel_frame_indices: tuple[int, ...]
     tokens_per_keyframe: int

@@ -64,6 +64,6 @@ def widest_dtype(device: torch.device) -> torch.dtype:
 
 
 def device_of_doubles(device: torch.device | str | None) -> torch.device:
-    """Where float64 is computed for a device: there, or on the host."""
+    """The device where float64 is computed for another: that one, or the host."""
     wanted = torch.device(device or "cpu")
     return wanted if has_doubles(wanted) else torch.device("cpu")

@@ -63,7 +63,7 @@ def read_audio(path: str | Path, start: float = 0.0, duration: float | None = No
 
 @dataclass(frozen=True)
 class SoundInfo:
-    """What a file's sound is. ``duration`` is in seconds, by the header."""
+    """Facts about a file's sound. ``duration`` is in seconds, by the header."""
 
     channels: int
     rate: int

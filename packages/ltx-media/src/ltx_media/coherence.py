@@ -1,4 +1,4 @@
-"""How well a clip hangs together: changes from frame to frame, drift of its colours, discontinuities of its sound."""
+"""Coherence of a clip: changes from frame to frame, drift of its colours, discontinuities of its sound."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def relative(changes: Sequence[float], frame: int) -> float:
 
 
 def optical_flow(first: Tensor, second: Tensor) -> Tensor:
-    """Where each pixel of ``first`` ``[C, H, W]`` went in ``second``: ``[2, H, W]`` (x, y in pixels).
+    """Displacement of each pixel of ``first`` ``[C, H, W]`` in ``second``: ``[2, H, W]`` (x, y in pixels).
 
     Lucas and Kanade, 1981, in windows, from coarse to fine.
     """
@@ -98,7 +98,7 @@ def smoothed(values: Tensor) -> Tensor:
 
 
 def _step(one: Tensor, moved: Tensor) -> Tensor:
-    """What brings ``moved`` closer to ``one``, solved in the window around each pixel."""
+    """Displacement that brings ``moved`` closer to ``one``, solved in the window around each pixel."""
     padded = F.pad(moved, (1, 1, 1, 1), mode="replicate")
     x = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     y = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2

@@ -30,7 +30,7 @@ KNEE = 0.75  # linear light up to which tone mapping leaves colours alone
 
 
 class Primaries(Enum):
-    """What the three channels of linear light stand for."""
+    """Meaning of the three channels of linear light."""
 
     REC709 = "rec709"
     AP1 = "acescg"
@@ -38,7 +38,7 @@ class Primaries(Enum):
 
 
 class HDRColorSpace(Enum):
-    """How HDR pictures are stored in EXR files."""
+    """Storage of HDR pictures in EXR files."""
 
     SRGB_LINEAR = "SRGB_LINEAR"  # linear light, Rec.709 primaries
     ACESCG = "ACESCG"  # linear light, AP1 primaries
@@ -157,7 +157,7 @@ def from_working_codes(codes: Tensor, curve: LogCurve, color_space: HDRColorSpac
 
 
 def rec709_light(values: Tensor, color_space: HDRColorSpace) -> Tensor:
-    """What an EXR file of a colour space holds ``[..., 3]`` as light with Rec.709 primaries."""
+    """Contents of an EXR file of a colour space ``[..., 3]`` as light with Rec.709 primaries."""
     light = ACESCCT.decompress(values) if color_space is HDRColorSpace.ACESCCT else values
     return convert_primaries(light, color_space.primaries, Primaries.REC709, dim=-1)
 

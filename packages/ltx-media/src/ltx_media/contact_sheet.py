@@ -31,7 +31,7 @@ FREQUENCY_MARKS = ((100, "100 Hz"), (1000, "1 kHz"), (10000, "10 kHz"))
 
 @dataclass(frozen=True)
 class ContactSheet:
-    """What goes on the page."""
+    """Contents of the page."""
 
     frames: list[Tensor]  # uint8 [H, W, 3], picked evenly
     times: list[float]  # seconds, of the picked frames
@@ -63,7 +63,7 @@ def write_contact_sheet(
 def contact_sheet_of(
     frames: Iterable[Tensor], fps: float | Fraction, audio: Audio | None = None, title: str = "", count: int = 8
 ) -> ContactSheet:
-    """What goes on the page of a clip, or of a sound alone."""
+    """The page of a clip, or of a sound alone."""
     every = list(single_frames(frames))
     picks = sorted({round(index) for index in np.linspace(0, len(every) - 1, min(count, len(every)))})
     duration = len(every) / float(fps) if every or audio is None else audio.duration

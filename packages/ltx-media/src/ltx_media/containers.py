@@ -47,12 +47,12 @@ def opened(path: str | Path, action: str) -> Iterator[av.container.InputContaine
 
 
 def origin(source: av.container.InputContainer) -> float:
-    """Where time 0 of a file is on the clock of its streams, seconds."""
+    """Time 0 of a file on the clock of its streams, seconds."""
     return float((source.start_time or 0) / av.time_base)
 
 
 def missing_bytes(path: str | Path) -> int:
-    """How many bytes an MP4, MOV, Matroska, WebM, AVI or WAV claims beyond the end of the file; 0 for other files."""
+    """Number of bytes an MP4, MOV, Matroska, WebM, AVI or WAV claims beyond the end of the file; 0 for other files."""
     size = Path(path).stat().st_size
     with Path(path).open("rb") as file:
         head = file.read(12)
@@ -69,7 +69,7 @@ def missing_bytes(path: str | Path) -> int:
 
 
 def _last_box(file: BinaryIO, size: int) -> int:
-    """Where the last top-level box of an MP4 or MOV ends; 0 where it reaches to the end of the file."""
+    """End of the last top-level box of an MP4 or MOV; 0 where it reaches to the end of the file."""
     position = 0
     while position + 8 <= size:
         file.seek(position)
@@ -84,7 +84,7 @@ def _last_box(file: BinaryIO, size: int) -> int:
 
 
 def _segment(file: BinaryIO) -> int:
-    """Where the segment of a Matroska file, which follows its first element, ends; 0 where its length is not known."""
+    """End of the segment of a Matroska file, which follows its first element; 0 where its length is not known."""
     file.seek(4)
     length, width = _vint(file.read(8))
     position = 4 + width + length

@@ -1,4 +1,4 @@
-"""How well windows, tiles and takes agree: seams, drift, motion and sound, as numbers."""
+"""Agreement of windows, tiles and takes: seams, drift, motion and sound, as numbers."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ SAME_RATE = 1e-3  # relative difference of frame rates that counts as none
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a task wants of a clip or picture."""
+    """A task's wishes for a clip or picture."""
 
     height: int | None  # pixels; None: as the file has it
     width: int | None
@@ -120,7 +120,7 @@ def load_mask_video(
 
 
 def changes_of(info: VideoInfo, wanted: Wanted) -> tuple[Change, ...]:
-    """What `normalize_source` changes of a file, told from its header alone."""
+    """Changes that `normalize_source` makes of a file, told from its header alone."""
     changes = []
     if info.rotation:
         changes.append(Change("rotation", f"turned upright by {360 - info.rotation} degrees"))
@@ -146,7 +146,7 @@ def changes_of(info: VideoInfo, wanted: Wanted) -> tuple[Change, ...]:
 
 
 def sound_changes(channels: int) -> tuple[Change, ...]:
-    """What a sound of so many channels becomes for a model that hears two."""
+    """Changes of a sound of so many channels for a model that hears two."""
     return (Change("channels", f"{channels} channels of sound heard as two"),) if channels > 2 else ()
 
 

@@ -41,7 +41,7 @@ STILL_FPS = Fraction(1)
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video or picture file holds. Sizes are those of the upright picture with square pixels."""
+    """Facts about a video or picture file. Sizes are those of the upright picture with square pixels."""
 
     path: Path
     width: int
@@ -245,7 +245,7 @@ def _opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.
 
 
 def _measured(source: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, Fraction | None]:
-    """How many frames a stream holds and their average rate, from the times of its packets."""
+    """Number of frames of a stream and their average rate, from the times of its packets."""
     source.seek(0)
     times = [packet.pts for packet in source.demux(stream) if packet.size]
     known = sorted(time for time in times if time is not None)

@@ -46,7 +46,7 @@ SUFFIXES = tuple(CONTAINERS)
 
 @dataclass(frozen=True)
 class VideoEncoding:
-    """How frames become packets. Colour numbers are the code points of ITU-T H.273."""
+    """Encoding of frames. Colour numbers are the code points of ITU-T H.273."""
 
     codec: str
     pixel_format: str

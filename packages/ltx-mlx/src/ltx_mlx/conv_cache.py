@@ -23,7 +23,7 @@ NoiseSource = Callable[[tuple[int, ...]], Tensor]  # from a shape to standard no
 
 @dataclass
 class ConvCache:
-    """What blocks share and remember during a pass; owners are told apart by ``id``."""
+    """State that blocks share during a pass; owners are told apart by ``id``."""
 
     causal: bool = True  # whether convolutions see the past only, or one frame to each side
     last: bool = True  # whether the piece at hand ends the clip

@@ -174,7 +174,7 @@ class NeighbourhoodAttention(nn.Module):
         return rotate(self.k_norm(keys), (first, 0, 0)), values
 
     def attend(self, x: mx.array, known: tuple[mx.array, mx.array], first: int = 0) -> mx.array:
-        """What the frames ``x``, which begin at ``first``, see of the keys and values of the whole clip."""
+        """Attention of the frames ``x``, which begin at ``first``, to the keys and values of the whole clip."""
         origin = (first, 0, self.margin)
         queries = rotate(self.q_norm(self._project(x, 0, 1)), origin)
         seen = neighbourhood_attention(queries, *known, self.kernel, self.head_dim**-0.5, origin)
@@ -431,7 +431,7 @@ class DiffusionVideoDecoder(nn.Module):
         return self.denoise(noise, context[:, : noise.shape[1]])[:, : frames.pixels.length]
 
     def _noise(self, z: Tensor, plan: TilePlan, conditioning: DecodeConditioning | None) -> Callable[[Tile], Tensor]:
-        """What gives each tile the noise of its canvas, which has at least the frames stage 5's kernel needs."""
+        """Noise for tiles, cut from that of the canvas, which has at least the frames stage 5's kernel needs."""
         cache, dtype = ConvCache(noise=conditioning.noise if conditioning else None), self.conv_in.weight.dtype
 
         def draw(*sides: int) -> Tensor:

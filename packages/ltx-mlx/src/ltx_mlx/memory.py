@@ -1,4 +1,4 @@
-"""How much memory MLX may use. On Apple silicon one memory serves all: what is wired cannot be paged out."""
+"""Limits of MLX's memory. On Apple silicon one memory serves all: what is wired cannot be paged out."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ FRAMES_STEP = 8
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """What a clip is asked to be. None is what the model wants. Raises ``ConfigError`` for a length it cannot have."""
+    """A clip to make. None leaves a value to the model. Raises ``ConfigError`` for a length it cannot have."""
 
     height: int | None = None  # pixels
     width: int | None = None  # pixels
@@ -78,7 +78,7 @@ class Door:
         self.pipeline: Pipeline = kind.from_pretrained(model, loras, **{"backend": "mlx", **session})
 
     def plan(self, prompt: str, config: GenerationConfig | None = None, **request: Any) -> Plan:
-        """What would be done; reads no weights."""
+        """The plan of the clip; reads no weights."""
         return self.pipeline.plan(prompt, **asked(config), **request)
 
     def stream(self, prompt: str, config: GenerationConfig | None = None, **request: Any) -> Iterator[Event]:

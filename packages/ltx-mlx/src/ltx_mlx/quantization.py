@@ -45,7 +45,7 @@ class Quantization:
 
     @classmethod
     def stored(cls, path: str, shapes: Mapping[str, tuple[int, ...]], in_features: int) -> Quantization:
-        """How a file stores a layer of ``in_features`` inputs, from the shapes of its tensors."""
+        """Format in which a file stores a layer of ``in_features`` inputs, from the shapes of its tensors."""
         packed, groups = shapes["weight"][1], shapes["scales"][1]
         bits, group_size = 32 * packed / in_features, in_features / groups
         affine = "biases" in shapes
@@ -70,7 +70,7 @@ class Quantization:
         return mx.dequantize(*stored, self.group_size, self.bits, self.mode).astype(mx.float32)
 
     def covers(self, paths: Mapping[str, nn.Module]) -> frozenset[str]:
-        """Which linears of a transformer, by path, this format takes."""
+        """Linears of a transformer, by path, that this format takes."""
         found = {
             path
             for path, layer in paths.items()

@@ -110,7 +110,7 @@ class T5Encoder(nn.Module):
         return to_torch(self.encoder.final_layer_norm(x))
 
     def position_bias(self, length: int) -> mx.array:
-        """What is added to the scores of each query and key ``[1, H, T, T]``, from the table of the first block."""
+        """Bias of the scores of each query and key ``[1, H, T, T]``, from the table of the first block."""
         positions, config = torch.arange(length), self.config
         distance = positions[None] - positions[:, None]  # key minus query
         sizes = (config.relative_attention_num_buckets, config.relative_attention_max_distance)

@@ -95,7 +95,7 @@ def check_gemma(gemma: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
 def _prepared(
     assets: GemmaAssets, checkpoint: Checkpoint, dtype: torch.dtype | None
 ) -> tuple[EmbeddingsProcessor, Loader]:
-    """What stands between the language model and the transformer, without data, and what fills it."""
+    """Layers between the language model and the transformer, without data, and what fills them."""
     check_gemma_source(parse_metadata(checkpoint.metadata), checkpoint.model_version, assets.config)
     config, sources = embeddings_parts(assets, checkpoint)
     processor = EmbeddingsProcessor(config)

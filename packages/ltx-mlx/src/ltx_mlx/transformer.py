@@ -90,7 +90,7 @@ class Modulation:
 
 @dataclass(frozen=True)
 class CrossInputs:
-    """What the cross-modal attentions need of one stream."""
+    """Inputs from one stream to the cross-modal attentions."""
 
     rope: Rope  # time axis only
     scale_shift: Modulation  # 4 rows, by the stream's own timesteps
@@ -99,7 +99,7 @@ class CrossInputs:
 
 @dataclass(frozen=True)
 class StreamInputs:
-    """What every block needs of one stream beside its tokens."""
+    """Inputs of every block for one stream besides its tokens."""
 
     runs: bool
     modulation: Modulation  # 6 or 9 rows
@@ -367,7 +367,7 @@ class TextCache:
     def of(
         self, labels: tuple[int, ...], make: Callable[[int], tuple[mx.array, mx.array]]
     ) -> tuple[mx.array, mx.array]:
-        """What ``make(sample)`` gives for each sample ``[1, ...]``, joined; samples with equal labels share it."""
+        """Results of ``make(sample)`` for each sample ``[1, ...]``, joined; samples with equal labels share one."""
         for sample, label in enumerate(labels):
             if (self.owner, label) not in self.kept:
                 self.kept[self.owner, label] = make(sample)
@@ -424,7 +424,7 @@ class LTXModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network computes in."""
+        """The type that the network computes in."""
         return TORCH_DTYPES[self.part(next(iter(self.config.streams)), "patchify_proj").weight.dtype]
 
     def _cast(self, modality: Modality) -> Modality:

@@ -191,7 +191,7 @@ class PerChannelStatistics(nn.Module):
 
 @dataclass(frozen=True)
 class BlockStyle:
-    """What all blocks of one half of a VAE have in common."""
+    """Settings that all blocks of one half of a VAE share."""
 
     norm_layer: NormLayer
     padding: PaddingMode

@@ -28,7 +28,7 @@ def channels_last_names(network: nn.Module) -> frozenset[str]:
 
 
 def published_kinds(network: nn.Module) -> dict[str, Kind]:
-    """What a file must hold for this network: shapes by name, as published."""
+    """Contents required of a file for this network: shapes by name, as published."""
     turned = channels_last_names(network)
 
     def shape(name: str, array: mx.array) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ def laid_out(tensor: Tensor, turned: bool) -> mx.array:
 
 @dataclass(frozen=True)
 class Loader:
-    """How the layers of one component become parameters, with adapters fused in and linears quantised."""
+    """Maker of parameters from the layers of one component, with adapters fused in and linears quantised."""
 
     weights: ComponentWeights
     turned: frozenset[str]  # parameters laid out anew
@@ -162,7 +162,7 @@ class Loader:
             yield _join(path, leaf), array
 
     def _stored_layer(self, path: str, loras: Sequence[Lora]) -> dict[str, mx.array]:
-        """As the file holds it; with adapters widened, changed and quantised again."""
+        """A layer as the file holds it; with adapters widened, changed and quantised again."""
         form = self.formats[path]
         parts = {leaf: to_mlx(source.read()) for leaf, source in self.weights.layers[path].items()}
         if self.weights.dtype is not None:

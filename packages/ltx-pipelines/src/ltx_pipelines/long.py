@@ -129,7 +129,7 @@ class LongVideoPipeline(Pipeline):
         return Storyboard((Scene(request.prompt),), request.images, request.num_frames / fps)
 
     def windows(self, request: LongRequest, seconds: float, fps: Fraction) -> WindowPlan:
-        """Where windows begin and end: on the grid of the sound where that fits, else at most 20 ms beside it."""
+        """Windows of the clip: on the grid of the sound where that fits, else at most 20 ms off it."""
         if self.ledger.scale_factors.time != pixel_frames(2) - 1:
             raise ConfigError(f"the VAE has {self.ledger.scale_factors.time} frames a latent, long clips need 8")
         factors, grid = self.ledger.scale_factors, stride_grid(fps)

@@ -1,4 +1,4 @@
-"""What every pipeline is: a function from a request to a plan, on a ledger of networks, run by the one engine."""
+"""The base of all pipelines: a function from a request to a plan, on a ledger of networks, run by the one engine."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Pipeline(ABC):
 
     @classmethod
     def complete(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What is given of `Networks`, with what follows from other fields."""
+        """Values of `Networks`, completed with what follows from other fields."""
         return dict(given)
 
     # What it is ---------------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ class Pipeline(ABC):
     # From what is given to a request ------------------------------------------------------------------------------
 
     def read(self, prompt: Any, generator: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What is given, every value of its type and in its range. Raises `ConfigError`."""
+        """Arguments, every value of its type and in its range. Raises `ConfigError`."""
         present = {name: value for name, value in {"prompt": prompt, **given}.items() if value is not None}
         if generator is not None:
             present["seed"] = _next_seed(generator, given)
@@ -290,7 +290,7 @@ class Pipeline(ABC):
         return self.request_type()(**values)
 
     def kept(self, read: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-        """What was asked, for the recipe: with it `ltx rerun` can change something."""
+        """The request as it is kept in the recipe: with it `ltx rerun` can change something."""
         files = {**dict(plan.models.paths()), "checkpoint_path": plan.models.checkpoint}
         networks: dict[str, Any] = {**files, "loras": self.loras, "distilled_loras": self.distilled_loras}
         options = {name: found for name, found in networks.items() if found and name in self.network_fields()}
@@ -446,7 +446,7 @@ class Pipeline(ABC):
         return prompt if isinstance(prompt, str) and prompt.strip() else otherwise
 
     def negative_prompt(self, request: Request, stages: Sequence[StagePlan]) -> str | None:
-        """What guidance pushes away from; None where no stage is guided."""
+        """The negative prompt; None where no stage is guided."""
         if not any(stage.guided for stage in stages):
             return None
         return DEFAULT_NEGATIVE_PROMPT if request.negative_prompt is None else request.negative_prompt

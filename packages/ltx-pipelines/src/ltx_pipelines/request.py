@@ -190,7 +190,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Networks:
-    """Which networks make a clip, where they run and how they are held in memory."""
+    """Networks that make a clip, their device and their place in memory."""
 
     model: str | None = network(
         None,
@@ -241,7 +241,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Output:
-    """What is done with the prompt before, and with the clip afterwards, by a command."""
+    """A command's treatment of the prompt before, and of the clip afterwards."""
 
     output: str | None = clip(
         None,

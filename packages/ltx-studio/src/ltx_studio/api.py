@@ -54,7 +54,7 @@ class VideoDeleted(BaseModel):
 
 
 class CreateVideo(BaseModel):
-    """What to make: OpenAI's fields, and any of `ltx generate`'s options by name."""
+    """A clip to make: OpenAI's fields, and any of `ltx generate`'s options by name."""
 
     model_config = ConfigDict(extra="allow")
     prompt: str = ""
@@ -71,7 +71,7 @@ class Remix(BaseModel):
 
 
 class Plan(BaseModel):
-    """What a request would do and cost."""
+    """Effect and cost of a request."""
 
     pipeline: str
     size: str
@@ -131,7 +131,7 @@ def request_of(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reference(upload: Any) -> dict[str, Any]:
-    """What an upload without a stated place means: a picture to start from, a clip to go on from, a sound to follow."""
+    """Meaning of an upload without a stated place: a picture to start from, a clip to go on from, a sound to follow."""
     suffix = str(upload).rpartition(".")[2]
     if suffix in ("png", "jpg", "webp"):
         return {"images": [[upload]]}

@@ -36,7 +36,7 @@ class Serve:
 
 
 def default_folder() -> Path:
-    """Where clips are kept: the user's data folder."""
+    """The default folder of clips: the user's data folder."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "ltx-studio"
 
 

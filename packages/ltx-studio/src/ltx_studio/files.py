@@ -1,4 +1,4 @@
-"""Where files of jobs lie: under one folder, by generated names only. No name from a client is ever opened."""
+"""Files of jobs: under one folder, by generated names only. No name from a client is ever opened."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Files:
         return found
 
     def new_upload(self, head: bytes) -> Path:
-        """Where to write a file that begins with ``head``. Raises `MediaError` for a kind that is not taken."""
+        """Path for a file that begins with ``head``. Raises `MediaError` for a kind that is not taken."""
         suffix = next((kind for at, magic, kind in SIGNATURES if head[at : at + len(magic)] == magic), None)
         if suffix is None:
             raise MediaError(
@@ -97,7 +97,7 @@ class Files:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def used_bytes(self) -> int:
-        """What clips and uploads take."""
+        """Bytes that clips and uploads take."""
         return size_of(self.folder / "jobs") + size_of(self.folder / "uploads")
 
     def clean(self, store: Store, quota: int) -> int:
@@ -120,7 +120,7 @@ class Files:
         return max(used - quota, 0)
 
     def _removable(self, store: Store) -> list[Path]:
-        """What may go, the oldest first."""
+        """Files that may go, the oldest first."""
         jobs = store.list(limit=1_000_000)
         found = [(job.ended_at or 0.0, self.job(job.id)) for job in jobs if job.ended and not job.favourite]
         needed = json.dumps([job.request for job in jobs if not job.ended or job.favourite])

@@ -1,4 +1,4 @@
-"""What a request must be before anything is done for it: the key, the Host, the rate, the size."""
+"""Checks of a request before anything is done for it: the key, the Host, the rate, the size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPEN_PATHS = ("/", "/healthz", "/favicon.ico")  # and /static/: the page itself 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes."""
+    """Limits of one server."""
 
     upload_bytes: int = 512 * 2**20
     body_bytes: int = 2**20  # of JSON
@@ -93,7 +93,7 @@ class Guard:
         await app(scope, counted, with_headers)
 
     def most_bytes(self, request: Request) -> int:
-        """How long a body may be: files in forms may be large."""
+        """Greatest length of a body: files in forms may be large."""
         is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
         return self.limits.upload_bytes if is_form else self.limits.body_bytes
 

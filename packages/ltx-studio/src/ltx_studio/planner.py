@@ -36,7 +36,7 @@ class Planner:
         self._ask(request, costed=False)
 
     def plan(self, request: Mapping[str, Any]) -> Plan:
-        """What a canonical request would do and cost. Raises `ConfigError`."""
+        """Effect and cost of a canonical request. Raises `ConfigError`."""
         return Plan(**self._ask(request, costed=True))
 
     def _ask(self, request: Mapping[str, Any], costed: bool) -> dict[str, Any]:

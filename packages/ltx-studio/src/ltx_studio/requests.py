@@ -1,4 +1,4 @@
-"""What a client may ask for: options under their own names, files by the names they were given here, nothing else."""
+"""Requests that a client may make: options under their own names, files by the names given here, nothing else."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ PING = 15.0  # seconds between signs of life of a stream of events
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server runs. ``devices`` is one worker each; None is the best device there is."""
+    """Settings of a server. ``devices`` is one worker each; None is the best device there is."""
 
     data: Path
     model: str = "tiny"
@@ -52,7 +52,7 @@ class Settings:
 
 
 class Studio:
-    """What the routes share."""
+    """State that the routes share."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -138,7 +138,7 @@ def studio_of(request: Request) -> Studio:
 
 
 def client_of(request: Request) -> str:
-    """Where a request comes from."""
+    """Address a request comes from."""
     return request.client.host if request.client else ""
 
 
@@ -195,7 +195,7 @@ def videos(
 
 @router.get("/v1/videos/{job_id}", response_model=Video)
 def video(job_id: str, studio: The) -> Video:
-    """How a clip stands."""
+    """Status of a clip."""
     return studio.show(studio.find(job_id))
 
 
@@ -250,7 +250,7 @@ def favour(job_id: str, studio: The, on: bool = True) -> Video:
 
 @router.get("/v1/videos/{job_id}/events")
 async def events(job_id: str, request: Request, studio: The) -> StreamingResponse:
-    """What happens to a clip, as server-sent events, until it has ended."""
+    """Events of a clip, as server-sent events, until it has ended."""
     if job_id != "*":
         studio.find(job_id)
     stream = job_events(studio, job_id, request)
@@ -384,7 +384,7 @@ def schema() -> dict[str, Any]:
 
 @router.post("/v1/plan", response_model=Plan)
 async def plan(request: Request, studio: The) -> Plan:
-    """What a request would do and cost; nothing is read but the headers of files."""
+    """Effect and cost of a request; nothing is read but the headers of files."""
     fields = request_of(await read_fields(request, studio))
     asked = canonical({"model": studio.settings.model, **fields}, studio.models)
     return await asyncio.to_thread(studio.planner.plan, asked)

@@ -152,11 +152,11 @@ class Store:
         return tuple(_job(row) for row in self._connection().execute(query, (*values, limit)))
 
     def counts(self) -> dict[str, int]:
-        """How many jobs there are of each status."""
+        """Number of jobs of each status."""
         return dict(self._connection().execute("SELECT status, COUNT(*) FROM jobs GROUP BY status"))
 
     def queued_before(self, job: Job) -> int:
-        """How many queued jobs stand before this one."""
+        """Number of queued jobs before this one."""
         query = "SELECT COUNT(*) FROM jobs WHERE status = 'queued' AND number < ?"
         return int(self._connection().execute(query, (job.number,)).fetchone()[0])
 
@@ -207,7 +207,7 @@ class Store:
         return {name for (name,) in self._connection().execute(query)}
 
     def advance(self, job_id: str, phase: str, progress: float, facts: Mapping[str, Any] | None = None) -> None:
-        """How far a running job is; ``facts`` are added to what is known of it."""
+        """Note the progress of a running job; ``facts`` are added to what is known of it."""
         with self._write() as connection:
             connection.execute(
                 "UPDATE jobs SET phase = ?, progress = ?, facts = json_patch(facts, ?) "
@@ -228,7 +228,7 @@ class Store:
         return done.rowcount == 1
 
     def abandon(self, worker: str, last_words: str) -> tuple[Job, ...]:
-        """What a dead worker had: cancelled if that was asked, failed at its second death, else queued again."""
+        """Put back a dead worker's job: cancelled if that was asked, failed at its second death, else queued again."""
         with self._write() as connection:
             rows = connection.execute(
                 f"SELECT {COLUMNS} FROM jobs WHERE status = 'in_progress' AND worker = ?", (worker,)

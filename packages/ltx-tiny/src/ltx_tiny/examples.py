@@ -1,4 +1,4 @@
-"""What the networks learn from: clips of the toy world, each a pure function of (seed, position, slot)."""
+"""Examples that the networks learn from: clips of the toy world, each a pure function of (seed, position, slot)."""
 
 from __future__ import annotations
 

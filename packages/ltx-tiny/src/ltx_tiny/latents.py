@@ -1,4 +1,4 @@
-"""What the transformer learns from: scenes as the code that is their video latent, and the latents of their sounds.
+"""Latents that the transformer learns from: scenes as the code that is their video latent, and those of their sounds.
 
 The video latent of a scene is computed from the scene, at any size, whenever it is asked for. Sounds are encoded once
 and kept in shards: a safetensors file with ``audio`` ``[n, 8, 50, 16]`` in bfloat16, normalised, and the scenes as JSON
@@ -65,7 +65,7 @@ def scene_of(seed: int, part: str, number: int) -> Scene:
 
 
 def length_of(part: str, frames: int) -> int:
-    """How many frames the clips of a part have, where others have ``frames``."""
+    """Frames of the clips of a part, where others have ``frames``."""
     return LONG * (frames - 1) + 1 if part == "long" else frames
 
 
@@ -161,7 +161,7 @@ class LatentPairs:
 
 @dataclass(frozen=True)
 class LatentsPlan:
-    """What the latents stage makes: clips per part and per shard, frames per clip, and its helpers."""
+    """Work of the latents stage: clips per part and per shard, frames per clip, and its helpers."""
 
     seed: int
     counts: Mapping[str, int]

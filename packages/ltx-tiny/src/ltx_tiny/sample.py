@@ -48,7 +48,7 @@ class Decoders:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How validation clips are made; a guidance scale of 1 makes none of the second predictions."""
+    """Settings of validation clips; a guidance scale of 1 makes none of the second predictions."""
 
     sigmas: tuple[float, ...]
     guidance_scale: float = 3.0

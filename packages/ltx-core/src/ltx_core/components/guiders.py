@@ -27,7 +27,7 @@ class Guider(ABC):
 
     @abstractmethod
     def delta(self, cond: Tensor, uncond: Tensor, /) -> Tensor:
-        """What to add to the conditional prediction; of its shape."""
+        """The difference to add to the conditional prediction; of its shape."""
 
     @abstractmethod
     def enabled(self) -> bool:
@@ -137,7 +137,7 @@ def projection_coefficient(a: Tensor, onto: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MultiModalGuiderParams:
-    """How one stream is guided. The defaults guide nothing."""
+    """Guidance of one stream. The defaults guide nothing."""
 
     cfg_scale: float = 1.0  # away from the prediction with the negative prompt; 1 off
     stg_scale: float = 0.0  # away from the prediction with self-attention skipped in stg_blocks; 0 off
@@ -266,7 +266,7 @@ def create_multimodal_guider_factory(
 
 @dataclass(frozen=True)
 class VelocityGuidance:
-    """What one step of LTX-Video combines: the positive velocity, with a negative one (scale above 1) and a perturbed.
+    """Velocities that one step of LTX-Video combines: the positive one, a negative (scale above 1) and a perturbed.
 
     ``skip_strategy`` is one of ``SKIP_STRATEGIES`` in `ltx_core.guidance.perturbations`.
     """

@@ -55,6 +55,6 @@ def crossfade(first: Tensor, second: Tensor, overlap: int, fade: Fade = "matched
 
 
 def overlap_correlation(first: Tensor, second: Tensor) -> float:
-    """How alike two sounds ``[..., samples]`` of the same span are, clamped to [0, 1]; 0 when one of them is silent."""
+    """Correlation of two sounds ``[..., samples]`` of one span, clamped to [0, 1]; 0 when one of them is silent."""
     power = math.sqrt(float(first.square().sum()) * float(second.square().sum()))
     return min(max(float((first * second).sum()) / power, 0.0), 1.0) if power > 0 else 0.0

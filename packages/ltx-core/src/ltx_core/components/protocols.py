@@ -1,4 +1,4 @@
-"""What the sampling loop and the latent tools ask of their parts."""
+"""Protocols of the parts that the sampling loop and the latent tools call."""
 
 from __future__ import annotations
 

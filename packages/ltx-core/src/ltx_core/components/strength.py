@@ -1,4 +1,4 @@
-"""How firmly known content is held: over the latents of an overlap, and over sigma while denoising.
+"""Strengths that hold known content: over the latents of an overlap, and over sigma while denoising.
 
 A token of strength ``s`` has denoise mask ``1 - s`` and stands at noise level ``(1 - s) * sigma``. A constant strength
 between 0 and 1 ends as ``s * clean + (1 - s) * x0``, two pictures in one; so a strength that steers without showing

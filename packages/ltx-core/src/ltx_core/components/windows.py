@@ -1,4 +1,4 @@
-"""Where the windows of a long clip begin and end, in latents, pixel frames and audio tokens.
+"""Windows of a long clip: their beginnings and ends in latents, pixel frames and audio tokens.
 
 Video latent 0 is one pixel frame, each later one eight; audio token 0 is one mel frame, each later one four. So both
 streams are one short cell followed by equal ones, and what can be exact between them is the stride of the windows:

@@ -1,4 +1,4 @@
-"""What a conditioning item is, and the one way to append tokens to a state."""
+"""The protocol of conditioning items, and the one way to append tokens to a state."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def append_tokens(
 
 
 def _released(state: LatentState, count: int, release: Curve) -> Tensor | None:
-    """How the hold of every token falls when ``count`` more follow."""
+    """Release curves of every token when ``count`` more follow."""
     if state.release is None and release == "hold":
         return None
     before = torch.zeros_like(state.denoise_mask) if state.release is None else state.release

@@ -32,7 +32,7 @@ Shape = TypeVar("Shape", VideoLatentShape, AudioLatentShape)
 
 @dataclass(frozen=True)
 class LatentTools(Generic[Shape]):
-    """What video and audio share. ``target_shape`` is the latent to be made."""
+    """The part that video and audio tools share. ``target_shape`` is the latent to be made."""
 
     patchifier: Patchifier
     target_shape: Shape

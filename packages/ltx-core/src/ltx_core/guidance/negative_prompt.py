@@ -1,4 +1,4 @@
-"""What guidance pushes away from where nothing else is asked for: one list of defects for every program."""
+"""The default negative prompt: one list of defects for every program."""
 
 DEFAULT_NEGATIVE_PROMPT = (
     "on-screen text, subtitles, captions, watermark, logo, blurred box, fade from black, fade to black, cut speech, "

@@ -18,7 +18,7 @@ from ltx_core.errors import ConfigError
 
 
 class PerturbationType(IntEnum):
-    """What is bypassed.
+    """The layer that is bypassed.
 
     A skipped self-attention passes the value projection of each token on in place of the attention result. A skipped
     cross-modal attention adds nothing. The last two exist for LTX-Video's skip strategies.
@@ -226,7 +226,7 @@ class BatchedPerturbationConfig:
         return torch.tensor(rows, device=self.device, dtype=self.dtype or torch.bool)
 
     def block_keeps(self, num_blocks: int, device: torch.device, dtype: torch.dtype) -> tuple[BlockKeep, ...]:
-        """What each block keeps. Built once per (num_blocks, device, dtype), so a sampling loop copies no masks."""
+        """Masks of each block. Built once per (num_blocks, device, dtype), so a sampling loop copies no masks."""
         key = (num_blocks, device, dtype)
         if key not in self._block_keeps:
             self._block_keeps[key] = tuple(self._block_keep(block, device, dtype) for block in range(num_blocks))

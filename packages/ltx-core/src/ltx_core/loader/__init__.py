@@ -11,7 +11,7 @@ __all__ = ["Checkpoint", "Lora"]
 
 
 def __getattr__(name: str) -> Any:
-    """What is exported, imported when it is used: ``loader.metadata`` needs no torch."""
+    """Import an exported name when it is used: ``loader.metadata`` needs no torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(import_module(f"{__name__}.{name.lower()}"), name)

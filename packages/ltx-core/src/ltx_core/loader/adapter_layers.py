@@ -1,4 +1,4 @@
-"""What an adapter changes in one module, in every published kind, and how strongly.
+"""The change that an adapter makes in one module, in every published kind, and its strength.
 
 ======================  ====================================================================
 low rank                ``W + s * scale * B @ A``, bias ``+ s * scale * b``
@@ -28,7 +28,7 @@ Pair: TypeAlias = "tuple[Tensor, Tensor]"
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """What one adapter changes in one module. Tensors are as stored; they are widened before they are multiplied."""
+    """The change of one adapter in one module. Tensors are as stored; they are widened before they are multiplied."""
 
     a: Tensor | None = None  # (r, in)
     b: Tensor | None = None  # (out, r)
@@ -97,7 +97,7 @@ class LoraLayer:
         return weight + strength * (whole - weight)
 
     def bias_change(self, strength: float, device: torch.device | str) -> Tensor | None:
-        """What is added to the bias, float32 ``(out,)``."""
+        """The change of the bias, float32 ``(out,)``."""
         if self.diff_b is not None:
             return self.diff_b.to(device).float() * strength
         return None if self.bias is None else self.bias.to(device).float() * (strength * self.scale)
@@ -109,7 +109,7 @@ def weight_change(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Tensor | None:
-    """What adapters in list order add to a weight ``(out, in)``, None for nothing.
+    """The sum that adapters add, in list order, to a weight ``(out, in)``; None for nothing.
 
     ``layers`` are (layer, strength). Linear ones add up in ``dtype`` (float32). ``base`` is the weight itself in
     float32, needed for DoRA only, which changes what the adapters before it have left.
@@ -131,7 +131,7 @@ def weight_change(
 
 
 def bias_change(layers: Iterable[tuple[LoraLayer, float]], device: torch.device | str = "cpu") -> Tensor | None:
-    """What adapters add to a bias, float32 ``(out,)``; None for nothing."""
+    """The sum that adapters add to a bias, float32 ``(out,)``; None for nothing."""
     changes = [layer.bias_change(strength, device) for layer, strength in layers if strength != 0]
     found = [change for change in changes if change is not None]
     return sum(found[1:], start=found[0]) if found else None

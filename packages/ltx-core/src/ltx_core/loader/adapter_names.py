@@ -1,4 +1,4 @@
-"""How adapter files name things: which part of which module a tensor is, in every tool's spelling. Torch-free."""
+"""Names in adapter files, in every tool's spelling: which part of which module a tensor is. Torch-free."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Part(NamedTuple):
 
 
 def parse_key(key: str) -> Part | None:
-    """What a tensor of an adapter is; None for a tensor that is no part of any known kind."""
+    """The module and part that a tensor's name stands for; None for a tensor that is no part of any known kind."""
     for pattern, part in _PARTS:
         if match := pattern.fullmatch(key):
             return Part(match["module"], match[2] if part == "{1}" else part)

@@ -66,7 +66,7 @@ class TorchBackend:
             torch.cuda.empty_cache()
 
     def free_bytes(self, device: torch.device) -> int:
-        """What the device has free."""
+        """Free memory of the device in bytes."""
         return free_bytes(device)
 
     def precision(self, dtype: DtypeName | torch.dtype, device: torch.device) -> Precision:

@@ -167,7 +167,7 @@ class Checkpoint:
         device: torch.device | str = "cpu",
         quantization: str | QuantizationPolicy | None = None,
     ) -> ComponentWeights:
-        """How the component's tensors are read, without reading them."""
+        """A lazy reader of the component's tensors."""
         from ltx_core.loader.quantization import policy_named
         from ltx_core.loader.weights import ComponentWeights
 
@@ -194,7 +194,7 @@ class Checkpoint:
         return COMPONENTS[name].construct(self.network_config(name))
 
     def sources(self, name: str) -> dict[str, Source]:
-        """Where each tensor of a component lies, by module name."""
+        """The place of each tensor of a component, by module name."""
         return {key: source for part in self.parts_of(name) for key, source in part.sources(name).items()}
 
     def parts_of(self, name: str) -> list[Part]:

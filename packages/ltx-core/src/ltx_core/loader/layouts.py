@@ -153,7 +153,7 @@ def is_diffusers_model(folder: Path) -> bool:
 
 
 def diffusers_kind(folder: Path) -> str | None:
-    """Which component of a diffusers model a folder holds, by the class in its ``config.json``; None for others."""
+    """The component of a diffusers model that a folder holds, by the class in its ``config.json``; None for others."""
     beside = folder / "config.json"
     if not beside.is_file():
         return None

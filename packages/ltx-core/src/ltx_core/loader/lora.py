@@ -170,7 +170,7 @@ def fit_loras(loras: Sequence[Lora], shapes: Shapes) -> tuple[Lora, ...]:
 
 
 class _PeftConfig(BaseModel):
-    """What matters of PEFT's ``LoraConfig``, ``LoKrConfig`` and ``LoHaConfig``."""
+    """The fields of PEFT's ``LoraConfig``, ``LoKrConfig`` and ``LoHaConfig`` that change a result."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
     peft_type: str = "LORA"
@@ -391,5 +391,5 @@ def weight_delta(
 
 
 def bias_delta(loras: Iterable[Lora], path: str, device: torch.device | str = "cpu") -> Tensor | None:
-    """What all adapters together add to a module's bias, float32 ``(out,)``; None for nothing."""
+    """The sum that all adapters add to a module's bias, float32 ``(out,)``; None for nothing."""
     return bias_change([(lora.layers[path], lora.strength) for lora in loras if path in lora.layers], device)

@@ -92,7 +92,7 @@ def extract(base: Checkpoint, tuned: Checkpoint, rank: int, dtype: torch.dtype =
 
 
 def _difference(one: ComponentWeights, other: ComponentWeights, path: str, leaf: str) -> Tensor | None:
-    """What is added to a tensor in float32, None for nothing."""
+    """The float32 difference to add to a tensor, None for nothing."""
     before, after = (weights.load_layer(path)[leaf] for weights in (one, other))
     return None if torch.equal(before, after) else after.float() - before.float()
 

@@ -24,7 +24,7 @@ MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)  # between neighbours; a tie
 
 
 class ActivationScale(Enum):
-    """Where the per-tensor scale of activations comes from."""
+    """Source of the per-tensor scale of activations."""
 
     FIXED_1 = "fixed_1"
     DYNAMIC = "dynamic"  # largest magnitude / 2688

@@ -37,7 +37,7 @@ FP8_DTYPES = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
 
 @dataclass(frozen=True)
 class LayerLoad:
-    """What happens to a layer on its way into the model."""
+    """Treatment of a layer on its way into the model."""
 
     dtype: torch.dtype | None = None  # None keeps the file's dtypes
     weight_delta: Tensor | None = None  # (out, in), from adapters

@@ -55,7 +55,7 @@ DTYPES: dict[str, tuple[str, int]] = {  # the format's name of a type: torch's n
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: ``start`` and ``end`` count bytes from the beginning of the file."""
+    """Place of a tensor: ``start`` and ``end`` count bytes from the beginning of the file."""
 
     stored_as: str  # a key of ``DTYPES``
     shape: tuple[int, ...]
@@ -68,7 +68,7 @@ class TensorInfo:
 
     @property
     def dtype_name(self) -> str:
-        """What torch calls the type."""
+        """Torch's name of the type."""
         return DTYPES[self.stored_as][0]
 
     @property

@@ -1,4 +1,4 @@
-"""Where a tensor of a component comes from: one tensor of one file, or something made of several."""
+"""Sources of a component's tensors: one tensor of one file, or one computed from several."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Derived(Source):
         parts: tuple[Source, ...],
         make: Callable[..., Tensor],
     ) -> Derived:
-        """What ``make`` makes of the tensors of ``parts``: a tensor of this shape and type."""
+        """A source of this shape and type that ``make`` computes from the tensors of ``parts``."""
         nbytes = math.prod(shape) * DTYPES[stored_as][1]
         return cls(source.file, source.key, TensorInfo(stored_as, shape, 0, nbytes), parts, make)
 

@@ -31,7 +31,7 @@ BLOCKS = "transformer_blocks"
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Where each tensor of a block lies in its buffer."""
+    """Place of each tensor of a block in its buffer."""
 
     kinds: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
     offsets: Mapping[str, int]  # bytes
@@ -241,7 +241,7 @@ class StreamedBlocks:
         return StreamingModel(network, BlockStreamer(blocks, reader or held.__getitem__, rooms), reader)
 
     def _rest(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """What is no block: on the device, tables of embeddings in host memory."""
+        """Tensors outside the blocks, on the device; tables of embeddings stay in host memory."""
         for path in self.weights.layers:
             if not path.startswith(f"{self.name}."):
                 is_table = isinstance(network.get_submodule(path), nn.Embedding)

@@ -33,7 +33,7 @@ REPORTED = 10  # names listed per kind of misfit
 
 
 class Kind(NamedTuple):
-    """What must agree between a file and a network."""
+    """The properties in which a file and a network must agree."""
 
     shape: tuple[int, ...]
     is_float: bool
@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class ComponentWeights:
-    """How a component is read: its tensors by module name, their dtype and device, the policy for its linears."""
+    """A component to read: its tensors by module name, their dtype and device, the policy for its linears."""
 
     name: str
     sources: Mapping[str, Source]
@@ -103,7 +103,7 @@ class ComponentWeights:
         return ", ".join(sorted({str(source.file.path) for source in self.sources.values()}))
 
     def infos(self, path: str) -> dict[str, TensorInfo]:
-        """What the files store for one module."""
+        """Header entries that the files store for one module."""
         return {leaf: source.info for leaf, source in self.layers[path].items()}
 
     def fit_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
@@ -111,7 +111,7 @@ class ComponentWeights:
         return fit_loras(loras, {name: kind.shape for name, kind in self.kinds().items()}) if loras else ()
 
     def kinds(self) -> dict[str, Kind]:
-        """What a plain network must hold: logical shapes by module name, without scales."""
+        """Contents required of a plain network: logical shapes by module name, without scales."""
         return {_join(path, leaf): kind for path in self.layers for leaf, kind in self._layer_kinds(path).items()}
 
     def _layer_kinds(self, path: str) -> dict[str, Kind]:

@@ -31,7 +31,7 @@ UINT32 = 4  # GGUF's type of a field
 
 
 class Kind(NamedTuple):
-    """How a tensor is stored: a safetensors or ggml type, and the shape of its values."""
+    """Storage of a tensor: a safetensors or ggml type, and the shape of its values."""
 
     stored_as: str
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""What a device sends in one call of a transformer whose tokens are shared out."""
+"""Bytes that a device sends in one call of a transformer whose tokens are shared out."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Which of the processes on this machine this is, from 0."""
+    """This process's number on its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK") or 0)
 
 

@@ -40,7 +40,7 @@ class MeshShape:
 
     @classmethod
     def usual(cls, size: int, passes: int) -> MeshShape:
-        """As many groups as there are passes, since they exchange the least; the rest shares tokens."""
+        """The default mesh: as many groups as passes, since they exchange the least; the rest shares tokens."""
         cfg = next(count for count in range(min(passes, size), 0, -1) if size % count == 0)
         return cls(cfg, size // cfg)
 

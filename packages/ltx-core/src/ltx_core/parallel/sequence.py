@@ -31,7 +31,7 @@ from ltx_core.sampling.denoisers import Transformer
 
 @dataclass
 class SharedTokens:
-    """Which tokens the processes of a group hold; those of the video now being denoised."""
+    """Shares of the processes of a group in the tokens of the video now being denoised."""
 
     ranks: Ranks
     counts: list[int] = field(default_factory=list)  # by process

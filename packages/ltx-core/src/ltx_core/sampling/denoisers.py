@@ -53,7 +53,7 @@ Results = Mapping[str, DenoisedLatentResult]
 
 @dataclass
 class RunMemory:
-    """What one run along a schedule keeps from step to step."""
+    """State of one run along a schedule from step to step."""
 
     mask_groups: dict[str, TimestepGroups] = field(default_factory=dict)  # of each stream's denoise mask
     strength_groups: dict[str, StrengthGroups] = field(default_factory=dict)  # of its attention mask
@@ -74,7 +74,7 @@ class RunMemory:
 
 @dataclass(frozen=True)
 class DenoiseCall:
-    """Where on its schedule a run is."""
+    """Position of a run on its schedule."""
 
     sigma: Tensor  # 0-d on the CPU; the noise level of the states
     step_index: int  # chooses skipped steps, and guidance by ``schedule[step_index]``
@@ -188,7 +188,7 @@ def run_passes(
     memory: RunMemory,
     keep_text: bool,
 ) -> dict[str, dict[str, Tensor]]:
-    """What the transformer predicts, by pass and stream; with ``keep_text`` it keeps what it made of the texts."""
+    """Predictions of the transformer, by pass and stream; with ``keep_text`` it keeps what it made of the texts."""
     batched = {}
     for name, modality in modalities.items():
         context, kept = memory.texts.setdefault(name, RunTexts()).of([each.contexts[name] for each in passes])

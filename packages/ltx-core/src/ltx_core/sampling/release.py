@@ -22,7 +22,7 @@ from ltx_core.types import LatentState
 
 @dataclass
 class ReleaseMemory(Memory):
-    """What a run with falling strengths remembers, by stream."""
+    """State of a run with falling strengths, by stream."""
 
     inner: Memory = field(default_factory=Memory)  # of the sampler inside
     masks: dict[str, Tensor] = field(default_factory=dict)  # as the stage began, [B, N, 1]

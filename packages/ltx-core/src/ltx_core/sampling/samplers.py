@@ -32,14 +32,14 @@ HEUN = HeunDiffusionStep()
 
 @dataclass
 class Memory:
-    """What a sampler carries from step to step."""
+    """State of a sampler from step to step."""
 
     generators: dict[str, torch.Generator] = field(default_factory=dict)  # by purpose
     velocities: dict[str, Tensor] = field(default_factory=dict)  # by stream
 
 
 class Sampler(Protocol):
-    """How a step is made; see the module's text."""
+    """A method of making steps; see the module's text."""
 
     def schedule(self, sigmas: Tensor) -> Tensor: ...
 
@@ -50,7 +50,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class DeterministicSampler:
-    """What samplers without noise of their own share."""
+    """Base of samplers without noise of their own."""
 
     def schedule(self, sigmas: Tensor) -> Tensor:
         return sigmas

@@ -30,7 +30,7 @@ class Noiser(Protocol):
 
 @dataclass(frozen=True)
 class StreamStart:
-    """What one stream of a stage begins with."""
+    """The beginning of one stream of a stage."""
 
     tools: LatentTools[Any]
     latent: Tensor | None = None  # [1, C, F, h, w] or [1, C, T, M]; None: nothing

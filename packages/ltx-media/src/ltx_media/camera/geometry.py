@@ -35,7 +35,7 @@ class Intrinsics(NamedTuple):
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a camera is and how it is turned: ``rotation`` is (pan, tilt, roll) in degrees.
+    """Place and direction of a camera: ``rotation`` is (pan, tilt, roll) in degrees.
 
     pan > 0 turns right, tilt > 0 up, roll > 0 clockwise as seen from behind the camera.
     """

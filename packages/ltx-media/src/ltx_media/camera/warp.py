@@ -1,4 +1,4 @@
-"""What a moved camera sees of a picture: exact for turns and zooms, by a plane or a depth map when it changes place."""
+"""Views of a picture by a moved camera: exact for turns and zooms, by a plane or a depth map when it changes place."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def warp_still(
     plane: float | None = None,
     size: tuple[int, int] | None = None,
 ) -> list[Warped]:
-    """What each of ``keys`` sees of a still ``[C, h, w]`` that the first of them sees as it is.
+    """Views, one for each of ``keys``, of a still ``[C, h, w]`` that the first of them sees as it is.
 
     Frames have ``size`` (H, W), by default the still's. Turns and zooms need nothing else; when the camera changes its
     place, ``depth`` ``[h, w]`` or the distance of a facing ``plane``. Every frame is warped from the still itself.

@@ -133,14 +133,14 @@ def free_name(file: Path, label: str) -> Path:
 
 
 def written(given: dict[str, Any]) -> dict[str, Any]:
-    """How a clip is written, as fields of a job."""
+    """Encoding of a clip, as fields of a job."""
     sheet = Path(given["contact_sheet"]) if "contact_sheet" in given else None
     switches = {name: bool(given.get(name)) for name in ("overwrite", "force")}
     return {"contact_sheet": sheet, "crf": given.get("crf"), **switches}
 
 
 def named_in(request: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """What the request of a recipe names and no change replaces: files, and programs or models of the hub."""
+    """Names in the request of a recipe that no change replaces: files, and programs or models of the hub."""
     from ltx_pipelines.running.hub import bundled_model
 
     known, files = every_option(), []

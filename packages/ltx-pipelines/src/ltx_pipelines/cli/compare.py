@@ -107,7 +107,7 @@ def sound(first: Path, second: Path) -> dict[str, Any] | None:
 
 
 def coherent(path: Path) -> dict[str, Any] | None:
-    """How well a clip hangs together; None for a sound or a picture."""
+    """Coherence of a clip; None for a sound or a picture."""
     from dataclasses import asdict
 
     from ltx_media.audio import read_audio
@@ -165,7 +165,7 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def coherence_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """How a clip hangs together, for people."""
+    """Lines on the coherence of a clip, for people."""
     worst, seams = found["worst"], found["seams"]
     yield f"frame {worst['frame']} changes most, {worst['change']:.2f} times as much as those around"
     if seams:
@@ -181,7 +181,7 @@ def coherence_lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def distances(facts: Mapping[str, Any]) -> Iterator[str]:
-    """How far apart two files are, for people."""
+    """Lines on the distances between two files, for people."""
     for part in ("picture", "sound"):
         if (found := facts[part]) is None:
             yield f"{part}: not in both"

@@ -41,7 +41,7 @@ def completion(line: Sequence[str]) -> None:
 
 
 def words(line: Sequence[str]) -> list[str]:
-    """What may stand at the end of a line, whose last word is being written."""
+    """Possible last words of a line that is being written."""
     from ltx_pipelines.cli.app import OWN, foreign, load
     from ltx_pipelines.pipeline import pipelines
 

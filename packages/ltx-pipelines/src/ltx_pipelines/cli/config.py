@@ -43,7 +43,7 @@ def settings() -> dict[str, Any]:
 
 
 def with_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a line gives, and the defaults for what it leaves out."""
+    """Values of a line, completed with the defaults from the settings file."""
     kept = settings()
     if os.environ.get("LTX_MODEL"):
         kept.pop("model", None)

@@ -36,7 +36,7 @@ def doctor(given: dict[str, Any]) -> None:
 
 
 def packages() -> dict[str, str]:
-    """What is installed, in which version."""
+    """Installed packages and their versions."""
     found = {"ltx": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -114,7 +114,7 @@ def _why_no_cuda() -> str:
 
 
 def precision() -> dict[str, str]:
-    """What networks compute in on each device, and why."""
+    """Precision of networks on each device, and the reason."""
     from ltx_core.precision import fast, slowdown
     from ltx_pipelines.running.placement import default_device
 

@@ -1,4 +1,4 @@
-"""How a command ends: 0, 1 with one line on standard error, 2 for a wrong line, 130 when stopped by the user."""
+"""Exit of a command: 0, 1 with one line on standard error, 2 for a wrong line, 130 when stopped by the user."""
 
 from __future__ import annotations
 

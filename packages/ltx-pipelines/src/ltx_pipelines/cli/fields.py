@@ -1,4 +1,4 @@
-"""Which options the commands offer, and what a request in JSON means. Nothing here imports torch."""
+"""Options of the commands, and the meaning of a request in JSON. Nothing here imports torch."""
 
 from __future__ import annotations
 

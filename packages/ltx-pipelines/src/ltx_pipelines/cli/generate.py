@@ -106,7 +106,7 @@ def join_devices(given: dict[str, Any]) -> Devices | None:
 
 
 def job_of(session: Session, plan: Plan, given: Mapping[str, Any]) -> Job:
-    """What a line, or a line of a batch, wants done with its plan."""
+    """The job that a line, or a line of a batch, wants done with its plan."""
     from ltx_pipelines.cli.job import Job
 
     sheet, first_stage = given.get("contact_sheet"), bool(given.get("first_stage"))
@@ -174,7 +174,7 @@ def enhanced(session: Session, given: Mapping[str, Any], reporter: Reporter) -> 
 
 
 def kept_request(given: Mapping[str, Any], session: Session, plan: Plan) -> dict[str, Any]:
-    """What was asked, with all that was drawn or predicted filled in, for the recipe."""
+    """The request, with all that was drawn or predicted filled in, for the recipe."""
     options = {name: plain(value) for name, value in given.items() if name not in (*ENHANCING, *PLACES)}
     options |= {"seed": plan.seed, "prompt": plan.prompt, "dtype": plan.dtype}
     if options.pop("auto_duration", None) is not None:

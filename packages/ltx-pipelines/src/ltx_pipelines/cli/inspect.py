@@ -20,7 +20,7 @@ FILE = Option("file", File, "", "Clip, PNG, WAV, weights file or model folder.")
 
 
 def inspect(given: dict[str, Any]) -> None:
-    """What a file is decides what is shown of it."""
+    """Show a file; its kind decides how."""
     from ltx_core.errors import MediaError
 
     if "file" not in given:
@@ -76,7 +76,7 @@ def show_recipe(file: Path, as_json: bool, trusted: Callable[[Path], bool]) -> N
 
 
 def show_weights(path: Path, as_json: bool) -> None:
-    """What can be built from a file or folder."""
+    """Show the components that can be built from a file or folder."""
     from ltx_core.loader.checkpoint import Checkpoint
     from ltx_core.loader.lora import is_lora
     from ltx_core.loader.safetensors_file import SafetensorsFile

@@ -42,7 +42,7 @@ RNG_STATE = "rng_state"
 
 @dataclass(frozen=True)
 class Job:
-    """What to run and where it goes. ``request`` is kept in the recipe; ``resume`` holds stages that are done."""
+    """A plan to run, and its output. ``request`` is kept in the recipe; ``resume`` holds stages that are done."""
 
     plan: Plan
     ledger: ModelLedger
@@ -218,7 +218,7 @@ def _summarize(job: Job, reporter: Reporter, seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run, in words and numbers."""
+    """Summary of a run, in words and numbers."""
 
     path: Path
     what: str

@@ -85,7 +85,7 @@ def _kinds(layer: Any) -> list[str]:
 
 
 def _target(name: str) -> str:
-    """What a module is, without the number of its block."""
+    """The kind of a module: its name without the number of its block."""
     return ".".join(part for part in name.split(".") if not part.isdigit() and part != "transformer_blocks")
 
 

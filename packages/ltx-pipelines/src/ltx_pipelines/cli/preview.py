@@ -32,7 +32,7 @@ CELL = (10, 20)  # pixels of a character that sixels reckon with
 
 
 def way_of(environment: Mapping[str, str]) -> Way:
-    """How the terminal of an environment shows pictures. Raises `ConfigError` for an ``LTX_PREVIEW`` that is none."""
+    """The way in which a terminal shows pictures. Raises `ConfigError` for an ``LTX_PREVIEW`` that is none."""
     if (asked := environment.get("LTX_PREVIEW")) is not None:
         for way in WAYS:
             if way == asked:
@@ -89,7 +89,7 @@ def blocks(image: Image.Image, columns: int, rows: int) -> Iterator[Segment]:
 
 
 def escape_code(image: Image.Image, way: Way, columns: int, rows: int) -> str:
-    """What draws a picture over so many characters from the cursor on."""
+    """Escape code that draws a picture over so many characters from the cursor on."""
     if way == "sixel":
         return sixels(image, (columns * CELL[0], rows * CELL[1]))
     data = base64.b64encode(png(image)).decode()
@@ -147,7 +147,7 @@ class PicturedProgress(Progress):
             self.inline.update(Inline(png(image), width=384))
 
     def get_renderables(self) -> Iterator[RenderableType]:
-        """What rich draws, from the top."""
+        """Elements that rich draws, from the top."""
         if self.picture is not None:
             yield self.picture
         yield from super().get_renderables()

@@ -1,4 +1,4 @@
-"""What a running generation shows: bars on a terminal, a line per phase elsewhere, JSON for programs, or nothing."""
+"""Progress of a generation: bars on a terminal, a line per phase elsewhere, JSON for programs, or nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PHASES = {
 
 
 def style_of(given: Mapping[str, Any]) -> Style:
-    """How a line wants to be told."""
+    """The style of progress that a line asks for."""
     if given.get("json"):
         return "json"
     if given.get("quiet"):

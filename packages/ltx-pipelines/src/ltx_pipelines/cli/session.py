@@ -66,7 +66,7 @@ def refuse_unused(given: Mapping[str, Any], kind: type[Pipeline], why: str) -> N
 
 @dataclass(frozen=True)
 class Known:
-    """What the choice of a pipeline depends on besides the options."""
+    """Facts that the choice of a pipeline depends on besides the options."""
 
     distilled: bool
     has_upsampler: bool
@@ -76,7 +76,7 @@ class Known:
 
 
 def known_of(found: FoundModel, given: Mapping[str, Any]) -> Known:
-    """What the files say."""
+    """Read the facts from the headers of files."""
     metadata = (SafetensorsFile(lora.path).metadata for lora in given.get("loras", ()))
     return Known(
         distilled=found.is_distilled,

@@ -34,7 +34,7 @@ class SeededNoise:
         return torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
 
     def get_state(self) -> Tensor:
-        """Where both sequences are, to go on from with ``set_state``."""
+        """Positions of both sequences, to go on from with ``set_state``."""
         return torch.stack((self._shared.get_state(), self._own.get_state()))
 
     def set_state(self, state: Tensor) -> None:

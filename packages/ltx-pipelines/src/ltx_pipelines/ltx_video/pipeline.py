@@ -182,7 +182,7 @@ class LTXVideoPipeline(Pipeline):
 
 
 def shown_frames(clip: VideoInfo, size: PaddedSize) -> int:
-    """How many frames of a clip are shown at the rate that is asked for."""
+    """Number of frames shown of a clip at the rate that is asked for."""
     from ltx_media.source import sampling_rate
 
     rate = sampling_rate(clip, size.asked.fps)

@@ -1,4 +1,4 @@
-"""How LTX-Video stages run: where their tokens begin, what they are denoised with, and how frames are made of them.
+"""Stages of LTX-Video: the start of their tokens, their denoiser, and the decoding of frames.
 
     grid latent [1, C, F, h, w]  ->  tokens [1, N, C], starts [1, 3, N], denoise mask [1, N, 1]
 
@@ -56,7 +56,7 @@ class LTXVideoTools(VideoLatentTools):
 
 
 class LTXVideoRun:
-    """What the stages of an LTX-Video plan share. Pixels are encoded as samples of the VAE's posterior."""
+    """State that the stages of an LTX-Video plan share. Pixels are encoded as samples of the VAE's posterior."""
 
     def __init__(self, plan: Plan, ledger: ModelLedger, contexts: tuple[Contexts, Contexts | None]) -> None:
         assert plan.ltx_video is not None

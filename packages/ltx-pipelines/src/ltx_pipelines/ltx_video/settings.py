@@ -1,4 +1,4 @@
-"""What decides an LTX-Video 0.9.x run beside the request: published settings as data, and the YAML files users have.
+"""Settings of LTX-Video 0.9.x besides the request: published ones as data, and the YAML files users have.
 
 A config names the model files and how to sample. Its sampling keys stand at the top (one pass), or in ``first_pass``
 and ``second_pass`` of a multi-scale config, where they override those at the top.
@@ -32,7 +32,7 @@ PRECISIONS = {  # working dtype, quantisation
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one pass is sampled.
+    """Sampling of one pass.
 
     A scale is one number for all steps or a list: with ``guidance_timesteps`` a step at t takes the entry of the first
     of them that is not above t (the last entry when all are above), without them the entry of its own number.
@@ -86,7 +86,7 @@ class LTXVConfig:
             raise ConfigError(f"downscale_factor is {self.downscale_factor}, expected 0 < factor <= 1")
 
     def networks(self) -> dict[str, Any]:
-        """What it says of the model, by the names of `ltx_pipelines.request.Networks`."""
+        """The settings of the model, by the names of `ltx_pipelines.request.Networks`."""
         dtype, quantization = PRECISIONS.get(self.precision or "", (None, None))
         named = {
             "checkpoint_path": self.checkpoint_path,

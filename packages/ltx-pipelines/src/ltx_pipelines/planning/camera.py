@@ -1,4 +1,4 @@
-"""How a camera is steered: by a published adapter where the model has one for the move, else by a warped picture."""
+"""Camera moves: by a published adapter where the model has one for the move, else by a warped picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan will cost, before any weight is read: peak memory and floating-point operations of each phase.
+"""Cost of a plan, before any weight is read: peak memory and floating-point operations of each phase.
 
 Networks are run on the meta device (`ltx_core.model.common.meter`), the transformer as `ltx_pipelines.planning.work`
 says. Weight bytes come from the headers of the files.
@@ -156,7 +156,7 @@ def upsampling(plan: Plan, index: int, ledger: ModelLedger) -> list[Phase]:
 
 
 def component_bytes(ledger: ModelLedger, component: str) -> int:
-    """What a network holds in memory, by the headers of its files; 0 for one the files lack."""
+    """Memory of a network's weights, by the headers of its files; 0 for one the files lack."""
     if not ledger.holds(component):
         return 0
     dtype = torch.float32 if component == "vocoder" else kept_dtype(ledger)
@@ -166,7 +166,7 @@ def component_bytes(ledger: ModelLedger, component: str) -> int:
 
 
 def kept_dtype(ledger: ModelLedger) -> torch.dtype:
-    """What weight matrices are kept in, all but a hundredth of a network."""
+    """The type of all weight matrices but a hundredth of a network."""
     return ledger.precision.stored or ledger.dtype
 
 

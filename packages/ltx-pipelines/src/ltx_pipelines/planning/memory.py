@@ -60,7 +60,7 @@ def bound_of(plan: Plan, ledger: ModelLedger) -> int:
 
 
 def fitting_changes(plan: Plan, ledger: ModelLedger, cost: Cost, free: int) -> Iterator[str]:
-    """What would fit: another policy, fewer frames, a smaller picture; each alone."""
+    """Changes that would fit: another policy, fewer frames, a smaller picture; each alone."""
     blocks = (ledger.config.get("transformer") or {}).get("num_layers", 1)
     if replace(cost, policy="sequential").peak <= free < cost.peak:
         yield "--policy sequential fits"

@@ -1,4 +1,4 @@
-"""What a plan changes of the files it was given, a line each, told from their headers before anything is computed."""
+"""Changes that a plan makes to the files it was given, a line each, told from headers before anything is computed."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _of_adapters(stage: StagePlan, ledger: ModelLedger) -> Iterator[Change]:
 
 
 def _of_source(clip: VideoInfo, stage: StagePlan) -> Iterator[Change]:
-    """How a source is made to fit the grid, and what is added to it."""
+    """Lines on how a source is made to fit the grid, and what is added to it."""
     work, shown = stage.shape, stage.shown
     if (shown.height, shown.width) != (clip.height, clip.width) and clip.height - shown.height in (0, 1):
         yield Change("even", f"an odd last row or column is left out: {shown.width} x {shown.height}")

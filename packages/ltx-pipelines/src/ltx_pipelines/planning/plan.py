@@ -31,7 +31,7 @@ Tiles = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Which files the networks come from. A single-file checkpoint fills every slot but ``text_encoder``."""
+    """Files that the networks come from. A single-file checkpoint fills every slot but ``text_encoder``."""
 
     checkpoint: str  # the transformer's file; the default of every other slot
     text_encoder: str | None = None  # Gemma folder or packed file
@@ -141,7 +141,7 @@ class CarriedKeyframes:
 
 @dataclass(frozen=True)
 class CameraCondition:
-    """What a camera sees of a still while it follows a path, held where it sees the still; the rest is made.
+    """A still seen by a camera on a path, held where the camera sees the still; the rest is made.
 
     ``camera_path`` is one in JSON. A camera that changes its place needs the depth of the still (a file) or the
     distance of a facing ``plane``. ``release`` is how the hold falls with sigma.
@@ -203,7 +203,7 @@ class StreamPlan:
 
 @dataclass(frozen=True)
 class SamplerPlan:
-    """How a step is made. ``seed`` is that of the sampler's own noise, where it adds any."""
+    """The sampler of a stage. ``seed`` is that of the sampler's own noise, where it adds any."""
 
     kind: SamplerName | Literal["token_levels"] = "euler"
     params: Mapping[str, float] = field(default_factory=dict)
@@ -253,7 +253,7 @@ class StagePlan:
 
     @property
     def shown(self) -> VideoPixelShape:
-        """What a clip of this stage is."""
+        """Size of the clip of this stage."""
         return self.delivered or self.shape
 
     @property
@@ -302,7 +302,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class LTXVideoSettings:
-    """What an LTX-Video clip has besides: the size media are fitted to, and how its latent is decoded."""
+    """Settings of an LTX-Video clip alone: the size media are fitted to, and the decoding of its latent."""
 
     asked: VideoPixelShape  # of any size; the stages have the next ones that the model can hold
     decode_timestep: float = 0.0  # the noise level a timestep-conditioned decoder is told
@@ -312,7 +312,7 @@ class LTXVideoSettings:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is shown from pixel frame ``start`` of a long clip on; ``camera`` says how it moves."""
+    """Content from pixel frame ``start`` of a long clip on; ``camera`` says how it moves."""
 
     prompt: str
     start: int = 0
@@ -321,7 +321,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class LongClip:
-    """How the windows of a stage become one clip. The first latent frame of a window is always held.
+    """Windows of a stage that become one clip. The first latent frame of a window is always held.
 
     Picture and sound are held alike: where one was held and the other free, knocks were seen and heard at two times.
     """
@@ -357,7 +357,7 @@ class Plan:
 
     @property
     def shape(self) -> VideoPixelShape:
-        """What is delivered."""
+        """Size of the delivered clip."""
         return self.stages[-1].shown
 
     @property
@@ -439,7 +439,7 @@ class Plan:
 
 @cache
 def _adapter() -> Any:
-    """What turns plans into JSON and back."""
+    """The converter of plans into JSON and back."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(Plan)

@@ -1,4 +1,4 @@
-"""Which prompts a model understands, where that is not everything: ``prompt_world`` in a checkpoint's metadata.
+"""Prompts that a model understands, where that is not everything: ``prompt_world`` in a checkpoint's metadata.
 
 ::
 

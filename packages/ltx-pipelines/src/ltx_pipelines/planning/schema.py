@@ -130,7 +130,7 @@ class Option:
 
     @cached_property
     def value(self) -> str:
-        """What stands for its value in help: ``FILE [FRAME [STRENGTH]]``."""
+        """The placeholder of its value in help: ``FILE [FRAME [STRENGTH]]``."""
         if self.metavar or self.is_switch:
             return self.metavar
         if not is_dataclass(self.element):

@@ -57,7 +57,7 @@ def default_guidance(defaults: VersionDefaults) -> dict[str, MultiModalGuiderPar
 
 
 def guidance(request: Request, defaults: VersionDefaults) -> dict[str, Guidance]:
-    """What the request says, the model's defaults where it says nothing."""
+    """Guidance by the request, and the model's defaults where it says nothing."""
     given = {"video": request.video_guider_params, "audio": request.audio_guider_params}
     return {name: given[name] or params for name, params in default_guidance(defaults).items()}
 
@@ -115,7 +115,7 @@ def guided_stage(
 
 
 def fade_of(request: Request, conditions: Sequence[Condition]) -> float:
-    """How firmly a first stage begins as a fade of its pictures. Raises `UsageError` where there is none."""
+    """Strength with which a first stage begins as a fade of its pictures. Raises `UsageError` where there is none."""
     if request.keyframe_fade and not any(isinstance(condition, ImageCondition) for condition in conditions):
         raise UsageError("keyframe_fade has no effect without images, expected it left out")
     return request.keyframe_fade

@@ -1,4 +1,4 @@
-"""What the transformer does in a stage: operations and live bytes of its calls, counted on the meta device.
+"""Work of the transformer in a stage: operations and live bytes of its calls, counted on the meta device.
 
 A stage is run over single tokens to see which calls its sampler and its guidance make. Blocks differ only in what
 passes perturb there, so a network of few blocks, one of each kind, is counted once for every kind of call; each further
@@ -157,7 +157,7 @@ class CallCounter:
         return Contexts(texts.get("video", next(iter(texts.values()))), texts.get("audio"))
 
     def works(self, call: Call) -> tuple[Work, float]:
-        """What a call takes first, and its operations later, when texts that stay the same at every step are known."""
+        """Work of a call at first, and of later calls, when texts that stay the same at every step are known."""
         blocks = [tuple(left_out(each, block) for each in call.passes) for block in range(self.config.num_layers)]
         kinds = [(kind, len(list(alike))) for kind, alike in groupby(blocks)]
         once = [kind for kind, _ in kinds]
@@ -208,7 +208,7 @@ class CallCounter:
 
 
 def left_out(each: GuidancePass, block: int) -> tuple[PerturbationType, ...]:
-    """What a pass leaves out in a block."""
+    """Layers that a pass leaves out in a block."""
     return tuple(kind for kind in PerturbationType if each.perturbations.holds(kind, block))
 
 

@@ -1,4 +1,4 @@
-"""What a moved camera sees of the first picture, as a condition: held where it is seen, made where it is not."""
+"""Views of the first picture by a moved camera, as a condition: held where it is seen, made where it is not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEEN_SHARE = 0.95  # of a cell in every one of its frames, for the cell to be he
 
 
 def warped_clip(camera: CameraCondition, shape: VideoPixelShape, background: str) -> list[Warped]:
-    """What the camera sees of the picture at each frame, ``[3, H, W]`` in [-1, 1], and its holes."""
+    """The camera's view of the picture at each frame, ``[3, H, W]`` in [-1, 1], and its holes."""
     keys = camera_path_from_json(camera.camera_path).frames(shape.frames, shape.fps)
     height, width = FINER * shape.height, FINER * shape.width
     still = normalize_source(camera.image, Wanted(height, width, 1, background=background)).video[0, :, 0]
@@ -31,7 +31,7 @@ def warped_clip(camera: CameraCondition, shape: VideoPixelShape, background: str
 
 
 def seen_cells(frames: list[Warped], factors: SpatioTemporalScaleFactors) -> Tensor:
-    """Which latent cells ``[f, h, w]`` show the picture alone in all their frames, and so do their neighbours."""
+    """Latent cells ``[f, h, w]`` that show the picture alone in all their frames, as do their neighbours."""
     shown = torch.stack([(~frame.hole).float() for frame in frames])[:, None]
     size = shown.shape[2] // factors.height, shown.shape[3] // factors.width
     cells = F.interpolate(shown, size=size, mode="area")[:, 0]

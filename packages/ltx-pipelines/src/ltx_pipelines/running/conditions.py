@@ -94,7 +94,7 @@ def wanted_image(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLed
 
 
 def looks_of(plan: Plan) -> dict[str, Any]:
-    """How the sources of a plan are looked at: the fields of `Wanted` that say so."""
+    """Settings for showing the sources of a plan: the fields of `Wanted` that say so."""
     space = None if plan.hdr is None else HDRColorSpace(plan.hdr)
     return {"background": plan.background, "color_space": space}
 
@@ -119,7 +119,7 @@ def encode_still(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLed
 
 
 def start_items(start: Continuation, modality: str) -> Iterator[ConditioningItem]:
-    """What a window of a long clip goes on from, of one stream."""
+    """Items that a window of a long clip goes on from, of one stream."""
     if modality in start.latents:
         yield ConditionByStart(start.latents[modality], start.strengths[modality], "smoothstep")
     if modality == "video" and start.anchor is not None:
@@ -153,7 +153,7 @@ def encode_picture(frame: Tensor, ledger: ModelLedger) -> Tensor:
 
 
 def _seeds(frames: Sequence[int], ledger: ModelLedger, inputs: StageInputs) -> Tensor:
-    """What keyframe slots start from ``[1, C, K, h, w]``: the keyframe handed over, else the nearest latent frame."""
+    """Start of keyframe slots ``[1, C, K, h, w]``: the keyframe handed over, else the nearest latent frame."""
     nearest = {frame: round(frame / ledger.scale_factors.time) for frame in frames}
     return torch.cat(
         [
@@ -210,7 +210,7 @@ def _audio_reference_item(
 
 
 def attention_mask(path: str, shape: VideoPixelShape) -> Tensor:
-    """Where a reference is attended to, ``[1, 1, F, h, w]`` in [0, 1]: a tensor ``mask`` in a file, or grey pictures.
+    """Attention to a reference, ``[1, 1, F, h, w]`` in [0, 1]: a tensor ``mask`` in a file, or grey pictures.
 
     Grey pictures are taken by time; the last of them holds to the end.
     """
@@ -236,7 +236,7 @@ def source_latent(plan: Plan, modality: str, shape: VideoPixelShape, ledger: Mod
 
 
 def wanted_source(source: Source, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors, plan: Plan) -> Wanted:
-    """How a source enters a clip: at its own size where it fits into the working size, else scaled and cropped."""
+    """A source as it enters a clip: at its own size where it fits into the working size, else scaled and cropped."""
     info = probe_video(source.path)
     room = shape.height - info.height, shape.width - info.width
     mirrored = 0 <= room[0] < factors.height and 0 <= room[1] < factors.width

@@ -127,7 +127,7 @@ def _files(model: Model, layout: Layout, quantization: str | None) -> Iterator[t
 
 
 def _sections(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """What a file with these components says in its header."""
+    """Header sections of a file with these components."""
     sections = {"video_decoder": "vae", "audio_decoder": "audio_vae", "vocoder": "vocoder"}
     sections |= {"transformer": "transformer", "projection": "transformer", "duration_head": "duration_head"}
     wanted = {sections[name] for name in names if name in sections} | {"scheduler"} & {*config}

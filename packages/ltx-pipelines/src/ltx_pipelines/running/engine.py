@@ -81,7 +81,7 @@ DECODING_SEED_OFFSET = 20000  # of what a decoder draws for a window
 
 @dataclass(frozen=True)
 class WindowMedia:
-    """What a window adds to a long clip. ``frames`` can be read once, before the next event is asked for."""
+    """Media that a window adds to a long clip. ``frames`` can be read once, before the next event is asked for."""
 
     frames: PieceFrames
     sound: Audio | None
@@ -192,14 +192,14 @@ def generate_windows(plan: Plan, ledger: ModelLedger, state: LongState | None = 
 
 
 def window_run(plan: Plan, number: int, ledger: ModelLedger, contexts: Mapping[str, Contexts]) -> Run | LTXVideoRun:
-    """What a window runs with: the text of its scene, and noise of its own."""
+    """The run of a window: with the text of its scene, and noise of its own."""
     kind = LTXVideoRun if plan.ltx_video is not None else Run
     negative = None if plan.negative_prompt is None else contexts[plan.negative_prompt]
     return kind(plan.with_(seed=plan.seed + number), ledger, (contexts[prompt_of(plan, number)], negative))
 
 
 def window_media(plan: Plan, number: int, state: LongState, run: Run | LTXVideoRun) -> WindowMedia:
-    """What can be delivered after a window."""
+    """The media that can be delivered after a window."""
     piece, latents = pieces(plan.stages[0])[number], decoded(plan, number, state)
     frames = PieceFrames(run.frames(latents["video"]), piece, run.delivered)
     if "audio" not in latents:
@@ -276,7 +276,7 @@ def denoise_stage(
 
 
 class Run:
-    """What the stages of a plan share, and how they begin."""
+    """State that the stages of a plan share, and their start."""
 
     def __init__(self, plan: Plan, ledger: ModelLedger, contexts: tuple[Contexts, Contexts | None]) -> None:
         self.plan, self.ledger = plan, ledger

@@ -1,4 +1,4 @@
-"""What a run made: latents, frames and sound, and the file they are saved to."""
+"""Result of a run: latents, frames and sound, and the file they are saved to."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Frames:
 
 @dataclass(frozen=True, repr=False)
 class Generation:
-    """What a plan made. ``save`` writes it to a file; ``video`` and ``audio`` are its frames and its sound."""
+    """Result of a plan. ``save`` writes it to a file; ``video`` and ``audio`` are its frames and its sound."""
 
     plan: Plan
     stages: tuple[StageResult, ...]  # per stage: video [1, C, F, h, w], audio [1, C, T, M], keyframes [1, C, K, h, w]

@@ -1,4 +1,4 @@
-"""Where models come from: bundled with a package, or on the Hugging Face hub; which we know, and fetching them."""
+"""Models by name: bundled with a package, or on the Hugging Face hub; the known ones, and fetching them."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def bundled_model(name: str) -> Path | None:
 
 
 def bundled_folders() -> list[Path]:
-    """Where installed packages keep models."""
+    """Folders of models in installed packages."""
     return [Path(entry.load()()) for entry in entry_points(group="ltx.models")]
 
 
@@ -127,7 +127,7 @@ def on_disk(repo: str) -> Path | None:
 
 
 def cache_folder() -> Path:
-    """Where downloads go."""
+    """Folder of downloads."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
@@ -156,7 +156,7 @@ def hub_errors(repo: str) -> Iterator[None]:
 
 
 def advice(repo: str, error: BaseException) -> str:
-    """What to do about a failed download."""
+    """Advice on a failed download."""
     known = KNOWN_MODELS.get(repo)
     page = f"https://huggingface.co/{repo}"
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -1,4 +1,4 @@
-"""What a task keeps of a source is the source's own: frames and samples that no network has touched.
+"""Kept frames and samples of a source are the source's own: no network has touched them.
 
 Where a span is made anew, the two are cross-faded inside it: at each of its edges over as many frames as a latent frame
 has, and over no more than half the span. A source that ends at the edge goes on by what changes from one new frame to
@@ -51,7 +51,7 @@ def new_frames(plan: Plan) -> tuple[int, int]:
 
 
 def fade_length(span: tuple[int, int], longest: int, count: int) -> int:
-    """How long a cross-fade lasts at each edge of a span that lies inside ``count`` frames or samples."""
+    """Length of a cross-fade at each edge of a span that lies inside ``count`` frames or samples."""
     edges = (span[0] > 0) + (span[1] < count)
     return min(longest, (span[1] - span[0]) // (2 * max(edges, 1)))
 
@@ -165,7 +165,7 @@ def _sound_share(first: int, last: int, total: int, fade: int) -> Tensor:
 
 
 def what_is_kept(plan: Plan, time_factor: int) -> str | None:
-    """What of a clip is its source's own, in words with exact seconds; None where nothing is."""
+    """The kept part of a clip, in words with exact seconds; None where nothing is kept."""
     shape, parts = plan.shape, []
     if plan.new_span("video") is not None:
         first, last = span = new_frames(plan)

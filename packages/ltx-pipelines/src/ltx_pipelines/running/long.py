@@ -39,7 +39,7 @@ FADE, FADE_OUT = 0.01, 0.005  # seconds of the cross-fade between pieces of soun
 
 @dataclass(frozen=True)
 class Piece:
-    """What follows from a window, as half-open intervals of the whole clip."""
+    """Part of the whole clip that follows from a window, as half-open intervals."""
 
     latents: tuple[int, int]  # decoded
     frames: tuple[int, int]  # delivered
@@ -66,7 +66,7 @@ class LongState:
 
 
 def pieces(stage: StagePlan) -> list[Piece]:
-    """What is delivered after each window of a stage."""
+    """Parts delivered after each window of a stage."""
     found: list[Piece] = []
     done = heard = 0
     for window, after in zip_longest(stage.windows, stage.windows[1:]):
@@ -111,7 +111,7 @@ def prompt_of(plan: Plan, number: int) -> str:
 
 
 def continuation(plan: Plan, number: int, state: LongState) -> Continuation:
-    """What a window begins with: of the window before, and the anchor."""
+    """Start of a window: from the window before, and the anchor."""
     stage, long = plan.stages[0], plan.long
     assert long is not None
     if number == 0 or state.video is None or state.picture is None:
@@ -127,7 +127,7 @@ def continuation(plan: Plan, number: int, state: LongState) -> Continuation:
 
 
 def overlap_strengths(long: LongClip, count: int) -> tuple[float, ...]:
-    """How firmly each latent frame that two windows share is held; the first one always is."""
+    """Strength of each latent frame that two windows share; the first one is always held."""
     order = ORDERS.get(long.overlap_curve)
     strength = long.overlap_strength
     falling = [strength] * count if order is None else strength_over_overlap(count, strength, order=order)
@@ -176,7 +176,7 @@ def decoded(plan: Plan, number: int, state: LongState) -> dict[str, Tensor]:
 
 
 def after(plan: Plan, number: int, state: LongState, picture: Tensor | None) -> LongState:
-    """What the next window needs, and no more. Tensors are copies, so that nothing else stays alive."""
+    """State for the next window, and no more. Tensors are copies, so that nothing else stays alive."""
     stage = plan.stages[0]
     if number + 1 == len(stage.windows):
         return LongState(number + 1, state.samples)
@@ -202,7 +202,7 @@ class PieceFrames:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of windows."""
         return self._piece.frames[1] - self._piece.frames[0]
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""What the files of a model say of it, from their headers alone."""
+"""Facts about a model, from the headers of its files alone."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ PLACEMENT = (
 
 
 def model_name(given: Mapping[str, Any]) -> str:
-    """What the user calls the model."""
+    """The user's name of the model."""
     named = given.get("model") or given.get("checkpoint_path") or given.get("transformer")
     return str(named or os.environ.get(MODEL_VARIABLE) or TINY)
 

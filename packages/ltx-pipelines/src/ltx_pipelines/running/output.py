@@ -33,7 +33,7 @@ def check_output(path: Path, has_video: bool, overwrite: bool = False, hdr: bool
 
 
 def exr_folder(path: Path) -> Path:
-    """Where the EXR files of an HDR clip lie."""
+    """Folder of the EXR files of an HDR clip."""
     return path.with_name(f"{path.stem}_exr")
 
 
@@ -73,7 +73,7 @@ def check_name(path: Path, suffixes: Sequence[str], what: str = "output") -> Non
 
 
 def latents_path(output: Path) -> Path:
-    """Where the first stage of a clip is kept."""
+    """File of the kept first stage of a clip."""
     return output.with_name(f"{output.stem}.stage1.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Where weights go: the device, what matrices are kept in, and how many networks are in memory at once."""
+"""Placement of weights: the device, the type of matrices, and the number of networks in memory at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def default_backend() -> BackendName:
 
 
 def default_device(backend: BackendName = "torch") -> str:
-    """Where tensors are: the accelerator there is, else the processor; MLX moves what it computes with itself."""
+    """The device of tensors: the accelerator there is, else the processor; MLX moves what it computes with itself."""
     if backend == "mlx":
         return "cpu"
     import torch

@@ -49,7 +49,7 @@ class PreviewMap:
 
 @dataclass(frozen=True)
 class Sums:
-    """What a map is solved from, over cells ``x``, whose last entry is 1, and their pixels ``y``; float64."""
+    """Sums that a map is solved from, over cells ``x``, whose last entry is 1, and their pixels ``y``; float64."""
 
     gram: Tensor  # x^T x, [C + 1, C + 1]
     cross: Tensor  # x^T y, [C + 1, 3*4*4]
@@ -62,7 +62,7 @@ class Sums:
 
     @property
     def cells(self) -> int:
-        """How many were seen."""
+        """Number of cells."""
         return int(self.gram[-1, -1])
 
     def seeing(self, latent: Tensor, frames: Tensor) -> Sums:
@@ -98,13 +98,13 @@ def of_decoder(path: Path, ledger: ModelLedger) -> SafetensorsFile | None:
 
 
 def beside(ledger: ModelLedger) -> Path:
-    """Where a model brings its map along."""
+    """Path of the map that a model brings along."""
     checkpoint = Path(ledger.files.checkpoint)
     return checkpoint.with_name(f"{checkpoint.stem}-preview.safetensors")
 
 
 def cached(ledger: ModelLedger) -> Path:
-    """Where a map is kept that was fitted here."""
+    """Path of a map that was fitted here."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return cache / "ltx" / "previews" / f"{ledger.decoder_digest}.safetensors"
 

@@ -116,7 +116,7 @@ def files_of(plan: Plan) -> Iterator[str]:
 
 
 def threads() -> dict[str, str]:
-    """How many threads a processor computes with: sums are divided among them."""
+    """Number of threads a processor computes with: sums are divided among them."""
     import torch
 
     return {"threads": str(torch.get_num_threads())}

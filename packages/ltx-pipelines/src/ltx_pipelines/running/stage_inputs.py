@@ -1,4 +1,4 @@
-"""What a stage begins with: latents and keyframes of the stage before, enlarged; and how windows divide and join them.
+"""Inputs of a stage: latents and keyframes of the stage before, enlarged; dividing and joining windows.
 
 ::
 
@@ -35,7 +35,7 @@ StageResult = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a window of a long clip goes on from: first latent frames of each stream, and how firmly each is held."""
+    """Start of a window of a long clip: first latent frames of each stream, and the strength of each."""
 
     latents: Mapping[str, Tensor] = field(default_factory=dict)
     strengths: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class StageRun:
 
 
 def carry_over(plan: Plan, index: int, result: StageResult, ledger: ModelLedger) -> StageInputs:
-    """What stage ``index`` begins with, given the result of the one before."""
+    """Inputs of stage ``index``, given the result of the one before."""
     larger, rate = plan.growth(index)
     latents = {name: latent for name, latent in result.items() if name != KEYFRAMES}
     keyframes = result.get(KEYFRAMES) if plan.stages[index].keyframe_conditions else None

@@ -60,7 +60,7 @@ class Texts:
         return self._known.get(prompt)
 
     def _path(self, prompt: str) -> Path | None:
-        """Where a prompt's contexts lie on disk: named by everything they depend on."""
+        """File of a prompt's contexts: named by everything they depend on."""
         if self._folder is None:
             return None
         stats = [(path, Path(path).stat()) for path in self._files]

@@ -32,7 +32,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """What files made of it are called."""
+        """Name of the files made of it."""
         path = Path(self.found.files.checkpoint)
         stem = path.name if path.is_dir() else path.stem
         return stem.removesuffix(".safetensors").removesuffix("-transformer")

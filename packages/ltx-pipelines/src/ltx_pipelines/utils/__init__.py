@@ -1,1 +1,1 @@
-"""What the pipelines share: media, layouts, model sessions."""
+"""Shared parts of the pipelines: media, layouts, model sessions."""

@@ -87,14 +87,14 @@ class ModelLedger(ModelFacts):
 
     @cached_property
     def device(self) -> torch.device:
-        """Where networks compute."""
+        """The device that networks compute on."""
         import torch
 
         return torch.device(self._device or default_device(self.backend))
 
     @cached_property
     def precision(self) -> Precision:
-        """What networks compute in, and what their matrices are kept in."""
+        """The type that networks compute in, and the one their matrices are kept in."""
         precision = self._builder.precision(self._dtype, self.device)
         if self._dtype != "auto" or self.backend != "torch":
             return precision
@@ -102,7 +102,7 @@ class ModelLedger(ModelFacts):
 
     @cached_property
     def policy(self) -> Policy:
-        """Which networks stay in memory."""
+        """The policy that decides which networks stay in memory."""
         chosen = self._policy
         return choose_policy(self.weight_bytes(), self.free_bytes(), self.device) if chosen == "auto" else chosen
 
@@ -151,7 +151,7 @@ class ModelLedger(ModelFacts):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What networks compute in."""
+        """The type that networks compute in."""
         return self.precision.dtype
 
     def weight_bytes(self) -> dict[str, int]:

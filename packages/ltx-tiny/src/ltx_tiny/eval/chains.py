@@ -1,4 +1,4 @@
-"""What needs no prompt: a model's picture and sound chains there and back, and how well a given first frame is kept."""
+"""Questions without a prompt: picture and sound chains there and back, and fidelity to a given first frame."""
 
 from __future__ import annotations
 

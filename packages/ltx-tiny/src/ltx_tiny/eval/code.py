@@ -1,4 +1,4 @@
-"""What a code says, read back: the attributes of a generated video latent without decoding it.
+"""Attributes of a generated video latent, read from its code without decoding it.
 
 The words are those the detectors use on pictures, so that a transformer can be judged before there is a decoder.
 """
@@ -45,7 +45,7 @@ def read_code(code: Float, fps: float) -> dict[str, str]:
 
 
 def _camera(said: dict[str, Float], side: int) -> tuple[Float, Float]:
-    """Where the camera looks and its zoom, once a latent frame."""
+    """Place and zoom of the camera, once a latent frame."""
     middle = (np.arange(side // CELL) + 0.5) * CELL / side - 0.5
     zoom = 2.0 ** said["scale"].mean(axis=(1, 2)) * 256.0 / side
     pan = 0.3 * said["stage x"].mean(axis=(1, 2)) - middle.mean() / zoom

@@ -21,7 +21,7 @@ EDGE = 0.08  # seconds at either end in which events are not timed
 
 @dataclass(frozen=True)
 class Result:
-    """What was asked and what was found. Lags are sound after sight, in milliseconds, one per event."""
+    """An answer: what was asked and what was found. Lags are sound after sight, in milliseconds, one per event."""
 
     stated: Mapping[str, str]
     found: Mapping[str, str | None]
@@ -88,7 +88,7 @@ def find_lags(events: Array, onsets: Array, seconds: float) -> tuple[float, ...]
 
 
 def find_tie(sight: Sight, hearing: Hearing) -> float | None:
-    """How well place follows x, pitch follows height, or loudness follows size: a correlation in [-1, 1]."""
+    """Correlation in [-1, 1] of place with x, of pitch with height, or of loudness with size."""
     path = sight.path
     if sight.motion.startswith("slides"):
         seen, heard = path.screen_x, hearing.place

@@ -1,4 +1,4 @@
-"""What a clip plays: the kind of sound, its pitch, its onsets, and how pitch, loudness and place move."""
+"""Sounds of a clip: their kind, pitch and onsets, and how pitch, loudness and place move."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TICK_HZ = 1500.0  # ticks are above, knocks and beeps below
 
 @dataclass(frozen=True)
 class Hearing:
-    """What was heard; ``moves`` are the tracks of what sounds on, each ``[T]``, at the times ``at``."""
+    """Sounds that were heard; ``moves`` are the tracks of what sounds on, each ``[T]``, at the times ``at``."""
 
     sound: str
     pitch: str | None  # register, where the kind of sound has one
@@ -69,7 +69,7 @@ def envelope(audio: Array, window: int = 256, hop: int = 16) -> tuple[Array, Arr
 
 
 def find_onsets(at: Array, level: Array, apart: float = 0.12) -> Array:
-    """Where the level rises steeply, at half its rise in power; seconds."""
+    """Instants at which the level rises steeply, at half its rise in power; seconds."""
     step = at[1] - at[0]
     span = max(round(0.008 / step), 1)
     padded = np.pad(level, (span, span), mode="constant", constant_values=(0.0, level[-1]))
@@ -119,7 +119,7 @@ def _pulses(audio: Array, at: Array, level: Array, onsets: Array) -> tuple[str, 
 
 
 def _held(at: Array, frequency: Array, loudness: Array, place: Array) -> tuple[str, float]:
-    """What sounds on: a glide, a swell, a moving hum or a tone; and its pitch."""
+    """Kind and pitch of what sounds on: a glide, a swell, a moving hum or a tone."""
     weight = np.sqrt(loudness) * (loudness > 0.02 * loudness.max())
     octaves = _travel(at, np.log2(frequency), weight)
     decibels = _travel(at, 20.0 * np.log10(loudness + 1e-5), weight)
@@ -156,7 +156,7 @@ def _peak(power: Array, hertz_per_bin: float, lowest: float) -> float:
 
 
 def _travel(at: Array, values: Array, weight: Array) -> float:
-    """How far a straight line through the values goes from the first to the last instant."""
+    """Distance that a straight line through the values goes from the first to the last instant."""
     slope = np.polyfit(at, values, 1, w=weight + 1e-6)[0]
     return float(slope * (at[-1] - at[0]))
 

@@ -1,4 +1,4 @@
-"""How true a body's outline is: the overlap of what is seen with the best-fitting true shape, frame by frame.
+"""Outline of a body: the overlap of what is seen with the best-fitting true shape, frame by frame.
 
 A lump can have the angular moments of a star; it does not have its outline. Nothing is learned: the true shape is
 moved, sized and turned until it covers what is seen best.

@@ -36,7 +36,7 @@ class Path:
 
     @property
     def seen(self) -> NDArray[np.bool_]:
-        """Which frames show the body, ``[F]``."""
+        """Frames that show the body, ``[F]``."""
         return np.isfinite(self.x)
 
 
@@ -68,7 +68,7 @@ def find_motion(path: Path) -> str:
 
 
 def _reversals(values: Array) -> int:
-    """How often a track turns round, not counting the smallest steps."""
+    """Number of times a track turns round, not counting the smallest steps."""
     steps = np.diff(values)
     signs = np.sign(steps[np.abs(steps) > 0.01])
     return int(np.count_nonzero(np.diff(signs)))
@@ -112,7 +112,7 @@ def _meeting(t: NDArray[Any], y: Array, guess: float) -> float:
 
 
 def _turns(path: Path) -> Array:
-    """When the mark passes the top, from the smoothed angle."""
+    """Instants at which the mark passes the top, from the smoothed angle."""
     frames = np.flatnonzero(path.seen)
     turns = np.unwrap(path.angle[frames]) / (2.0 * np.pi)
     smooth = np.array([_local(frames, turns, i) for i in range(len(turns))])
@@ -129,7 +129,7 @@ def _local(t: NDArray[Any], values: Array, i: int) -> float:
 
 
 def _appearances(path: Path) -> Array:
-    """When a fading-in body began to appear: half there, less half the fade."""
+    """Instant at which a fading-in body began to appear: half there, less half the fade."""
     p = path.presence
     rises = np.flatnonzero((p[:-1] < 0.5) & (p[1:] >= 0.5))
     half = rises + (0.5 - p[rises]) / (p[rises + 1] - p[rises])

@@ -82,7 +82,7 @@ def ceiling(asked: Iterable[Question], frames: int = 49, height: int = 256, widt
 
 @dataclass(frozen=True)
 class Trip:
-    """How much of one clip survives being encoded and decoded."""
+    """Agreement of one clip with itself after being encoded and decoded."""
 
     psnr_db: float
     outline: float  # median overlap of the body with the best-fitting true shape, afterwards

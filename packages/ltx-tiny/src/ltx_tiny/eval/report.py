@@ -53,7 +53,7 @@ class Spread:
 
     @classmethod
     def of_jitters(cls, jitters: Sequence[float]) -> Spread:
-        """What had better be small, with the 95th percentile as the tail."""
+        """Spread of figures of which small ones are good, with the 95th percentile as the tail."""
         return cls._of(np.array(jitters, dtype=np.float64), 95)
 
     @classmethod

@@ -71,7 +71,7 @@ PATHS: dict[str, Callable[[ModelLedger, FoundModel], Pipeline]] = {
 
 
 def generator(pipeline: Pipeline) -> Generate:
-    """What the eval calls: ``(prompt, seed) -> (video, audio)`` as the model wants to be asked."""
+    """The function that the eval calls: ``(prompt, seed) -> (video, audio)`` with the model's own settings."""
 
     def generate(prompt: str, seed: int, **given: Any) -> tuple[Video, Audio]:
         made = pipeline(prompt=prompt, seed=seed, **given)
@@ -83,7 +83,7 @@ def generator(pipeline: Pipeline) -> Generate:
 
 @dataclass
 class Record:
-    """What an eval has found so far; of clips only those that go on a sheet."""
+    """Findings of an eval so far; of clips only those that go on a sheet."""
 
     results: dict[str, list[Result]] = field(default_factory=dict)
     details: dict[str, list[dict[str, Any]]] = field(default_factory=dict)

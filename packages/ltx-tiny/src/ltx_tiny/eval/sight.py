@@ -1,4 +1,4 @@
-"""What a clip shows of one body: its place, size, shape, colour and turning over time, and its motion as a word.
+"""Sight of one body in a clip: its place, size, shape, colour and turning over time, and its motion as a word.
 
 The stage is known, so the empty stage is fitted to each frame and what remains is the body. Nothing is learned; every
 number comes from the definition of the world or from the geometry of the picture.
@@ -29,7 +29,7 @@ WHOLE = 0.9  # presence from which an outline is looked at
 
 @dataclass(frozen=True)
 class Sight:
-    """What was seen; words are ``UNKNOWN`` where nothing fits."""
+    """A body that was seen; words are ``UNKNOWN`` where nothing fits."""
 
     path: Path
     background: str = UNKNOWN
@@ -46,7 +46,7 @@ class Sight:
 
 @dataclass(frozen=True)
 class _Blob:
-    """What remains of each frame without its stage; screen units, each ``[F]``."""
+    """The rest of each frame without its stage; screen units, each ``[F]``."""
 
     x: Array
     y: Array
@@ -146,7 +146,7 @@ def find_shape(cover: Pixels) -> str:
 
 
 def find_outline(cover: Pixels) -> Array:
-    """How well covers ``[N, CROP, CROP]`` overlap with the one true shape that fits them best: ``[N]``."""
+    """Overlap of covers ``[N, CROP, CROP]`` with the one true shape that fits them best: ``[N]``."""
     if not len(cover):
         return np.zeros(0)
     few = cover[:: max(len(cover) // 3, 1)]

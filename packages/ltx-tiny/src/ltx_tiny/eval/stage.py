@@ -47,7 +47,7 @@ def find_background(pixels: Pixels) -> str:
 
 
 def find_camera(pixels: Pixels) -> tuple[Array, Array]:
-    """Where the camera looks and its zoom, each ``[F]``: the horizon gives the zoom, the floor boards the place."""
+    """Place and zoom of the camera, each ``[F]``: the horizon gives the zoom, the floor boards the place."""
     height, width = pixels.shape[1:3]
     side = min(height, width)
     x, y = grid(height, width)
@@ -74,7 +74,7 @@ def camera_move(pan: Array, zoom: Array) -> str:
 
 
 def remains(pixels: Pixels, background: str, pan: Array, zoom: Array) -> Pixels:
-    """How far each pixel is from any darkening of the empty stage, 0..441: ``[F, h, w]``."""
+    """Distance of each pixel from any darkening of the empty stage, 0..441: ``[F, h, w]``."""
     x, y = grid(*pixels.shape[1:3])
     moving = np.ptp(pan) > 1e-3 or np.ptp(zoom) > 1e-3
     out = np.empty(pixels.shape[:3], dtype=np.float32)

@@ -199,7 +199,7 @@ def caption(scene: Scene, rng: np.random.Generator, leave_out: float = 0.3) -> C
 
 
 def prompt_world() -> dict[str, Any]:
-    """What a checkpoint says, under ``prompt_world``, of the prompts a model of this world understands."""
+    """Description of the prompts a model of this world understands, for a checkpoint's ``prompt_world``."""
     return {
         "words": sorted(vocabulary()),
         "one_of": sorted(nouns()),

@@ -129,7 +129,7 @@ def _stage(scene: Scene, grid: Grid, t: Float) -> Float:
 
 
 def _body(scene: Scene, grid: Grid, t: Float) -> Float:
-    """What is said of the body by the cells near it: ``[42, f, h, w]``."""
+    """Channels that tell of the body in the cells near it: ``[42, f, h, w]``."""
     body, view, side = scene.body, camera(scene, t), min(grid.height, grid.width)
     path, zoom = track(scene, body, t), view.zoom * side
     x, y = (path.x - view.x) * zoom + grid.width / 2, path.y * zoom + grid.height / 2  # pixels, [f, 8]

@@ -19,7 +19,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Edition:
-    """What a world looks like and how fast it moves."""
+    """Look and speed of a world."""
 
     radius: Mapping[str, float]
     period: Mapping[str, Range]  # shortest and longest

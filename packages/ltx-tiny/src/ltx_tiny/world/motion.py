@@ -1,4 +1,4 @@
-"""Where everything is at each instant: the tracks of the bodies, the camera, and the instants that make a sound.
+"""Motion of a scene: the tracks of the bodies, the camera, and the instants that make a sound.
 
 ``track`` and ``events`` are what the pictures and the sounds are both made from, so they agree by construction; they
 are also what the eval's detectors are tested against.
@@ -45,14 +45,14 @@ class Track:
 
 @dataclass(frozen=True)
 class Camera:
-    """What the camera looks at over time; each array is ``[T]``. Screen = (stage - (x, 0)) * zoom."""
+    """Track of the camera; each array is ``[T]``. Screen = (stage - (x, 0)) * zoom."""
 
     x: Array
     zoom: Array
 
 
 def progress(scene: Scene, t: Array) -> Array:
-    """How far a one-way motion has come, 0 to 1, with a gentle start and end; it holds afterwards."""
+    """Progress of a one-way motion, 0 to 1, with a gentle start and end; it holds afterwards."""
     u = np.clip(t / scene.seconds, 0.0, 1.0)
     return 0.5 * u + 0.5 * u * u * (3.0 - 2.0 * u)
 

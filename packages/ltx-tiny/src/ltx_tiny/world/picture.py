@@ -74,7 +74,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a body is on the screen in one frame, in screen units."""
+    """Place of a body on the screen in one frame, in screen units."""
 
     x: float
     y: float

@@ -1,4 +1,4 @@
-"""What a clip of the toy world shows, as data: a ``Scene`` holds bodies, a background and a camera move.
+"""Scenes of the toy world, as data: a ``Scene`` holds bodies, a background and a camera move.
 
 Everything that can be seen or heard follows from the scene alone. Scenes are drawn from a seed, and a fixed part of all
 (colour, shape, motion) triples is held out: ``split`` says which, and training never sees those.

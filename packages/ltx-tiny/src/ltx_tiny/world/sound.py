@@ -53,7 +53,7 @@ def play(scene: Scene, seconds: float, rate: int = SAMPLE_RATE) -> Wave:
 
 
 def _voice(scene: Scene, body: Body, t: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What one body sounds like, before it is placed: ``[S]``."""
+    """Sound of one body, before it is placed: ``[S]``."""
     if body.motion in ("bounces", "spins", "blinks"):
         out = np.zeros_like(t)
         if len(t):

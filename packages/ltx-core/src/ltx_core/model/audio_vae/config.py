@@ -56,7 +56,7 @@ class MelConfig:
 
 @dataclass(frozen=True)
 class AudioVaeConfig:
-    """What a checkpoint says about both halves of the audio VAE. Raises ``ConfigError`` for contradictions."""
+    """Configuration of both halves of the audio VAE, from a checkpoint. Raises ``ConfigError`` for contradictions."""
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 2, 4)

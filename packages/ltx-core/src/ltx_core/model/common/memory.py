@@ -1,4 +1,4 @@
-"""How much memory a device has left, and how much was held at most."""
+"""Memory that a device has left, and the most that was held."""
 
 from __future__ import annotations
 

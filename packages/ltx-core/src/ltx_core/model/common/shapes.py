@@ -1,4 +1,4 @@
-"""What operations give on the meta device: shapes, strides and types without values.
+"""Operations on the meta device: shapes, strides and types without values.
 
 torch's own rules for that device import its compiler, which takes a second; these are of what networks call most.
 Whatever is not here is left to torch.

@@ -143,7 +143,7 @@ def partition_of_unity(axes: Sequence[Sequence[Interval]], dims: Sequence[int], 
 
 
 def box_slices(tile: Sequence[Interval]) -> tuple[slice, ...]:
-    """What cuts a tile out of the whole grid."""
+    """Slices that cut a tile out of the whole grid."""
     return tuple(slice(axis.start, axis.end) for axis in tile)
 
 

@@ -47,7 +47,7 @@ class DurationHead(nn.Module):
         return self.mlp_out(hidden).squeeze(-1).exp()
 
     def tokens(self, video_context: Tensor | None, audio_context: Tensor | None) -> Tensor:
-        """What the queries attend to ``[B, T, P]``: video first, then audio."""
+        """The tokens that queries attend to ``[B, T, P]``: video first, then audio."""
         parts = []
         if video_context is not None:
             parts.append(self.video_input_proj(video_context) + self.video_modality_emb)

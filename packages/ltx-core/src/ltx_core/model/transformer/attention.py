@@ -142,7 +142,7 @@ class KeysValues:
 
 @dataclass(frozen=True)
 class Bypass:
-    """Which samples pass something else on in place of the attention result."""
+    """Samples that pass something else on in place of the attention result."""
 
     keep: Keep = True  # not kept: the value projection
     keep_from_input: Keep = True  # not kept: the attention's input

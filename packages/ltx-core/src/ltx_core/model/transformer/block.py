@@ -38,7 +38,7 @@ CROSS_GATE = 4  # row of the joining tables
 
 @dataclass(frozen=True)
 class CrossInputs:
-    """What the attentions between the streams need of one stream."""
+    """Inputs from one stream to the attentions between the streams."""
 
     rope: RotaryTable  # time axis only
     scale_shift: Modulation  # 4 rows, by the stream's own timesteps
@@ -47,7 +47,7 @@ class CrossInputs:
 
 @dataclass(frozen=True)
 class StreamInputs:
-    """What every block needs of one stream besides tokens and text. All may have a batch of 1 for every sample."""
+    """Inputs of every block for one stream besides tokens and text. All may have a batch of 1 for every sample."""
 
     runs: bool  # the stream's tokens are updated
     modulation: Modulation  # 6 or 9 rows

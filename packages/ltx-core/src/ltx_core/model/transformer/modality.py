@@ -1,4 +1,4 @@
-"""What the transformer is given for one stream, as an immutable value."""
+"""Input of the transformer for one stream, as an immutable value."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class TextMemory:
         return TextMemory(tuple(self.labels[sample] for sample in samples), self.kept)
 
     def recall(self, owner: nn.Module, name: str, make: Callable[[int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """What ``make(sample)`` gives for each sample ``[1, ...]``, joined; made once per owner, name and label."""
+        """Results of ``make(sample)`` for each sample ``[1, ...]``, joined; made once per owner, name and label."""
         for sample, label in enumerate(self.labels):
             if (owner, name, label) not in self.kept:
                 self.kept[owner, name, label] = make(sample)

@@ -65,7 +65,7 @@ from ltx_core.utils import to_denoised
 
 
 class OuterLayers(NamedTuple):
-    """What stands before and after the blocks for one stream."""
+    """Layers before and after the blocks for one stream."""
 
     patchify_proj: nn.Linear
     adaln_single: AdaLayerNormSingle
@@ -182,7 +182,7 @@ class LTXModel(nn.Module):
         return tokens
 
     def prepare(self, modalities: Mapping[str, Modality]) -> dict[str, StreamInputs]:
-        """What the blocks need besides tokens and texts: noise levels, positions, attention strengths."""
+        """Inputs of the blocks besides tokens and texts: noise levels, positions, attention strengths."""
         config = self.config
         inputs = {}
         for name, modality in modalities.items():
@@ -269,7 +269,7 @@ class LTXModel(nn.Module):
         return own.proj_out(scale_and_shift(y, scale, shift))
 
     def layers(self, name: str) -> OuterLayers:
-        """What stands before and after the blocks for the stream ``"video"`` or ``"audio"``."""
+        """The layers before and after the blocks for the stream ``"video"`` or ``"audio"``."""
         if name == "video":
             return OuterLayers(
                 self.patchify_proj,

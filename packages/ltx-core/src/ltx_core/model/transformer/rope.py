@@ -51,7 +51,7 @@ class RotaryTable:
 
 @dataclass(frozen=True)
 class RotaryEmbedding:
-    """How a width of channels is rotated by points with ``len(max_pos)`` coordinates."""
+    """Rotation of a width of channels by points with ``len(max_pos)`` coordinates."""
 
     dim: int
     heads: int

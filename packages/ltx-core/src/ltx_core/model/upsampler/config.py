@@ -16,7 +16,7 @@ RATIONAL_SCALES: dict[float, tuple[int, int]] = {0.75: (3, 4), 1.5: (3, 2), 2.0:
 
 @dataclass(frozen=True)
 class LatentUpsamplerConfig:
-    """What an upscaler file says about its network.
+    """Configuration of an upscaler's network, from its file.
 
     Raises ``ConfigError`` for combinations that name no network. ``rational_resampler`` and ``spatial_scale`` have no
     effect together with ``temporal_upsample``.

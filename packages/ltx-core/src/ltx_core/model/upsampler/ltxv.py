@@ -1,4 +1,4 @@
-"""What LTX-Video does to latents between its two passes: matched statistics and tone mapping."""
+"""Latents of LTX-Video between its two passes: matched statistics and tone mapping."""
 
 from __future__ import annotations
 

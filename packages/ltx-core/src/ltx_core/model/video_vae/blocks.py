@@ -36,7 +36,7 @@ from ltx_core.model.video_vae.ops import Stride, channel_group_mean, depth_to_sp
 
 @dataclass(frozen=True)
 class BlockStyle:
-    """What all blocks of one half of a VAE have in common."""
+    """Settings that all blocks of one half of a VAE share."""
 
     norm_layer: NormLayer
     padding: PaddingMode

@@ -27,7 +27,7 @@ KERNEL = 3  # taps of every temporal convolution
 
 @dataclass
 class ConvCache:
-    """What blocks share and remember during a pass. Frames are axis 2 of ``[B, C, T, H, W]``."""
+    """State that blocks share during a pass. Frames are axis 2 of ``[B, C, T, H, W]``."""
 
     causal: bool = True  # whether convolutions see the past only, or one frame to each side
     last: bool = True  # whether the piece at hand ends the clip

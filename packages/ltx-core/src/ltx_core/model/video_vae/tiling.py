@@ -90,7 +90,7 @@ Tiling = TileSizeConfig | TileCountConfig
 
 
 def announced_chunks(frames: int, tiling: Tiling | None) -> int:
-    """How many pieces in time to announce for a clip of ``frames`` frames; sometimes more than a decode yields."""
+    """Number of pieces in time to announce for a clip of ``frames`` frames; sometimes more than a decode yields."""
     if tiling is None:
         return 1
     if isinstance(tiling, TileCountConfig):
@@ -178,13 +178,13 @@ class TilePlan:
 
 
 def cells_of_tile(tile: Tile) -> tuple[slice, slice, slice]:
-    """Where a tile lies on the latent grid."""
+    """The cells of the latent grid that a tile covers."""
     t, h, w = (_slice(span, False) for span in tile)
     return t, h, w
 
 
 def pixels_of_tile(tile: Tile) -> tuple[slice, slice, slice]:
-    """Where a tile lies on the grid of frames and pixels."""
+    """The frames and pixels that a tile covers."""
     t, h, w = (_slice(span, True) for span in tile)
     return t, h, w
 

@@ -42,7 +42,7 @@ HEAD_GROWTH = 2  # the same for the frames that leave it, whose many channels ta
 
 @dataclass(frozen=True)
 class LatentDistribution:
-    """What an encoder says about a latent, before normalisation."""
+    """An encoder's distribution over a latent, before normalisation."""
 
     mean: Tensor  # [B, C, f, h, w]
     logvar: Tensor | None  # [B, C or 1, f, h, w]; None when the encoder has no variance
@@ -156,7 +156,7 @@ def make_encoder_block(block: BlockConfig, width: int, style: BlockStyle) -> tup
 
 @dataclass(frozen=True)
 class DecodeConditioning:
-    """What a timestep-conditioned decoder may be told; other decoders ignore the timestep and the noise scale."""
+    """Inputs of a timestep-conditioned decoder; other decoders ignore the timestep and the noise scale."""
 
     timestep: float | Tensor | None = None  # one for all or [B]; None: the config's 0.05
     noise_scale: float | None = None  # share of noise mixed into the latent; None: the config's 0.025

@@ -77,7 +77,7 @@ def _pack(tokens: TokenBatch) -> _Packed:
 
 
 def _visible(packed: _Packed, window: int | None) -> Tensor:
-    """Which keys each query sees, bool ``[1, 1, n, n]``."""
+    """Mask of the keys each query sees, bool ``[1, 1, n, n]``."""
     distance = packed.positions[:, None] - packed.positions[None]
     visible = (packed.prompts[:, None] == packed.prompts[None]) & (distance >= 0)
     return (visible if window is None else visible & (distance < window))[None, None]

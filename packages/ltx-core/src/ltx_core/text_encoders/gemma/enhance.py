@@ -38,7 +38,7 @@ PLAIN = str.maketrans(
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a rewritten prompt is drawn from the model; ``temperature`` None is greedy."""
+    """Sampling of a rewritten prompt; ``temperature`` None is greedy."""
 
     max_new_tokens: int
     temperature: float | None = None
@@ -114,7 +114,7 @@ class PromptEnhancer:
 
 
 def read_system_prompt(model_type: str, task: str) -> str:
-    """What a model of a family is told for ``t2v`` or ``i2v``: package data such as ``gemma_t2v_system_prompt.txt``."""
+    """The system prompt of a family for ``t2v`` or ``i2v``: package data such as ``gemma_t2v_system_prompt.txt``."""
     family = "gemma" if model_type == "gemma3" else model_type
     file = files("ltx_core.text_encoders.gemma") / "prompts" / f"{family}_{task}_system_prompt.txt"
     return file.read_text(encoding="utf-8").rstrip("\n")

@@ -195,7 +195,7 @@ BACKENDS: dict[str, Backend] = {"boxes": _boxes, "windows": _windows}
 
 
 def axis_widths(head_dim: int) -> Axes:
-    """How many channels of a head turn with time, height and width; all even, height and width alike."""
+    """Channels of a head that turn with time, height and width; all even, height and width alike."""
     time = 2 * (head_dim // 4 // 2)
     if (head_dim - time) // 2 % 2:
         time -= 2

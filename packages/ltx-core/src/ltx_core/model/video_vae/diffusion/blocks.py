@@ -60,7 +60,7 @@ class NeighbourhoodAttention(nn.Module):
         return rotate(self.k_norm(keys), (first, 0, 0)).to(values.dtype), values
 
     def attend(self, x: Tensor, known: KeysValues, first: int = 0) -> Tensor:
-        """What the frames ``x``, which begin at ``first``, see of the keys and values of the whole clip."""
+        """Attention of the frames ``x``, which begin at ``first``, to the keys and values of the whole clip."""
         keys, values = known
         origin = (first, 0, self.margin)
         queries = rotate(self.q_norm(self._project(x, 0, 1)), origin).to(values.dtype)

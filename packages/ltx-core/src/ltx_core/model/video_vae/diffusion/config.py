@@ -37,7 +37,7 @@ class StageConfig:
 
     @property
     def reach(self) -> Axes:
-        """How far information travels through all blocks, in the stage's own locations."""
+        """The distance that information travels through all blocks, in the stage's own locations."""
         t, h, w = (self.depth * (k // 2) for k in self.kernel)
         return t, h, w
 
@@ -194,7 +194,7 @@ class DiffusionDecoderConfig:
 
     @property
     def halos(self) -> tuple[Axes, Axes]:
-        """How far, in cells, information travels through stage 4 and through stage 5."""
+        """The distances, in cells, that information travels through stage 4 and through stage 5."""
         t, h, w = (
             math.ceil(reach / step) for reach, step in zip(self.denoising.reach, self.upsamples[-1].stride, strict=True)
         )
@@ -202,7 +202,7 @@ class DiffusionDecoderConfig:
 
     @property
     def overlap(self) -> tuple[int, int]:
-        """What tiles must share, in frames and in pixels."""
+        """The overlap that tiles need, in frames and in pixels."""
         fourth, fifth = self.halos
         frames = self.cell_factors.time * max(fourth[0], fifth[0])
         pixels = max(self.cell_factors[1:]) * max(*fourth[1:], *fifth[1:])

@@ -85,7 +85,7 @@ def _span(cells: Interval, factor: int, is_time: bool) -> Span:
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """What a decode may use. ``free`` is what the device has free without the decoder's own weights, in bytes."""
+    """Memory for a decode. ``free`` is the device's free memory without the decoder's own weights, in bytes."""
 
     free: int
     model: int
@@ -94,7 +94,7 @@ class MemoryBudget:
     element: int = 2
 
     def usable(self, features: int) -> int:
-        """What is left beside ``features`` elements that stay for the whole decode."""
+        """Bytes left when ``features`` elements stay for the whole decode."""
         return self.free - max(self.model, MIN_MODEL_BYTES) - self.safety - self.element * features
 
 
@@ -169,7 +169,7 @@ def _cheapest(
 
 @dataclass(frozen=True)
 class Crop:
-    """What of a decoded clip was asked for: its first frames, and a part of the picture."""
+    """The part of a decoded clip that was asked for: its first frames, and a rectangle of the picture."""
 
     frames: int
     height: slice
