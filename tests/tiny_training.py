@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,12 @@ def run_training(raw: dict[str, Any], environment: Mapping[str, str] | None = No
                 file.write(json.dumps(levels) + "\n")
 
     trainer.train(live=False, callback=note)
+
+
+def run_several(raws: Sequence[dict[str, Any]], environment: Mapping[str, str]) -> None:
+    """Train one configuration after the other in a process of its own."""
+    for raw in raws:
+        run_training(raw, environment)
 
 
 def processes() -> Any:

@@ -206,6 +206,13 @@ class AccelerationConfig(Strict):
     offload_optimizer_during_validation: bool = False
     blocks_to_swap: NonNegativeInt = 0
     """Transformer blocks kept on the CPU and moved in when they are needed. auto: as many as must be."""
+    mesh: str | None = Field(default=None, pattern=r"^(fsdp|sp)=[1-9]\d*(,(fsdp|sp)=[1-9]\d*)?$")
+    """fsdp=4,sp=2: weights spread over 4 processes of a run (with more, copies: HSDP), tokens over 2; null: neither."""
+
+    def shared_by(self, name: Literal["fsdp", "sp"]) -> int:
+        """How many processes share that."""
+        parts = dict(part.split("=") for part in self.mesh.split(",")) if self.mesh else {}
+        return int(parts.get(name, 1))
 
 
 class CheckpointsConfig(Strict):
@@ -295,6 +302,11 @@ class TrainerConfig(Strict):
             raise ValueError("distillation trains a LoRA: the model without it is the teacher; training_mode is full")
         if isinstance(self.training_strategy, VideoToVideoConfig):
             self._check_video_to_video()
+        mesh, shared_by = self.acceleration.mesh, self.acceleration.shared_by
+        if shared_by("sp") > 1 and self.lora is not None and self.lora.dropout:
+            raise ValueError(f"lora.dropout is {self.lora.dropout}, which processes that share tokens cannot have")
+        if shared_by("fsdp") > 1 and self.acceleration.blocks_to_swap:
+            raise ValueError(f"mesh is {mesh}: weights that are spread over processes are not swapped too")
         self._check_directories()
         return self
 

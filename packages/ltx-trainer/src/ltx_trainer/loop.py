@@ -13,7 +13,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,17 +22,11 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ltx_core.errors import ConfigError
+from ltx_core.parallel.training import TrainingMesh
 from ltx_core.precision import resolve_mixed
 from ltx_trainer.draws import Draws, GeneratorDraws, derived_seed
 from ltx_trainer.muon import Muon
@@ -43,6 +37,7 @@ from ltx_trainer.state import (
     checkpoint_files,
     latest_state,
     load_state,
+    local,
     retain,
     rng_state,
     save_state,
@@ -55,8 +50,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FOLDER = "checkpoints"
-OWN_STATE = StateDictOptions(ignore_frozen_params=True, strict=False)  # of this process, as it is sharded
-FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 
 
 class Task(Protocol):
@@ -104,6 +97,8 @@ class LoopSettings:
     resume: bool = True
     overwrite: bool = False  # start anew where another run has left checkpoints, which go
     seed: int = 42
+    mesh: TrainingMesh | None = None  # None: every process sees examples of its own
+    shares: int | None = None  # of a batch, each as large as ``Task.batches`` gives; None: one for each process
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -129,16 +124,16 @@ class StepReport:
 
 
 class SharedDraws(GeneratorDraws):
-    """Draws for the whole batch of all processes, of which each process keeps its rows. Scalars are shared."""
+    """Draws for a whole batch, of which one of its shares keeps its rows. Scalars are those of all."""
 
-    def __init__(self, generator: torch.Generator, rank: int, world_size: int) -> None:
+    def __init__(self, generator: torch.Generator, share: int, shares: int) -> None:
         super().__init__(generator)
-        self.rank, self.world_size = rank, world_size
+        self.share, self.shares = share, shares
 
     def _rows(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], slice]:
-        if not shape or self.world_size == 1:
+        if not shape or self.shares == 1:
             return shape, slice(None)
-        return (shape[0] * self.world_size, *shape[1:]), slice(self.rank * shape[0], (self.rank + 1) * shape[0])
+        return (shape[0] * self.shares, *shape[1:]), slice(self.share * shape[0], (self.share + 1) * shape[0])
 
     def randn(self, shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:
         whole, rows = self._rows(tuple(shape))
@@ -184,22 +179,25 @@ def rate_groups(module: nn.Module, factors: Mapping[str, float]) -> list[dict[st
     return [{"params": members, "factor": factor} for factor, members in groups.items()]
 
 
-def prepared(module: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The module as this launch needs it: as it is, replicated, or sharded where the launcher asks for FSDP2.
+def prepared(module: nn.Module, accelerator: Accelerator, mesh: TrainingMesh) -> nn.Module:
+    """The module as this launch needs it: as it is, replicated, or sharded where the mesh or the launcher says so.
 
     Frozen tensors are the same files in every process, so replication leaves them alone.
     """
+    if mesh.fsdp > 1:
+        shard(module, mesh=mesh.weights(accelerator.device.type))
+        return module
     if getattr(accelerator, "is_fsdp2", False):
-        shard(module, accelerator)
+        shard(module, **launched_options(accelerator))
         return module
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, frozen)
     return cast(nn.Module, accelerator.prepare_model(module))
 
 
-def shard(module: nn.Module, accelerator: Accelerator) -> None:
-    """Shard networks that say which of their parts stay whole (``NO_SPLIT_MODULES``), or the module itself."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+def launched_options(accelerator: Accelerator) -> dict[str, Any]:
+    """How a launcher wants the module sharded."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
 
     plugin = accelerator.state.fsdp_plugin
     options: dict[str, Any] = {
@@ -208,6 +206,13 @@ def shard(module: nn.Module, accelerator: Accelerator) -> None:
     }
     if plugin.cpu_offload:
         options["offload_policy"] = plugin.cpu_offload
+    return options
+
+
+def shard(module: nn.Module, **options: Any) -> None:
+    """Shard networks that say which of their parts stay whole (``NO_SPLIT_MODULES``), or the module itself."""
+    from torch.distributed.fsdp import fully_shard
+
     networks = [network for network in module.modules() if hasattr(network, "NO_SPLIT_MODULES")] or [module]
     for network in networks:
         whole = getattr(network, "NO_SPLIT_MODULES", ())
@@ -223,11 +228,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """``tensor`` on the device of ``other``, and sharded as that is."""
-    tensor = tensor.to(other.device)
-    if isinstance(other, DTensor):
-        return distribute_tensor(tensor, other.device_mesh, other.placements)
-    return tensor
+    """``tensor``, which every process has, on the device of ``other`` and sharded as that is."""
+    if not isinstance(other, DTensor):
+        return tensor.to(other.device)
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
 def move_state(optimizer: torch.optim.Optimizer, device: torch.device | str) -> None:
@@ -276,7 +280,9 @@ class _Run:
         )
         if settings.compile:
             task.module.compile(dynamic=False)
-        self.module = prepared(task.module, accelerator)
+        rank, size = accelerator.process_index, accelerator.num_processes
+        self.mesh = settings.mesh or TrainingMesh(rank, size)
+        self.module = prepared(task.module, accelerator, self.mesh)
         self.optimizer = make_optimizer(self.module, settings)
         self.step = 0
         self.ema: dict[str, Tensor] = {}
@@ -289,10 +295,25 @@ class _Run:
         """Whether every process holds the whole module, and gradients are averaged after the backward pass."""
         return isinstance(self.module, DistributedDataParallel)
 
-    def trainable(self) -> dict[str, Tensor]:
-        """Trainable tensors by name, live (sharded ones stay sharded)."""
+    @property
+    def shares(self) -> int:
+        """Of a batch, each computed at once."""
+        return self.settings.shares or self.mesh.data_size
+
+    @property
+    def own_shares(self) -> range:
+        """The shares that this process computes, one after the other: several where fewer processes go on."""
+        count = self.shares // self.mesh.data_size
+        return range(self.mesh.data_rank * count, (self.mesh.data_rank + 1) * count)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name (sharded ones stay sharded)."""
         inner = self.accelerator.unwrap_model(self.module)
-        return {name: p.detach() for name, p in inner.named_parameters() if p.requires_grad}
+        return {name: p for name, p in inner.named_parameters() if p.requires_grad}
+
+    def trainable(self) -> dict[str, Tensor]:
+        """The values of trainable parameters, live."""
+        return {name: parameter.detach() for name, parameter in self.parameters().items()}
 
     def start(self, folder: Path) -> None:
         """Go on from the newest state, or begin where no other run has been; says which."""
@@ -330,60 +351,51 @@ class _Run:
                 f"({len(missing)} of {len(trained)} trainable ones are missing); choose another output_dir"
             )
         self.step = state.step
-        options = StateDictOptions(full_state_dict=True, strict=False)
-        set_model_state_dict(self.module, dict(state.model), options=options)
-        if state.optimizer:
-            groups = get_optimizer_state_dict(self.module, self.optimizer, options=OWN_STATE)["param_groups"]
-            set_optimizer_state_dict(
-                self.module,
-                self.optimizer,
-                {"state": {name: dict(slots) for name, slots in state.optimizer.items()}, "param_groups": groups},
-                options=options,
-            )
-            self.forget_slots(state.optimizer)
-        live = self.trainable()
-        self.ema = {name: placed_like(tensor, live[name]) for name, tensor in state.ema.items()}
+        parameters = self.parameters()
+        for name, parameter in parameters.items():
+            parameter.detach().copy_(placed_like(state.model[name], parameter))
+        for name, slots in state.optimizer.items():
+            shape = parameters[name].shape
+            self.optimizer.state[parameters[name]] = {
+                slot: placed_like(tensor, parameters[name]) if tensor.shape == shape else tensor.clone()
+                for slot, tensor in slots.items()
+            }
+        self.ema = {name: placed_like(tensor, parameters[name].detach()).clone() for name, tensor in state.ema.items()}
         set_rng_state(state.rng)
 
-    def forget_slots(self, kept: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Drop what loading made up: moments of parameters that had received no gradient, and slots they lack."""
-        for name, parameter in self.accelerator.unwrap_model(self.module).named_parameters():
-            slots = self.optimizer.state.get(parameter, {})
-            for slot in [slot for slot in slots if slot not in kept.get(name, {})]:
-                del slots[slot]
-            if not slots:
-                self.optimizer.state.pop(parameter, None)
-
     def collect(self) -> TrainingState:
-        """The whole state on the CPU; under sharding every process takes part in gathering it."""
-        model = get_model_state_dict(self.module, options=FULL_STATE)
-        optimizer: Any = {}
+        """The whole state, live; of what is sharded this process's parts."""
+        optimizer: dict[str, dict[str, Tensor]] = {}
         if self.settings.save_state == "full":
-            optimizer = get_optimizer_state_dict(self.module, self.optimizer, options=FULL_STATE).get("state", {})
-        names = set(self.trainable())
-        return TrainingState(
-            step=self.step,
-            model={name: cast(Tensor, tensor) for name, tensor in model.items() if name in names},
-            optimizer=optimizer,
-            ema={name: whole(tensor).cpu() for name, tensor in self.ema.items()},
-            rng=rng_state(),
-            fingerprint=self.settings.fingerprint,
-        )
+            slots = {name: self.optimizer.state.get(parameter) for name, parameter in self.parameters().items()}
+            optimizer = {
+                name: {slot: torch.as_tensor(value) for slot, value in own.items()}
+                for name, own in slots.items()
+                if own
+            }
+        known = {**self.settings.fingerprint, "shares": self.shares}
+        return TrainingState(self.step, self.trainable(), optimizer, self.ema, rng_state(), known)
 
     def save(self) -> tuple[Path, ...]:
         state = self.collect()
-        for name, tensor in {**state.model, **state.ema}.items():
-            if not tensor.isfinite().all():
-                raise self.diverged(f"{name} is no longer finite")
-        files: list[Path] = []
-        if self.accelerator.is_main_process:
-            folder = self.folder / CHECKPOINT_FOLDER
-            files += self.task.export(folder, self.step, state.ema or state.model)
-            if self.settings.save_state != "off":
-                files.append(save_state(folder, state))
+        kept = {**state.model, **state.ema}
+        wrong = next((name for name, tensor in kept.items() if not local(tensor).isfinite().all()), None)
+        if self.agreed(wrong is not None):
+            raise self.diverged(f"{wrong or 'a weight'} is no longer finite")
+        folder, main, files = self.folder / CHECKPOINT_FOLDER, self.accelerator.is_main_process, list[Path]()
+        weights: dict[str, Tensor] = {}
+        for name, tensor in (state.ema or state.model).items():
+            gathered = whole(tensor)
+            if main:
+                weights[name] = gathered.cpu()
+        if main:
+            files += self.task.export(folder, self.step, weights)
+        if self.settings.save_state != "off":
+            files.append(save_state(folder, state))
+        if main:
             retain(folder, self.settings.keep_last_n, self.step)
         self.accelerator.wait_for_everyone()
-        return tuple(files)
+        return tuple(files) if main else ()
 
     def was_skipped(self, report: StepReport) -> bool:
         """Whether a step of float16 changed nothing, because its gradients overflowed while its scale is found."""
@@ -396,32 +408,31 @@ class _Run:
         last = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
         return ConfigError(f"stopped at step {self.step}: {what}; {last}. Try a lower learning_rate or max_grad_norm")
 
-    def draws(self, micro_step: int) -> Draws:
-        """This process's random numbers of one micro-step; also seeds the global generators (dropout)."""
+    def draws(self, micro_step: int, share: int) -> Draws:
+        """The random numbers of a share in one micro-step; also seeds the global generators (dropout)."""
         seed = derived_seed(self.settings.seed, micro_step)
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        torch.manual_seed(derived_seed(seed, rank))
+        torch.manual_seed(derived_seed(seed, share))
         generator = torch.Generator(self.accelerator.device).manual_seed(seed)
-        return SharedDraws(generator, rank, world)
+        return SharedDraws(generator, share, self.shares)
 
-    def optimizer_step(self, batches: Iterator[Any]) -> StepReport:
+    def batches(self) -> dict[int, Iterator[Any]]:
+        """The batches of every own share from the step that comes next."""
+        first = self.step * self.settings.gradient_accumulation_steps
+        return {share: self.task.batches(first, share, self.shares) for share in self.own_shares}
+
+    def optimizer_step(self, batches: Mapping[int, Iterator[Any]]) -> StepReport:
         started, waited = time.perf_counter(), 0.0
-        count = self.settings.gradient_accumulation_steps
         rate = self.schedule(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)
         totals: dict[str, Tensor] = {}
-        for micro in range(count):
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            last = micro == count - 1
-            with nullcontext() if last or not self.is_replicated else self.accelerator.no_sync(self.module):
-                with self.accelerator.autocast():
-                    losses = self.module(batch, self.draws(self.step * count + micro))
-                self.accelerator.backward(losses["loss"] / count)
-            for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + value.detach().float() / count
+        before: list[Tensor | None] = []
+        for share, source in batches.items():
+            waited += self.accumulate(share, source, len(batches), totals)
+            self.add_gradients(before)
+            before = [parameter.grad for parameter in self.parameters().values()]
+            if share != self.own_shares[-1]:
+                self.optimizer.zero_grad(set_to_none=True)
         norm = self.update_weights()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -431,6 +442,28 @@ class _Run:
         seconds = time.perf_counter() - started
         norm = float(whole(norm)) if isinstance(norm, Tensor) else float(norm or 0.0)
         return StepReport(self.step, dict(zip(names, means, strict=True)), rate, norm, seconds, waited)
+
+    def accumulate(self, share: int, source: Iterator[Any], shares: int, totals: dict[str, Tensor]) -> float:
+        """Add the gradients and losses of a share, one of ``shares`` of this process; the seconds waited for data."""
+        count, waited = self.settings.gradient_accumulation_steps, 0.0
+        for micro in range(count):
+            asked = time.perf_counter()
+            batch = next(source)
+            waited += time.perf_counter() - asked
+            last = micro == count - 1
+            with nullcontext() if last or not self.is_replicated else self.accelerator.no_sync(self.module):
+                with self.accelerator.autocast():
+                    losses = self.module(batch, self.draws(self.step * count + micro, share))
+                self.accelerator.backward(losses["loss"] / count / shares)
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + value.detach().float() / (count * shares)
+        return waited
+
+    def add_gradients(self, before: Sequence[Tensor | None]) -> None:
+        """Add those of the shares before: sums of whole shares, as several processes add them, bit for bit."""
+        for parameter, gradient in zip(self.parameters().values(), before, strict=False):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
     def agreed(self, stop: bool) -> bool:
         """Whether any process was asked to stop: all stop after the same step, for saving takes all of them."""
@@ -505,8 +538,7 @@ def train(
         precision = resolve_mixed(settings.mixed_precision, launched_device())
         accelerator = Accelerator(mixed_precision=precision.mixed)
     run = _Run(task, settings, folder, accelerator)
-    first, rank, world = run.step, run.accelerator.process_index, run.accelerator.num_processes
-    batches = task.batches(first * settings.gradient_accumulation_steps, rank, world)
+    batches = run.batches()
     run.module.train()
     with stop_requests() as stop:
         if settings.validate_first and run.step == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -132,7 +132,13 @@ class MemoryModel:
             MemoryItem("average (EMA)", trained * 4) if config.optimization.ema_decay is not None else None,
             MemoryItem("activations", self._activations(config, tokens, itemsize), note="estimated"),
         ]
-        found = {item.name: item for item in items if item is not None}
+        spread = {"connectors": 1, "activations": config.acceleration.shared_by("sp")}
+        weights = config.acceleration.shared_by("fsdp")
+        found = {
+            item.name: replace(item, device=item.device // spread.get(item.name, weights))
+            for item in items
+            if item is not None
+        }
         kept = config.optimization.gradient_accumulation_steps > 1  # gradients outlive the backward pass
         shared = 0 if kept else min(found["gradients"].device, found["activations"].device)
         return MemoryPlan(tuple(found.values()), trained, sum(tokens.values()), shared)

@@ -1,6 +1,8 @@
 """The training state on disk: one safetensors file that holds all a run needs to go on as if never stopped.
 
-A state is written to a temporary name and renamed, so a file that has its final name is complete. It holds
+A state is written to a temporary name and renamed, so a file that has its final name is complete. Processes that hold
+parts of a tensor write them to their places in it: the file is the same however many there are, and any number of
+processes goes on from it, each mapping the file and copying its parts alone. It holds
 ``model.<parameter>``, ``optimizer.<parameter>.<slot>`` and ``ema.<parameter>`` tensors, ``rng.cpu`` (and ``rng.cuda``),
 and a JSON header entry ``state`` with the step and the fingerprint of the settings that must agree on resume.
 """
@@ -9,18 +11,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
 
 from ltx_core.errors import CheckpointError, ConfigError
-from ltx_core.loader.safetensors_file import save_tensors
+from ltx_core.loader.safetensors_file import DTYPES, save_tensors
 from ltx_core.textfiles import parse_json
 
 logger = logging.getLogger(__name__)
@@ -31,7 +37,7 @@ STEP_PATTERN = re.compile(r"step_(\d+)")
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that changes while training. Tensors are on the CPU."""
+    """Everything that changes while training. Tensors may be sharded."""
 
     step: int
     model: Mapping[str, Tensor]
@@ -42,7 +48,7 @@ class TrainingState:
 
 
 def save_state(folder: Path, state: TrainingState) -> Path:
-    """Write ``state`` into ``folder`` under its step's name and return the file."""
+    """Write ``state`` into ``folder`` under its step's name and return the file; every process of a run calls this."""
     tensors = {f"model.{name}": tensor for name, tensor in state.model.items()}
     for name, slots in state.optimizer.items():
         tensors |= {f"optimizer.{name}.{slot}": tensor for slot, tensor in slots.items()}
@@ -50,8 +56,89 @@ def save_state(folder: Path, state: TrainingState) -> Path:
     tensors |= {f"rng.{name}": tensor for name, tensor in state.rng.items()}
     path = folder / STATE_NAME.format(step=state.step)
     header = {"step": state.step, "fingerprint": dict(state.fingerprint)}
-    save_tensors(path, tensors, {"state": json.dumps(header)})
+    write = save_parts if any(isinstance(tensor, DTensor) for tensor in tensors.values()) else save_whole
+    write(path, tensors, {"state": json.dumps(header)})
     return path
+
+
+def save_whole(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """The first process writes, all have the same."""
+    if is_main():
+        save_tensors(path, tensors, metadata)
+
+
+def header_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int], int]:
+    """The header of a safetensors file, where each tensor begins, and where the file ends."""
+    names = {f"torch.{kind}": stored_as for stored_as, (kind, _) in DTYPES.items()}
+    described: dict[str, Any] = {"__metadata__": dict(metadata)}
+    begins, end = {}, 0
+    for name, tensor in tensors.items():
+        begins[name], end = end, end + tensor.numel() * tensor.element_size()
+        span = [begins[name], end]
+        described[name] = {"dtype": names[str(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": span}
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    return struct.pack("<Q", len(text)) + text, {name: start + begin for name, begin in begins.items()}, start + end
+
+
+def save_parts(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Every process writes its rows of sharded tensors into one file, the first the header and all that is whole.
+
+    Raises `CheckpointError` where the disk is full or the folder cannot be written.
+    """
+    header, begins, end = header_of(tensors, metadata)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        if is_main():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(header)
+                file.truncate(end)
+        dist.barrier()
+        with temporary.open("r+b") as file:
+            for name, tensor in tensors.items():
+                row = first_row(tensor)
+                if row is None or not (part := local(tensor).detach().cpu().contiguous()).numel():
+                    continue
+                offset = row * part[0].nbytes if part.ndim else 0
+                file.seek(begins[name] + offset)
+                file.write(part.reshape(-1).view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+        dist.barrier()
+        if is_main():
+            temporary.replace(path)
+        dist.barrier()
+    except OSError as error:
+        if is_main():
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def first_row(tensor: Tensor) -> int | None:
+    """Where the rows begin that this process writes; None where another one writes what it has."""
+    if not isinstance(tensor, DTensor):
+        return 0 if is_main() else None
+    row = 0
+    for dim, placement in enumerate(tensor.placements):
+        place, size = tensor.device_mesh.get_local_rank(dim), tensor.device_mesh.size(dim)
+        if isinstance(placement, Shard):
+            assert placement.dim == 0
+            row = min(place * -(-tensor.shape[0] // size), tensor.shape[0])
+        elif place:
+            return None
+    return row
+
+
+def is_main() -> bool:
+    """Whether this is the first process of a run."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def load_state(path: Path) -> TrainingState:

@@ -17,6 +17,7 @@ from ltx_core.errors import ConfigError
 from ltx_core.fingerprint import fingerprint
 from ltx_core.model.common.memory import peak_bytes
 from ltx_core.model.transformer.model import LTXModel
+from ltx_core.parallel.training import TrainingMesh
 from ltx_core.precision import Precision, resolve_mixed
 from ltx_trainer.comparison import Clip, agreement
 from ltx_trainer.config import TrainerConfig
@@ -131,6 +132,23 @@ class LtxvTrainer:
             mode = self.config.acceleration.mixed_precision_mode
             raise ConfigError(f"mixed_precision_mode is {mode}, which does not work here: {error}") from error
 
+    @cached_property
+    def mesh(self) -> TrainingMesh:
+        """What processes share of a step."""
+        asked = self.config.acceleration.mesh
+        return TrainingMesh.read(asked, self.accelerator.process_index, self.accelerator.num_processes)
+
+    @cached_property
+    def shares(self) -> int:
+        """Of a batch, each of ``batch_size`` examples: those the run began with, where fewer processes go on."""
+        known, now = self._started, self.mesh.data_size
+        count: int = known.get("shares", now)
+        if count % now or known.get("batch") != count * self.config.optimization.batch_size:
+            return now
+        if count > now:
+            logger.info("each process computes what %d did, one after the other", count // now)
+        return count
+
     @property
     def validates(self) -> bool:
         return self.config.validation.interval is not None and bool(self.config.validation.samples)
@@ -169,6 +187,7 @@ class LtxvTrainer:
         if swap and config.model.training_mode == "full":
             raise ConfigError(f"blocks_to_swap is {swap}; blocks that are trained stay on the device, expected 0")
         network.enable_gradient_checkpointing(config.optimization.enable_gradient_checkpointing or swap > 0)
+        self.mesh.share_tokens(network)
         if swap:
             BlockSwap(network, swap, device).place(network)
             return network
@@ -197,7 +216,7 @@ class LtxvTrainer:
     @cached_property
     def order(self) -> BatchOrder:
         """The order of the batches of all processes together."""
-        size = self.config.optimization.batch_size * self.accelerator.num_processes
+        size = self.config.optimization.batch_size * self.shares
         return BatchOrder.of(self.dataset, size, self.config.seed, self.trained)
 
     def batches(self, first: int, rank: int, world_size: int) -> Iterator[Batch]:
@@ -211,7 +230,7 @@ class LtxvTrainer:
 
     @cached_property
     def samples(self) -> list[PreparedSample]:
-        """This process's share of the validation samples, encoded; all of them where weights are sharded."""
+        """This process's share of the validation samples, encoded; all of them where no process makes one alone."""
         if not self.validates:
             return []
         config = self.config.validation
@@ -224,7 +243,8 @@ class LtxvTrainer:
 
     @property
     def is_sharded(self) -> bool:
-        return bool(getattr(self.accelerator, "is_fsdp2", False))
+        """Whether a process alone cannot run the network."""
+        return self.mesh.fsdp > 1 or self.mesh.sp > 1 or bool(getattr(self.accelerator, "is_fsdp2", False))
 
     @cached_property
     def studio(self) -> Studio:
@@ -304,6 +324,8 @@ class LtxvTrainer:
             resume=self.resume,
             overwrite=self.overwrite,
             seed=config.seed,
+            mesh=self.mesh,
+            shares=self.shares,
             fingerprint=self.fingerprint(),
         )
 
@@ -316,7 +338,7 @@ class LtxvTrainer:
             "data": self.dataset.fingerprint(),
             "base model": fingerprint(self.files.model_path),
             "seed": config.seed,
-            "batch": config.optimization.batch_size * self.accelerator.num_processes,
+            "batch": config.optimization.batch_size * self.shares,
             "gradient_accumulation_steps": config.optimization.gradient_accumulation_steps,
         }
         if config.lora is not None and config.model.training_mode == "lora":
@@ -342,7 +364,7 @@ class LtxvTrainer:
     ) -> TrainingResult:
         """Train to the end, or until SIGINT or SIGTERM; ``callback(step, total, sample files)`` follows each step."""
         total, device = self.config.optimization.steps, self.accelerator.device
-        first = self._first_step()
+        first = self._started["step"]
         if first >= total:
             raise ConfigError(f"optimization.steps is {total}, {self.output} is at step {first} already")
         logs, started = self._logs(first), time.monotonic()
@@ -364,9 +386,14 @@ class LtxvTrainer:
             push_to_hub(self.config, weights, sorted((self.output / "samples").glob(f"step_{result.step:06d}_*")))
         return result
 
-    def _first_step(self) -> int:
+    @property
+    def _started(self) -> dict[str, Any]:
+        """The fingerprint of the state that is gone on from, and its step; nothing for a new run."""
         state = latest_state(self.output / CHECKPOINT_FOLDER) if self.resume else None
-        return 0 if state is None else state_header(state)[0]
+        if state is None:
+            return {"step": 0}
+        step, known = state_header(state)
+        return {**known, "step": step}
 
     def _logs(self, first: int) -> Logs:
         if not self.accelerator.is_main_process:
@@ -403,7 +430,7 @@ class LtxvTrainer:
     def _result(self, report: StepReport | None, weights: Path | None, first: int, seconds: float) -> TrainingResult:
         step = first if report is None else report.step
         optimization, processes = self.config.optimization, self.accelerator.num_processes
-        batch = optimization.batch_size * optimization.gradient_accumulation_steps * processes
+        batch = optimization.batch_size * optimization.gradient_accumulation_steps * self.shares
         speed = (step - first) / max(seconds, 1e-9)
         device = self.accelerator.device
         return TrainingResult(

@@ -16,6 +16,17 @@ from ltx_core.parallel.sequence import SequenceParallel, SharedTokens, share_tok
 from ltx_core.sampling.denoisers import Transformer
 
 
+def read_mesh(text: str, names: tuple[str, ...]) -> dict[str, int]:
+    """The counts of a mesh such as ``sp=2,cfg=2``. Raises `ConfigError` for other names and for no counts."""
+    given: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        if name not in names or not value.isdigit() or int(value) < 1:
+            raise ConfigError(f"mesh is {text!r}, expected such as {','.join(f'{name}=2' for name in names)}")
+        given[name] = int(value)
+    return given
+
+
 @dataclass(frozen=True)
 class MeshShape:
     """``cfg`` groups of ``sp`` devices: groups share guidance passes, devices of a group the tokens."""
@@ -26,12 +37,7 @@ class MeshShape:
     @classmethod
     def read(cls, text: str, size: int) -> MeshShape:
         """From ``sp=2,cfg=2``; what is left out follows. Raises `ConfigError` where they do not make ``size``."""
-        given: dict[str, int] = {}
-        for part in text.split(","):
-            name, _, value = part.strip().partition("=")
-            if name not in ("sp", "cfg") or not value.isdigit() or int(value) < 1:
-                raise ConfigError(f"mesh is {text!r}, expected such as sp=2,cfg=2")
-            given[name] = int(value)
+        given = read_mesh(text, ("sp", "cfg"))
         sp = given.get("sp", size // given.get("cfg", 1))
         cfg = given.get("cfg", size // max(sp, 1))
         if sp * cfg != size:

@@ -36,21 +36,54 @@ class Ranks:
         return slice(ends[self.rank] - shares(total, self.size)[self.rank], ends[self.rank])
 
     def exchange(self, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """Give every process one of ``parts``; what they give this one has ``shapes``."""
-        kept = parts[self.rank]
-        self.sent += sum(part.nbytes for part in parts) - kept.nbytes
+        """Give every process one of ``parts``; what they give this one has ``shapes``. Gradients go back that way."""
+        self.sent += sum(part.nbytes for part in parts) - parts[self.rank].nbytes
         sizes = [torch.Size(shape).numel() for shape in shapes]
-        received = kept.new_empty(sum(sizes))
         given = torch.cat([part.reshape(-1) for part in parts])
-        dist.all_to_all_single(received, given, sizes, [part.numel() for part in parts], group=self.group)
+        received: Tensor = _Exchange.apply(given, [part.numel() for part in parts], sizes, self.group)
         return [one.view(shape) for one, shape in zip(received.split(sizes), shapes, strict=True)]
 
     def gather(self, share: Tensor, counts: Sequence[int], dim: int) -> Tensor:
-        """The shares of all processes joined along ``dim``, where they are ``counts`` long."""
+        """The shares of all processes joined along ``dim``, where they are ``counts`` long.
+
+        The gradient of a share is the sum of what all processes have for it.
+        """
         self.sent += share.nbytes * (self.size - 1)
+        joined: Tensor = _Gather.apply(share, list(counts), dim, self)
+        return joined
+
+
+class _Exchange(torch.autograd.Function):
+    """All to all of flat tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
+        ctx.sizes, ctx.group = (sent, received), group
+        found = given.new_empty(sum(received))
+        dist.all_to_all_single(found, given.contiguous(), received, sent, group=group)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        sent, received = ctx.sizes
+        return _Exchange.apply(gradients[0], received, sent, ctx.group), None, None, None
+
+
+class _Gather(torch.autograd.Function):
+    """Shares of several lengths joined."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, counts: list[int], dim: int, ranks: Ranks) -> Tensor:
+        ctx.counts, ctx.dim, ctx.ranks = counts, dim, ranks
         longest = max(counts)
         padded = share.new_zeros(*share.shape[:dim], longest, *share.shape[dim + 1 :])
         padded.narrow(dim, 0, share.shape[dim]).copy_(share)
         parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded, group=self.group)
+        dist.all_gather(parts, padded, group=ranks.group)
         return torch.cat([part.narrow(dim, 0, count) for part, count in zip(parts, counts, strict=True)], dim)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        parts = gradients[0].split(ctx.counts, ctx.dim)
+        own = ctx.ranks.exchange(parts, [tuple(parts[ctx.ranks.rank].shape)] * ctx.ranks.size)
+        return torch.stack(own).sum(0), None, None, None

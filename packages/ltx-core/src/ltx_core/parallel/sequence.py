@@ -13,7 +13,9 @@ number of processes up to the number of heads will do (Jacobs et al. 2023, "Deep
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,6 @@ from ltx_core.model.transformer.masks import AttentionBias
 from ltx_core.model.transformer.modality import Modality, TimestepGroups
 from ltx_core.model.transformer.rope import RotaryTable
 from ltx_core.parallel.ranks import Ranks, shares
-from ltx_core.sampling.denoisers import Transformer
 
 
 @dataclass
@@ -108,7 +109,7 @@ def _exchanging(
 class SequenceParallel:
     """A transformer whose attentions exchange tokens, as one that is given all of them and returns all."""
 
-    transformer: Transformer
+    transformer: Callable[..., tuple[Tensor | None, Tensor | None]]
     shared: SharedTokens
 
     def __call__(
@@ -116,14 +117,15 @@ class SequenceParallel:
         video: Modality | None = None,
         audio: Modality | None = None,
         perturbations: BatchedPerturbationConfig | None = None,
+        *options: Any,
     ) -> tuple[Tensor | None, Tensor | None]:
         if video is None:
-            return self.transformer(video=video, audio=audio, perturbations=perturbations)
+            return self.transformer(video, audio, perturbations, *options)
         ranks, tokens = self.shared.ranks, video.latent.shape[1]
         if tokens < ranks.size:
             raise ConfigError(f"{ranks.size} devices share {tokens} tokens, expected at least one for each")
         own = share_of(video, self.shared.share_out(tokens))
-        made, sound = self.transformer(video=own, audio=audio, perturbations=perturbations)
+        made, sound = self.transformer(own, audio, perturbations, *options)
         return None if made is None else ranks.gather(made, self.shared.counts, dim=1), sound
 
 
