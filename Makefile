@@ -14,7 +14,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,mlx,studio]" --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,mlx,studio,ray]" --group dev
 	@touch $@
 
 install: $(VENV)/.installed  ## make the virtual environment and install all packages, editable

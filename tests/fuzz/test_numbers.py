@@ -76,7 +76,7 @@ def test_seeds_are_a_range(tmp_path: Path) -> None:
     assert next(iter(parse_seeds(f"7-{MOST_CLIPS}", "x"))) == 7
     (tmp_path / "a.jsonl").write_text('{"prompt": "x", "seeds": "1-999999999999"}')
     with pytest.raises(ConfigError, match=r"line 1: seeds is '1-999999999999', 1e\+12 clips, expected at most 100,000"):
-        next(read_lines(tmp_path / "a.jsonl", tmp_path, "", {}))
+        next(read_lines(tmp_path / "a.jsonl", str(tmp_path), "", {}))
 
 
 @pytest.mark.parametrize("block", [["res_x", 10**12], ["res_x", {"num_layers": 10**12}], ["res_x", 10**300], ["res_x"]])

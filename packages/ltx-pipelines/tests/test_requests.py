@@ -162,7 +162,7 @@ def test_every_way_to_ask_gives_the_same(
 
     def in_a_batch() -> Plan:
         (here / "requests.jsonl").write_text(json.dumps({**request, "pipeline": name}))
-        (line,) = read_lines(Path("requests.jsonl"), Path("clips"), "", {})
+        (line,) = read_lines(Path("requests.jsonl"), "clips", "", {})
         given = {field: value for field, value in line.given.items() if field != "output"}
         assert line == Line(1, name, line.given)
         return session_plan(given, kind)

@@ -136,7 +136,7 @@ def test_a_line_and_an_entry_mean_the_same_and_survive_json(line: str, entry: di
 def test_requests_in_yaml(tmp_path: Path) -> None:
     file = tmp_path / "requests.yaml"
     file.write_text("- prompt: a bell\n  image: [a.png, 8, 0.5]\n  seeds: 1-2\n- {prompt: a drum, output: drum.mp4}\n")
-    lines = list(read_lines(file, tmp_path, "", {}))
+    lines = list(read_lines(file, str(tmp_path), "", {}))
     assert [(line.number, line.given["prompt"], line.given.get("seed")) for line in lines] == [
         (1, "a bell", 1),
         (1, "a bell", 2),
@@ -144,7 +144,7 @@ def test_requests_in_yaml(tmp_path: Path) -> None:
     ]
     file.write_text("- [")
     with pytest.raises(ConfigError, match="is no YAML"):
-        list(read_lines(file, tmp_path, "", {}))
+        list(read_lines(file, str(tmp_path), "", {}))
 
 
 @pytest.mark.parametrize("kind", pipelines().values(), ids=lambda kind: kind.__name__)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ltx_core.errors import ConfigError, LtxError, MediaError
+from ltx_core.errors import ConfigError, LtxError
+from ltx_core.parallel.executor import Cluster, run_jobs
 from ltx_core.textfiles import read_json_lines, read_yaml
+from ltx_pipelines.cli.batch_work import Asked, Line, Maker, take_over, what_is_there
 from ltx_pipelines.cli.command import Command, with_absolute_paths
 from ltx_pipelines.cli.config import with_settings
 from ltx_pipelines.cli.fields import OF_THE_RUN, every_option, from_json
-from ltx_pipelines.pipeline import pipeline_named
-from ltx_pipelines.planning.schema import File, UsageError, option, options_of
-
-if TYPE_CHECKING:
-    from ltx_pipelines.cli.job import Job
-    from ltx_pipelines.cli.progress import Reporter
-    from ltx_pipelines.utils.model_ledger import ModelLedger
+from ltx_pipelines.cli.overview import Overview
+from ltx_pipelines.cli.progress import style_of
+from ltx_pipelines.planning.schema import MODEL_VARIABLE, File, UsageError, option, options_of
+from ltx_pipelines.running.storage import file_system, is_url, renamed
 
 ABOUT = """Make many clips from a file of requests.
 
@@ -45,78 +46,54 @@ class Batch:
     )
     seeds: str = option("", "Each line once per seed: 1-8 or 1,5,9.")
     model: str | None = option(None, "Model of lines that name none.", "--model", "-m", metavar="MODEL")
+    ray: Cluster | None = option(None, "Make them on a Ray cluster, by default this machine's or a new one.")
     keep_going: bool = option(False, "Go on after a line that fails.", "--keep-going", "-k")
     quiet: bool = option(False, "Print errors only.", "--quiet", "-q")
     json: bool = option(False, "One JSON object per event on standard output.")
 
 
-@dataclass(frozen=True)
-class Line:
-    """One clip of a batch: where it was asked for, and its options as `ltx generate` takes them."""
-
-    number: int
-    pipeline: str | None
-    given: dict[str, Any]
-
-
 def batch(given: dict[str, Any]) -> None:
     """Check every line first, then make what is missing."""
-    from ltx_pipelines.cli.progress import Reporter, style_of
-
     asked = Batch(**given)
     if not asked.file:
         raise UsageError("no file is given, expected one of requests")
-    file, style = Path(asked.file), style_of(given)
-    lines = list(read_lines(file, Path(asked.output_dir), asked.seeds, {"model": asked.model} if asked.model else {}))
-    ledgers: dict[str, ModelLedger] = {}
-    failed = 0
-    for index, line in enumerate(lines, 1):
-        reporter = Reporter(style)
-        reporter.note(f"[{index} of {len(lines)}] {line.given['output']}", clip=index, clips=len(lines))
-        try:
-            make_line(line, ledgers, reporter)
-        except LtxError as error:
-            problem = f"{file}, line {line.number}: {error}"
+    file, style, cluster = Path(asked.file), style_of(given), asked.ray
+    lines = list(read_lines(file, asked.output_dir, asked.seeds, {"model": asked.model} if asked.model else {}))
+    check_storage(lines)
+    # What lies elsewhere its maker looks at itself.
+    there = (None if is_url(line.output) else what_is_there(line.given) for line in lines)
+    clips = (Asked(line, index, len(lines), at) for index, (line, at) in enumerate(zip(lines, there, strict=True), 1))
+    view, failed = Overview(style if cluster else "lines" if style == "bars" else style), 0
+    model = os.environ.get(MODEL_VARIABLE)
+    make = partial(Maker, style, cluster is not None, model and with_absolute_paths({}, {"model": model})["model"])
+    results = run_jobs(clips, make, cluster, view.seen)
+    with view.running(len(lines)), closing(results):
+        for clip, made in results:
+            if not isinstance(made, LtxError):
+                take_over(made.files)
+                view.ended(made.lines)
+                continue
+            problem = f"{file}, line {clip.line.number}: {made}"
             if not asked.keep_going:
-                raise ConfigError(problem) from error
+                raise ConfigError(problem) from made
             failed += 1
+            view.ended(())
             print(f"ltx: {problem}", file=sys.stderr)
     if failed:
         raise ConfigError(f"{failed} of {len(lines)} clips could not be made")
 
 
-def make_line(line: Line, ledgers: dict[str, ModelLedger], reporter: Reporter) -> None:
-    """Make one clip, on the networks of an earlier line where they are the same; skip one that is there."""
-    from ltx_pipelines.cli.generate import job_of, planned
-    from ltx_pipelines.cli.session import open_session
-
-    session = open_session(line.given, pipeline_named(line.pipeline) if line.pipeline else None, share=ledgers)
-    plan = planned(session, {**line.given, "overwrite": True}, reporter)  # what is there may be this very clip
-    from ltx_pipelines.cli.job import execute
-
-    job = job_of(session, plan, line.given)
-    if is_made(job):
-        reporter.note(f"{job.output} is already there", path=str(job.output))
-        return
-    execute(job, reporter)
+def check_storage(lines: Sequence[Line]) -> None:
+    """Raises `ConfigError` for URLs that nothing installed here writes to, and for clips whose files lie apart."""
+    for line in lines:
+        sheet = line.given.get("contact_sheet") or line.output
+        if is_url(line.output) != is_url(sheet):
+            raise ConfigError(f"line {line.number}: contact_sheet is {sheet}, expected it beside {line.output}")
+    for name in {line.output.partition("://")[0]: line.output for line in lines if is_url(line.output)}.values():
+        file_system(name)
 
 
-def is_made(job: Job) -> bool:
-    """Whether the files of a job are there, with the result of exactly its plan."""
-    from ltx_media.recipe import read_recipe
-    from ltx_pipelines.running.output import latents_path
-
-    beside = (job.contact_sheet, latents_path(job.output) if job.keep_latents else None)
-    if not job.output.is_file() or any(path is not None and not path.is_file() for path in beside):
-        return False
-    try:
-        recipe = read_recipe(job.output)
-    except MediaError:
-        return False
-    return recipe is not None and recipe.get("plan") == json.loads(job.delivered.plan.to_json())
-
-
-def read_lines(file: Path, folder: Path, seeds: str, defaults: dict[str, Any]) -> Iterator[Line]:
+def read_lines(file: Path, folder: str, seeds: str, defaults: dict[str, Any]) -> Iterator[Line]:
     """Every clip of a file, each seed of a sweep on its own. Raises `ConfigError` that names the line."""
     taken: set[str] = set()
     for number, entry in entries(file):
@@ -145,14 +122,12 @@ def entries(file: Path) -> Iterator[tuple[int, Any]]:
         yield from read_json_lines(file)
 
 
-def output_name(given: dict[str, Any], folder: Path, number: int, seed: int | None) -> str:
+def output_name(given: dict[str, Any], folder: str, number: int, seed: int | None) -> str:
     """The file of a clip; a sweep adds its seed to a name that was given."""
-    named = given.get("output")
-    if named is None:
-        return str(folder / (f"{number:04d}.mp4" if seed is None else f"{number:04d}-{seed}.mp4"))
-    path = Path(named)
-    path = path if path.is_absolute() or path.parent != Path() else folder / path
-    return str(path if seed is None else path.with_name(f"{path.stem}-{seed}{path.suffix}"))
+    named = str(given.get("output") or f"{number:04d}.mp4")
+    if not is_url(named) and not Path(named).is_absolute() and Path(named).parent == Path():
+        named = renamed(folder, lambda path: path / named)
+    return named if seed is None else renamed(named, lambda path: path.with_name(f"{path.stem}-{seed}{path.suffix}"))
 
 
 def parse_seeds(text: str, where: str) -> Iterator[int]:

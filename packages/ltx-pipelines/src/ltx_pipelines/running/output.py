@@ -51,9 +51,14 @@ def check_beside(output: Path, contact_sheet: Path | None = None, crf: float | N
 
 def check_free(path: Path, overwrite: bool) -> None:
     """Refuse a name that is taken; an empty folder is not."""
-    taken = any(path.iterdir()) if path.is_dir() else path.exists()
-    if taken and not overwrite:
-        raise MediaError(f"{path} is there already; choose another name, or replace it with --overwrite")
+    is_taken = any(path.iterdir()) if path.is_dir() else path.exists()
+    if is_taken and not overwrite:
+        raise taken(str(path))
+
+
+def taken(name: str) -> MediaError:
+    """What refuses a name that is taken."""
+    return MediaError(f"{name} is there already; choose another name, or replace it with --overwrite")
 
 
 def check_name(path: Path, suffixes: Sequence[str], what: str = "output") -> None:

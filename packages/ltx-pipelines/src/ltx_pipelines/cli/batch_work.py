@@ -1,0 +1,148 @@
+"""One clip of a batch, made in this process or by a worker elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ltx_core.errors import MediaError
+from ltx_pipelines.cli.overview import Relayed
+from ltx_pipelines.cli.progress import Reporter, Style
+from ltx_pipelines.pipeline import pipeline_named
+from ltx_pipelines.planning.schema import MODEL_VARIABLE
+from ltx_pipelines.running.output import exr_folder, latents_path, taken
+from ltx_pipelines.running.storage import exists, fetched, is_url, put, renamed
+
+
+@dataclass(frozen=True)
+class Line:
+    """One clip of a batch: where it was asked for, and its options as `ltx generate` takes them."""
+
+    number: int
+    pipeline: str | None
+    given: dict[str, Any]
+
+    @property
+    def output(self) -> str:
+        return str(self.given["output"])
+
+
+@dataclass(frozen=True)
+class There:
+    """What is there under the names of a clip: the first one taken, and the plan of a clip that lacks nothing."""
+
+    name: str | None = None
+    plan: Any = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A clip as its maker is asked for it; ``there`` is None where the maker is to look itself."""
+
+    line: Line
+    index: int
+    clips: int
+    there: There | None
+
+    def __str__(self) -> str:
+        return self.line.output
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a maker elsewhere hands over: lines to show, and files by the names they are to have."""
+
+    lines: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass
+class Maker:
+    """Makes clips of a batch, one after the other, on networks that stay; ``elsewhere`` than where it was started."""
+
+    style: Style
+    elsewhere: bool = False
+    model: str | None = None  # of clips that name none
+    ledgers: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            os.environ[MODEL_VARIABLE] = self.model
+
+    def __call__(self, asked: Asked, tell: Any) -> Made:
+        """Make a clip where it is to lie, or in a folder of its own from where its files are handed over."""
+        names = [asked.line.output, asked.line.given.get("contact_sheet") or ""]
+        if not self.elsewhere and not is_url(names[0]):
+            self._make(asked, asked.line.given, Reporter(self.style))
+            return Made()
+        reporter = Relayed("lines" if self.style == "bars" else self.style, tell=tell)
+        with TemporaryDirectory(prefix="ltx-") as folder:
+            places = [Path(folder, str(index), Path(name).name) for index, name in enumerate(names)]
+            moved = {"output": str(places[0])} | ({"contact_sheet": str(places[1])} if names[1] else {})
+            self._make(asked, {**asked.line.given, **moved}, reporter)
+            files = dict(file for pair in zip(places, names, strict=True) for file in handed_over(*pair))
+        return Made(tuple(line.replace(str(places[0]), names[0]) for line in reporter.lines), files)
+
+    def _make(self, asked: Asked, given: dict[str, Any], reporter: Reporter) -> None:
+        """Make one clip, on the networks of an earlier line where they are the same; skip one that is there."""
+        from ltx_pipelines.cli.generate import job_of, planned
+        from ltx_pipelines.cli.session import open_session
+
+        reporter.note(f"[{asked.index} of {asked.clips}] {asked}", clip=asked.index, clips=asked.clips)
+        named = asked.line.pipeline
+        session = open_session(given, pipeline_named(named) if named else None, share=self.ledgers)
+        plan = planned(session, {**given, "overwrite": True}, reporter)  # what is there may be this very clip
+        from ltx_pipelines.cli.job import execute
+
+        job, there = job_of(session, plan, given), asked.there or what_is_there(asked.line.given)
+        if there.plan is not None and there.plan == json.loads(job.delivered.plan.to_json()):
+            reporter.note(f"{asked} is already there", path=str(asked))
+            return
+        if there.name is not None and not job.overwrite:
+            raise taken(there.name)
+        execute(job, reporter)
+
+
+def what_is_there(given: Mapping[str, Any]) -> There:
+    """Look at the names of a clip that is asked for."""
+    from ltx_media.recipe import read_recipe
+
+    output, sheet = given["output"], given.get("contact_sheet")
+    latents = given.get("keep_latents") or given.get("first_stage")
+    whole = [output, *([sheet] if sheet else ()), *([renamed(output, latents_path)] if latents else ())]
+    found = [name for name in (*whole, *([renamed(output, exr_folder)] if "hdr" in given else ())) if exists(name)]
+    recipe = None
+    if set(whole) <= set(found):
+        with suppress(MediaError), fetched(output) as file:
+            recipe = read_recipe(file)
+    return There(next(iter(found), None), recipe and recipe.get("plan"))
+
+
+def handed_over(place: Path, name: str) -> Iterator[tuple[str, bytes]]:
+    """What was made in the folder of ``place``, which is to be ``name``; files of a URL are put there instead."""
+    for file in sorted(path for path in place.parent.rglob("*") if path.is_file()):
+        target = renamed(name, partial(_moved, file.relative_to(place.parent)))
+        if is_url(target):
+            put(file, target)
+        else:
+            yield target, file.read_bytes()
+
+
+def _moved(relative: Path, path: Path) -> Path:
+    return path.parent / relative
+
+
+def take_over(files: Mapping[str, bytes]) -> None:
+    """Write what a maker elsewhere has handed over, each file whole or not at all."""
+    from ltx_media.files import replacing
+
+    for name, content in files.items():
+        with replacing(name) as temporary:
+            temporary.write_bytes(content)

@@ -1,0 +1,199 @@
+"""Many jobs on a Ray cluster: each is done once, whatever dies, and with the results of a local run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ltx_core.errors import ConfigError, LtxError
+from ltx_core.parallel import executor
+from ltx_core.parallel.executor import Cluster, connected, run_jobs
+from ltx_media.recipe import read_recipe
+from ltx_pipelines.cli.app import run
+from ltx_pipelines.cli.overview import Overview
+from ltx_pipelines.utils.media_io import read_audio, read_frames
+from tests.golden.case import REPOSITORY, TINY_CHECKPOINT
+from tests.ray_workers import Squares, faulty, unable
+
+TWO = Cluster("", 2)
+CLIP = {"pipeline": "one-stage", "height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A cluster of this machine, whose workers find what this process finds."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        with connected("local"):
+            yield
+
+
+def test_every_job_is_done_once_whoever_dies(cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "2").touch()
+    (tmp_path / "3").touch()
+    found = list(run_jobs(range(12), partial(Squares, tmp_path, 4), TWO))
+    assert Counter(job for job, _ in found) == Counter(range(12))
+    results = dict(found)
+    assert [results[job][0] for job in (0, 2, 6, 8, 10)] == [0, 4, 36, 64, 100]
+    assert all(str(results[job]) == f"{job} is odd" for job in range(1, 12, 2))
+    assert str(results[4]).startswith("3 workers died at it: The actor died unexpectedly")
+    assert os.getpid() not in {result[1] for result in results.values() if isinstance(result, tuple)}
+    here = dict(run_jobs(range(4), partial(Squares, tmp_path, -1)))
+    assert here[2] == (4, os.getpid()) and str(here[3]) == "3 is odd"
+
+
+def test_what_no_worker_can_do_ends_the_run(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "ATTEMPTS", 1)
+    with pytest.raises(LtxError, match=r"^no worker can be started: .*no weights on this machine"):
+        list(run_jobs([1], unable, Cluster("", 1)))
+    with pytest.raises(ZeroDivisionError, match="a mistake in the program"):
+        list(run_jobs([1], faulty, Cluster("", 1)))
+
+
+def test_without_ray_a_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"^Ray is not installed: `pip install \"\.\[ray\]\"` in a clone of LTX$"):
+        list(run_jobs([1], unable, TWO))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LTX_MODEL", str(TINY_CHECKPOINT))
+    return tmp_path
+
+
+def content(clip: Path) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Frames, sound and plan of a clip."""
+    sound, recipe = read_audio(clip), read_recipe(clip)
+    assert sound is not None and recipe is not None
+    return torch.stack(list(read_frames(clip))), sound.waveform, recipe["plan"]
+
+
+def assert_same_clips(one: Path, other: Path) -> None:
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in other.iterdir())
+    for name in (name for name in names if name.endswith(".mp4")):
+        (frames, sound, plan), (frames_too, sound_too, plan_too) = content(one / name), content(other / name)
+        assert torch.equal(frames, frames_too) and torch.equal(sound, sound_too) and plan == plan_too
+
+
+def kill_once(monkeypatch: pytest.MonkeyPatch, nth: int) -> list[int]:
+    """Kill the worker of the n-th clip when it gets it; the processes that were killed."""
+    processes: dict[int, int] = {}
+    given, killed, seen = [], [], Overview.seen
+
+    def watch(self: Overview, worker: int, job: Any, far: str) -> None:
+        seen(self, worker, job, far)
+        if far.startswith("process"):
+            processes[worker] = int(far.split()[1])
+        elif job is not None and not far:
+            given.append(job)
+            if len(given) == nth:
+                killed.append(processes[worker])
+                os.kill(processes[worker], signal.SIGKILL)
+
+    monkeypatch.setattr(Overview, "seen", watch)
+    return killed
+
+
+def test_a_batch_on_a_cluster_is_the_local_batch(
+    cluster: None, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: Any
+) -> None:
+    """The documented command, on two workers of which one is killed; one clip goes to a URL."""
+    (line,) = re.findall("^ltx (batch .*--ray)$", (REPOSITORY / "docs" / "scale.md").read_text(), re.MULTILINE)
+    monkeypatch.setattr(executor, "shares", lambda workers: (2, {"num_cpus": 1}))
+    drum = {"prompt": "a drum", "output": "clips/drum.mp4", "contact_sheet": "clips/drum.png", "seeds": "3"}
+    lines = "\n".join(json.dumps({**CLIP, **one}) for one in ({"prompt": "a bell"}, drum))
+    (here / "requests.jsonl").write_text(lines)
+    assert run(line.removesuffix(" --ray").split()) == 0
+    (here / "clips").rename(here / "local")
+    (here / "requests.jsonl").write_text(lines.replace("clips/drum", f"file://{here}/clips/drum"))
+    killed = kill_once(monkeypatch, 2)
+    names = ("clips/0001-1.mp4", "clips/0001-2.mp4", f"file://{here}/clips/drum-3.mp4")
+    for command, said in ((line, "wrote {}:"), (line.removesuffix(" --ray"), "{} is already there")):
+        capfd.readouterr()
+        assert run(command.split()) == 0
+        shown = capfd.readouterr().err
+        assert [shown.count(said.format(name)) for name in names] == [1, 1, 1]
+    assert len(killed) == 1 and caplog.text.count("died and is replaced") == 1
+    assert_same_clips(here / "local", here / "clips")
+
+
+def actors_of(driver: int) -> list[int]:
+    """The processes of workers on a cluster that a process has started."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace")
+
+    def above(process: int) -> Iterator[int]:
+        while process := parents.get(process, 0):
+            yield process
+
+    return [process for process, name in names.items() if name.startswith("ray::Actor") and driver in above(process)]
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.slow
+def test_forty_clips_and_a_worker_killed(here: Path) -> None:
+    """In processes of their own, as people start them; then stopped by Ctrl-C, then gone on with."""
+    lines = [{**CLIP, "prompt": f"a bell, {index}", "seed": index} for index in range(40)]
+    (here / "clips.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    command = [sys.executable, "-m", "ltx_pipelines", "batch", "clips.jsonl"]
+
+    def clips() -> list[Path]:
+        return sorted((here / "fleet").glob("*.mp4"))
+
+    @contextmanager
+    def started() -> Iterator[subprocess.Popen[str]]:
+        line = [*command, "-o", "fleet", "--ray", "local", "2"]
+        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.terminate()
+
+    with started() as stopped:
+        wait_for(lambda: len(clips()) >= 3)
+        workers = actors_of(stopped.pid)
+        stopped.send_signal(signal.SIGINT)
+        _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130 and said.endswith("ltx: stopped: nothing was left half-written\n")
+    before = {path: path.stat().st_mtime_ns for path in clips()}
+    assert set(before) == set((here / "fleet").iterdir()) and len(before) < 40
+    assert len(workers) == 2
+    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+
+    with started() as fleet:
+        wait_for(lambda: len(clips()) >= len(before) + 5)
+        os.kill(actors_of(fleet.pid)[0], signal.SIGKILL)
+        printed, said = fleet.communicate(timeout=300)
+    assert fleet.returncode == 0 and not printed
+    assert said.count("is already there") == len(before) and said.count("died and is replaced") == 1
+    assert said.count("wrote fleet/") == 40 - len(before)
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in clips()}.items()
+    subprocess.run([*command, "-o", "local", "-q"], check=True)
+    assert_same_clips(here / "local", here / "fleet")
