@@ -16,13 +16,17 @@ from torch import Tensor, nn
 
 from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderParams
 from ltx_core.errors import ConfigError, LtxError
+from ltx_core.loader.backend import FrameDecoder
 from ltx_core.model.transformer.config import AUDIO_VIDEO_CONSTANTS, LTX2_CONSTANTS, TransformerConfig
 from ltx_core.model.transformer.model import LTXModel, X0Model
+from ltx_core.model.video_vae.config import VideoVaeConfig
+from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
 from ltx_core.parallel.cost import bytes_sent
 from ltx_core.parallel.launch import launch
 from ltx_core.parallel.mesh import Devices, MeshShape
 from ltx_core.parallel.ranks import Ranks, shares
 from ltx_core.parallel.sequence import SharedTokens, share_tokens
+from ltx_core.parallel.strips import StripDecoder
 from ltx_core.sampling.denoisers import GuidedDenoiser
 from ltx_core.sampling.loop import denoise
 from ltx_core.sampling.samplers import EulerSampler
@@ -64,6 +68,23 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "caption_channels": 14,
         "in_channels": 6,
         "out_channels": 6,
+    },
+}
+DECODERS: dict[str, dict[str, Any]] = {
+    "reflecting": {
+        "decoder_blocks": [["res_x", 1], ["compress_all", {"residual": True, "multiplier": 2}], ["res_x", 1]],
+        "timestep_conditioning": False,
+    },
+    "causal, attending": {
+        "decoder_blocks": [["attn", {}], ["compress_all", {"multiplier": 2}], ["compress_space", {}]],
+        "causal_decoder": True,
+        "spatial_padding_mode": "replicate",
+        "timestep_conditioning": False,
+    },
+    "noisy": {
+        "decoder_blocks": [["res_x", {"num_layers": 1, "inject_noise": True}], ["compress_time", {}]],
+        "spatial_padding_mode": "zeros",
+        "timestep_conditioning": True,
     },
 }
 TOKENS = {"video": 13, "audio": 7}
@@ -126,6 +147,25 @@ def sampled(name: str, guided: bool, masked: bool, devices: Devices | None) -> l
     return [state.latent for state in last.states.values()]
 
 
+def decoded(name: str, devices: Devices | None) -> Tensor:
+    """The frames of a latent of seven rows; the noise is one generator's."""
+    torch.manual_seed(1)
+    config = VideoVaeConfig.from_metadata(
+        {"vae": {"latent_channels": 6, "decoder_base_channels": 4, **DECODERS[name]}}, family="ltx2"
+    )
+    network = VideoDecoder(config).requires_grad_(False).eval()
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.1)
+    latent = torch.randn(1, 6, 5, 7, 3, generator=torch.Generator().manual_seed(2))
+    decoder: Any = FrameDecoder(network)
+    if devices is not None:
+        decoder = devices.decoder(decoder, latent)
+        assert isinstance(decoder, StripDecoder)
+    noise = DecodeConditioning(noise=torch.Generator().manual_seed(4))
+    return torch.cat(list(decoder.decode_frames(latent, noise)))
+
+
 CASES = [(name, guided, masked) for name in SECTIONS for guided, masked in ((False, False), (True, True))]
 
 
@@ -138,6 +178,8 @@ def main(folder: Path) -> None:
         for name, guided, masked in CASES:
             for number, latent in enumerate(sampled(name, guided, masked, devices)):
                 found[f"{mesh} {name} {guided} {masked} {number}"] = latent.contiguous()
+    for name in DECODERS:
+        found[name] = decoded(name, devices)
     counting = Devices(devices.rank, devices.size, f"sp={devices.size}")
     sampled("19b", False, False, counting)
     found["sent"] = torch.tensor([counting.groups[MeshShape(1, devices.size)][1].sent])
@@ -151,6 +193,8 @@ def test_processes_give_what_one_gives(count: int, tmp_path: Path) -> None:
     found = load_file(tmp_path / "found.safetensors")
     config, steps = random_model("19b").config, 2
     assert found["sent"].item() == steps * bytes_sent(config, TOKENS["video"], count, itemsize=4)
+    for name in DECODERS:
+        torch.testing.assert_close(found[name], decoded(name, None), rtol=1e-5, atol=1e-6)
     for name, guided, masked in CASES:
         for number, alone in enumerate(sampled(name, guided, masked, None)):
             for mesh in MESHES[count]:

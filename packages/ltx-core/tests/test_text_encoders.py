@@ -247,7 +247,7 @@ def test_prompts_to_contexts(config: dict[str, Any], tmp_path: Path) -> None:
 def test_a_streamed_language_model_gives_what_a_resident_one_does(tmp_path: Path) -> None:
     gemma = write_gemma(tmp_path / "gemma")
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "model.safetensors", PER_TOKEN))
-    streamed = load_text_encoder(gemma, checkpoint, torch.float32, max_length=128, streamed=True)
+    streamed = load_text_encoder(gemma, checkpoint, torch.float32, max_length=128, hold="file")
     layers = streamed.backbone.layers
     assert all(parameter.is_meta for parameter in layers.parameters()), "read before they compute"
     resident = load_text_encoder(gemma, checkpoint, torch.float32, max_length=128)

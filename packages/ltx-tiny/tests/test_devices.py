@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,19 +15,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ltx_core.parallel.launch import launch
-from ltx_core.parallel.mesh import Devices
+from ltx_core.parallel.mesh import Devices, check_mesh
 from ltx_pipelines import DistilledPipeline, TI2VidTwoStagesPipeline
 from ltx_pipelines.cli.app import run as ltx
 
 PROMPT = "a small red ball bounces on a blue background"
 SMALL = {"height": 128, "width": 192, "num_frames": 17, "seed": 3}
-KINDS = {"distilled": DistilledPipeline, "two stages": TI2VidTwoStagesPipeline}
+KINDS = {  # with the mesh; in the first, one process has no pass of its own
+    "distilled": (DistilledPipeline, "cfg=2,fsdp=2"),
+    "two stages": (TI2VidTwoStagesPipeline, "fsdp=2"),
+}
 
 
 def clips(devices: Devices | None) -> dict[str, Tensor]:
     """Frames and sound of a distilled clip and of a guided one."""
     found = {}
-    for name, kind in KINDS.items():
+    for name, (kind, mesh) in KINDS.items():
+        if devices is not None:
+            devices = replace(devices, asked=mesh, spread_over=check_mesh(mesh, devices.size))
         pipeline = kind.from_pretrained("tiny", dtype="float32", device="cpu")
         pipeline.ledger.devices = devices
         steps = {} if kind is DistilledPipeline else {"num_inference_steps": 4}
@@ -34,6 +40,7 @@ def clips(devices: Devices | None) -> dict[str, Tensor]:
         assert clip.video is not None and clip.audio is not None
         found[name] = clip.video.tensor()
         found[f"{name}, sound"] = clip.audio.waveform.contiguous()
+        assert devices is None or (devices.shards is not None and devices.shards.sent > 0)
     return found
 
 
@@ -54,7 +61,8 @@ def test_two_processes_make_the_clip_of_one(tmp_path: Path) -> None:
 
 def test_one_that_is_killed_ends_the_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    line = [sys.executable, "-m", "ltx_pipelines", "generate", PROMPT, "--devices", "2", "--json", "-o", "clip.mp4"]
+    options = ["--devices", "2", "--mesh", "fsdp=2", "--json", "-o", "clip.mp4"]
+    line = [sys.executable, "-m", "ltx_pipelines", "generate", PROMPT, *options]
     whole = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert whole.stdout is not None
     while '"step"' not in whole.stdout.readline():

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ltx_core.guidance.perturbations import BatchedPerturbationConfig
     from ltx_core.loader.checkpoint import Checkpoint
     from ltx_core.loader.lora import Lora
+    from ltx_core.loader.streaming import Shards
     from ltx_core.model.audio_vae.config import AudioVaeConfig
     from ltx_core.model.transformer.modality import Modality
     from ltx_core.model.video_vae.video_vae import DecodeConditioning
@@ -161,6 +162,7 @@ class BuildSettings:
     quantization: str | None = None  # of the transformer
     compile_blocks: bool = False  # of the transformer
     streamed: bool = False  # only a few blocks of the transformer and of the language model are in device memory
+    shards: Shards | None = None  # devices that hold their blocks together
 
     @property
     def dtype(self) -> torch.dtype:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from ltx_core.loader.components import transformer_component
 from ltx_core.loader.lora import Lora
 from ltx_core.loader.quantization import policy_named
 from ltx_core.loader.sources import Derived
-from ltx_core.loader.streaming import StreamingModel, build_streaming
+from ltx_core.loader.streaming import Hold, StreamingModel, build_streaming
 from ltx_core.loader.weights import ComponentWeights
 from ltx_core.model.common.memory import free_bytes
 from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
@@ -49,13 +48,15 @@ class TorchBackend:
         from ltx_core.text_encoders.gemma.encoder import load_text_encoder
 
         how = settings.precision, settings.device
-        return load_text_encoder(gemma, checkpoint, *how, streamed=settings.streamed)
+        return load_text_encoder(
+            gemma, checkpoint, *how, hold=settings.shards or ("file" if settings.streamed else None)
+        )
 
     def transformer(
         self, checkpoint: Checkpoint, streams: Sequence[str], settings: BuildSettings
     ) -> AdaptedTransformer:
-        """The transformer in memory, or with its blocks streamed."""
-        if settings.streamed:
+        """The transformer in memory, or with its blocks streamed, from other devices too."""
+        if settings.streamed or settings.shards is not None:
             return StreamedTransformer(checkpoint, settings)
         return ResidentTransformer(checkpoint, streams, settings)
 
@@ -190,8 +191,10 @@ class StreamedTransformer:
             self.model.close()
             self.model = None
 
-    def _hold(self) -> Literal["host", "file"]:
-        """Host memory beside an accelerator with room in it, else the file."""
+    def _hold(self) -> Hold:
+        """Where it is spread over devices, those; host memory beside an accelerator with room in it; else the file."""
+        if self.settings.shards is not None:
+            return self.settings.shards
         files = [Path(file.path) for part in self.checkpoint.parts_of("transformer") for file in part.files]
         size = sum(path.stat().st_size for path in files)
         free = free_bytes(torch.device("cpu"))

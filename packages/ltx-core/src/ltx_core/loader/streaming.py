@@ -1,8 +1,9 @@
 """Running a network whose blocks do not fit: each is copied into one of a few slots just before it computes.
 
 A block's tensors lie in one byte buffer in file order, each at a multiple of 16 bytes; the buffer ends at one too. The
-blocks wait in host memory (``hold="host"``, adapters fused once) or in the file (``hold="file"``, read again in every
-pass, two blocks ahead, by one reader thread). Tables of embeddings stay in host memory too. Results equal those of the
+blocks wait in host memory (``hold="host"``, adapters fused once), in the file (``hold="file"``, read again in every
+pass, two blocks ahead, by one reader thread) or in parts on several devices, which gather a block as FSDP does
+(``hold`` is `Shards`). Tables of embeddings stay in host memory too. Results equal those of the
 resident network.
 """
 
@@ -16,6 +17,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError, ConfigError
@@ -71,6 +73,39 @@ def pack(tensors: Mapping[str, Tensor], pinned: bool) -> PackedBlock:
     return PackedBlock(layout, buffer)
 
 
+def copied(packed: PackedBlock, room: Tensor) -> Tensor:
+    """A block's buffer in ``room``; the copy runs beside the computation where the buffer is pinned."""
+    return room[: packed.layout.nbytes].copy_(packed.buffer, non_blocking=True)
+
+
+@dataclass
+class Shards:
+    """Processes that hold an equal part of every block each, and the bytes this one has sent so far."""
+
+    group: Any
+    rank: int
+    size: int
+    sent: int = 0
+
+    def part(self, packed: PackedBlock, device: torch.device) -> PackedBlock:
+        """This process's part of a block, on its device."""
+        length = -(-packed.layout.nbytes // self.size)
+        part = torch.zeros(length, dtype=torch.uint8, device=device)
+        own = packed.buffer[self.rank * length : (self.rank + 1) * length]
+        part[: len(own)].copy_(own)
+        return PackedBlock(packed.layout, part)
+
+    def gathered(self, packed: PackedBlock, room: Tensor) -> Tensor:
+        """A block in ``room`` from the parts of all, which call this for the same blocks in the same order."""
+        self.sent += packed.buffer.nbytes * (self.size - 1)
+        target = room[: packed.buffer.numel() * self.size]
+        dist.all_gather_into_tensor(target, packed.buffer, group=self.group)
+        return target
+
+
+Hold = Literal["host", "file"] | Shards
+
+
 class FileBlocks:
     """Blocks read from the file by one thread, up to ``ahead`` ahead of the one asked for."""
 
@@ -101,10 +136,19 @@ class Slot:
 
 
 class BlockStreamer:
-    """Moves blocks into slots around their forwards. The slot loaded longest ago is overwritten first."""
+    """Moves blocks into slots around their forwards. The slot loaded longest ago is overwritten first.
 
-    def __init__(self, blocks: nn.ModuleList, source: Callable[[int], PackedBlock], slots: Sequence[Slot]) -> None:
-        self._blocks, self._source, self._slots = blocks, source, list(slots)
+    ``fetch`` fills the room of a slot with what ``source`` has of a block.
+    """
+
+    def __init__(
+        self,
+        blocks: nn.ModuleList,
+        source: Callable[[int], PackedBlock],
+        slots: Sequence[Slot],
+        fetch: Callable[[PackedBlock, Tensor], Tensor] = copied,
+    ) -> None:
+        self._blocks, self._source, self._slots, self._fetch = blocks, source, list(slots), fetch
         device = self._slots[0].buffer.device
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._hooks = [
@@ -147,14 +191,13 @@ class BlockStreamer:
         slot = self._slots.pop(0)
         self._slots.append(slot)
         packed = self._source(index)
-        target = slot.buffer[: packed.layout.nbytes]
         if self._copy_stream is None:
-            target.copy_(packed.buffer)
+            target = self._fetch(packed, slot.buffer)
         else:
             if slot.computed is not None:
                 self._copy_stream.wait_event(slot.computed)
             with torch.cuda.stream(self._copy_stream):
-                target.copy_(packed.buffer, non_blocking=True)
+                target = self._fetch(packed, slot.buffer)
                 slot.loaded = self._copy_stream.record_event()
         slot.index, slot.tensors = index, packed.layout.views(target)
         return slot
@@ -194,7 +237,7 @@ def build_streaming(
     device: torch.device | str = "cpu",
     loras: Sequence[Lora] = (),
     quantization: str | None = None,
-    hold: Literal["host", "file"] = "host",
+    hold: Hold = "host",
     slots: int = 2,
     read_ahead: int = READ_AHEAD,
 ) -> StreamingModel:
@@ -223,9 +266,7 @@ class StreamedBlocks:
     loras: Sequence[Lora]
     device: torch.device
 
-    def fill(
-        self, network: nn.Module, hold: Literal["host", "file"], slots: int = 2, read_ahead: int = READ_AHEAD
-    ) -> StreamingModel:
+    def fill(self, network: nn.Module, hold: Hold, slots: int = 2, read_ahead: int = READ_AHEAD) -> StreamingModel:
         """A network without data with its tensors, those of the blocks while they compute."""
         layers = block_layers(self.weights, self.name)
         load = partial(self._load, layers)
@@ -234,11 +275,15 @@ class StreamedBlocks:
         setattr(network, self.name, nn.ModuleList())
         fill(network, dict(self._rest(network)))
         setattr(network, self.name, blocks.eval().requires_grad_(False))
-        held = [load(index) for index in range(len(layers))] if hold == "host" else []
+        shards = hold if isinstance(hold, Shards) else None
+        place = partial(shards.part, device=self.device) if shards is not None else lambda block: block
+        held = [place(load(index)) for index in range(len(layers))] if hold != "file" else []
         reader = None if held else FileBlocks(load, len(layers), read_ahead)
         largest = max(block.layout.nbytes for block in held) if held else _largest(self.weights, layers)
-        rooms = [Slot(torch.empty(largest, dtype=torch.uint8, device=self.device)) for _ in range(slots)]
-        return StreamingModel(network, BlockStreamer(blocks, reader or held.__getitem__, rooms), reader)
+        room = largest + (shards.size if shards is not None else 0)
+        rooms = [Slot(torch.empty(room, dtype=torch.uint8, device=self.device)) for _ in range(slots)]
+        fetch = copied if shards is None else shards.gathered
+        return StreamingModel(network, BlockStreamer(blocks, reader or held.__getitem__, rooms, fetch), reader)
 
     def _rest(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Tensors outside the blocks, on the device; tables of embeddings stay in host memory."""

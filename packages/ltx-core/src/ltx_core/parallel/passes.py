@@ -14,10 +14,14 @@ from ltx_core.sampling.denoisers import Transformer
 
 @dataclass(frozen=True)
 class PassParallel:
-    """A transformer as one that computes every sample; a process without a sample waits."""
+    """A transformer as one that computes every sample; a process without a sample waits.
+
+    With ``all_compute``, because they gather weights together, it computes the first one and leaves it.
+    """
 
     transformer: Transformer
     ranks: Ranks
+    all_compute: bool = False
 
     def __call__(
         self,
@@ -29,12 +33,14 @@ class PassParallel:
         size = next(one.batch_size for one in given.values() if one is not None)
         counts, rows = shares(size, self.ranks.size), range(size)[self.ranks.span(size)]
         made: dict[str, Tensor | None] = {}
-        if rows:
-            own = {name: None if one is None else one.select(tuple(rows)) for name, one in given.items()}
-            chosen = None if perturbations is None else perturbed(perturbations, tuple(rows))
+        if rows or self.all_compute:
+            computed = tuple(rows) or (0,)
+            own = {name: None if one is None else one.select(computed) for name, one in given.items()}
+            chosen = None if perturbations is None else perturbed(perturbations, computed)
             made = dict(zip(given, self.transformer(**own, perturbations=chosen), strict=True))
         video_x0, audio_x0 = (
-            None if one is None else self._all(one, made.get(name), counts) for name, one in given.items()
+            None if one is None else self._all(one, made.get(name) if rows else None, counts)
+            for name, one in given.items()
         )
         return video_x0, audio_x0
 

@@ -30,10 +30,10 @@ DEVICES = {
         "mesh",
         str | None,
         None,
-        "How they share it: sp devices the tokens, cfg groups of them the guidance passes.",
+        "How they share it: sp devices the tokens, cfg groups of them the guidance passes, fsdp devices the weights.",
         group="Memory and speed",
-        metavar="sp=N,cfg=N",
-        shown="by passes",
+        metavar="sp=N,cfg=N,fsdp=N",
+        shown="by passes and memory",
     ),
 }
 PIPELINE = Option("pipeline", str | None, None, "Take this pipeline.", group="Request", metavar="NAME")

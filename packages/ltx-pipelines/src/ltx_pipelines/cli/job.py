@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -92,8 +93,9 @@ def execute(job: Job, reporter: Reporter) -> Path:
         if delivered.plan.long is not None and delivered.output.suffix.lower() in VIDEO:
             write_long(delivered, recipe, reporter)
         else:
-            generation = follow(delivered.plan, job, reporter, decode=not helping, resume=resume)
+            generation = follow(delivered.plan, job, reporter, resume=resume)
             if helping:
+                deque(generation.video or (), maxlen=0)  # decoded with the others, written by the first
                 return job.output
             write(generation, delivered.output, recipe, watch, delivered.crf)
         if job.contact_sheet is not None:
@@ -110,6 +112,10 @@ def check_devices(job: Job) -> bool:
     if job.plan.long is not None or job.ledger.backend != "torch":
         what = "a long clip is made window by window" if job.plan.long is not None else "mlx computes on one device"
         raise ConfigError(f"--devices is {devices.size}, but {what}; leave it out")
+    if job.ledger.policy == "streamed" and (count := job.ledger.spread_over) > 1:
+        raise ConfigError(
+            f"weights are spread over {count} devices and streamed; leave fsdp out of --mesh to stream them"
+        )
     return devices.helping
 
 

@@ -19,13 +19,14 @@ from ltx_core.components.windows import FRAMES_PER_LATENT
 from ltx_core.conditioning.tools import VideoLatentTools
 from ltx_core.model.upsampler.ltxv import tone_map_latent
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
-from ltx_core.networks import Contexts, Transformer, VideoDecoder, VideoEncoder
+from ltx_core.networks import Contexts, Transformer, VideoEncoder
 from ltx_core.sampling.velocity import TokenLevelSampler, VelocityDenoiser
 from ltx_core.types import LatentState, VideoLatentShape
 from ltx_pipelines.ltx_video.media import crop, load_condition, load_source, resize_video, wanted_media
 from ltx_pipelines.ltx_video.noise import SeededNoise
 from ltx_pipelines.ltx_video.size import PaddedSize
 from ltx_pipelines.planning.plan import ImageCondition, Plan, StagePlan
+from ltx_pipelines.running.decoding import video_decoder
 from ltx_pipelines.running.finite import Watch, finite_frames
 from ltx_pipelines.running.preview import fitting
 from ltx_pipelines.running.stage_inputs import Continuation, StageInputs, StageRun
@@ -159,7 +160,7 @@ class LTXVideoRun:
 
     def frames(self, latent: Tensor) -> Iterator[Tensor]:
         """Chunks of all frames of a latent ``[f, H, W, 3]`` in [0, 1], whole."""
-        decoder: VideoDecoder = self.ledger.network("video_decoder")
+        decoder = video_decoder(latent, self.ledger)
         settings = self.settings
         timestep, share = settings.decode_timestep, settings.decode_noise_scale
         if self.ledger.source("video_decoder").network_config("video_decoder").timestep_conditioning:

@@ -61,13 +61,19 @@ def decode_frames(
     latent: Tensor, ledger: ModelLedger, generator: torch.Generator, hdr: HDRName | None = None
 ) -> Iterator[Tensor]:
     """Chunks ``[f, H, W, 3]`` in [0, 1], or in an HDR colour space; the decoder is loaded for the first of them."""
-    decoder: VideoDecoder = ledger.network("video_decoder", in_float32=hdr is not None)
+    decoder = video_decoder(latent, ledger, in_float32=hdr is not None)
     conditioning = DecodeConditioning(noise=generator)
     if hdr is None:
         yield from fitting(latent, decoder.decode_frames(latent, conditioning), ledger)
         return
     for codes in decoder.decode_frames(latent.float(), conditioning):
         yield from_working_codes(codes, ACESCCT, HDRColorSpace(hdr))
+
+
+def video_decoder(latent: Tensor, ledger: ModelLedger, in_float32: bool = False) -> VideoDecoder:
+    """What decodes ``latent``: the devices of a run together, where there are several."""
+    decoder: VideoDecoder = ledger.network("video_decoder", in_float32=in_float32)
+    return decoder if ledger.devices is None else ledger.devices.decoder(decoder, latent)
 
 
 def cut_frames(chunks: Iterator[Tensor], shape: VideoPixelShape) -> Iterator[Tensor]:

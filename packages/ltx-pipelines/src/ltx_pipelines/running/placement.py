@@ -82,3 +82,10 @@ def choose_policy(sizes: dict[str, int], free: int, device: torch.device) -> Pol
         "%.1f GB of weights, %.1f GB free on %s: %s, %s", needed / 1e9, free / 1e9, device, chosen, MEANING[chosen]
     )
     return chosen
+
+
+def choose_spread(sizes: dict[str, int], free: int, devices: int) -> int:
+    """Over how many devices the transformer is spread: as few as it fits on, 1 where it does not fit at all."""
+    needed = 1.1 * sizes.get("checkpoint", 0)
+    fits = (count for count in range(1, devices + 1) if devices % count == 0 and needed / count <= free)
+    return next(fits, 1)

@@ -25,6 +25,7 @@ from ltx_pipelines.running.placement import (
     Policy,
     choose_policy,
     choose_precision,
+    choose_spread,
     default_backend,
     default_device,
     weight_bytes,
@@ -103,13 +104,27 @@ class ModelLedger(ModelFacts):
     @cached_property
     def policy(self) -> Policy:
         """The policy that decides which networks stay in memory."""
-        chosen = self._policy
-        return choose_policy(self.weight_bytes(), self.free_bytes(), self.device) if chosen == "auto" else chosen
+        devices, accelerated = self.devices, self.device.type != "cpu"
+        if devices is not None and devices.spread_over is None and accelerated and self._policy == "auto":
+            devices.spread_over = devices.agree(choose_spread(self.weight_bytes(), self.free_bytes(), devices.size))
+        if self._policy != "auto":
+            return self._policy
+        return choose_policy(self.held_bytes(), self.free_bytes(), self.device)
+
+    @property
+    def spread_over(self) -> int:
+        """Devices that hold the weights of large networks together."""
+        return 1 if self.devices is None else self.devices.spread_over or 1
+
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes of each slot's weights that this device holds."""
+        over = {"checkpoint": self.spread_over, "text_encoder": self.spread_over}
+        return {slot: size // over.get(slot, 1) for slot, size in self.weight_bytes().items()}
 
     @cached_property
     def streams_texts(self) -> bool:
         """Whether the language model's layers are streamed."""
-        language_model = self.weight_bytes().get("text_encoder", 0)
+        language_model = self.held_bytes().get("text_encoder", 0)
         return self.policy == "streamed" or (self.policy == "sequential" and 1.1 * language_model > self.free_bytes())
 
     @cached_property
@@ -140,7 +155,8 @@ class ModelLedger(ModelFacts):
 
     @cached_property
     def _settings(self) -> BuildSettings:
-        return replace(self._unplaced, streamed=self.policy == "streamed")
+        shards = None if self.devices is None else self.devices.shards
+        return replace(self._unplaced, streamed=self.policy == "streamed", shards=shards)
 
     def moved(self, **changes: Any) -> ModelLedger:
         """The same model with other settings, this one emptied."""

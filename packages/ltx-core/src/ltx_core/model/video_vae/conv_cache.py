@@ -79,7 +79,7 @@ class ConvCache:
     def _keep(self, owner: nn.Module, x: Tensor) -> None:
         """Remember frames for the next piece, in the owner's room where it has one."""
         room = self._rooms.get(owner)
-        fits = room is not None and room.dtype == x.dtype
+        fits = room is not None and room.dtype == x.dtype and room.numel() >= x.numel()
         self._frames[owner] = _own(x, room if fits else None)
 
     def begins(self, owner: nn.Module, x: Tensor) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import as_checkpoint_error
-from ltx_core.loader.streaming import StreamedBlocks
+from ltx_core.loader.streaming import Hold, StreamedBlocks
 from ltx_core.loader.weights import ComponentWeights, build, empty
 from ltx_core.precision import Precision
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
@@ -87,17 +87,17 @@ def load_backbone(
     assets: GemmaAssets,
     dtype: torch.dtype | Precision = torch.bfloat16,
     device: torch.device | str = "cpu",
-    streamed: bool = False,
+    hold: Hold | None = None,
 ) -> GemmaBackbone:
     """The language model alone, in evaluation mode and without gradients.
 
-    A ``streamed`` one has two layers on the device at a time and reads the others from the file in every pass. Raises
+    With ``hold`` two layers are on the device at a time, the others where it says; None: all are there. Raises
     ``CheckpointError`` where the files describe no model that is built here, or the weights do not fill it exactly.
     """
-    if streamed:
+    if hold is not None:
         construct, weights = _backbone(assets, dtype, "cpu")
         network = empty(construct, weights)
-        StreamedBlocks(weights, "layers", (), torch.device(device)).fill(network, "file")
+        StreamedBlocks(weights, "layers", (), torch.device(device)).fill(network, hold)
     else:
         network = build(*_backbone(assets, dtype, device))
     assert isinstance(network, GemmaBackbone)

@@ -12,6 +12,7 @@ from torch import nn
 from ltx_core.errors import ConfigError
 from ltx_core.loader import Checkpoint
 from ltx_core.loader.metadata import check_gemma_source, parse_metadata
+from ltx_core.loader.streaming import Hold
 from ltx_core.loader.weights import ComponentWeights, build, empty
 from ltx_core.precision import Precision
 from ltx_core.text_encoders.gemma.assets import GemmaAssets, embeddings_parts
@@ -87,19 +88,19 @@ def load_text_encoder(
     *,
     audio: bool = True,
     max_length: int = MAX_LENGTH,
-    streamed: bool = False,
+    hold: Hold | None = None,
 ) -> AVGemmaTextEncoderModel | VideoGemmaTextEncoderModel:
     """The text encoder of a checkpoint; ``gemma`` is a Hugging Face folder or the packed file of a split pack.
 
-    ``audio`` False builds the video-only encoder; with ``streamed`` two layers of the
-    language model are on the device at a time. Raises ``CheckpointError`` when files are missing, do not fit, or
+    ``audio`` False builds the video-only encoder; ``hold`` is where the language model's layers wait, two of which are
+    then on the device at a time. Raises ``CheckpointError`` when files are missing, do not fit, or
     the checkpoint was trained with another text encoder.
     """
     assets = _assets(gemma, checkpoint)
     processor = load_embeddings_processor(assets, checkpoint, dtype, device, audio=audio)
     tokenizer = load_tokenizer(assets, max_length)
     kind = AVGemmaTextEncoderModel if audio else VideoGemmaTextEncoderModel
-    return kind(tokenizer, load_backbone(assets, dtype, device, streamed), processor).eval()
+    return kind(tokenizer, load_backbone(assets, dtype, device, hold), processor).eval()
 
 
 def check_text_encoder(gemma: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
