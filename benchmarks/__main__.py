@@ -19,6 +19,7 @@ CPU = (
     "text_kv",
     "vae",
     "attention",
+    "cheaper",
     "loop",
     "memory",
     "fp8",

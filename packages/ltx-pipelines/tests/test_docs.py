@@ -77,6 +77,13 @@ def test_commands_of_hdr(here: Path) -> None:
     assert probe_video(here / "lighthouse.mp4").frames == len(list((here / "lighthouse_exr").glob("frame_*.exr")))
 
 
+def test_commands_of_performance(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for line in commands("performance.md"):
+        assert run(shlex.split(line)[1:]) == 0, line
+    assert probe_video(here / "sparse.mp4").has_audio
+    assert "the picture's self-attention computes" in capfd.readouterr().err
+
+
 def test_commands_of_scale(here: Path) -> None:
     (line,) = (line for line in commands("scale.md") if "--ray" not in line)  # those are run in tests/test_ray.py
     assert run(shlex.split(line)[1:]) == 0

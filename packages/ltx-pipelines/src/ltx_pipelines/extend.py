@@ -28,7 +28,7 @@ class ExtendPipeline(Pipeline):
     At least what was asked is added, at the nearest length that fits.
     """
 
-    accepts = (COMMON | GUIDED | {"video_path"}) - TIME
+    accepts = (COMMON | GUIDED | {"video_path", "sparse_attention"}) - TIME
     usual: ClassVar[Mapping[str, Any]] = {"num_frames": 121}
 
     def make_plan(self, request: ExtendRequest) -> Plan:

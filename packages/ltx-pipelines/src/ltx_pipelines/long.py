@@ -62,7 +62,7 @@ class LongVideoPipeline(Pipeline):
     LTX-Video model the clip has no sound and is made in the first of its passes.
     """
 
-    accepts = COMMON | GUIDED | {"images", "keyframe_fade"}
+    accepts = COMMON | GUIDED | {"images", "keyframe_fade", "sparse_attention"}
     usual: ClassVar[Mapping[str, Any]] = {"height": 512, "width": 768, "num_frames": 241}
     aliases = ("long-video",)
 

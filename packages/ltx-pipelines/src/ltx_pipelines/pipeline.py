@@ -21,7 +21,7 @@ from ltx_core.types import VideoPixelShape
 from ltx_pipelines import PIPELINES
 from ltx_pipelines.planning.plan import Condition, Lora, Plan, StagePlan
 from ltx_pipelines.planning.schema import Option, UsageError, documented, options_of, plain, read_all
-from ltx_pipelines.planning.stages import TILE_SIDE, default_guidance, keyframe_slots, tiled_stages
+from ltx_pipelines.planning.stages import TILE_SIDE, attending_sparsely, default_guidance, keyframe_slots, tiled_stages
 from ltx_pipelines.request import (
     STREAMS,
     AutoDuration,
@@ -54,7 +54,7 @@ GUIDANCE = {stream: frozenset({f"{stream}_guider_params", *guidance_options(stre
 SOME_NETWORKS = frozenset({"spatial_upsampler", "distilled_loras", "temporal_upsampler"})  # those in ``uses``
 GUIDERS = frozenset({"guider", "apg_eta", "apg_norm_threshold", "apg_momentum"})
 APG_OFF: dict[str, Any] = {"apg_eta": 1.0, "apg_norm_threshold": 0.0, "apg_momentum": 0.0}
-LARGE = frozenset({"upscale", "tile_size"})
+LARGE = frozenset({"upscale", "tile_size", "sparse_attention"})
 CAMERA = frozenset({"camera", "camera_depth", "camera_plane", "camera_release"})
 SAMPLING = frozenset({"num_inference_steps", "scheduler", "sampler", "eta", "s_noise", "gamma", "max_batch_size"})
 GUIDED = GUIDANCE["video"] | GUIDANCE["audio"] | GUIDERS | SAMPLING | {"negative_prompt"}
@@ -408,6 +408,8 @@ class Pipeline(ABC):
             folder = Path(self.ledger.files.checkpoint).parent
             request, stages = steered(request, stages, folder, self.ledger.version)
         stages = [*stages, *self.enlarging_stages(request, stages[-1])]
+        if request.sparse_attention is not None:
+            stages = attending_sparsely(stages, request.sparse_attention)
         return Plan(
             pipeline=type(self).__name__,
             models=self.ledger.files,

@@ -18,7 +18,7 @@ from ltx_core.loader.metadata import DEFAULTS_FROM
 from ltx_core.precision import DtypeName
 from ltx_core.textfiles import parse_json
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape, nearest_multiple
-from ltx_pipelines.planning.plan import BackendName, HDRName, ImageCondition, Lora, SamplerName
+from ltx_pipelines.planning.plan import BackendName, HDRName, ImageCondition, Lora, SamplerName, SparseAttention
 from ltx_pipelines.planning.schema import File, Option, option, options_of
 
 Policy = Literal["auto", "resident", "sequential", "streamed"]
@@ -140,6 +140,12 @@ class Request:
     )
     apg_momentum: float | None = sampling(None, "Of apg: share of the last step's guidance that goes on.", shown="0")
     max_batch_size: int = sampling(1, "Guidance passes per transformer call.", least=1, most=4)
+    sparse_attention: SparseAttention | None = sampling(
+        None,
+        "Leave distant pairs out of the picture's self-attention: a block of tokens sees those that touch it and every "
+        "STRIDE-th. The first STEPS and the outer LAYERS of the transformer see all, as do stages in tiles.",
+        shown="off; of the others 128 1 1",
+    )
     video_guider_params: Guidance | None = sampling(
         None, "The whole guidance of the picture, also by noise level, instead of the single values.", hidden=True
     )

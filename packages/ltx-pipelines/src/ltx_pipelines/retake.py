@@ -42,7 +42,7 @@ class RetakePipeline(Pipeline):
     clip without sound gets new sound throughout.
     """
 
-    accepts = (COMMON | GUIDED | {"video_path"}) - SIZE - TIME
+    accepts = (COMMON | GUIDED | {"video_path", "sparse_attention"}) - SIZE - TIME
     usual: ClassVar[Mapping[str, Any]] = {"num_frames": 121}  # the size is that of the clip
     variant = "distilled"
 

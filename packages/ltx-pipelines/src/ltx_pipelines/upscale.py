@@ -19,7 +19,7 @@ class UpscalePipeline(Pipeline):
     The prompt is by default that of the recipe inside the clip. Length, rate and sound are the clip's own.
     """
 
-    accepts = frozenset({"prompt", "seed", "snap", "background", "video_path"}) | LARGE
+    accepts = frozenset({"prompt", "seed", "snap", "background", "video_path"}) | LARGE - {"sparse_attention"}
     uses = Pipeline.uses | {"spatial_upsampler", "distilled_loras"}
     usual: ClassVar[Mapping[str, Any]] = {"num_frames": 121, "upscale": 2}
     variant = "distilled"

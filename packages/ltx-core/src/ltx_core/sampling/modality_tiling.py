@@ -72,7 +72,7 @@ class VideoModalityTilingHelper:
 
     def tile_modality(self, modality: Modality, tile: TokenTile, normalize_positions: bool = True) -> Modality:
         """The tile's part of ``modality``, by default with positions counted from the tile's own start."""
-        part = _take(modality, tile.keep_indices)
+        part = take_tokens(modality, tile.keep_indices)
         if not normalize_positions:
             return part
         starts = part.positions[:, :, : tile.num_generated, 0].amin(dim=2)  # [B, 3]
@@ -125,7 +125,7 @@ class TiledTransformer:
             self.seen.extend((tile, self._near(tile, video, audio)) for tile in self.helper.tiles(video.positions))
         for tile, near in self.seen:
             part = self.helper.tile_modality(video, tile, normalize_positions=False)
-            heard = audio if audio is None or near is None else _take(audio, near)
+            heard = audio if audio is None or near is None else take_tokens(audio, near)
             x0, _ = self.transformer(video=part, audio=heard, perturbations=perturbations)
             assert x0 is not None
             self.helper.blend(x0, tile, canvas)
@@ -141,7 +141,7 @@ class TiledTransformer:
         return near.nonzero().flatten()
 
 
-def _take(modality: Modality, keep: Tensor) -> Modality:
+def take_tokens(modality: Modality, keep: Tensor) -> Modality:
     """Some of a stream's tokens."""
     tokens = modality.latent.shape[1]
     parts: dict[str, Any] = {"latent": modality.latent[:, keep], "positions": modality.positions[:, :, keep]}

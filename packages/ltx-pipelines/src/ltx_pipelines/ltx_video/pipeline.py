@@ -52,7 +52,11 @@ class LTXVideoPipeline(Pipeline):
     An image may also be a clip, shown from its frame on; it is prepared like the training data.
     """
 
-    accepts = frozenset({"prompt", "negative_prompt", "seed", "snap", "images", "background"}) | SIZE | TIME
+    accepts = (
+        frozenset({"prompt", "negative_prompt", "seed", "snap", "images", "background", "sparse_attention"})
+        | SIZE
+        | TIME
+    )
     uses = Pipeline.uses | {"spatial_upsampler", "keep_latents", "first_stage"}
     usual: ClassVar[Mapping[str, Any]] = {
         "height": 704,

@@ -22,6 +22,8 @@ from ltx_pipelines.planning.plan import (
     Source,
     StagePlan,
 )
+from ltx_pipelines.planning.windows import runs
+from ltx_pipelines.planning.work import sparse_pattern
 from ltx_pipelines.running.conditions import wanted_image, wanted_reference, wanted_source
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -35,7 +37,16 @@ def notes_of(plan: Plan, ledger: ModelLedger) -> tuple[str, ...]:
     if plan.long is not None and len(windows := plan.stages[0].windows) > 1:
         frames, shared = windows[0].last + 1, FRAMES_PER_LATENT * windows[1].shared
         found["", "windows"] = f"made in {len(windows)} windows of {frames} frames, each goes on from the last {shared}"
-    return (*found.values(), *_of_prompts(plan, ledger))
+    return (*found.values(), *_of_attention(plan, ledger), *_of_prompts(plan, ledger))
+
+
+def _of_attention(plan: Plan, ledger: ModelLedger) -> Iterator[str]:
+    """Shares of pairs that a sparse attention computes."""
+    for number, stage in enumerate(plan.stages, 1):
+        if (sparse := stage.sparse_attention) is not None:
+            kept = sparse_pattern(runs(stage)[0], sparse, ledger).kept
+            where = f"after {sparse.steps} of {stage.steps} steps, but for {sparse.layers} layers at either end"
+            yield f"stage {number}: the picture's self-attention computes {kept:.1%} of its pairs {where}"
 
 
 def _of_prompts(plan: Plan, ledger: ModelLedger) -> Iterator[str]:

@@ -211,6 +211,26 @@ class SamplerPlan:
 
 
 @dataclass(frozen=True)
+class SparseAttention:
+    """Self-attention of the picture by blocks of tokens, each of which sees those that touch it and every so-many-th.
+
+    The first ``steps`` steps attend to all, and so do ``layers`` blocks of the transformer at either end.
+    """
+
+    stride: int
+    block: int = 128  # tokens, a power of two
+    steps: int = 1
+    layers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.block < 8 or self.block & (self.block - 1):
+            raise ConfigError(f"sparse_attention block is {self.block}, expected a power of two, at least 8")
+        for name, least in {"stride": 1, "steps": 0, "layers": 0}.items():
+            if (value := getattr(self, name)) < least:
+                raise ConfigError(f"sparse_attention {name} is {value}, expected at least {least}")
+
+
+@dataclass(frozen=True)
 class Window:
     """Pixel frames ``first`` to ``last`` of a stage; the window before gives its first ``dropped`` latent frames.
 
@@ -249,6 +269,7 @@ class StagePlan:
     velocity_guidance: tuple[VelocityGuidance, ...] = ()  # of each step of an LTX-Video model
     # Tiles along frames, height and width, each with the latent cells that neighbours share; a frozen sound.
     tiles: Tiles | None = None
+    sparse_attention: SparseAttention | None = None
     match_statistics: bool = False  # give an enlarged latent the spread it had per channel before it was enlarged
 
     @property

@@ -26,6 +26,7 @@ from ltx_pipelines.planning.plan import (
     ReferenceCondition,
     SamplerPlan,
     Source,
+    SparseAttention,
     StagePlan,
     StreamPlan,
 )
@@ -204,6 +205,19 @@ def tiled_stages(last: StagePlan, times: int, factors: SpatioTemporalScaleFactor
             tiles=tiles_of(shape, factors, side),
         )
         yield last
+
+
+def attending_sparsely(stages: Sequence[StagePlan], sparse: SparseAttention) -> list[StagePlan]:
+    """The stages with a sparse self-attention where a whole picture is made. Raises `UsageError` where none is."""
+
+    def fits(stage: StagePlan) -> bool:
+        video = stage.streams.get("video")
+        return video is not None and not video.frozen and stage.tiles is None and stage.steps > sparse.steps
+
+    if not any(map(fits, stages)):
+        most = max(stage.steps for stage in stages)
+        raise UsageError(f"sparse_attention leaves {sparse.steps} steps dense, expected less than the {most} there are")
+    return [replace(stage, sparse_attention=sparse) if fits(stage) else stage for stage in stages]
 
 
 def doubled(shape: VideoPixelShape) -> VideoPixelShape:

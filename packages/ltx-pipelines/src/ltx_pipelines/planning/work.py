@@ -18,9 +18,11 @@ import torch
 from ltx_core.guidance.perturbations import Perturbation, PerturbationConfig, PerturbationType
 from ltx_core.model.common.meter import Work, measure, without_data
 from ltx_core.model.common.tiling import TileCountConfig, product
+from ltx_core.model.transformer.attention import attention
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
+from ltx_core.model.transformer.sparse import BlockPattern
 from ltx_core.networks import Contexts
 from ltx_core.sampling.denoisers import (
     DenoiseCall,
@@ -34,6 +36,7 @@ from ltx_core.sampling.denoisers import (
 from ltx_core.sampling.loop import denoise
 from ltx_core.sampling.modality import States
 from ltx_core.sampling.samplers import EulerSampler, Sampler
+from ltx_core.sampling.sparse import mixing
 from ltx_core.sampling.velocity import VelocityDenoiser
 from ltx_core.types import AudioLatentShape, LatentState, VideoLatentShape
 from ltx_pipelines.planning.plan import (
@@ -42,9 +45,11 @@ from ltx_pipelines.planning.plan import (
     ImageCondition,
     KeyframeSlots,
     ReferenceCondition,
+    SparseAttention,
     StagePlan,
 )
 from ltx_pipelines.running.engine import guided_denoiser, sampler_of
+from ltx_pipelines.running.sparse import block_pattern
 from ltx_pipelines.utils.media_io import read_audio
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -73,10 +78,19 @@ def whole_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
     tokens = {name: tokens_of(stage, name, ledger) for name in stage.streams}
     batch = None if stage.velocity_guidance else stage.max_batch_size
     counter = CallCounter(config, tokens, ledger.text_tokens, ledger.dtype, batch, ledger.policy != "streamed")
+    if (sparse := stage.sparse_attention) is not None:
+        kept = sparse_pattern(stage, sparse, ledger).kept
+        counter = replace(counter, keys=round(kept * tokens["video"]), dense_blocks=sparse.layers)
     counted = [(*counter.works(call), times) for call, times in calls_of(stage, counter.contexts(), counter.contexts())]
     flops = sum(later * times for _, later, times in counted)
     texts = max(first.flops - later for first, later, _ in counted)
     yield Work(flops + texts, max(first.activations for first, _, _ in counted))
+
+
+def sparse_pattern(stage: StagePlan, sparse: SparseAttention, ledger: ModelLedger) -> BlockPattern:
+    """The blocks of a stage's picture, and which they see."""
+    latent = VideoLatentShape.from_pixel_shape(stage.shape, ledger.latent_channels, ledger.scale_factors)
+    return block_pattern(sparse, latent, tokens_of(stage, "video", ledger), ledger, "cpu")
 
 
 # Which calls ------------------------------------------------------------------------------------------------------
@@ -88,6 +102,7 @@ class Call:
 
     passes: tuple[GuidancePass, ...]
     active: tuple[str, ...]
+    sparse: bool = False  # the picture's self-attention
 
 
 @dataclass
@@ -95,14 +110,16 @@ class Recorder:
     """Takes a denoiser's place in a run, predicts nothing, and counts the calls that would be made."""
 
     denoiser: GuidedDenoiser | VelocityDenoiser
+    sparse: SparseAttention | None
     calls: dict[Any, tuple[Call, int]] = field(default_factory=dict)
 
     def __call__(self, transformer: Any, states: States, call: DenoiseCall) -> Results:
         active, passes = self.denoiser.needs(tuple(states), call)
         if active:
             texts = [(*map(id, each.contexts.values()), each.perturbations) for each in passes]
-            key = (*texts, *active)
-            made, times = self.calls.get(key, (Call(tuple(passes), tuple(active)), 0))
+            sparse = self.sparse is not None and call.step_index >= self.sparse.steps
+            key = (*texts, *active, sparse)
+            made, times = self.calls.get(key, (Call(tuple(passes), tuple(active), sparse), 0))
             self.calls[key] = made, times + 1
         nothing = torch.zeros(1, 1, 1)
         return {name: DenoisedLatentResult(nothing, nothing, velocity=nothing) for name in states}
@@ -111,10 +128,12 @@ class Recorder:
 def calls_of(stage: StagePlan, positive: Contexts, negative: Contexts) -> list[tuple[Call, int]]:
     """The different calls of a run of a stage, and how often each is made."""
     sampler: Sampler
+    denoiser: GuidedDenoiser | VelocityDenoiser
     if guidance := stage.velocity_guidance:
-        recorder, sampler = Recorder(VelocityDenoiser(positive, negative, guidance)), EulerSampler()
+        denoiser, sampler = VelocityDenoiser(positive, negative, guidance), EulerSampler()
     else:
-        recorder, sampler = Recorder(guided_denoiser(stage, positive, negative)), sampler_of(stage.sampler)
+        denoiser, sampler = guided_denoiser(stage, positive, negative), sampler_of(stage.sampler)
+    recorder = Recorder(denoiser, stage.sparse_attention)
     one = torch.zeros(1, 1, 1)
     token = LatentState(one, torch.ones(1, 1, 1), torch.zeros(1, 1, 1, 2), one)
     for _ in denoise(
@@ -125,6 +144,13 @@ def calls_of(stage: StagePlan, positive: Contexts, negative: Contexts) -> list[t
 
 
 # What a call takes ------------------------------------------------------------------------------------------------
+
+
+class BlockKind(NamedTuple):
+    """Operations that a block leaves out in each pass, and whether its self-attention is sparse."""
+
+    left_out: tuple[tuple[PerturbationType, ...], ...]
+    sparse: bool
 
 
 class Counted(NamedTuple):
@@ -145,6 +171,8 @@ class CallCounter:
     dtype: torch.dtype
     max_batch_size: int | None = None
     keep_text: bool = True
+    keys: int = 0  # that a token of the picture sees in a sparse call, in the mean
+    dense_blocks: int = 0  # at either end, where it sees all
 
     def contexts(self) -> Contexts:
         """A text of every stream, on the meta device."""
@@ -158,7 +186,11 @@ class CallCounter:
 
     def works(self, call: Call) -> tuple[Work, float]:
         """Work of a call at first, and of later calls, when texts that stay the same at every step are known."""
-        blocks = [tuple(left_out(each, block) for each in call.passes) for block in range(self.config.num_layers)]
+        inner = range(self.dense_blocks, self.config.num_layers - self.dense_blocks)
+        blocks = [
+            BlockKind(tuple(left_out(each, block) for each in call.passes), call.sparse and block in inner)
+            for block in range(self.config.num_layers)
+        ]
         kinds = [(kind, len(list(alike))) for kind, alike in groupby(blocks)]
         once = [kind for kind, _ in kinds]
         base = self.count(call, once)
@@ -172,10 +204,10 @@ class CallCounter:
         rest = text * max(self.config.num_layers - len(kinds) - 1, 0)
         return Work(flops, most + rest), later
 
-    def count(self, call: Call, blocks: Sequence[tuple[tuple[PerturbationType, ...], ...]]) -> Counted:
-        """A call of a network whose blocks leave out, in each pass, what is listed for them."""
+    def count(self, call: Call, blocks: Sequence[BlockKind]) -> Counted:
+        """A call of a network of such blocks."""
         passes = [
-            replace(each, perturbations=_perturbations([kind[number] for kind in blocks]))
+            replace(each, perturbations=_perturbations([kind.left_out[number] for kind in blocks]))
             for number, each in enumerate(call.passes)
         ]
         with without_data():
@@ -186,8 +218,12 @@ class CallCounter:
         def forward(**given: Any) -> Any:
             return network(**given, max_batch_size=self.max_batch_size)
 
+        layers: Any = network.transformer_blocks
+        sparse = [layer.attn1 for layer, kind in zip(layers, blocks, strict=True) if kind.sparse]
+
         def run() -> Work:
-            return measure(network, lambda: run_passes(forward, modalities, passes, memory, self.keep_text))
+            with mixing(sparse, lambda q, k, v: attention(q, k[:, : self.keys], v[:, : self.keys])):
+                return measure(network, lambda: run_passes(forward, modalities, passes, memory, self.keep_text))
 
         first = run()
         kept = sum(part.nbytes for text in memory.texts.values() for parts in text.kept.values() for part in parts)

@@ -63,6 +63,7 @@ from ltx_pipelines.running.long import (
     pieces,
     prompt_of,
 )
+from ltx_pipelines.running.sparse import denoiser_of
 from ltx_pipelines.running.stage_inputs import (
     KEYFRAMES,
     StageInputs,
@@ -268,7 +269,7 @@ def denoise_stage(
         model = run.ledger.devices.spread(cast(nn.Module, model), stage.passes())
     if stage.tiles is not None:
         model = TiledTransformer(model, VideoModalityTilingHelper(TileCountConfig(*stage.tiles), begun.tools["video"]))
-    for step in denoise(model, begun.denoiser, states, sigmas, begun.sampler):
+    for step in denoise(model, denoiser_of(stage, begun, run.ledger), states, sigmas, begun.sampler):
         states = step.states
         run.watch.see(states, stage, f"after step {step.index + 1} of {step.total} of stage {index + 1}")
         yield Event("denoise", index, step.index + 1, step.total, step.sigma, states, step.results, begun.tools)

@@ -79,7 +79,7 @@ class ModelLedger(ModelFacts):
         self.backend: BackendName = backend or default_backend()
         self.quantization = quantization
         self._dtype, self._device, self._policy = dtype, device, policy
-        self._compile_blocks, self._embedding_cache = compile_blocks, embedding_cache
+        self.compile_blocks, self._embedding_cache = compile_blocks, embedding_cache
         self.devices: Devices | None = None  # that share each clip
         self._networks: dict[str, Any] = {}
         self._checked: set[str] = set()  # components whose headers fit
@@ -151,7 +151,7 @@ class ModelLedger(ModelFacts):
         """The settings before it is known which networks stay."""
         from ltx_core.networks import BuildSettings
 
-        return BuildSettings(self.precision, self.device, self.quantization, self._compile_blocks)
+        return BuildSettings(self.precision, self.device, self.quantization, self.compile_blocks)
 
     @cached_property
     def _settings(self) -> BuildSettings:

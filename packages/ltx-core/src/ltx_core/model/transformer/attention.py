@@ -22,22 +22,23 @@ from ltx_core.errors import ConfigError
 from ltx_core.guidance.perturbations import Keep
 from ltx_core.model.transformer.masks import AttentionBias, with_head_axis
 from ltx_core.model.transformer.rope import RotaryTable
+from ltx_core.model.transformer.sparse import BlockPattern
 from ltx_core.utils import RMSNorm
 
 AUTO = "auto"
+FLEX_BLOCK = 128  # tokens that the compiled kernel takes at once
+#: What is added to the scores, or which blocks of keys each block of queries sees.
+Bias = Tensor | BlockPattern | None
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, backend: str = AUTO) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Bias = None, backend: str = AUTO) -> Tensor:
     """``softmax(q k^T / sqrt(head_dim) + bias) v`` per head.
 
-    ``q`` is ``[B, Tq, H, d]``, ``k`` and ``v`` are ``[B, Tk, H, d]``, ``bias`` broadcasts against ``[B, H, Tq, Tk]``;
-    the result is ``[B, Tq, H, d]``. ``auto`` takes the first backend that can; a named one that cannot raises
-    ``ConfigError`` with its reason.
+    ``q`` is ``[B, Tq, H, d]``, ``k`` and ``v`` are ``[B, Tk, H, d]``, ``bias`` broadcasts against ``[B, H, Tq, Tk]`` or
+    is a pattern of blocks of tokens that stand in its order; the result is ``[B, Tq, H, d]``. ``auto`` takes a backend
+    that can; a named one that cannot raises ``ConfigError`` with its reason.
     """
-    if backend == AUTO:
-        chosen = next(entry for entry in BACKENDS.values() if entry.automatic and entry.usable(q, bias) is None)
-        return chosen.run(q, k, v, bias)
-    chosen = find_backend(backend)
+    chosen = find_backend(automatic(q, bias) if backend == AUTO else backend)
     if reason := chosen.usable(q, bias):
         raise ConfigError(f"attention backend {backend!r} cannot run here: {reason}")
     return chosen.run(q, k, v, bias)
@@ -47,9 +48,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, backe
 class AttentionBackend:
     """One kernel: why it cannot be used on a query and bias (None when it can), and how it runs."""
 
-    usable: Callable[[Tensor, Tensor | None], str | None]
-    run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-    automatic: bool = True
+    usable: Callable[[Tensor, Bias], str | None]
+    run: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+
+
+def automatic(q: Tensor, bias: Bias) -> str:
+    """The backend that ``auto`` takes."""
+    if isinstance(bias, BlockPattern):
+        return "flex" if q.device.type == "cuda" and _flex_usable(q, bias) is None else "blocks"
+    return "flash" if _flash_usable(q, bias) is None else "sdpa"
 
 
 def find_backend(name: str) -> AttentionBackend:
@@ -57,6 +64,10 @@ def find_backend(name: str) -> AttentionBackend:
     if name not in BACKENDS:
         raise ConfigError(f"attention backend is {name!r}, expected one of {', '.join((AUTO, *BACKENDS))}")
     return BACKENDS[name]
+
+
+def _takes_a_mask(q: Tensor, bias: Bias) -> str | None:
+    return "it takes no pattern of blocks" if isinstance(bias, BlockPattern) else None
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -80,7 +91,7 @@ def _flash_module() -> str | None:
     return next((name for name in ("flash_attn_interface", "flash_attn") if importlib.util.find_spec(name)), None)
 
 
-def _flash_usable(q: Tensor, bias: Tensor | None) -> str | None:
+def _flash_usable(q: Tensor, bias: Bias) -> str | None:
     if q.device.type != "cuda":
         return f"it needs a CUDA device, the query is on {q.device.type}"
     if _flash_module() is None:
@@ -103,31 +114,40 @@ def _flex_kernel(compiled: bool) -> Callable[..., Any]:
     return torch.compile(kernel, dynamic=False) if compiled else kernel
 
 
-def _flex_usable(q: Tensor, bias: Tensor | None) -> str | None:
+def _flex_usable(q: Tensor, bias: Bias) -> str | None:
     if q.device.type == "cuda" and q.shape[-1] < 16:
         return f"it needs heads of at least 16 channels, the query has {q.shape[-1]}"
+    if q.device.type == "cuda" and isinstance(bias, BlockPattern) and bias.block % FLEX_BLOCK:
+        return f"it needs blocks of a multiple of {FLEX_BLOCK} tokens, the pattern has {bias.block}"
     return None
 
 
-def _flex(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def _flex(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     add_bias = None
-    if bias is not None:
+    if isinstance(bias, Tensor):
         full = bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 
         def add_bias(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return score + full[b, h, i, j]
 
-    kernel = _flex_kernel(compiled=q.device.type == "cuda")
-    return kernel(q, k, v, score_mod=add_bias).transpose(1, 2)
+    kernel, seen = _flex_kernel(q.device.type == "cuda"), bias.block_mask if isinstance(bias, BlockPattern) else None
+    return kernel(q, k, v, score_mod=add_bias, block_mask=seen).transpose(1, 2)
 
 
-#: In the order ``auto`` tries them.
+def _blocks(q: Tensor, k: Tensor, v: Tensor, pattern: BlockPattern) -> Tensor:
+    """One call for the queries that see the same keys, on these keys alone."""
+    return torch.cat([_sdpa(q[:, rows], k[:, keys], v[:, keys], None) for rows, keys in pattern.rows], dim=1)
+
+
 BACKENDS: dict[str, AttentionBackend] = {
     "flash": AttentionBackend(_flash_usable, _flash),
-    "sdpa": AttentionBackend(lambda q, bias: None, _sdpa),
-    "math": AttentionBackend(lambda q, bias: None, _math, automatic=False),
-    "flex": AttentionBackend(_flex_usable, _flex, automatic=False),
+    "sdpa": AttentionBackend(_takes_a_mask, _sdpa),
+    "math": AttentionBackend(_takes_a_mask, _math),
+    "flex": AttentionBackend(_flex_usable, _flex),
+    "blocks": AttentionBackend(
+        lambda q, bias: None if isinstance(bias, BlockPattern) else "it needs a pattern of blocks", _blocks
+    ),
 }
 
 
