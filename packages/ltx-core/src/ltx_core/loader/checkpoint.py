@@ -213,7 +213,8 @@ class Checkpoint:
                 files = ", ".join(str(one.path) for one in (*rivals, part))
                 raise CheckpointError(f"{name} is in several files: {files}; open one of them, or name it with prefer")
             chosen = [*(other for other in chosen if other not in rivals), part]
-        return chosen
+        added = COMPONENTS[name].added
+        return chosen + [part for part in self.parts if part not in chosen and part.has(added)]
 
     def verify(self) -> None:
         """Read every tensor of every file against its digest; ``CheckpointError`` on the first that differs."""

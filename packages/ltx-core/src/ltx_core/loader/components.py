@@ -8,6 +8,7 @@ Native names (section prefixes of the published single files; 2.5 files of one p
     audio_encoder     audio_vae.encoder.*        audio_decoder     audio_vae.decoder.*
     vocoder           vocoder.*                  duration_head     duration_head.*
     latent_upsampler  bare module names
+    audio_adapter     audio_adapter.*: sound for an LTX-Video transformer, a part of it where both are opened
     text_encoder      the language model of a packed text-encoder file
 
 ``video_transformer`` and ``audio_transformer`` are the transformer with one of its streams. Both halves of a VAE also
@@ -21,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ltx_core.model.transformer.config import AUDIO_ADAPTER
 from ltx_core.model.video_vae.diffusion.config import GATES
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ DIFFUSION_MODEL = "model.diffusion_model."
 VIDEO_CONNECTORS = (f"{DIFFUSION_MODEL}video_embeddings_connector.", f"{DIFFUSION_MODEL}embeddings_connector.")
 AUDIO_CONNECTOR = f"{DIFFUSION_MODEL}audio_embeddings_connector."
 STATISTICS = "per_channel_statistics."
+ADAPTER_PREFIX = f"{AUDIO_ADAPTER}."
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class ComponentSpec:
     streams: tuple[str, ...] = ()  # of a transformer with more streams, build only these
     optional: Mapping[str, str] = field(default_factory=dict)  # parameter -> config flag, off if absent
     elsewhere: tuple[str, ...] = ()  # starts of module names that pass but belong to another component or none
+    added: tuple[str, ...] = ()  # starts of native names that another file may add to it
     gates: Mapping[str, str] = field(default_factory=dict)  # tensors multiplied into a layer of their block
     spare: tuple[str, ...] = ()  # tensors nothing computes with: the file, the network or both may lack them
     quantizable: bool = False
@@ -69,8 +73,8 @@ class ComponentSpec:
 
 def transformer_component(config: Mapping[str, Any], streams: Sequence[str]) -> str:
     """The component that serves ``streams``: for one of two, the part of the transformer that computes it alone."""
-    joint = len(streams) == 2 or "audio_num_attention_heads" not in config.get("transformer", {})
-    return "transformer" if joint else f"{streams[0]}_transformer"
+    has_audio = "audio_num_attention_heads" in config.get("transformer", {}) or AUDIO_ADAPTER in config
+    return "transformer" if len(streams) == 2 or not has_audio else f"{streams[0]}_transformer"
 
 
 def _load(path: str) -> Any:
@@ -97,7 +101,7 @@ def _half_of_vae(prefix: str, bare: bool, half: str, network: str, config: str) 
 
 LTXV_STATISTICS = tuple(STATISTICS + name for name in ("channel", "mean-of-stds", "mean-of-stds_over_std-of-means"))
 TRANSFORMER = ComponentSpec(
-    prefixes={DIFFUSION_MODEL: ""},
+    prefixes={DIFFUSION_MODEL: "", ADAPTER_PREFIX: ""},
     markers=(f"{DIFFUSION_MODEL}transformer_blocks.", f"{DIFFUSION_MODEL}patchify_proj."),
     network="ltx_core.model.transformer.model:LTXModel",
     config="ltx_core.model.transformer.config:TransformerConfig",
@@ -105,6 +109,7 @@ TRANSFORMER = ComponentSpec(
     layer_counts=("num_layers",),
     optional={"keyframes_abs_pos_embedding": "use_keyframes_abs_pos_embedding"},
     elsewhere=tuple(name.removeprefix(DIFFUSION_MODEL) for name in (*VIDEO_CONNECTORS, AUDIO_CONNECTOR)),
+    added=(ADAPTER_PREFIX,),
     quantizable=True,
 )
 
@@ -155,6 +160,7 @@ COMPONENTS: dict[str, ComponentSpec] = {
         config="ltx_core.model.upsampler.config:LatentUpsamplerConfig",
         layer_counts=("num_blocks_per_stage",),
     ),
+    AUDIO_ADAPTER: ComponentSpec(prefixes={ADAPTER_PREFIX: ""}, markers=(ADAPTER_PREFIX,)),
     "text_encoder": ComponentSpec(
         prefixes={"": ""},
         markers=("tokenizer_json", "model.layers.", "model.language_model.", "language_model.model."),

@@ -63,8 +63,11 @@ class Part:
         return self.files[0].path
 
     def holds(self, component: str) -> bool:
-        markers = COMPONENTS[component].markers
-        return any(name.startswith(markers) for name in self.tensors)
+        return self.has(COMPONENTS[component].markers)
+
+    def has(self, starts: tuple[str, ...]) -> bool:
+        """Whether the name of a tensor begins with one of these."""
+        return any(name.startswith(starts) for name in self.tensors)
 
     def sources(self, component: str) -> dict[str, Source]:
         """The tensors of a component by module name, gates multiplied into their layers and left out themselves."""

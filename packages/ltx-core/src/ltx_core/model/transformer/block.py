@@ -136,10 +136,11 @@ class TransformerBlock(nn.Module):
     def forward(
         self, tokens: Tokens, inputs: Mapping[str, StreamInputs], texts: Mapping[str, TextInputs], keep: BlockKeep
     ) -> Tokens:
-        """The next tokens of every stream; a stream that does not run keeps its own."""
+        """The next tokens of every stream; one that does not run, or that this block lacks, keeps its own."""
+        own = {name: x for name, x in tokens.items() if name in self.config.streams}
         # 0. Keys and values of the texts, which may be known from an earlier pass or step.
-        projected = {name: self.text(name, inputs[name], texts[name]) for name in tokens if inputs[name].runs}
-        return self.compute(tokens, inputs, projected, keep)
+        projected = {name: self.text(name, inputs[name], texts[name]) for name in own if inputs[name].runs}
+        return {**tokens, **self.compute(own, inputs, projected, keep)}
 
     def compute(
         self, tokens: Tokens, inputs: Mapping[str, StreamInputs], texts: Mapping[str, KeysValues], keep: BlockKeep

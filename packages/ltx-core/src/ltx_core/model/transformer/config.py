@@ -1,6 +1,6 @@
 """The transformer's configuration: one frozen value that covers every published model and each of its streams.
 
-LTX-2 19B, 2.3 and 2.5 and LTX-Video 0.9.x differ in these values only.
+LTX-2 19B, 2.3 and 2.5, and LTX-Video 0.9.x with and without an audio adapter, differ in these values only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from ltx_core.errors import ConfigError
 
 LTX2_CLASS = "AVTransformer3DModel"
 LTX_VIDEO_CLASS = "Transformer3DModel"
+AUDIO_ADAPTER = "audio_adapter"  # section of the config of what adds sound to LTX-Video
 STREAMS = ("video", "audio")
 
 #: Parameters whose names contain one of these keep their precision when the rest is quantised.
@@ -95,6 +96,7 @@ class TransformerConfig:
     use_keyframes_abs_pos_embedding: bool = False  # tokens of single pixel frames are marked
     cross_attention_norm: bool = True  # the text attention's query is normalised
     context_mask_penalty: float | None = None  # added to dropped text tokens as -penalty; None: the largest number
+    audio_blocks: tuple[int, ...] | None = None  # the blocks with an audio stream, where there is one; None: all
 
     def __post_init__(self) -> None:
         if self.rope_type not in ("split", "interleaved"):
@@ -108,6 +110,10 @@ class TransformerConfig:
         if self.video and self.audio and self.video.heads != self.audio.heads:
             raise ConfigError(
                 f"audio_num_attention_heads is {self.audio.heads}, expected num_attention_heads, {self.video.heads}"
+            )
+        if self.audio_blocks is not None and not set(self.audio_blocks) <= set(range(self.num_layers)):
+            raise ConfigError(
+                f"audio blocks are {list(self.audio_blocks)}, expected some of 0 to {self.num_layers - 1}"
             )
 
     @classmethod
@@ -125,7 +131,8 @@ class TransformerConfig:
         if name == LTX2_CLASS:
             return _ltx2(section, _described(section) if streams is None else streams)
         if name == LTX_VIDEO_CLASS:
-            return _ltx_video(section).with_streams(*(streams or ("video",)))
+            found = _ltx_video(section, config.get(AUDIO_ADAPTER))
+            return found.with_streams(*(streams or found.streams))
         raise ConfigError(f"transformer _class_name is {name!r}, expected {LTX2_CLASS!r} or {LTX_VIDEO_CLASS!r}")
 
     @property
@@ -141,6 +148,11 @@ class TransformerConfig:
         return replace(
             self, video=self.video if "video" in names else None, audio=self.audio if "audio" in names else None
         )
+
+    def of_block(self, index: int) -> TransformerConfig:
+        """What one block is built of."""
+        has_audio = self.audio_blocks is None or index in self.audio_blocks
+        return self if has_audio else self.with_streams("video")
 
     @property
     def modulation_rows(self) -> int:
@@ -215,7 +227,7 @@ def _ltx2_audio(section: Mapping[str, Any]) -> StreamConfig:
     return audio
 
 
-def _ltx_video(section: Mapping[str, Any]) -> TransformerConfig:
+def _ltx_video(section: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> TransformerConfig:
     _check_constants(section, {key: value for key, value in COMMON_CONSTANTS.items() if key in section})
     if section.get("adaptive_norm", "single_scale_shift") != "single_scale_shift":
         raise ConfigError(f"adaptive_norm is {section['adaptive_norm']!r}, expected 'single_scale_shift'")
@@ -230,7 +242,8 @@ def _ltx_video(section: Mapping[str, Any]) -> TransformerConfig:
     return TransformerConfig(
         num_layers=_required(section, "num_layers"),
         video=video,
-        audio=None,
+        audio=None if adapter is None else _adapter_audio(adapter, video),
+        audio_blocks=None if adapter is None or adapter.get("blocks") is None else tuple(adapter["blocks"]),
         caption_channels=_required(section, "caption_channels"),
         norm_eps=section.get("norm_eps", 1e-6),
         qk_norm_eps=1e-5,
@@ -242,6 +255,17 @@ def _ltx_video(section: Mapping[str, Any]) -> TransformerConfig:
         timestep_scale_multiplier=section.get("timestep_scale_multiplier", 1000),
         cross_attention_norm=section.get("cross_attention_norm", False),
         context_mask_penalty=10000.0,
+    )
+
+
+def _adapter_audio(adapter: Mapping[str, Any], video: StreamConfig) -> StreamConfig:
+    """The audio stream of an adapter: as many heads as the video has."""
+    return StreamConfig(
+        heads=video.heads,
+        head_dim=_required(adapter, "attention_head_dim"),
+        in_channels=adapter.get("in_channels", 128),
+        out_channels=adapter.get("out_channels", 128),
+        max_pos=(adapter.get("positional_embedding_max_pos", video.max_pos[0]),),
     )
 
 

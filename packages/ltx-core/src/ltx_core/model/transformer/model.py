@@ -119,7 +119,9 @@ class LTXModel(nn.Module):
             self.av_ca_a2v_gate_adaln_single = AdaLayerNormSingle(video.width, 1)
             self.av_ca_audio_scale_shift_adaln_single = AdaLayerNormSingle(audio.width, 4)
             self.av_ca_v2a_gate_adaln_single = AdaLayerNormSingle(audio.width, 1)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(config) for _ in range(config.num_layers)])
+        self.transformer_blocks = nn.ModuleList(
+            [TransformerBlock(config.of_block(i)) for i in range(config.num_layers)]
+        )
 
     def forward(
         self,
@@ -223,8 +225,9 @@ class LTXModel(nn.Module):
         gate_multiplier = config.av_ca_timestep_scale_multiplier / multiplier
         scale_shift_rows, _ = scale_shift(levels.values * multiplier, dtype)
         gate_rows, _ = gate(modalities[other].noise_level * multiplier * gate_multiplier, dtype)
+        points = token_points(modality.positions[:, :1], config.use_middle_indices_grid)
         return CrossInputs(
-            rope=cross_rope(config, name).table(token_points(modality.positions[:, :1], use_middle=True), dtype),
+            rope=cross_rope(config, name).table(points, dtype),
             scale_shift=Modulation(scale_shift_rows, levels.index),
             gate=Modulation(gate_rows),
         )
