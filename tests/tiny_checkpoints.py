@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ltx_core.loader.checkpoint import Checkpoint
+from ltx_core.model.transformer.audio_adapter import add_audio, is_adapter_tensor
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
@@ -77,6 +81,20 @@ def prefixed(tensors: Mapping[str, Tensor], prefix: str = PREFIX) -> dict[str, T
 
 def metadata(config: Mapping[str, Any], **others: str) -> dict[str, str]:
     return {"config": json.dumps(config), **others}
+
+
+def write_audio_adapter(path: Path, model: Path, settings: Mapping[str, Any], gate: float = 0.5) -> Path:
+    """A random audio adapter for a tiny LTX-Video model, its gates open."""
+    config = Checkpoint.open(model).config | {"audio_adapter": settings}
+    video = Checkpoint.open(model).build("transformer", torch.float32)
+    assert isinstance(video, LTXModel)
+    network = add_audio(video, TransformerConfig.from_metadata(config))
+    tensors = {name: tensor.clone() for name, tensor in network.state_dict().items() if is_adapter_tensor(name)}
+    for name, tensor in tensors.items():
+        if "scale_shift_table_a2v" in name:
+            tensor[4] = gate
+    save_file(prefixed(tensors, "audio_adapter."), path, metadata({"audio_adapter": settings}))
+    return path
 
 
 def upsampler_tensors(seed: int = 0) -> dict[str, Tensor]:

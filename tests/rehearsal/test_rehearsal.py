@@ -24,7 +24,10 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ltx_core.model.common.meter import measure
+from ltx_core.model.common.meter import measure, without_data
+from ltx_core.model.transformer.audio_adapter import is_adapter_tensor
+from ltx_core.model.transformer.config import TransformerConfig
+from ltx_core.model.transformer.model import LTXModel
 from ltx_core.sampling import denoisers
 from ltx_pipelines.ltx_video import run as ltx_video_run
 from ltx_pipelines.pipeline import pipelines
@@ -54,12 +57,22 @@ def shallow(model: str, part: str) -> dict[str, Any]:
     return {**whole, "tensors": kept, "config": {**whole["config"], "transformer": section}}
 
 
+def adapter(config: Mapping[str, Any]) -> dict[str, Any]:
+    """An audio adapter for an LTX-Video model, in one of its blocks."""
+    own = {"audio_adapter": {"attention_head_dim": 32, "blocks": [1]}}
+    with without_data():
+        network = LTXModel(TransformerConfig.from_metadata({**config, **own}))
+    state = {name: list(tensor.shape) for name, tensor in network.state_dict().items() if is_adapter_tensor(name)}
+    return {"config": own, "tensors": {f"audio_adapter.{name}": shape for name, shape in state.items()}}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Headers of every model, adapters, and small media files."""
     root = tmp_path_factory.mktemp("rehearsal")
     parts = [shallow(LTX_VIDEO, "transformer"), manifest(LTX_VIDEO, "video_vae")]
     write_header(root / f"{LTX_VIDEO}.safetensors", parts)
+    write_header(root / f"{LTX_VIDEO}-sound.safetensors", [adapter(parts[0]["config"])])
     for model in (*MODELS, LTX_VIDEO):
         for upsampler in ("spatial_upscaler", "temporal_upscaler"):
             write_header(root / f"{model}-{upsampler}.safetensors", [manifest(model, upsampler)])
@@ -123,7 +136,11 @@ def crosses_at_the_decode(monkeypatch: pytest.MonkeyPatch) -> None:
 def files(folder: Path, model: str) -> ModelFiles:
     path = str(folder / f"{model}.safetensors")
     up, rate = (str(folder / f"{model}-{kind}.safetensors") for kind in ("spatial_upscaler", "temporal_upscaler"))
-    return ModelFiles(path, text_encoder=path, spatial_upsampler=up, temporal_upsampler=rate)
+    found = ModelFiles(path, text_encoder=path, spatial_upsampler=up, temporal_upsampler=rate)
+    if model != LTX_VIDEO:
+        return found
+    sound = {"audio_adapter": f"{LTX_VIDEO}-sound.safetensors", "audio_vae": "ltx-2.3-22b.safetensors"}
+    return replace(found, **{slot: str(folder / name) for slot, name in sound.items()})
 
 
 def requests(folder: Path) -> dict[str, dict[str, Any]]:
@@ -149,6 +166,7 @@ def requests(folder: Path) -> dict[str, dict[str, Any]]:
         "t2a-one-stage": {**TIME, "num_inference_steps": 2},
         "long": {**SIZE, "num_frames": 65, "window": 41, "anchor": still, "distilled": True},
         "ltxv": {**SIZE, **TIME, "images": soft, "pipeline_config": "13b-0.9.8-dev"},
+        "ltxav": {**SIZE, **TIME, "images": soft, "pipeline_config": "13b-0.9.8-dev", "generate_audio": True},
     }
 
 
@@ -168,7 +186,7 @@ def plan_of(name: str, ledger: ModelLedger, folder: Path) -> Plan:
 
 
 def model_of(name: str) -> str:
-    return LTX_VIDEO if name == "ltxv" else "ltx-2.5-22b"
+    return LTX_VIDEO if name in ("ltxv", "ltxav") else "ltx-2.5-22b"
 
 
 def rehearse(plan: Plan, ledger: ModelLedger) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.golden.case import REPOSITORY, TINY_CHECKPOINT
+from tests.tiny_checkpoints import write_audio_adapter
 from tests.tiny_text_encoders import write_t5
 
 from ltx_core.model.upsampler.config import LatentUpsamplerConfig
@@ -80,6 +81,9 @@ def media_folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path, te
         shutil.copy(small_model / f"{source}.safetensors", folder / f"{name}.safetensors")
     for name, source in (("2b-0.9.6-distilled", "tiny"), ("upscaler", "spatial-upscaler-tiny")):
         shutil.copy(LTX_VIDEO / f"ltxv-{source}.safetensors", folder / f"ltxv-{name}.safetensors")
+    write_audio_adapter(
+        folder / "audio-adapter.safetensors", LTX_VIDEO / "ltxv-tiny.safetensors", {"attention_head_dim": 8}
+    )
     shutil.copy(temporal_upsampler, folder)
     write_t5(folder / "t5", width=24)
     (folder / "ltxv.yaml").write_text(LTX_VIDEO_CONFIG)

@@ -17,7 +17,7 @@ from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.sampling.denoisers import ISOLATED, GuidancePass
 from ltx_pipelines.planning.cost import cost_of
 from ltx_pipelines.planning.plan import ImageCondition
-from ltx_pipelines.planning.work import BlockKind, Call, CallCounter, left_out, tokens_of
+from ltx_pipelines.planning.work import Call, CallCounter, tokens_of
 from ltx_pipelines.running.recipe import changes_since, make_recipe, plan_of
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
 from ltx_pipelines.utils.media_io import write_png
@@ -83,9 +83,7 @@ def test_blocks_of_a_kind_stand_for_all_of_it(model: str, batch: int) -> None:
         GuidancePass("mod", texts[0], ISOLATED),
     )
     call = Call(passes, ("video", "audio"))
-    whole = counter.count(
-        call, [BlockKind(tuple(left_out(each, block) for each in passes), False) for block in range(7)]
-    )
+    whole = counter.count(call, [counter.kind(call, block) for block in range(7)])
     first, later = counter.works(call)
     assert (first.flops, later) == pytest.approx((whole.work.flops, whole.later), rel=1e-6)
     assert first.activations == pytest.approx(whole.work.activations, rel=0.03)

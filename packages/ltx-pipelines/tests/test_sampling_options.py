@@ -40,7 +40,7 @@ def latents(ledger: ModelLedger, **request: Any) -> torch.Tensor:
 
 def test_every_guided_pipeline_takes_them() -> None:
     names = {"scheduler", "sampler", "guider", "eta", "s_noise", "gamma", "apg_eta", "apg_norm_threshold"}
-    own_schedule = {"ltxv"}  # LTX-Video has a schedule and a sampler of its own
+    own_schedule = {"ltxv", "ltxav"}  # LTX-Video has a schedule and a sampler of its own
     guided = {name for name, kind in pipelines().items() if "negative_prompt" in kind.fields()} - own_schedule
     assert guided >= {"ti2vid-one-stage", "ti2vid-two-stages", "a2vid-two-stage", "retake", "extend", "t2a-one-stage"}
     assert all(names <= pipelines()[name].fields().keys() for name in guided)

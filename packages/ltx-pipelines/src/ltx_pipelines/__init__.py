@@ -29,6 +29,7 @@ PIPELINES = {
     "V2AOneStagePipeline": "v2a_one_stage",
     "T2AOneStagePipeline": "t2a_one_stage",
     "LTXVideoPipeline": "ltx_video.pipeline",
+    "LTXAudioVideoPipeline": "ltx_video.audio_video",
     "LongVideoPipeline": "long",
 }
 _EXPORTS = PIPELINES | {

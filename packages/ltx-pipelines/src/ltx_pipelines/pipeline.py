@@ -19,7 +19,7 @@ from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines import PIPELINES
-from ltx_pipelines.planning.plan import Condition, Lora, Plan, StagePlan
+from ltx_pipelines.planning.plan import Condition, Lora, ModelFiles, Plan, StagePlan
 from ltx_pipelines.planning.schema import Option, UsageError, documented, options_of, plain, read_all
 from ltx_pipelines.planning.stages import TILE_SIDE, attending_sparsely, default_guidance, keyframe_slots, tiled_stages
 from ltx_pipelines.request import (
@@ -51,7 +51,9 @@ SIZE = frozenset({"height", "width"})
 TIME = frozenset({"num_frames", "duration", "frame_rate"})
 COMMON = frozenset({"prompt", "seed", "sigmas", "snap", "background"}) | SIZE | TIME
 GUIDANCE = {stream: frozenset({f"{stream}_guider_params", *guidance_options(stream)}) for stream in STREAMS}
-SOME_NETWORKS = frozenset({"spatial_upsampler", "distilled_loras", "temporal_upsampler"})  # those in ``uses``
+SOME_NETWORKS = frozenset(
+    {"spatial_upsampler", "distilled_loras", "temporal_upsampler", "audio_adapter"}
+)  # those in ``uses``
 GUIDERS = frozenset({"guider", "apg_eta", "apg_norm_threshold", "apg_momentum"})
 APG_OFF: dict[str, Any] = {"apg_eta": 1.0, "apg_norm_threshold": 0.0, "apg_momentum": 0.0}
 LARGE = frozenset({"upscale", "tile_size", "sparse_attention"})
@@ -90,8 +92,8 @@ class Pipeline(ABC):
         super().__init_subclass__(**more)
         for method in (Pipeline.__call__, Pipeline.plan, Pipeline.stream):
             setattr(cls, method.__name__, documented(method, cls.fields(), cls.__qualname__))
-        opened: Any = cls.__dict__.get("from_pretrained", Pipeline.__dict__["from_pretrained"])
-        opened = documented(opened.__func__, cls.network_fields(), cls.__qualname__)
+        inherited: Any = inspect.getattr_static(cls, "from_pretrained")
+        opened: Any = documented(inspect.unwrap(inherited.__func__), cls.network_fields(), cls.__qualname__)
         setattr(cls, "from_pretrained", classmethod(opened))  # noqa: B010 - mypy refuses the plain assignment
 
     @classmethod
@@ -114,7 +116,7 @@ class Pipeline(ABC):
         read = cls.complete(read)
         found = find_networks(read, cls.variant)
         distilled = read.get("distilled_loras", found.distilled_loras)
-        return cls(make_ledger(found.files, read), existing(read["loras"], "loras"), distilled)
+        return cls(make_ledger(cls.files(found.files), read), existing(read["loras"], "loras"), distilled)
 
     def to(self, device: Any = None, dtype: Any = None) -> Self:
         """Move to another device or precision, this pipeline itself; networks are loaded anew when they are needed."""
@@ -141,6 +143,11 @@ class Pipeline(ABC):
     def complete(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """Values of `Networks`, completed with what follows from other fields."""
         return dict(given)
+
+    @classmethod
+    def files(cls, found: ModelFiles) -> ModelFiles:
+        """Those of the files of a model that it uses; an audio adapter beside a model is not for every pipeline."""
+        return found if "audio_adapter" in cls.uses else replace(found, audio_adapter=None)
 
     # What it is ---------------------------------------------------------------------------------------------------
 

@@ -218,6 +218,7 @@ class Networks:
     video_vae: File | None = network(None, "Video VAE, instead of the model's own.", "--video-vae-path")
     audio_vae: File | None = network(None, "Audio VAE and vocoder, instead of the model's own.", "--audio-vae-path")
     duration_head: File | None = network(None, "Duration head, where the model has none.", "--duration-head-path")
+    audio_adapter: File | None = network(None, "What gives an LTX-Video model sound, where it is not beside the model.")
     spatial_upsampler: File | None = network(
         None, "Latent upscaler x2, where it is not beside the model.", "--spatial-upsampler-path"
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ltx_core.components.guiders import VelocityGuidance
 from ltx_core.guidance.perturbations import SKIP_STRATEGIES, Perturbation, PerturbationConfig
+from ltx_core.model.transformer.config import STREAMS
 from ltx_core.model.transformer.modality import Modality, TimestepGroups
 from ltx_core.networks import Contexts
 from ltx_core.sampling.denoisers import (
@@ -27,6 +28,7 @@ from ltx_core.sampling.denoisers import (
 )
 from ltx_core.sampling.modality import States
 from ltx_core.sampling.samplers import DeterministicSampler, Memory
+from ltx_core.types import LatentState
 from ltx_core.utils import to_denoised
 
 TOLERANCE = 1e-6  # between noise levels that count as equal
@@ -34,7 +36,10 @@ TOLERANCE = 1e-6  # between noise levels that count as equal
 
 @dataclass(frozen=True)
 class VelocityDenoiser:
-    """Predicts the video with the guidance of each step. The transformer it is given predicts velocities."""
+    """Predicts every stream with the guidance of each step. The transformer it is given predicts velocities.
+
+    Sound reads the text of the video.
+    """
 
     positive: Contexts
     negative: Contexts | None  # needed where a step's ``cfg_scale`` is above 1
@@ -42,21 +47,26 @@ class VelocityDenoiser:
     keep_text: bool = True
 
     def __call__(self, transformer: Transformer, states: States, call: DenoiseCall) -> Results:
-        state, guidance = states["video"], self.guidance[call.step_index]
-        groups = call.memory.mask_groups.get("video") or TimestepGroups.of(state.denoise_mask)
-        levels = groups.limited(call.sigma)
-        modality = Modality(
-            latent=state.latent,
-            timesteps=levels.timesteps,
-            timestep_groups=levels,
-            positions=state.positions,
-            context=self.positive.video,
-        )
-        _, passes = self.needs(("video",), call)
-        made = run_passes(transformer, {"video": modality}, passes, call.memory, self.keep_text)
-        by_pass = {name: prediction["video"] for name, prediction in made.items()}
-        velocity = guidance.combine(by_pass["cond"], by_pass.get("uncond"), by_pass.get("ptb"))
-        return {"video": DenoisedLatentResult(to_denoised(state.latent, velocity, levels.timesteps), velocity=velocity)}
+        guidance, modalities = self.guidance[call.step_index], {}
+        for name, state in states.items():
+            groups = call.memory.mask_groups.get(name) or TimestepGroups.of(state.denoise_mask)
+            levels = groups.limited(call.sigma)
+            modalities[name] = Modality(
+                latent=state.latent,
+                timesteps=levels.timesteps,
+                timestep_groups=levels,
+                positions=state.positions,
+                context=self.positive.video,
+            )
+        _, passes = self.needs(tuple(states), call)
+        made = run_passes(transformer, modalities, passes, call.memory, self.keep_text)
+        results = {}
+        for name, given in modalities.items():
+            by_pass = {each: prediction[name] for each, prediction in made.items()}
+            velocity = guidance.combine(by_pass["cond"], by_pass.get("uncond"), by_pass.get("ptb"))
+            denoised = to_denoised(given.latent, velocity, given.timesteps)
+            results[name] = DenoisedLatentResult(denoised, velocity=velocity)
+        return results
 
     def needs(
         self, streams: Sequence[str], call: DenoiseCall
@@ -81,8 +91,9 @@ class VelocityDenoiser:
 class TokenLevelSampler(DeterministicSampler):
     """Euler steps along the velocity, each token from its own level to the next one of the schedule.
 
-    ``stochastic`` draws fresh noise at every step. ``renoise`` is the noise on held tokens, times the squared level.
-    ``noise(use, like)`` gives standard normal numbers, ``use`` being "renoise" or "stochastic".
+    ``stochastic`` draws fresh noise at every step. ``renoise`` is the noise on held tokens of the picture, times the
+    squared level. ``noise(use, like)`` gives standard normal numbers, ``use`` being "renoise", "stochastic" or, for the
+    sound, "sound".
     """
 
     noise: Callable[[str, Tensor], Tensor] = field(repr=False)
@@ -90,23 +101,30 @@ class TokenLevelSampler(DeterministicSampler):
     renoise: float = 0.0
 
     def step(self, predict: Predictor, states: States, index: int, memory: Memory) -> States:
-        state, mask = states["video"], states["video"].denoise_mask
         level, below = float(predict.schedule[index]), float(predict.schedule[index + 1])
         if self.renoise > 0:
+            state = states["video"]
             noisy = state.clean_latent + self.renoise * level**2 * self.noise("renoise", state.latent)
-            state = replace(state, latent=torch.where(mask < TOLERANCE, noisy, state.latent))
-        velocity = predict({"video": state}, index)["video"].velocity
+            latent = torch.where(state.denoise_mask < TOLERANCE, noisy, state.latent)
+            states = {**states, "video": replace(state, latent=latent)}
+        results = predict(states, index)
+        return {name: self._moved(name, states[name], results[name], level, below) for name in states}
+
+    def _moved(
+        self, name: str, state: LatentState, result: DenoisedLatentResult, level: float, below: float
+    ) -> LatentState:
+        """One stream's tokens a level further down."""
+        tokens, mask, velocity = state.latent, state.denoise_mask, result.velocity
         assert velocity is not None
-        tokens, now = state.latent, mask.clamp(max=level)  # [1, N, 1]
+        now = mask.clamp(max=level)  # [1, N, 1]
         after = torch.where(mask > level - TOLERANCE, now.clamp(max=below), now)
         if self.stochastic:
-            fresh = self.noise("stochastic", tokens).float()
+            fresh = self.noise("stochastic" if name == "video" else "sound", tokens).float()
             moved = (1 - after) * (tokens.float() - now * velocity) + after * fresh
-            latent = torch.where(now > after, moved.to(tokens.dtype), tokens)
-        else:
-            latent = (tokens.float() - (now - after) * velocity).to(tokens.dtype)
-        return {"video": replace(state, latent=latent)}
+            return replace(state, latent=torch.where(now > after, moved.to(tokens.dtype), tokens))
+        return replace(state, latent=(tokens.float() - (now - after) * velocity).to(tokens.dtype))
 
 
 def text_pass(name: str, text: Contexts) -> GuidancePass:
-    return GuidancePass(name, {"video": text.video}, masks={} if text.mask is None else {"video": text.mask})
+    masks = {} if text.mask is None else dict.fromkeys(STREAMS, text.mask)
+    return GuidancePass(name, dict.fromkeys(STREAMS, text.video), masks=masks)

@@ -47,7 +47,8 @@ def open_session(
     if "prompt_enhancer" in given and not given.get("enhance_prompt"):
         raise UsageError("--prompt-enhancer-gemma-root has no effect without --enhance-prompt")
     refuse_unused(given, kind, why)
-    ledger = make_ledger(found.files, given) if share is None else shared_ledger(found.files, given, share)
+    files = kind.files(found.files)
+    ledger = make_ledger(files, given) if share is None else shared_ledger(files, given, share)
     request = {"snap": True} | {name: value for name, value in given.items() if name in kind.fields()}
     return Session(kind(ledger, loras, found.distilled_loras), request, model_name(given))
 
@@ -90,7 +91,7 @@ def known_of(found: FoundModel, given: Mapping[str, Any]) -> Known:
 def choose(given: Mapping[str, Any], known: Known) -> str:
     """The pipeline that uses what is given: source clip, reference, sound, pictures, and what the model can do."""
     if known.ltx_video:
-        return "ltxv"
+        return "ltxav" if {"generate_audio", "audio_adapter"} & given.keys() else "ltxv"
     asked = next((command for field, command in owners().items() if field in given), None)
     if asked is not None:
         return asked

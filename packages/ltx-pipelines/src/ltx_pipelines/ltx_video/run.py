@@ -10,22 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ltx_core.components.patchifiers import VideoLatentPatchifier
 from ltx_core.components.windows import FRAMES_PER_LATENT
-from ltx_core.conditioning.tools import VideoLatentTools
+from ltx_core.conditioning.tools import LatentTools, VideoLatentTools, latent_tools
 from ltx_core.model.upsampler.ltxv import tone_map_latent
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
 from ltx_core.networks import Contexts, Transformer, VideoEncoder
+from ltx_core.sampling.stage import StreamStart
 from ltx_core.sampling.velocity import TokenLevelSampler, VelocityDenoiser
 from ltx_core.types import LatentState, VideoLatentShape
 from ltx_pipelines.ltx_video.media import crop, load_condition, load_source, resize_video, wanted_media
-from ltx_pipelines.ltx_video.noise import SeededNoise
+from ltx_pipelines.ltx_video.noise import SOUND, SeededNoise
 from ltx_pipelines.ltx_video.size import PaddedSize
-from ltx_pipelines.planning.plan import ImageCondition, Plan, StagePlan
+from ltx_pipelines.planning.plan import ImageCondition, Plan, StagePlan, StreamPlan
 from ltx_pipelines.running.decoding import video_decoder
 from ltx_pipelines.running.finite import Watch, finite_frames
 from ltx_pipelines.running.preview import fitting
@@ -68,14 +70,19 @@ class LTXVideoRun:
 
     def begin(self, stage: StagePlan, inputs: StageInputs) -> StageRun:
         """Noise over what the stage starts from, with the conditions placed."""
-        tools, sampler = self.tools(stage), stage.sampler.params
+        video, sampler = self.tools(stage), stage.sampler.params
         sampling = TokenLevelSampler(self._draw, bool(sampler.get("stochastic")), sampler.get("renoise", 0.0))
         denoiser = VelocityDenoiser(*self.contexts, stage.velocity_guidance, self.ledger.policy != "streamed")
-        return StageRun({"video": tools}, {"video": self.start(stage, tools, inputs)}, denoiser, sampling)
+        tools: dict[str, LatentTools[Any]] = {"video": video}
+        states = {"video": self.start(stage, video, inputs)}
+        if "audio" in stage.streams:
+            tools |= latent_tools(stage.shape, ("audio",), self.ledger.scale_factors)
+            states["audio"] = self.start_sound(stage.streams["audio"], tools["audio"], inputs)
+        return StageRun(tools, states, denoiser, sampling)
 
     def model(self, stage: StagePlan) -> Transformer:
         """The transformer, which predicts velocities."""
-        return self.ledger.transformer(stage.loras, ("video",))
+        return self.ledger.transformer(stage.loras, tuple(stage.streams))
 
     def tools(self, stage: StagePlan) -> LTXVideoTools:
         ledger = self.ledger
@@ -113,6 +120,18 @@ class LTXVideoRun:
         tokens, positions, weights = zip(*parts, strict=True)
         joined = torch.cat(tokens, 1)
         return LatentState(joined, 1 - torch.cat(weights, 1)[..., None], torch.cat(positions, 2), joined)
+
+    def start_sound(self, stream: StreamPlan, tools: LatentTools[Any], inputs: StageInputs) -> LatentState:
+        """The sound a stage begins with: noise, or that of the stage before, which it keeps."""
+        like = self._like
+        if stream.start == "previous":
+            latent = inputs.latents["audio"]
+        else:
+            latent = self.noise.draw(SOUND, tuple(tools.target_shape), like)
+        state = StreamStart(tools, latent).condition(like.device, like.dtype)
+        if not stream.frozen:
+            return state
+        return replace(state, denoise_mask=torch.zeros_like(state.denoise_mask), frozen=True)
 
     def _continue(self, start: Continuation, latent: Tensor, strengths: Tensor) -> None:
         """Blend what a window goes on from into its first latent frames."""

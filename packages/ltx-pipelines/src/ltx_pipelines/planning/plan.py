@@ -39,6 +39,7 @@ class ModelFiles:
     video_vae: str | None = None
     audio_vae: str | None = None
     duration_head: str | None = None
+    audio_adapter: str | None = None  # what gives an LTX-Video transformer an audio stream
     spatial_upsampler: str | None = None
     temporal_upsampler: str | None = None
 

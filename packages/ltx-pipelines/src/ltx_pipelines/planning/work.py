@@ -1,8 +1,8 @@
 """Work of the transformer in a stage: operations and live bytes of its calls, counted on the meta device.
 
 A stage is run over single tokens to see which calls its sampler and its guidance make. Blocks differ only in what
-passes perturb there, so a network of few blocks, one of each kind, is counted once for every kind of call; each further
-block of a kind costs what one more of it adds.
+passes perturb there and in whether they have sound, so a network of few blocks, one of each kind, is counted once for
+every kind of call; each further block of a kind costs what one more of it adds.
 """
 
 from __future__ import annotations
@@ -147,10 +147,11 @@ def calls_of(stage: StagePlan, positive: Contexts, negative: Contexts) -> list[t
 
 
 class BlockKind(NamedTuple):
-    """Operations that a block leaves out in each pass, and whether its self-attention is sparse."""
+    """Operations that a block leaves out in each pass, whether its self-attention is sparse, whether it has sound."""
 
     left_out: tuple[tuple[PerturbationType, ...], ...]
     sparse: bool
+    has_audio: bool
 
 
 class Counted(NamedTuple):
@@ -186,11 +187,7 @@ class CallCounter:
 
     def works(self, call: Call) -> tuple[Work, float]:
         """Work of a call at first, and of later calls, when texts that stay the same at every step are known."""
-        inner = range(self.dense_blocks, self.config.num_layers - self.dense_blocks)
-        blocks = [
-            BlockKind(tuple(left_out(each, block) for each in call.passes), call.sparse and block in inner)
-            for block in range(self.config.num_layers)
-        ]
+        blocks = [self.kind(call, block) for block in range(self.config.num_layers)]
         kinds = [(kind, len(list(alike))) for kind, alike in groupby(blocks)]
         once = [kind for kind, _ in kinds]
         base = self.count(call, once)
@@ -204,14 +201,22 @@ class CallCounter:
         rest = text * max(self.config.num_layers - len(kinds) - 1, 0)
         return Work(flops, most + rest), later
 
+    def kind(self, call: Call, block: int) -> BlockKind:
+        """The kind of a block in a call."""
+        is_inner = block in range(self.dense_blocks, self.config.num_layers - self.dense_blocks)
+        has_audio = self.config.of_block(block).audio is not None
+        return BlockKind(tuple(left_out(each, block) for each in call.passes), call.sparse and is_inner, has_audio)
+
     def count(self, call: Call, blocks: Sequence[BlockKind]) -> Counted:
         """A call of a network of such blocks."""
         passes = [
             replace(each, perturbations=_perturbations([kind.left_out[number] for kind in blocks]))
             for number, each in enumerate(call.passes)
         ]
+        audio_blocks = tuple(number for number, kind in enumerate(blocks) if kind.has_audio)
         with without_data():
-            network = LTXModel(replace(self.config, num_layers=len(blocks))).to(self.dtype)
+            config = replace(self.config, num_layers=len(blocks), audio_blocks=audio_blocks)
+            network = LTXModel(config).to(self.dtype)
             modalities = {name: self._modality(name, name in call.active) for name in self.config.streams}
         memory = RunMemory()
 

@@ -21,7 +21,6 @@ from ltx_pipelines.request import read_default_request
 
 # Component of a checkpoint -> slot of `ModelFiles` it is read from; all fall back to the checkpoint itself.
 SLOTS = {
-    "transformer": "checkpoint",
     "embeddings": "checkpoint",
     "video_encoder": "video_vae",
     "video_decoder": "video_vae",
@@ -50,6 +49,8 @@ class ModelFacts:
 
     def source(self, component: str) -> Checkpoint:
         """The checkpoint a component is read from."""
+        if component == "transformer":
+            return self.checkpoint
         if component == "embeddings" and self.files.text_projection:
             return self.open(self.files.checkpoint, self.files.text_projection)
         return self.open(getattr(self.files, SLOTS[component]) or self.files.checkpoint)
@@ -78,8 +79,9 @@ class ModelFacts:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The transformer's file."""
-        return self.open(self.files.checkpoint)
+        """The transformer's file, with what gives it an audio stream."""
+        files = (self.files.checkpoint, self.files.audio_adapter)
+        return self.open(*(path for path in files if path is not None))
 
     @property
     def config(self) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.layouts import INDEX, SUFFIXES, diffusers_kind, find_files, is_diffusers_model
 from ltx_core.loader.lora import is_lora
 from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
 from ltx_core.textfiles import read_json
 from ltx_pipelines.planning.plan import Lora, ModelFiles
 from ltx_pipelines.running import hub
@@ -73,6 +74,7 @@ KINDS = {
     "spatial_upsampler": "spatial upscalers",
     "temporal_upsampler": "temporal upscalers",
     "duration_head": "duration heads",
+    "audio_adapter": "audio adapters",
 }
 
 
@@ -97,6 +99,8 @@ def find_in_folder(folder: Path, variant: str | None = None, chosen: Path | None
     own = {"video_vae": "video_decoder", "audio_vae": "audio_decoder"}
     held = {slot for slot, component in own.items() if component in opened.components}
     held |= {"text_projection"} if opened.has_text_projection else set()
+    is_ltx_video = opened.config.get("transformer", {}).get("_class_name") == LTX_VIDEO_CLASS
+    held |= set() if is_ltx_video else {"audio_adapter"}
     for slot in KINDS:
         if slots.get(slot) and slot not in held:
             files = replace(files, **{slot: str(_fitting(slot, slots[slot], checkpoint))})
@@ -167,6 +171,7 @@ def kind_of(file: Path) -> str | None:
         "video_decoder": "video_vae",
         "audio_decoder": "audio_vae",
         "duration_head": "duration_head",
+        "audio_adapter": "audio_adapter",
         "embeddings": "text_projection",
     }
     return next((slot for component, slot in by_component.items() if component in held), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
@@ -28,7 +28,7 @@ class Model:
 
     @cached_property
     def facts(self) -> ModelFacts:
-        return ModelFacts(self.found.files)
+        return ModelFacts(replace(self.found.files, audio_adapter=None))  # which stays a file of its own
 
     @property
     def name(self) -> str:
