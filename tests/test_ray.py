@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,13 @@ import torch
 
 from ltx_core.errors import ConfigError, LtxError
 from ltx_core.parallel import executor
-from ltx_core.parallel.executor import Cluster, connected, run_jobs
+from ltx_core.parallel.executor import Cluster, connected, workers
+from ltx_core.types import Audio
 from ltx_media.recipe import read_recipe
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.cli.overview import Overview
-from ltx_pipelines.utils.media_io import read_audio, read_frames
+from ltx_pipelines.utils.media_io import read_audio, read_frames, write_video
+from ltx_trainer.precomputed import read_inputs, read_record
 from tests.golden.case import REPOSITORY, TINY_CHECKPOINT
 from tests.ray_workers import Squares, faulty, unable
 
@@ -42,32 +45,66 @@ def cluster() -> Iterator[None]:
             yield
 
 
+def actors_of(driver: int) -> list[int]:
+    """The processes of workers on a cluster that a process has started."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace")
+
+    def above(process: int) -> Iterator[int]:
+        while process := parents.get(process, 0):
+            yield process
+
+    return [process for process, name in names.items() if name.startswith("ray::Actor") and driver in above(process)]
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+def ran(jobs: Iterable[int], make: Callable[[], Any], where: Cluster | None = None) -> list[tuple[int, Any]]:
+    with workers(make, where) as run:
+        return list(run(jobs))
+
+
 def test_every_job_is_done_once_whoever_dies(cluster: None, tmp_path: Path) -> None:
     (tmp_path / "2").touch()
     (tmp_path / "3").touch()
-    found = list(run_jobs(range(12), partial(Squares, tmp_path, 4), TWO))
+    found = ran(range(12), partial(Squares, tmp_path, 4), TWO)
     assert Counter(job for job, _ in found) == Counter(range(12))
     results = dict(found)
     assert [results[job][0] for job in (0, 2, 6, 8, 10)] == [0, 4, 36, 64, 100]
     assert all(str(results[job]) == f"{job} is odd" for job in range(1, 12, 2))
     assert str(results[4]).startswith("3 workers died at it: The actor died unexpectedly")
     assert os.getpid() not in {result[1] for result in results.values() if isinstance(result, tuple)}
-    here = dict(run_jobs(range(4), partial(Squares, tmp_path, -1)))
+    here = dict(ran(range(4), partial(Squares, tmp_path, -1)))
     assert here[2] == (4, os.getpid()) and str(here[3]) == "3 is odd"
 
 
 def test_what_no_worker_can_do_ends_the_run(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "ATTEMPTS", 1)
     with pytest.raises(LtxError, match=r"^no worker can be started: .*no weights on this machine"):
-        list(run_jobs([1], unable, Cluster("", 1)))
+        ran([1], unable, Cluster("", 1))
     with pytest.raises(ZeroDivisionError, match="a mistake in the program"):
-        list(run_jobs([1], faulty, Cluster("", 1)))
+        ran([1], faulty, Cluster("", 1))
 
 
 def test_without_ray_a_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"^Ray is not installed: `pip install \"\.\[ray\]\"` in a clone of LTX$"):
-        list(run_jobs([1], unable, TWO))
+        ran([1], unable, TWO)
+
+
+def documented(pattern: str) -> str:
+    """A line of the documentation."""
+    (line,) = re.findall(f"^ltx ({pattern})$", (REPOSITORY / "docs" / "scale.md").read_text(), re.MULTILINE)
+    return line
 
 
 @pytest.fixture
@@ -115,7 +152,7 @@ def test_a_batch_on_a_cluster_is_the_local_batch(
     cluster: None, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: Any
 ) -> None:
     """The documented command, on two workers of which one is killed; one clip goes to a URL."""
-    (line,) = re.findall("^ltx (batch .*--ray)$", (REPOSITORY / "docs" / "scale.md").read_text(), re.MULTILINE)
+    line = documented("batch .*--ray")
     monkeypatch.setattr(executor, "shares", lambda workers: (2, {"num_cpus": 1}))
     drum = {"prompt": "a drum", "output": "clips/drum.mp4", "contact_sheet": "clips/drum.png", "seeds": "3"}
     lines = "\n".join(json.dumps({**CLIP, **one}) for one in ({"prompt": "a bell"}, drum))
@@ -134,27 +171,55 @@ def test_a_batch_on_a_cluster_is_the_local_batch(
     assert_same_clips(here / "local", here / "clips")
 
 
-def actors_of(driver: int) -> list[int]:
-    """The processes of workers on a cluster that a process has started."""
-    parents, names = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            names[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace")
+def write_table(folder: Path, count: int) -> None:
+    """A table of clips, some of them silent, one with a reference, and one that is no clip; and a model."""
+    (folder / "model.safetensors").symlink_to(TINY_CHECKPOINT / "ltx-2-tiny.safetensors")
+    (folder / "gemma").symlink_to(TINY_CHECKPOINT / "gemma-3-tiny")
+    sound = Audio(torch.sin(torch.arange(12000) * 0.05).expand(2, -1) * 0.3, 16000)
+    rows: list[dict[str, str]] = []
+    for index in range(count):
+        frames = torch.full((17, 64, 96, 3), 20 + 3 * index, dtype=torch.uint8)
+        write_video(folder / f"{index}.mp4", [frames], 24.0, sound if index % 2 else None)
+        rows.append({"video": f"{index}.mp4", "caption": f"clip {index}"})
+    rows[1]["reference_video"] = "0.mp4"
+    (folder / "broken.mp4").write_bytes(b"junk")
+    (folder / "table.json").write_text(json.dumps([*rows, {"video": "broken.mp4", "caption": ""}]))
 
-    def above(process: int) -> Iterator[int]:
-        while process := parents.get(process, 0):
-            yield process
 
-    return [process for process, name in names.items() if name.startswith("ray::Actor") and driver in above(process)]
+def assert_same_records(one: Path, other: Path) -> None:
+    files = sorted(path.relative_to(one) for path in one.rglob("*.safetensors"))
+    assert files and files == sorted(path.relative_to(other) for path in other.rglob("*.safetensors"))
+    for file in files:
+        record, record_too = read_record(one / file), read_record(other / file)
+        assert record.keys() == record_too.keys() and read_inputs(one / file) == read_inputs(other / file)
+        for name, value in record.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(record_too[name])), f"{file}: {name}"
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return found
+def kill_after(records: Path, driver: int) -> None:
+    """Kill a worker when records begin to appear in a folder."""
+    wait_for(lambda: any(records.glob("*.safetensors")))
+    os.kill(actors_of(driver)[0], signal.SIGKILL)
+
+
+def test_a_data_set_on_a_cluster_is_the_local_one(
+    cluster: None, here: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """The documented command, on two workers of which one is killed."""
+    line = documented("dataset process .*--ray")
+    monkeypatch.setattr(executor, "shares", lambda workers: (2, {"num_cpus": 1}))
+    write_table(here, 4)
+    assert run(line.removesuffix(" --ray").split()) == 0
+    made = (here / ".precomputed").rename(here / "local")
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill_after, here / ".precomputed" / "latents", os.getpid())
+        assert run(line.split()) == 0
+        killing.result()
+    assert caplog.text.count("died and is replaced") == 1
+    assert_same_records(made, here / ".precomputed")
+    reports = ((folder / "report.txt").read_text() for folder in (made, here / ".precomputed"))
+    told, told_too = ([line for line in text.splitlines() if " written, " not in line] for text in reports)
+    assert told == [line.replace(f"{here}/", "") for line in told_too] and "1 captions are blank" in told
 
 
 @pytest.mark.slow
@@ -197,3 +262,20 @@ def test_forty_clips_and_a_worker_killed(here: Path) -> None:
     assert before.items() <= {path: path.stat().st_mtime_ns for path in clips()}.items()
     subprocess.run([*command, "-o", "local", "-q"], check=True)
     assert_same_clips(here / "local", here / "fleet")
+
+
+@pytest.mark.slow
+def test_forty_rows_and_a_worker_killed(here: Path) -> None:
+    write_table(here, 40)
+    line = documented("dataset process .*--ray").removesuffix(" --ray").split()
+    command = [sys.executable, "-m", "ltx_pipelines", *line]
+    fleet = [*command, "--output-dir", "fleet", "--ray", "--ray-address", "local", "--ray-workers", "2"]
+    with subprocess.Popen(fleet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            kill_after(here / "fleet" / "latents", process.pid)
+            _, said = process.communicate(timeout=300)
+        finally:
+            process.terminate()
+    assert process.returncode == 0 and said.count("died and is replaced") == 1
+    subprocess.run([*command, "--output-dir", "local"], check=True, stdout=subprocess.DEVNULL)
+    assert_same_records(here / "local", here / "fleet")

@@ -28,8 +28,9 @@ AudioDurations = Annotated[str | None, typer.Option(help='Lengths of sound witho
 Decode = Annotated[bool, typer.Option("--decode", help="Write the latents as videos too, to look at.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the accelerator by default.")]
 
-OF_VIDEOS = ("fps", "tiling", "random_crop", "overwrite", "batch_size", "workers", "device")
-OF_CAPTIONS = ("trigger", "remove_openings", "overwrite", "batch_size", "device", "text_encoder_in_8bit")
+ON_CLUSTER = ("ray", "ray_address", "ray_workers")
+OF_VIDEOS = ("fps", "tiling", "random_crop", "overwrite", "batch_size", "workers", "device", *ON_CLUSTER)
+OF_CAPTIONS = ("trigger", "remove_openings", "overwrite", "batch_size", "device", "text_encoder_in_8bit", *ON_CLUSTER)
 
 
 @dataset.command()

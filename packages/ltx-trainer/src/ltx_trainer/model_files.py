@@ -76,6 +76,10 @@ class ModelFiles:
         others = (text_encoder_path, video_vae_path, audio_vae_path)
         return cls(Path(model_path), *(Path(path) if path else None for path in others))
 
+    def absolute(self) -> ModelFiles:
+        """The same files, named so that other processes find them."""
+        return ModelFiles(**{name: path and path.absolute() for name, path in vars(self).items()})
+
     def model(self) -> Checkpoint:
         """The file of the transformer and the connectors."""
         return _open(self.model_path)

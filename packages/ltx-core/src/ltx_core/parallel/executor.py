@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +28,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 Tell = Callable[[str], None]
 Work = Callable[[Job, Tell], Result]
+Run = Callable[[Iterable[Job]], Iterator[tuple[Job, Result | LtxError]]]
 Seen = Callable[[int, Any, str], None]  # a worker's number, its job (None between two), how far it is
 
 ATTEMPTS = 3  # workers that a job may take down, and workers in a row that may die before they are ready
@@ -49,21 +50,26 @@ class Cluster:
             raise ConfigError(f"workers is {self.workers}, expected at least 0")
 
 
-def run_jobs(
-    jobs: Iterable[Job], make: Callable[[], Work[Job, Result]], cluster: Cluster | None = None, seen: Seen | None = None
-) -> Generator[tuple[Job, Result | LtxError], None, None]:
-    """Every job with its result, or with the error that it ended in; on a cluster in the order in which they end.
+@contextmanager
+def workers(
+    make: Callable[[], Work[Job, Result]], cluster: Cluster | None = None, seen: Seen | None = None
+) -> Iterator[Run[Job, Result]]:
+    """What runs jobs, as often as it is called, on workers that live inside this block.
 
-    A job whose worker dies is given to another one. Closing the iterator ends the workers. Raises what a worker raises
-    besides `LtxError`, and `LtxError` where no worker can be started.
+    It gives every job with its result, or with the error that it ended in; on a cluster in the order in which they end.
+    A job whose worker dies is given to another one. Raises what a worker raises besides `LtxError`, and `LtxError`
+    where no worker can be started.
     """
     if cluster is None:
         work = make()
-        for job in jobs:
-            yield job, attempt(work, job, lambda words: None)
+        yield lambda jobs: ((job, attempt(work, job, lambda words: None)) for job in jobs)
     else:
         with connected(cluster.address):
-            yield from Crew(make, cluster.workers, seen).run(jobs)
+            crew = Crew(make, cluster.workers, seen)
+            try:
+                yield crew.run
+            finally:
+                crew.end()
 
 
 def attempt(work: Work[Job, Result], job: Job, tell: Tell) -> Result | LtxError:
@@ -144,29 +150,29 @@ class Crew:
         import ray
 
         self.ray, self.make, self.seen = ray, make, seen
-        self.count, each = shares(workers)
+        count, each = shares(workers)
         self.kind = ray.remote(Actor).options(max_concurrency=2, **each)
         self.actors: dict[int, Any] = {}
         self.calls: dict[Any, Call] = {}  # by the reference of what they will return
         self.waiting: deque[Task] = deque()
         self.free: list[int] = []
         self.failures = 0  # to start, in a row
+        for worker in range(count):
+            self._start(worker)
 
     def run(self, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Every job with what came of it."""
         ahead, looked = iter(jobs), time.monotonic()
-        try:
-            for worker in range(self.count):
-                self._start(worker)
-            while self._give(ahead):
-                ended, _ = self.ray.wait(list(self.calls), timeout=LOOK if self.seen else None)
-                yield from filter(None, map(self._end, ended))
-                if self.seen and time.monotonic() - looked > LOOK:
-                    self._look(self.seen)
-                    looked = time.monotonic()
-        finally:
-            for actor in self.actors.values():
-                self.ray.kill(actor)
+        while self._give(ahead):
+            ended, _ = self.ray.wait(list(self.calls), timeout=LOOK if self.seen else None)
+            yield from filter(None, map(self._end, ended))
+            if self.seen and time.monotonic() - looked > LOOK:
+                self._look(self.seen)
+                looked = time.monotonic()
+
+    def end(self) -> None:
+        for actor in self.actors.values():
+            self.ray.kill(actor)
 
     def _start(self, worker: int) -> None:
         self.actors[worker] = self.kind.remote(self.make)

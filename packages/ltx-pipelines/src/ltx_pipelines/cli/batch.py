@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx_core.errors import ConfigError, LtxError
-from ltx_core.parallel.executor import Cluster, run_jobs
+from ltx_core.parallel.executor import Cluster, workers
 from ltx_core.textfiles import read_json_lines, read_yaml
 from ltx_pipelines.cli.batch_work import Asked, Line, Maker, take_over, what_is_there
 from ltx_pipelines.cli.command import Command, with_absolute_paths
@@ -66,9 +65,8 @@ def batch(given: dict[str, Any]) -> None:
     view, failed = Overview(style if cluster else "lines" if style == "bars" else style), 0
     model = os.environ.get(MODEL_VARIABLE)
     make = partial(Maker, style, cluster is not None, model and with_absolute_paths({}, {"model": model})["model"])
-    results = run_jobs(clips, make, cluster, view.seen)
-    with view.running(len(lines)), closing(results):
-        for clip, made in results:
+    with view.running(len(lines)), workers(make, cluster, view.seen) as run:
+        for clip, made in run(clips):
             if not isinstance(made, LtxError):
                 take_over(made.files)
                 view.ended(made.lines)

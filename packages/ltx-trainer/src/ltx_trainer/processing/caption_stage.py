@@ -20,32 +20,20 @@ if TYPE_CHECKING:
 
 
 def run_caption_stage(rows: Sequence[Row], work: Workspace) -> None:
-    """Captions to ``conditions``, and the empty caption beside them. The text encoder is gone when this returns."""
+    """Captions to ``conditions``, and the empty caption beside them."""
     options = work.options
-    loaded: list[TextEncoder] = []
-
-    def text_encoder() -> TextEncoder:
-        if not loaded:
-            loaded.append(work.models.text_encoder(options.dtype, options.device, options.text_encoder_in_8bit))
-        return loaded[0]
 
     def prepare(row: Row) -> Prepared:
         return prompt_of(row.caption, options.trigger, options.remove_openings), {}
 
     def encode(prompts: Sequence[str]) -> list[Record]:
-        return list(caption_records(text_encoder(), prompts))
+        return list(caption_records(work.network("text_encoder"), prompts))
 
     empty = work.output / EMPTY_CAPTION
     made_of = {"model": work.print_of("text_encoder")}
     if options.overwrite or not empty.is_file() or changed(read_inputs(empty), made_of):
         write_record(empty, encode([""])[0], made_of)
     run_stage(Stage("conditions", prepare, encode, options.batch_size), rows, work)
-    blank = sum(not row.caption.strip() for row in rows)
-    if blank:
-        work.report.notes.append(f"{blank} captions are blank")
-    loaded.clear()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def caption_records(encoder: TextEncoder, prompts: Sequence[str]) -> Iterator[Record]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, LtxError
+from ltx_core.parallel.executor import workers
 from ltx_trainer.data_config import records_root
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.precomputed import ROLES_OF, listed_rows, read_inputs, record_path
@@ -16,8 +20,9 @@ from ltx_trainer.processing.buckets import Bucket, parse_buckets
 from ltx_trainer.processing.caption_stage import run_caption_stage
 from ltx_trainer.processing.inputs import changed, list_path, orphans, roles_of, table_inputs, write_list
 from ltx_trainer.processing.metadata import Row, read_rows
-from ltx_trainer.processing.options import ProcessingOptions
+from ltx_trainer.processing.options import ProcessingOptions, default_device
 from ltx_trainer.processing.parts import asked_rows
+from ltx_trainer.processing.progress import progress
 from ltx_trainer.processing.stage import run_stage
 from ltx_trainer.processing.video_stages import (
     check_reference_factors,
@@ -30,6 +35,7 @@ from ltx_trainer.processing.video_stages import (
 from ltx_trainer.processing.workspace import Report, Workspace, rank, share
 
 CAPTIONS, VIDEO, AUDIO = "captions", "video", "audio"  # parts of the work
+ROWS = 8  # that a worker on a cluster is given at a time, at most
 
 
 def process_dataset(
@@ -46,9 +52,11 @@ def process_dataset(
     ``buckets`` is ``"WxHxF;..."``, needed with videos; ``columns`` may name those of the video and the caption;
     ``parts`` restricts the work to captions, video or audio. Records that are there already stay as they are, unless
     what they were made of has changed. Rows that cannot be read are left out and reported, also in ``report.txt``.
-    Raises `ConfigError` for what makes the whole run
-    pointless, before any network is loaded.
+    On a cluster workers read and write these files under the same names.
+    Raises `ConfigError` for what makes the whole run pointless, before any network is loaded.
     """
+    if options.cluster is not None:
+        metadata, output, models = metadata.absolute(), output and output.absolute(), models.absolute()
     rows = read_rows(metadata, *columns)
     parts = parts or (CAPTIONS, VIDEO, AUDIO)
     work = Workspace(output or records_root(metadata), models, options, models.scale_factors())
@@ -58,17 +66,68 @@ def process_dataset(
     if not rank():
         write_list(work.output, metadata, rows)
     mine = share(rows)
-    if CAPTIONS in parts:
-        run_caption_stage(mine, work)
-    if VIDEO in parts:
-        process_videos(mine, work)
-    if AUDIO in parts:
-        process_sounds(mine, work)
+    process_rows(mine, work, parts)
+    if CAPTIONS in parts and (blank := sum(not row.caption.strip() for row in mine)):
+        work.report.notes.append(f"{blank} captions are blank")
     describe(mine, work)
     work.output.mkdir(parents=True, exist_ok=True)
     report = work.output / (f"report.{rank()}.txt" if rank() else "report.txt")
     report.write_text("".join(f"{line}\n" for line in work.report.lines()), encoding="utf-8")
     return work.report
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a processor is given at a time: rows, and which part of the work to do for them."""
+
+    part: str
+    rows: Sequence[Row]
+    sounding: bool = False  # whether any row of the whole set has sound
+
+
+@dataclass
+class Processor:
+    """Makes the records of shares; networks stay as long as the part of the work does."""
+
+    work: Workspace
+    part: str = ""
+
+    def __call__(self, share: Share, tell: Any = None) -> Report:
+        """What became of the rows."""
+        if share.part != self.part:
+            self.work.release()
+            self.part = share.part
+        work = replace(self.work, report=Report())
+        if share.part == CAPTIONS:
+            run_caption_stage(share.rows, work)
+        elif share.part == VIDEO:
+            process_videos(share.rows, work)
+        else:
+            process_sounds(share.rows, work, share.sounding)
+        return work.report
+
+
+def processor_elsewhere(work: Workspace) -> Processor:
+    """A processor on the device of its own machine."""
+    return Processor(replace(work, options=replace(work.options, device=default_device())))
+
+
+def process_rows(rows: Sequence[Row], work: Workspace, parts: Sequence[str]) -> None:
+    """The records of all rows, one part of the work after the other, since sound and masks follow their videos."""
+    cluster, size = work.options.cluster, max(len(rows), 1)
+    if cluster is not None:
+        size = max(work.options.batch_size, min(ROWS, math.ceil(size / ROWS)))
+    make = partial(Processor if cluster is None else processor_elsewhere, work)
+    with workers(make, cluster) as run:
+        for part in (one for one in (CAPTIONS, VIDEO, AUDIO) if one in parts):
+            sounding = part == AUDIO and any_sound(rows, work)
+            shares = [Share(part, rows[at : at + size], sounding) for at in range(0, len(rows), size)]
+            ended = run(shares) if cluster is None else progress(run(shares), part, len(shares))
+            for _, report in ended:
+                if isinstance(report, LtxError):
+                    raise report
+                work.report.add(report)
+    work.release()
 
 
 @dataclass(frozen=True)
@@ -130,21 +189,32 @@ def process_videos(rows: Sequence[Row], work: Workspace) -> None:
     for role, stage in stages:
         if having := [row for row in rows if role in row.media and work.record("latents", row)]:
             run_stage(stage(work), having, work)
-    work.release()
 
 
-def process_sounds(rows: Sequence[Row], work: Workspace) -> None:
-    """Audio latents, references and masks. Where no row has sound, nothing is written."""
-    if not work.options.skip_audio:
-        having = [row for row in rows if "video" not in row.media or work.record("latents", row)]
-        if any(map(has_sound, having)):
-            run_stage(audio_stage(work), having, work)
-        elif having:
-            work.report.notes.append("no clip has sound: there are no audio_latents")
+def process_sounds(rows: Sequence[Row], work: Workspace, sounding: bool) -> None:
+    """Audio latents, references and masks; where no row of the set has sound, nothing is written."""
+    if sounding:
+        run_stage(audio_stage(work), may_sound(rows, work), work)
     for role, stage in (("reference_audio", audio_reference_stage), ("audio_mask", audio_mask_stage)):
         if having := [row for row in rows if role in row.media and work.record("audio_latents", row)]:
             run_stage(stage(work), having, work)
-    work.release()
+
+
+def may_sound(rows: Sequence[Row], work: Workspace) -> list[Row]:
+    """The rows without a video, and those whose video could be read."""
+    return [row for row in rows if "video" not in row.media or work.record("latents", row)]
+
+
+def any_sound(rows: Sequence[Row], work: Workspace) -> bool:
+    """Whether sound is wanted and any row has it; it is noted where none has."""
+    if work.options.skip_audio:
+        return False
+    having = may_sound(rows, work)
+    if any(map(has_sound, having)):
+        return True
+    if having:
+        work.report.notes.append("no clip has sound: there are no audio_latents")
+    return False
 
 
 def describe(rows: Sequence[Row], work: Workspace) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ltx_core.errors import ConfigError
+from ltx_core.parallel.executor import Cluster
 from ltx_trainer.command_options import shown
 from ltx_trainer.processing.buckets import Bucket
 
@@ -63,6 +65,21 @@ class ProcessingOptions:
     text_encoder_in_8bit: bool = field(
         default=False, metadata=shown("In half the memory.", "--load-text-encoder-in-8bit")
     )
+
+    ray: bool = field(default=False, metadata=shown("On a Ray cluster, this machine's or a new one.", "--ray"))
+    ray_address: str = field(default="", metadata=shown("Of another cluster."))
+    ray_workers: int = field(default=0, metadata=shown("There; 0 for one per GPU, else one per machine.", min=0))
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """Where it is processed, if not here. Raises `ConfigError` for what has no effect."""
+        if not self.ray:
+            if self.ray_address or self.ray_workers:
+                raise ConfigError("ray_address and ray_workers have no effect without ray, expected them left out")
+            return None
+        if self.device != default_device():
+            raise ConfigError(f"device is {self.device}, expected it left out: every worker has its own")
+        return Cluster(self.ray_address, self.ray_workers)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ltx_core.fingerprint import fingerprint
 from ltx_core.types import SpatioTemporalScaleFactors
@@ -38,6 +37,15 @@ class Report:
         """Keep what was changed of a source."""
         for change in changes:
             self.changes.setdefault(change.what, []).append(f"{path.name}: {change.how}")
+
+    def add(self, other: Report) -> None:
+        """Take in what became of other rows."""
+        for name in ("written", "present", "stale", "unknown"):
+            getattr(self, name).update(getattr(other, name))
+        self.skipped += other.skipped
+        self.notes += other.notes
+        for what, found in other.changes.items():
+            self.changes.setdefault(what, []).extend(found)
 
     def lines(self) -> list[str]:
         """The report as text, one fact a line."""
@@ -68,14 +76,19 @@ class Workspace:
     options: ProcessingOptions
     factors: SpatioTemporalScaleFactors = field(default_factory=SpatioTemporalScaleFactors.default)
     report: Report = field(default_factory=Report)
-    _networks: dict[str, nn.Module] = field(default_factory=dict)
+    _networks: dict[str, Any] = field(default_factory=dict)
     _prints: dict[str, str] = field(default_factory=dict)
 
     def network(self, name: str) -> Any:
         """A network on the device; audio networks in float32."""
         if name not in self._networks:
-            dtype = torch.float32 if name.startswith("audio") else self.options.dtype
-            self._networks[name] = self.models.build(name, dtype, self.options.device)
+            options = self.options
+            dtype = torch.float32 if name.startswith("audio") else options.dtype
+            if name == "text_encoder":
+                made: Any = self.models.text_encoder(dtype, options.device, options.text_encoder_in_8bit)
+            else:
+                made = self.models.build(name, dtype, options.device)
+            self._networks[name] = made
         return self._networks[name]
 
     def print_of(self, network: str) -> str:
@@ -90,6 +103,8 @@ class Workspace:
     def release(self) -> None:
         """Let go of all networks."""
         self._networks.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def record(self, directory: str, row: Row) -> Path | None:
         """The record of a row that is there already."""
