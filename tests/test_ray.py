@@ -45,8 +45,8 @@ def cluster() -> Iterator[None]:
             yield
 
 
-def actors_of(driver: int) -> list[int]:
-    """The processes of workers on a cluster that a process has started."""
+def actors_of(driver: int, called: str = "ray::Actor") -> list[int]:
+    """The processes of workers on a cluster that a process has started; Ray calls them by what they do."""
     parents, names = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -57,7 +57,7 @@ def actors_of(driver: int) -> list[int]:
         while process := parents.get(process, 0):
             yield process
 
-    return [process for process, name in names.items() if name.startswith("ray::Actor") and driver in above(process)]
+    return [process for process, name in names.items() if name.startswith(called) and driver in above(process)]
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
@@ -197,9 +197,9 @@ def assert_same_records(one: Path, other: Path) -> None:
 
 
 def kill_after(records: Path, driver: int) -> None:
-    """Kill a worker when records begin to appear in a folder."""
+    """Kill a worker that works when records begin to appear in a folder."""
     wait_for(lambda: any(records.glob("*.safetensors")))
-    os.kill(actors_of(driver)[0], signal.SIGKILL)
+    os.kill(wait_for(lambda: actors_of(driver, "ray::Actor.run"))[0], signal.SIGKILL)
 
 
 def test_a_data_set_on_a_cluster_is_the_local_one(
@@ -212,7 +212,7 @@ def test_a_data_set_on_a_cluster_is_the_local_one(
     assert run(line.removesuffix(" --ray").split()) == 0
     made = (here / ".precomputed").rename(here / "local")
     with ThreadPoolExecutor(1) as pool:
-        killing = pool.submit(kill_after, here / ".precomputed" / "latents", os.getpid())
+        killing = pool.submit(kill_after, here / ".precomputed" / "conditions", os.getpid())
         assert run(line.split()) == 0
         killing.result()
     assert caplog.text.count("died and is replaced") == 1
@@ -272,7 +272,7 @@ def test_forty_rows_and_a_worker_killed(here: Path) -> None:
     fleet = [*command, "--output-dir", "fleet", "--ray", "--ray-address", "local", "--ray-workers", "2"]
     with subprocess.Popen(fleet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            kill_after(here / "fleet" / "latents", process.pid)
+            kill_after(here / "fleet" / "conditions", process.pid)
             _, said = process.communicate(timeout=300)
         finally:
             process.terminate()
