@@ -283,6 +283,7 @@ class _Run:
         rank, size = accelerator.process_index, accelerator.num_processes
         self.mesh = settings.mesh or TrainingMesh(rank, size)
         self.module = prepared(task.module, accelerator, self.mesh)
+        self.trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(self.module, settings)
         self.step = 0
         self.ema: dict[str, Tensor] = {}
@@ -476,7 +477,7 @@ class _Run:
         limit, scaler = self.settings.max_grad_norm, self.accelerator.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), limit if limit > 0 else float("inf"))
+        norm = self.accelerator.clip_grad_norm_(self.trained, limit if limit > 0 else float("inf"))
         if scaler is None:
             self.optimizer.step()
         else:
