@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ltx_core.loader.checkpoint import Checkpoint
-from ltx_core.model.transformer.audio_adapter import add_audio, is_adapter_tensor
-from ltx_core.model.transformer.config import TransformerConfig
+from ltx_core.model.transformer.audio_adapter import add_audio
+from ltx_core.model.transformer.config import TransformerConfig, is_adapter_tensor
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.model.upsampler.config import LatentUpsamplerConfig

@@ -25,8 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ltx_core.model.common.meter import measure, without_data
-from ltx_core.model.transformer.audio_adapter import is_adapter_tensor
-from ltx_core.model.transformer.config import TransformerConfig
+from ltx_core.model.transformer.config import TransformerConfig, is_adapter_tensor
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.sampling import denoisers
 from ltx_pipelines.ltx_video import run as ltx_video_run

@@ -23,8 +23,8 @@ from ltx_core.guidance.perturbations import (
 )
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.streaming import build_streaming
-from ltx_core.model.transformer.audio_adapter import add_audio, is_adapter_tensor
-from ltx_core.model.transformer.config import TransformerConfig
+from ltx_core.model.transformer.audio_adapter import add_audio
+from ltx_core.model.transformer.config import TransformerConfig, is_adapter_tensor
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
 

@@ -90,7 +90,7 @@ def run(*arguments: object) -> str:
     return result.output
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [name for name in MODES if name != "audio-adapter"])  # of LTX-Video, tested apart
 def test_a_mode_trains_from_its_commented_file(mode, model, clips, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table = clips / ("pictures" if mode == "ic-lora-image" else ".") / "clips.csv"

@@ -75,7 +75,7 @@ def frugality(config: TrainerConfig, wanted: tuple[Keys, ...], blocks: int) -> I
     quantized = {**recomputed, ("acceleration", "quantization"): "int8-quanto"}
     swapped = [{**quantized, ("acceleration", "blocks_to_swap"): count} for count in range(4, blocks + 1, 4)]
     steps: list[Choice] = [{}, recomputed, quantized, *swapped]
-    if config.model.training_mode == "full":
+    if config.model.training_mode != "lora":
         steps = steps[:2]
     for step in steps:
         yield plain | {keys: value for keys, value in step.items() if keys in wanted}

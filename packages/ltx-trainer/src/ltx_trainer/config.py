@@ -26,6 +26,7 @@ from ltx_trainer.schedules import schedule_parameters
 from ltx_trainer.targets import LoraGroup
 from ltx_trainer.training_strategies.config import (
     DistillationConfig,
+    FlexibleConfig,
     Probability,
     StrategyConfig,
     Strict,
@@ -102,8 +103,8 @@ class ModelConfig(Strict):
     """Required with a split pack; otherwise the model file's own."""
     audio_vae_path: ExistingFile = None
     """Required with a split pack once sound is encoded or decoded."""
-    training_mode: Literal["lora", "full"] = "lora"
-    """An adapter, or the transformer's own weights."""
+    training_mode: Literal["lora", "full", "audio_adapter"] = "lora"
+    """An adapter, the transformer's own weights, or what gives an LTX-Video model sound."""
     trainable_modules: tuple[str, ...] | None = None
     """In full mode, train only modules with these names (or name endings); null for all."""
     load_checkpoint: str | None = None
@@ -159,6 +160,20 @@ class LoraConfig(Strict):
             )
             for group in self.groups
         )
+
+
+class AudioAdapterConfig(Strict):
+    """The audio stream of an LTX-Video model."""
+
+    head_dim: int = Field(default=32, ge=2, multiple_of=2)
+    """Channels of a head of sound; there are as many heads as the video has."""
+    blocks: tuple[NonNegativeInt, ...] | None = None
+    """Blocks with sound; null: all."""
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The section of the adapter's file."""
+        return {"attention_head_dim": self.head_dim, "blocks": self.blocks}
 
 
 class OptimizationConfig(Strict):
@@ -273,6 +288,8 @@ class TrainerConfig(Strict):
     model: ModelConfig
     lora: LoraConfig | None = None
     """Required when training_mode is lora."""
+    audio_adapter: AudioAdapterConfig = Field(default_factory=AudioAdapterConfig)
+    """Of training_mode audio_adapter."""
     training_strategy: StrategyConfig = Field(default_factory=TextToVideoConfig)
     optimization: OptimizationConfig = Field(default_factory=OptimizationConfig)
     acceleration: AccelerationConfig = Field(default_factory=AccelerationConfig)
@@ -294,12 +311,19 @@ class TrainerConfig(Strict):
     def _agrees(self) -> TrainerConfig:
         if self.model.training_mode == "lora" and self.lora is None:
             raise ValueError("training_mode is lora, expected a lora section")
-        if self.model.training_mode == "full" and self.acceleration.quantization:
-            raise ValueError(f"quantization is {self.acceleration.quantization}, which full training cannot have")
-        if self.model.training_mode == "lora" and self.model.trainable_modules is not None:
+        mode = self.model.training_mode
+        if mode != "lora" and self.acceleration.quantization:
+            raise ValueError(
+                f"quantization is {self.acceleration.quantization}, which is for LoRA; training_mode is {mode}"
+            )
+        if mode != "full" and self.model.trainable_modules is not None:
             raise ValueError("trainable_modules is for training_mode full; a LoRA has lora.target_modules")
-        if self.model.training_mode == "full" and isinstance(self.training_strategy, DistillationConfig):
-            raise ValueError("distillation trains a LoRA: the model without it is the teacher; training_mode is full")
+        if mode != "lora" and isinstance(self.training_strategy, DistillationConfig):
+            raise ValueError(
+                f"distillation trains a LoRA: the model without it is the teacher; training_mode is {mode}"
+            )
+        if mode == "audio_adapter":
+            self._check_audio_adapter()
         if isinstance(self.training_strategy, VideoToVideoConfig):
             self._check_video_to_video()
         mesh, shared_by = self.acceleration.mesh, self.acceleration.shared_by
@@ -309,6 +333,15 @@ class TrainerConfig(Strict):
             raise ValueError(f"mesh is {mesh}: weights that are spread over processes are not swapped too")
         self._check_directories()
         return self
+
+    def _check_audio_adapter(self) -> None:
+        strategy = self.training_strategy
+        if not isinstance(strategy, FlexibleConfig) or strategy.audio is None or not strategy.audio.is_generated:
+            raise ValueError(
+                "audio_adapter learns sound, expected a flexible strategy with audio: {is_generated: true}"
+            )
+        if self.validation.interval is not None and self.validation.samples:
+            raise ValueError("validation.samples are for LTX-2 models; audio_adapter measures data.held_out_share")
 
     def _check_video_to_video(self) -> None:
         if self.model.training_mode != "lora":

@@ -35,12 +35,14 @@ pipeline_tag: text-to-video
 def model_card(config: TrainerConfig, samples: Sequence[Path]) -> str:
     """The README of the uploaded model."""
     optimization, lora = config.optimization, config.lora
-    is_lora = config.model.training_mode == "lora" and lora is not None
-    mode = f"LoRA of rank {lora.rank} on {', '.join(lora.target_modules)}" if is_lora and lora else "full fine-tune"
+    kinds = {"lora": "lora", "full": "fine-tune", "audio_adapter": "audio-adapter"}
+    mode = {"full": "full fine-tune", "audio_adapter": "audio adapter"}.get(config.model.training_mode)
+    if mode is None and lora is not None:
+        mode = f"LoRA of rank {lora.rank} on {', '.join(lora.target_modules)}"
     pictures = [f"![{path.stem}](samples/{path.name})" for path in samples if path.suffix == ".png"]
     prompts = [f"{i}. {sample.prompt}" for i, sample in enumerate(config.validation.samples, start=1)]
     return CARD.format(
-        kind="lora" if is_lora else "fine-tune",
+        kind=kinds[config.model.training_mode],
         base=Path(config.model.model_path).name,
         name=(config.hub.hub_model_id or "model").rpartition("/")[2],
         summary=f"Trained with the `{config.training_strategy.name}` strategy.",

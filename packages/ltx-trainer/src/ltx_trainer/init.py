@@ -56,7 +56,7 @@ def gather(mode: str, data: Path | None, models: ModelFiles | None) -> Facts:
     facts, wanted = Facts(), mode_named(mode)
     factors, area = SpatioTemporalScaleFactors.default(), AREA
     if models is not None:
-        blocks = open_trainable(models).network_config("transformer").num_layers
+        blocks = open_trainable(models, wanted.training_mode).network_config("transformer").num_layers
         factors, area = models.scale_factors(), AREA if blocks >= LARGE_MODEL else SMALL_AREA
         facts = replace(facts, models=models, stg_blocks=(int(blocks * GUIDED_PLACE),))
     if data is None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.safetensors_file import SafetensorsFile
-from ltx_core.model.transformer.config import TransformerConfig
+from ltx_core.model.transformer.config import TransformerConfig, is_adapter_tensor
 from ltx_core.textfiles import parse_json
 from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoPixelShape
 from ltx_trainer.config import LoraConfig, TrainerConfig
 from ltx_trainer.data_config import PRECOMPUTED, DataSetConfig
 from ltx_trainer.machine import Machine, this_machine
-from ltx_trainer.model_files import ModelFiles, open_trainable
+from ltx_trainer.model_files import ModelFiles, open_trainable, trained_config
 from ltx_trainer.targets import adapted_linears, chosen_parameters, divided, linears, sensitive
 
 GIB = 2**30
@@ -35,7 +35,7 @@ class Kept:
     text: float  # per token of the caption and unit of both widths
 
 
-KEPT = {"lora": Kept(27.1, 31.2, 4.1), "full": Kept(43.8, 48.6, 5.0)}
+KEPT = {"lora": Kept(27.1, 31.2, 4.1), "full": Kept(43.8, 48.6, 5.0), "audio_adapter": Kept(27.1, 48.6, 5.0)}
 FEED_FORWARD = {"net.0.proj": 1.0, "net.2": 4.0}  # more where an adapter sits on these: their inputs
 
 
@@ -99,11 +99,14 @@ class MemoryModel:
         """Read the headers that ``config`` names; raises what the run itself would raise for wrong files."""
         model = config.model
         files = ModelFiles.of(model.model_path, model.text_encoder_path, model.video_vae_path, model.audio_vae_path)
-        checkpoint = open_trainable(files)
+        checkpoint = open_trainable(files, model.training_mode)
         shapes = {name: tuple(source.info.shape) for name, source in checkpoint.sources("transformer").items()}
+        network = trained_config(checkpoint, config)
+        if model.training_mode == "audio_adapter":
+            shapes |= adapter_shapes(network)
         tokens, examples = data_size(config, files.scale_factors())
         return cls(
-            checkpoint.network_config("transformer"),
+            network,
             shapes,
             connector_values(checkpoint),
             tokens,
@@ -146,7 +149,7 @@ class MemoryModel:
     def _weights(self, config: TrainerConfig, itemsize: int) -> MemoryItem:
         """The transformer: on the device, and the blocks that wait in host memory."""
         acceleration, full = config.acceleration, config.model.training_mode == "full"
-        trained = set(chosen_parameters(self.shapes, config.model.trainable_modules)) if full else set()
+        trained = set(trained_names(self.shapes, config))
         per_block, rest = [0] * self.num_blocks, 0
         for name, shape in self.shapes.items():
             size = prod(shape) * (4 if name in trained else itemsize)
@@ -201,7 +204,25 @@ def trained_parameters(shapes: Shapes, config: TrainerConfig) -> int:
             adapter_values(lora, (group and group.rank) or lora.rank, shapes[f"{name}.weight"])
             for name, group in chosen.items()
         )
-    return sum(prod(shapes[name]) for name in chosen_parameters(shapes, config.model.trainable_modules))
+    return sum(prod(shapes[name]) for name in trained_names(shapes, config))
+
+
+def trained_names(shapes: Shapes, config: TrainerConfig) -> list[str]:
+    """The transformer's parameters that are trained, beside which a LoRA has its own."""
+    mode = config.model.training_mode
+    if mode == "audio_adapter":
+        return list(filter(is_adapter_tensor, shapes))
+    return chosen_parameters(shapes, config.model.trainable_modules) if mode == "full" else []
+
+
+def adapter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of a new audio stream; needs torch."""
+    from ltx_core.model.common.meter import without_data
+    from ltx_core.model.transformer.model import LTXModel
+
+    with without_data():
+        state = LTXModel(config).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if is_adapter_tensor(name)}
 
 
 def adapter_values(lora: LoraConfig, rank: int, shape: tuple[int, ...]) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import CheckpointError, ConfigError
-from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
+from ltx_core.model.transformer.config import AUDIO_ADAPTER, LTX_VIDEO_CLASS, TransformerConfig
 from ltx_trainer.command_options import shown
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     from ltx_core.loader.checkpoint import Checkpoint
     from ltx_core.text_encoders.gemma.encoder import GemmaTextEncoder
+    from ltx_core.text_encoders.t5 import T5TextEncoder
     from ltx_core.types import SpatioTemporalScaleFactors
+    from ltx_trainer.config import TrainerConfig
 
 # Networks, and the option that names their file where it is not the model file.
 VAE_OPTIONS = {
@@ -102,8 +104,12 @@ class ModelFiles:
         """A part of a VAE or the vocoder, with its weights."""
         return self.checkpoint_of(network).build(network, dtype=dtype, device=device)
 
-    def text_encoder(self, dtype: torch.dtype, device: torch.device | str, in_8bit: bool = False) -> GemmaTextEncoder:
+    def text_encoder(
+        self, dtype: torch.dtype, device: torch.device | str, in_8bit: bool = False
+    ) -> GemmaTextEncoder | T5TextEncoder:
         """The text encoder with the feature extractor of this model; ``in_8bit`` stores its layers in int8.
+
+        That of an LTX-Video model is T5, which is never stored in int8.
 
         Raises `ConfigError` when none is named, and when a split transformer is paired with a Gemma folder, which has
         no text projection.
@@ -113,6 +119,12 @@ class ModelFiles:
         model = self.model()
         if self.text_encoder_path is None:
             raise ConfigError(f"captions for {self.model_path} cannot be encoded: text_encoder_path is missing")
+        if is_ltx_video(model):
+            from ltx_core.text_encoders.t5 import load_t5
+
+            if in_8bit:
+                raise ConfigError("the text encoder is T5, which is not stored in 8 bits")
+            return load_t5(self.text_encoder_path, dtype, device)
         projected = any(name.startswith("feature_extractor.") for name in model.sources("embeddings"))
         if not projected and is_split_transformer(model.config) and self.text_encoder_path.is_dir():
             raise ConfigError(
@@ -147,7 +159,7 @@ def find_model(named: str | None) -> ModelFiles:
     if not path.exists():
         path = installed_model(name)
     if path.is_file():
-        return ModelFiles(path, next(iter(_gemma_folders(path.parent)), None))
+        return ModelFiles(path, next(iter(_text_encoder_folders(path.parent)), None))
     found: dict[str, Path] = {}
     for file in sorted(path.glob("*.safetensors")):
         try:
@@ -161,7 +173,7 @@ def find_model(named: str | None) -> ModelFiles:
         raise ConfigError(f"{path} holds no file with a transformer, expected a model")
     main = found.pop("model_path")
     others = {option: file for option, file in found.items() if file != main}
-    gemma = others.get("text_encoder_path") or next(iter(_gemma_folders(path)), None)
+    gemma = others.get("text_encoder_path") or next(iter(_text_encoder_folders(path)), None)
     return ModelFiles(main, gemma, others.get("video_vae_path"), others.get("audio_vae_path"))
 
 
@@ -174,9 +186,11 @@ def installed_model(name: str) -> Path:
     return Path(entries[name].load()())
 
 
-def _gemma_folders(folder: Path) -> list[Path]:
-    """Folders below ``folder`` that hold a text encoder with its tokenizer."""
-    return sorted(path.parent for path in folder.glob("*/tokenizer.json") if (path.parent / "config.json").is_file())
+def _text_encoder_folders(folder: Path) -> list[Path]:
+    """Folders below ``folder`` that hold a text encoder with its tokenizer: Gemma, or T5 in folders of its own."""
+    gemma = (path.parent for path in folder.glob("*/tokenizer.json") if (path.parent / "config.json").is_file())
+    t5 = (path.parent for path in folder.glob("*/tokenizer") if (path.parent / "text_encoder/config.json").is_file())
+    return [*sorted(gemma), *sorted(t5)]
 
 
 def _open(path: Path) -> Checkpoint:
@@ -185,11 +199,35 @@ def _open(path: Path) -> Checkpoint:
     return Checkpoint.open(path)
 
 
-def open_trainable(files: ModelFiles) -> Checkpoint:
-    """The model file. Raises `CheckpointError` for one whose transformer cannot be trained here."""
+def open_trainable(files: ModelFiles, mode: str = "lora") -> Checkpoint:
+    """The model file. Raises `CheckpointError` for one whose transformer cannot be trained in this mode."""
     checkpoint = files.model()
     if "transformer" not in checkpoint.components:
         raise CheckpointError(f"{checkpoint.where} holds no transformer but {', '.join(checkpoint.components)}")
-    if checkpoint.component_config("transformer").get("transformer", {}).get("_class_name") == LTX_VIDEO_CLASS:
-        raise CheckpointError(f"{checkpoint.where} is an LTX-Video model, expected one of the LTX-2 family")
+    adds_audio = mode == "audio_adapter"
+    if is_ltx_video(checkpoint) and not adds_audio:
+        raise CheckpointError(
+            f"{checkpoint.where} is an LTX-Video model, expected one of the LTX-2 family or training_mode audio_adapter"
+        )
+    if adds_audio and not is_ltx_video(checkpoint):
+        raise CheckpointError(f"{checkpoint.where} is no LTX-Video model, which training_mode audio_adapter needs")
     return checkpoint
+
+
+def is_ltx_video(checkpoint: Checkpoint) -> bool:
+    """Whether it is an LTX-Video 0.9.x model."""
+    return checkpoint.config.get("transformer", {}).get("_class_name") == LTX_VIDEO_CLASS
+
+
+def has_causal_positions(checkpoint: Checkpoint) -> bool:
+    """Whether the first latent frame stands for one pixel frame in the positions of the model."""
+    return not is_ltx_video(checkpoint) or bool(checkpoint.config["transformer"].get("causal_temporal_positioning"))
+
+
+def trained_config(checkpoint: Checkpoint, config: TrainerConfig) -> TransformerConfig:
+    """The transformer of a run, with the audio stream that it adds."""
+    if config.model.training_mode != "audio_adapter":
+        found: TransformerConfig = checkpoint.network_config("transformer")
+        return found
+    described = checkpoint.component_config("transformer")
+    return TransformerConfig.from_metadata({**described, AUDIO_ADAPTER: config.audio_adapter.section})

@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.checkpoint import Checkpoint
-from ltx_core.loader.components import DIFFUSION_MODEL
+from ltx_core.loader.components import ADAPTER_PREFIX, DIFFUSION_MODEL
 from ltx_core.loader.weights import ComponentWeights, build
+from ltx_core.model.transformer.config import AUDIO_ADAPTER
 from ltx_core.text_encoders.gemma.config import EmbeddingsConfig
 from ltx_core.text_encoders.gemma.embeddings import EmbeddingsProcessor
 from ltx_trainer.lora import lora_tensors, save_lora
@@ -26,6 +28,7 @@ from ltx_trainer.targets import is_target
 
 LORA_NAME = "lora_weights_step_{step:05d}.safetensors"
 MODEL_NAME = "model_weights_step_{step:05d}.safetensors"
+AUDIO_ADAPTER_NAME = "audio_adapter_weights_step_{step:05d}.safetensors"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 TEXT_PROJECTION = "text_embedding_projection."
 
@@ -88,14 +91,32 @@ class ModelWriter:
         return [path]
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Put the weights of a full fine-tune into ``network``; every tensor must be there."""
-    checkpoint = Checkpoint.open(path)
+@dataclass(frozen=True)
+class AudioAdapterWriter:
+    """Writes audio adapters of LTX-Video: ``audio_adapter_weights_step_NNNNN.safetensors``."""
+
+    section: Mapping[str, Any]
+    dtype: torch.dtype
+
+    def __call__(self, folder: Path, step: int, weights: Mapping[str, Tensor]) -> list[Path]:
+        path = folder / AUDIO_ADAPTER_NAME.format(step=step)
+        tensors = {ADAPTER_PREFIX + name: weight.cpu().to(self.dtype) for name, weight in weights.items()}
+        save_tensors(path, tensors, {"config": json.dumps({AUDIO_ADAPTER: self.section})})
+        return [path]
+
+
+def load_weights(network: nn.Module, *paths: Path) -> None:
+    """Put the weights of a full fine-tune, or of a model and an audio adapter, into ``network``.
+
+    Every tensor must be there.
+    """
+    checkpoint = Checkpoint.open(paths)
     given = checkpoint.weights("transformer").state_dict()
     state = network.state_dict()
     missing = [name for name in state if name not in given]
     if missing:
-        raise CheckpointError(f"{path} lacks {len(missing)} tensors of the transformer, first: {missing[0]}")
+        lacking = f"lacks {len(missing)} tensors of the transformer, first: {missing[0]}"
+        raise CheckpointError(f"{checkpoint.where} {lacking}")
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(given[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,9 @@ class Mode:
     metric: str = ""  # what a validation measures against the clip itself
     validation: str = ""  # further lines of that section
     data: str = ""  # further lines of a data set
+    held_out: float = 0.0  # share of the clips
     name: str = "flexible"
-    full: bool = False
+    training_mode: str = "lora"
     rate: str = "1e-4"
     steps: int = 2000
 
@@ -162,7 +163,17 @@ MODES: dict[str, Mode] = {
         steps=3000,
     ),
     "full": Mode(
-        "the whole model, not an adapter: much data, much memory", MADE_VIDEO + MADE_AUDIO, full=True, rate="1e-5"
+        "the whole model, not an adapter: much data, much memory",
+        MADE_VIDEO + MADE_AUDIO,
+        training_mode="full",
+        rate="1e-5",
+    ),
+    "audio-adapter": Mode(
+        "sound for an LTX-Video model, which stays as it is",
+        MADE_VIDEO + MADE_AUDIO,
+        training_mode="audio_adapter",
+        held_out=0.1,
+        rate="2e-4",
     ),
     "distill": Mode(
         "an adapter with which eight steps do what the model does in forty",
@@ -180,9 +191,8 @@ NEUTRAL = "".join(
 
 
 PLACEHOLDERS = ModelFiles(Path("/path/to/ltx-2.3-22b-dev.safetensors"), Path("/path/to/gemma-3-12b-it"))
-
-
-PLACEHOLDERS = ModelFiles(Path("/path/to/ltx-2.3-22b-dev.safetensors"), Path("/path/to/gemma-3-12b-it"))
+LTX_VIDEO = ModelFiles(Path("/path/to/ltxv-2b-0.9.6-dev-04-25.safetensors"), Path("/path/to/t5"))
+AUDIO_VAE = Path("/path/to/ltx-2-audio-vae.safetensors")  # which LTX-Video has none of its own
 
 
 @dataclass(frozen=True)
@@ -222,7 +232,7 @@ def configuration(name: str, facts: Facts) -> str:
             f"#   ltx train {file}              encodes the clips, trains, and goes on where it was stopped\n",
             "#   ltx train --schema              every key there is\n\n",
             _model(mode, facts),
-            "" if mode.full else _adapter(mode),
+            ADAPTERS[mode.training_mode].format(targets=_inline(list(mode.targets))),
             f"training_strategy:\n  name: {mode.name}\n{strategy}\n",
             _optimization(mode),
             _data(mode, facts, sound_only),
@@ -235,18 +245,29 @@ def configuration(name: str, facts: Facts) -> str:
 
 
 def _model(mode: Mode, facts: Facts) -> str:
-    paths = vars(facts.models).items()
-    lines = [f"  {key}: {_inline(str(path))}\n" for key, path in paths if path is not None]
-    return f"model:\n{''.join(lines)}  training_mode: {'full' if mode.full else 'lora'}\n\n"
+    models = facts.models
+    if mode.training_mode == "audio_adapter":
+        models = LTX_VIDEO if models is PLACEHOLDERS else models
+        models = replace(models, audio_vae_path=models.audio_vae_path or AUDIO_VAE)
+    lines = [f"  {key}: {_inline(str(path))}\n" for key, path in vars(models).items() if path is not None]
+    return f"model:\n{''.join(lines)}  training_mode: {mode.training_mode}\n\n"
 
 
-def _adapter(mode: Mode) -> str:
-    return (
+#: The section of what is trained, by training mode.
+ADAPTERS = {
+    "full": "",
+    "lora": (
         "lora:\n"
         "  rank: 32                      # more learns more, also of what you do not mean\n"
         "  alpha: 32                     # strength while training: alpha / rank\n"
-        f"  target_modules: {_inline(list(mode.targets))}\n\n"
-    )
+        "  target_modules: {targets}\n\n"
+    ),
+    "audio_adapter": (
+        "audio_adapter:\n"
+        "  head_dim: 32                  # channels of a head of sound; the video has 64 or 128\n"
+        "  blocks: null                  # with sound, such as [8, 16, 24]; null: all\n\n"
+    ),
+}
 
 
 def _optimization(mode: Mode) -> str:
@@ -256,7 +277,7 @@ def _optimization(mode: Mode) -> str:
         "  batch_size: auto              # auto: chosen for this machine, and printed\n"
         "  enable_gradient_checkpointing: auto\n\n"
         "acceleration:\n  mixed_precision_mode: auto\n"
-        + ("" if mode.full else "  quantization: auto\n  blocks_to_swap: auto\n")
+        + ("  quantization: auto\n  blocks_to_swap: auto\n" if mode.training_mode == "lora" else "")
         + "\n"
     )
 
@@ -275,11 +296,13 @@ def _data(mode: Mode, facts: Facts, sound_only: bool) -> str:
         f"    - path: {_inline(facts.data)}   # columns: {columns}\n{size}{rate}"
         "      # trigger: ZORB            # a word put in front of every caption\n"
         f"{mode.data}"
-        "  held_out_share: 0.0           # of the clips, never trained on, whose loss is measured\n\n"
+        f"  held_out_share: {mode.held_out}           # of the clips, never trained on, whose loss is measured\n\n"
     )
 
 
 def _validation(mode: Mode, facts: Facts, half: Mapping[str, str]) -> str:
+    if mode.training_mode == "audio_adapter":
+        return "validation:\n  interval: 250                 # steps; the loss of held-out clips\n\n"
     width, height, frames = facts.size
     files = facts.files or {column: f"clips/one_{column}.mp4" for column in ("video", *mode.columns)}
     region = [0, 0, int(half["{half_height}"]), int(half["{half_width}"])]

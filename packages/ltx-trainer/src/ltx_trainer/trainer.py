@@ -16,6 +16,7 @@ import torch
 from ltx_core.errors import ConfigError
 from ltx_core.fingerprint import fingerprint
 from ltx_core.model.common.memory import peak_bytes
+from ltx_core.model.transformer.audio_adapter import add_audio
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.parallel.training import TrainingMesh
 from ltx_core.precision import Precision, resolve_mixed
@@ -29,9 +30,10 @@ from ltx_trainer.hub import push_to_hub
 from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, StepReport, launched_device, train
 from ltx_trainer.lora import LoraSettings, add_lora, load_lora, rate_factors, reference_metadata
 from ltx_trainer.memory import BlockSwap, quantize_frozen
-from ltx_trainer.model_files import ModelFiles, open_trainable
+from ltx_trainer.model_files import ModelFiles, has_causal_positions, is_ltx_video, open_trainable, trained_config
 from ltx_trainer.models import (
     DTYPES,
+    AudioAdapterWriter,
     LoraWriter,
     ModelWriter,
     choose_trainable,
@@ -94,7 +96,7 @@ class LtxvTrainer:
         self.files = ModelFiles.of(
             model.model_path, model.text_encoder_path, model.video_vae_path, model.audio_vae_path
         )
-        self.checkpoint = open_trainable(self.files)
+        self.checkpoint = open_trainable(self.files, model.training_mode)
         if self.validates:
             streams = tuple(self.checkpoint.network_config("transformer").streams)
             check_samples(config.validation, self.files.scale_factors(), streams)
@@ -175,16 +177,9 @@ class LtxvTrainer:
         assert isinstance(network, LTXModel)
         if config.acceleration.quantization is not None:
             quantize_frozen(network, config.acceleration.quantization, device if device.type != "cpu" else None)
-        if config.lora is not None and config.model.training_mode == "lora":
-            add_lora(network, lora_settings(config), config.seed)
-        else:
-            choose_trainable(network, config.model.trainable_modules)
-        if config.model.load_checkpoint is not None:
-            path = find_weights(Path(config.model.load_checkpoint).expanduser())
-            load_lora(network, path) if config.model.training_mode == "lora" else load_weights(network, path)
-            logger.info("starting from %s", path)
+        network = self._with_trained(network)
         swap = config.acceleration.blocks_to_swap
-        if swap and config.model.training_mode == "full":
+        if swap and config.model.training_mode != "lora":
             raise ConfigError(f"blocks_to_swap is {swap}; blocks that are trained stay on the device, expected 0")
         network.enable_gradient_checkpointing(config.optimization.enable_gradient_checkpointing or swap > 0)
         self.mesh.share_tokens(network)
@@ -193,19 +188,39 @@ class LtxvTrainer:
             return network
         return network.to(device)
 
+    def _with_trained(self, network: LTXModel) -> LTXModel:
+        """The network with what is trained marked or added, at the weights that a run starts from."""
+        config, mode = self.config, self.config.model.training_mode
+        if mode == "lora":
+            add_lora(network, lora_settings(config), config.seed)
+        elif mode == "audio_adapter":
+            network = add_audio(network, trained_config(self.checkpoint, config), config.seed)
+        else:
+            choose_trainable(network, config.model.trainable_modules)
+        if config.model.load_checkpoint is not None:
+            path = find_weights(Path(config.model.load_checkpoint).expanduser())
+            if mode == "lora":
+                load_lora(network, path)
+            else:  # an adapter is a part of a model
+                load_weights(network, *([self.files.model_path] if mode == "audio_adapter" else []), path)
+            logger.info("starting from %s", path)
+        return network
+
     @cached_property
     def objective(self) -> TransformerObjective:
         config = self.config
         sampling = config.flow_matching
         sampler = make_timestep_sampler(sampling.timestep_sampling_mode, sampling.timestep_sampling_params)
         dtype = torch.bfloat16 if self.is_mixed else torch.float32
-        audio = self.checkpoint.network_config("transformer").audio is not None
+        network = trained_config(self.checkpoint, config)
         dropout, chosen = config.optimization.caption_dropout, config.training_strategy
         distills = isinstance(chosen, DistillationConfig)
         objective = (DistillObjective if distills else TransformerObjective)(
             self.transformer,
-            load_connectors(self.checkpoint, dtype, self.accelerator.device, audio),
-            make_strategy(chosen, sampler, self.files.scale_factors()),
+            None
+            if is_ltx_video(self.checkpoint)
+            else load_connectors(self.checkpoint, dtype, self.accelerator.device, network.audio is not None),
+            make_strategy(chosen, sampler, self.files.scale_factors(), has_causal_positions(self.checkpoint)),
             caption_dropout=dropout,
             empty_caption=self.dataset.empty_caption() if dropout > 0 or distills else None,
         )
@@ -259,6 +274,8 @@ class LtxvTrainer:
             write: Any = LoraWriter(
                 self.transformer, precision, lambda: reference_metadata(objective.reference_factors, legacy)
             )
+        elif self.config.model.training_mode == "audio_adapter":
+            write = AudioAdapterWriter(self.config.audio_adapter.section, precision)
         else:
             write = ModelWriter(self.checkpoint, precision)
         return TransformerTask(self.objective, self.batches, write, self.validate)
@@ -345,6 +362,8 @@ class LtxvTrainer:
             lora = config.lora
             values |= {f"lora.{key}": value for key, value in lora.model_dump(mode="json").items() if key != "dropout"}
             values["lora.targets"] = ", ".join(values.pop("lora.target_modules"))
+        elif config.model.training_mode == "audio_adapter":
+            values |= {f"audio_adapter.{key}": str(value) for key, value in config.audio_adapter.section.items()}
         elif config.model.trainable_modules is not None:
             values["trainable_modules"] = ", ".join(config.model.trainable_modules)
         return values

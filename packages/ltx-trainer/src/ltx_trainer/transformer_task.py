@@ -1,6 +1,7 @@
 """The transformer as something to train: a batch of stored latents and captions in, one loss per modality out.
 
 Captions are stored as features; the connectors turn them into contexts in every step, frozen and without gradients.
+LTX-Video has none: both its modalities read the features, with their mask.
 An example that lacks a modality takes no loss from it, and its other modality does not look at it.
 """
 
@@ -32,6 +33,7 @@ from ltx_trainer.training_strategies.strategies import Strategy
 #: The attention through which a modality reaches the other one.
 READERS = {"audio": PerturbationType.SKIP_A2V_CROSS_ATTN, "video": PerturbationType.SKIP_V2A_CROSS_ATTN}
 
+MASK = "mask"  # of the text, among contexts
 Contexts = Mapping[str, Tensor]
 BatchSource = Callable[[int, int, int], Iterator[Batch]]  # (first micro-step, rank, world size)
 Export = Callable[[Path, int, Mapping[str, Tensor]], list[Path]]  # (folder, step, weights by name in the transformer)
@@ -44,7 +46,7 @@ class TransformerObjective(nn.Module):
     def __init__(
         self,
         transformer: LTXModel,
-        connectors: EmbeddingsProcessor,
+        connectors: EmbeddingsProcessor | None,
         strategy: Strategy,
         caption_dropout: float = 0.0,
         empty_caption: Source | None = None,
@@ -59,7 +61,8 @@ class TransformerObjective(nn.Module):
         self.levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)  # noise levels of the held-out loss
         if caption_dropout > 0 and empty_caption is None:
             raise ConfigError(f"caption_dropout is {caption_dropout}, which needs the features of the empty caption")
-        self.transformer, self.connectors = transformer, connectors.requires_grad_(False)
+        self.transformer = transformer
+        self.connectors = None if connectors is None else connectors.requires_grad_(False)
         self.strategy = strategy
         self.caption_dropout, self.empty_caption = caption_dropout, empty_caption
         self.mark_keyframes = mark_keyframes
@@ -81,7 +84,7 @@ class TransformerObjective(nn.Module):
         """Velocities ``[B, T, C]`` in float32, by modality."""
         dtype = working_dtype(self.transformer)
         modalities = {
-            name: self._modality(name, modality, contexts[name].to(dtype), dtype)
+            name: self._modality(name, modality, contexts[name].to(dtype), dtype, contexts.get(MASK))
             for name, modality in inputs.modalities.items()
         }
         found = self.transformer(modalities.get("video"), modalities.get("audio"), skip_absent(inputs))
@@ -90,8 +93,14 @@ class TransformerObjective(nn.Module):
 
     @torch.no_grad()
     def contexts(self, conditions: Source) -> dict[str, Tensor]:
-        """What the transformer attends to, ``{modality: [B, S, C]}``, from stored caption features."""
+        """What the transformer attends to, ``{modality: [B, S, C]}``, from stored caption features.
+
+        Without connectors also their mask ``[B, S]``, as ``mask``.
+        """
         device = next(self.transformer.parameters()).device
+        if self.connectors is None:
+            text = conditions["prompt_embeds"]
+            return {"video": text, "audio": text, MASK: conditions["prompt_attention_mask"]}
         dtype = next(self.connectors.parameters()).dtype
         shared = conditions.get("prompt_embeds")
         video = conditions.get("video_prompt_embeds", shared)
@@ -116,7 +125,9 @@ class TransformerObjective(nn.Module):
         """(sigmas, element losses) of the last batch, by modality. Waits for the device."""
         return {name: (sigma.tolist(), loss.tolist()) for name, (sigma, loss) in self.observed.items()}
 
-    def _modality(self, name: str, inputs: ModalityInputs, context: Tensor, dtype: torch.dtype) -> Modality:
+    def _modality(
+        self, name: str, inputs: ModalityInputs, context: Tensor, dtype: torch.dtype, mask: Tensor | None
+    ) -> Modality:
         marked = self.mark_keyframes and name == "video"
         return Modality(
             latent=inputs.latent.to(dtype),
@@ -124,6 +135,7 @@ class TransformerObjective(nn.Module):
             timesteps=inputs.timesteps,
             positions=inputs.positions,
             context=context,
+            context_mask=mask,
             keyframes_mask=inputs.first_frame_mask() if marked else None,
         )
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ltx_core.text_encoders.gemma.feature_extractor import PromptFeatures
+from ltx_core.text_encoders.t5 import T5TextEncoder
 from ltx_trainer.datasets import EMPTY_CAPTION
 from ltx_trainer.precomputed import Record, caption_record, read_inputs, write_record
 from ltx_trainer.processing.captions import prompt_of
@@ -16,7 +18,9 @@ from ltx_trainer.processing.stage import Prepared, Stage, run_stage
 from ltx_trainer.processing.workspace import Workspace
 
 if TYPE_CHECKING:
-    from ltx_core.text_encoders.gemma.encoder import GemmaTextEncoder as TextEncoder
+    from ltx_core.text_encoders.gemma.encoder import GemmaTextEncoder
+
+    TextEncoder = GemmaTextEncoder | T5TextEncoder
 
 
 def run_caption_stage(rows: Sequence[Row], work: Workspace) -> None:
@@ -36,9 +40,17 @@ def run_caption_stage(rows: Sequence[Row], work: Workspace) -> None:
     run_stage(Stage("conditions", prepare, encode, options.batch_size), rows, work)
 
 
+def text_features(encoder: TextEncoder, prompts: list[str]) -> PromptFeatures:
+    """Features of the valid tokens and their mask; with T5 both modalities read the same."""
+    if isinstance(encoder, T5TextEncoder):
+        output = encoder(prompts)
+        return PromptFeatures(output.video_context, output.video_context, output.attention_mask)
+    return encoder.features(prompts)
+
+
 def caption_records(encoder: TextEncoder, prompts: Sequence[str]) -> Iterator[Record]:
     """Features before the connectors, of the valid tokens only; one tensor where both modalities share it."""
-    features = encoder.features(list(prompts))
+    features = text_features(encoder, list(prompts))
     if features.audio is features.video:
         tensors = {"prompt_embeds": features.video}
     else:

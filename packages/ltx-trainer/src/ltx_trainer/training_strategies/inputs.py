@@ -83,15 +83,20 @@ class Losses:
     modalities: Mapping[str, Tensor]
 
 
-def video_tokens(source: Source, factors: SpatioTemporalScaleFactors, fps: float | None = None) -> Tokens:
-    """Tokens of a stored video latent ``[B, C, F, H, W]``; its own ``fps`` unless one is given."""
+def video_tokens(
+    source: Source, factors: SpatioTemporalScaleFactors, fps: float | None = None, causal: bool = True
+) -> Tokens:
+    """Tokens of a stored video latent ``[B, C, F, H, W]``; its own ``fps`` unless one is given.
+
+    ``causal``: the first latent frame stands for one pixel frame.
+    """
     latents: Tensor = source["latents"]
     shape = VideoLatentShape.from_torch_shape(latents.shape)
     if fps is None:
         stored = source.get("fps")
         fps = DEFAULT_FPS if stored is None else float(stored.flatten()[0])
     patchifier = VideoLatentPatchifier()
-    coords = get_pixel_coords(patchifier.get_patch_grid_bounds(shape, latents.device), factors, causal_fix=True)
+    coords = get_pixel_coords(patchifier.get_patch_grid_bounds(shape, latents.device), factors, causal_fix=causal)
     return Tokens(patchifier.patchify(latents), to_seconds(coords, fps), (shape.frames, shape.height, shape.width))
 
 

@@ -7,7 +7,7 @@ reference. A frozen modality draws nothing. The two deprecated forms keep their 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from ltx_trainer.training_strategies.inputs import (
     Batch,
     Losses,
     ModalityInputs,
+    Source,
     Tokens,
     TrainingInputs,
     audio_tokens,
@@ -53,6 +54,7 @@ class Strategy:
 
     sampler: NoiseLevels
     scale_factors: SpatioTemporalScaleFactors
+    causal: bool = field(default=True, kw_only=True)  # the first latent frame stands for one pixel frame
 
     def prepare_training_inputs(self, batch: Batch, draws: Draws) -> TrainingInputs:
         """Noise, condition and place the tokens of ``batch``."""
@@ -71,6 +73,10 @@ class Strategy:
         total = sum(weights[name] * loss for name, loss in losses.items())
         assert isinstance(total, Tensor)
         return Losses(total, losses)
+
+    def video_tokens(self, source: Source) -> Tokens:
+        """Tokens of a stored video latent."""
+        return video_tokens(source, self.scale_factors, causal=self.causal)
 
     def noised(self, tokens: Tokens, draws: Draws, sigma: Tensor | None = None) -> ModalityInputs:
         """Noise ``tokens`` at ``sigma``, drawn for their number when not given."""
@@ -92,7 +98,7 @@ class FlexibleStrategy(Strategy):
         factors = self._reference_factors(batch)
         for name, modality in self.config.modalities():
             source = batch[f"{name}_latents"]
-            tokens = video_tokens(source, self.scale_factors) if name == "video" else audio_tokens(source)
+            tokens = self.video_tokens(source) if name == "video" else audio_tokens(source)
             inputs = self.noised(tokens, draws) if modality.is_generated else frozen_inputs(tokens)
             if modality.is_generated:
                 inputs = self._apply_intrinsic(inputs, tokens, modality, batch, draws)
@@ -148,7 +154,7 @@ class FlexibleStrategy(Strategy):
         if name == "audio":
             return audio_tokens(source)
         assert factors is not None
-        return placed_reference(video_tokens(source, self.scale_factors), target, *factors)
+        return placed_reference(self.video_tokens(source), target, *factors)
 
     def _reference_factors(self, batch: Batch) -> tuple[int, int] | None:
         """(spatial, temporal) ratio of target to video references, which all must share."""
@@ -197,11 +203,13 @@ class VideoToVideoStrategy(Strategy):
         return TrainingInputs({"video": video}, (spatial, 1))
 
 
-def make_strategy(config: StrategyConfig, sampler: NoiseLevels, factors: SpatioTemporalScaleFactors) -> Strategy:
+def make_strategy(
+    config: StrategyConfig, sampler: NoiseLevels, factors: SpatioTemporalScaleFactors, causal: bool = True
+) -> Strategy:
     """The strategy of a ``training_strategy`` section."""
     match config:
         case FlexibleConfig() | DistillationConfig():
-            return FlexibleStrategy(sampler, factors, config)
+            return FlexibleStrategy(sampler, factors, config, causal=causal)
         case TextToVideoConfig():
             return TextToVideoStrategy(sampler, factors, config)
         case VideoToVideoConfig():

@@ -23,16 +23,10 @@ from torch import Tensor
 
 from ltx_core.model.common.meter import without_data
 from ltx_core.model.transformer.block import CROSS_GATE
-from ltx_core.model.transformer.config import TransformerConfig
+from ltx_core.model.transformer.config import TransformerConfig, is_adapter_tensor
 from ltx_core.model.transformer.model import LTXModel
 
-MARKS = ("audio_", "av_ca_", "video_to_audio_", "scale_shift_table_a2v_")
 GATES = ("av_ca_a2v_gate_adaln_single.linear", "av_ca_v2a_gate_adaln_single.linear")
-
-
-def is_adapter_tensor(name: str) -> bool:
-    """Whether a tensor of a transformer with both streams, by its name there, belongs to the adapter."""
-    return any(part.startswith(MARKS) for part in name.split("."))
 
 
 def add_audio(video: LTXModel, config: TransformerConfig, seed: int = 0) -> LTXModel:

@@ -15,6 +15,7 @@ LTX2_CLASS = "AVTransformer3DModel"
 LTX_VIDEO_CLASS = "Transformer3DModel"
 AUDIO_ADAPTER = "audio_adapter"  # section of the config of what adds sound to LTX-Video
 STREAMS = ("video", "audio")
+ADAPTER_MARKS = ("audio_", "av_ca_", "video_to_audio_", "scale_shift_table_a2v_")
 
 #: Parameters whose names contain one of these keep their precision when the rest is quantised.
 SENSITIVE = (
@@ -55,6 +56,11 @@ AUDIO_VIDEO_CONSTANTS: Mapping[str, Any] = {
     "share_ff": False,
     "av_cross_ada_norm": True,
 }
+
+
+def is_adapter_tensor(name: str) -> bool:
+    """Whether a tensor of an LTX-Video transformer with sound, by its name there, belongs to the audio adapter."""
+    return any(part.startswith(ADAPTER_MARKS) for part in name.split("."))
 
 
 @dataclass(frozen=True)
