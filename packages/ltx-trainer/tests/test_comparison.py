@@ -10,8 +10,9 @@ from PIL import Image
 
 from ltx_core.types import Audio, SpatioTemporalScaleFactors
 from ltx_trainer.comparison import Clip, agreement, onset_correlation, write_comparison
-from ltx_trainer.validation_config import SampleFirstFrame, SampleKeyframe, SamplePrefix
+from ltx_trainer.validation_config import SampleFirstFrame, SampleKeyframe, SampleMask, SamplePrefix, SampleSpatialCrop
 from ltx_trainer.validation_media import given_frames
+from ltx_trainer.validation_sampler import EncodedCondition
 
 FACTORS = SpatioTemporalScaleFactors.default()
 
@@ -58,10 +59,24 @@ def test_only_what_was_given_is_shown_as_given():
     frames = torch.arange(17, dtype=torch.uint8).view(17, 1, 1, 1)
 
     def shown(condition):
-        return given_frames(condition, frames, FACTORS).flatten().tolist()
+        encoded = EncodedCondition(condition, torch.zeros(1, 128, 3, 1, 1))
+        return given_frames(encoded, frames, FACTORS).flatten().tolist()
 
     assert shown(SampleFirstFrame(type="first_frame", image_or_video="a.mp4")) == [0]
     assert shown(SamplePrefix(type="prefix", video="a.mp4", num_frames=9)) == list(range(9))
     assert shown(SamplePrefix(type="prefix", video="a.mp4")) == list(range(17))
     assert shown(SampleKeyframe(type="keyframe", video="a.mp4", latent_index=-1)) == list(range(9, 17))
     assert shown(SampleKeyframe(type="keyframe", video="a.mp4", latent_index=0)) == [0]
+
+
+@pytest.mark.parametrize("kind", ["mask", "spatial_crop"])
+def test_what_is_left_open_is_shown_black(kind):
+    frames = torch.full((9, 64, 64, 3), 200, dtype=torch.uint8)
+    left = torch.zeros(2, 2, 2)
+    left[:, :, 0] = 1
+    crop = SampleSpatialCrop(type="spatial_crop", video="a.mp4", spatial_region=(0, 0, 64, 40))
+    mask = SampleMask(type="mask", video="a.mp4", mask="m.png")
+    latent = torch.zeros(1, 128, 2, 2, 2)
+    encoded = EncodedCondition(mask, latent, left) if kind == "mask" else EncodedCondition(crop, latent)
+    shown = given_frames(encoded, frames, FACTORS)
+    assert (shown[:, :, :32] == 200).all() and (shown[:, :, 32:] == 0).all()

@@ -70,7 +70,7 @@ def contact_sheet_of(
     facts = f"{duration:.2f} s"
     if every:
         height, width, _ = every[0].shape
-        facts = f"{width} x {height}   {float(fps):.5g} fps   {len(every)} frames   {facts}"
+        facts = f"{width} x {height}   {float(fps):.5g} fps   {len(every)} frame{'s' * (len(every) > 1)}   {facts}"
     return ContactSheet(
         frames=[every[index].cpu() for index in picks],
         times=[index / float(fps) for index in picks],
@@ -99,10 +99,13 @@ def write_rows(path: str | Path, rows: Sequence[tuple[str, Sequence[Tensor]]]) -
         page.save(temporary, format="PNG")
 
 
-def draw_contact_sheet(sheet: ContactSheet) -> Image.Image:
-    """The page: title and facts, the grid of frames, then the spectrogram with a mark at each frame's time."""
+def draw_contact_sheet(sheet: ContactSheet, least: int = 1) -> Image.Image:
+    """The page: title and facts, the grid of frames, then the spectrogram with a mark at each frame's time.
+
+    Fewer frames than ``least`` are as small as ``least`` of them would be.
+    """
     height, width = sheet.frames[0].shape[:2] if sheet.frames else (1, 1)
-    columns = _columns(len(sheet.frames), width / height)
+    columns = max(_columns(len(sheet.frames), width / height), least)
     cell = (PAGE - 2 * MARGIN - (columns - 1) * GAP) // columns
     cell_height = round(cell * height / width)
     rows = -(-len(sheet.frames) // columns)

@@ -40,7 +40,7 @@ def write_comparison(path: Path, clips: Sequence[Clip], fps: float) -> None:
     """Write a PNG with the sheets of several clips below one another. Raises ``MediaError``."""
     sheets = [
         draw_contact_sheet(
-            contact_sheet_of(() if clip.frames is None else [clip.frames], fps, clip.sound, clip.title, SHOWN)
+            contact_sheet_of(() if clip.frames is None else [clip.frames], fps, clip.sound, clip.title, SHOWN), SHOWN
         )
         for clip in clips
         if not clip.is_empty

@@ -27,7 +27,7 @@ from ltx_media.images import is_image, write_png
 from ltx_media.source import Wanted, normalize_source
 from ltx_media.video import probe_video
 from ltx_media.writer import write_video
-from ltx_trainer.comparison import Clip, write_comparison
+from ltx_trainer.comparison import Clip, pixels_of, write_comparison
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.precomputed import read_record
 from ltx_trainer.processing.masks import audio_mask, image_mask, kept_frames, video_mask
@@ -39,12 +39,13 @@ from ltx_trainer.validation_config import (
     SampleMask,
     SamplePrefix,
     SampleReference,
+    SampleSpatialCrop,
     SampleSuffix,
     SampleVideoToAudio,
     ValidationConfig,
     ValidationSample,
 )
-from ltx_trainer.validation_sampler import EncodedCondition, PreparedSample, sample_seed, sample_shape
+from ltx_trainer.validation_sampler import EncodedCondition, PreparedSample, crop_mask, sample_seed, sample_shape
 
 logger = logging.getLogger(__name__)
 
@@ -77,22 +78,35 @@ class Studio:
         if not config.samples:
             return []
         contexts = self.contexts([*(sample.prompt for sample in config.samples), config.negative_prompt])
+        only = (
+            None if config.generate_audio and config.generate_video else "audio" if config.generate_audio else "video"
+        )
         return [
-            PreparedSample(
-                shape=sample_shape(config, sample),
-                seed=sample_seed(config, sample),
-                contexts=contexts[index],
-                negative_contexts=contexts[-1],
-                conditions=tuple(
-                    self.encode(condition, sample_shape(config, sample)) for condition in sample.conditions
-                ),
-                prompt=sample.prompt,
-                pictures=shown_references(sample, sample_shape(config, sample)),
-                references=reference_clips(sample, sample_shape(config, sample), self.files.scale_factors()),
-                truth=true_clip(sample, sample_shape(config, sample)),
-            )
+            self._prepared(config, sample, contexts[index], contexts[-1], only)
             for index, sample in enumerate(config.samples)
         ]
+
+    def _prepared(
+        self,
+        config: ValidationConfig,
+        sample: ValidationSample,
+        contexts: Mapping[str, Tensor],
+        negative: Mapping[str, Tensor],
+        only: str | None,
+    ) -> PreparedSample:
+        shape = sample_shape(config, sample)
+        conditions = tuple(self.encode(condition, shape) for condition in sample.conditions)
+        return PreparedSample(
+            shape=shape,
+            seed=sample_seed(config, sample),
+            contexts=contexts,
+            negative_contexts=negative,
+            conditions=conditions,
+            prompt=sample.prompt,
+            pictures=shown_references(sample, shape),
+            references=reference_clips(conditions, shape, self.files.scale_factors()),
+            truth=None if sample.truth is None else clip_of(sample.truth, "truth", shape, only),
+        )
 
     def contexts(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """``{modality: [1, S, C]}`` of each prompt."""
@@ -259,39 +273,43 @@ def shown_frames(path: str, wanted: Wanted) -> Tensor:
 
 
 def reference_clips(
-    sample: ValidationSample, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors
+    conditions: Sequence[EncodedCondition], shape: VideoPixelShape, factors: SpatioTemporalScaleFactors
 ) -> tuple[Clip, ...]:
     """What a sample is given of other clips, for its sheet."""
     clips = []
-    for condition in sample.conditions:
-        keys = ("video", "audio", "image_or_video")
+    for encoded in conditions:
+        condition, keys = encoded.condition, ("video", "audio", "image_or_video")
         file = next((path for key in keys if (path := getattr(condition, key, None)) is not None), None)
         if file is not None:
             clip = clip_of(file, f"given: {condition.type}", shape, condition.targets())
             if clip.frames is not None:
-                clip = replace(clip, frames=given_frames(condition, clip.frames, factors))
+                clip = replace(clip, frames=given_frames(encoded, clip.frames, factors))
             clips.append(clip)
     return tuple(clips)
 
 
-def given_frames(condition: SampleCondition, frames: Tensor, factors: SpatioTemporalScaleFactors) -> Tensor:
-    """Those of a clip's frames ``[F, H, W, 3]`` that a condition gives."""
-    match condition:
+def given_frames(encoded: EncodedCondition, frames: Tensor, factors: SpatioTemporalScaleFactors) -> Tensor:
+    """Those of a clip's frames ``[F, H, W, 3]`` that a condition gives, black where it leaves them open."""
+    match encoded.condition:
         case SampleFirstFrame():
             return frames[:1]
         case SamplePrefix(num_frames=int(count)):
             return frames[:count]
         case SampleSuffix(num_frames=int(count)):
             return frames[-count:]
-        case SampleKeyframe():
-            place = range(factors.latent_frames(len(frames)))[condition.latent_index]
+        case SampleKeyframe() as keyframe:
+            place = range(factors.latent_frames(len(frames)))[keyframe.latent_index]
             return frames[max((place - 1) * factors.time + 1, 0) : place * factors.time + 1]
+        case SampleSpatialCrop() as crop:
+            return where_given(frames, crop_mask(crop, encoded.latent.shape[2:], factors), factors)
+        case SampleMask() if encoded.mask is not None:
+            return where_given(frames, encoded.mask, factors)
     return frames
 
 
-def true_clip(sample: ValidationSample, shape: VideoPixelShape) -> Clip | None:
-    """What a sample should become."""
-    return None if sample.truth is None else clip_of(sample.truth, "truth", shape)
+def where_given(frames: Tensor, cells: Tensor, factors: SpatioTemporalScaleFactors) -> Tensor:
+    """Frames ``[F, H, W, 3]`` with all but the latent cells ``[f, h, w]`` that are given black."""
+    return frames * pixels_of(cells > 0.5, factors)[: len(frames), ..., None]
 
 
 def clip_of(file: str, title: str, shape: VideoPixelShape, only: str | None = None) -> Clip:

@@ -227,7 +227,9 @@ def conditioning_item(encoded: EncodedCondition, tools: LatentTools[Any]) -> Con
             place = range(shape.frames)[condition.latent_index]
             return VideoConditionByLatentIndex(latent[:, :, place : place + 1], latent_idx=place)
         case SampleSpatialCrop():
-            return VideoConditionByMask(latent, crop_mask(condition, tools)[None])
+            return VideoConditionByMask(
+                latent, crop_mask(condition, shape.to_torch_shape()[2:], tools.scale_factors)[None]
+            )
         case SampleMask() if encoded.mask is not None:
             return VideoConditionByMask(latent, encoded.mask[None])
         case SampleReference():
@@ -257,11 +259,11 @@ def _audio_item(encoded: EncodedCondition, tools: AudioLatentTools) -> Condition
     raise ConditioningError(f"condition {condition.type!r} does not apply to audio")
 
 
-def crop_mask(condition: SampleSpatialCrop, tools: VideoLatentTools) -> Tensor:
-    """``[F, H, W]``, 1 in the rectangle, whole latent cells only, in every frame."""
+def crop_mask(condition: SampleSpatialCrop, grid: Sequence[int], factors: SpatioTemporalScaleFactors) -> Tensor:
+    """A latent ``grid`` (F, H, W), 1 in the rectangle, whole latent cells only, in every frame."""
     y1, x1, y2, x2 = condition.spatial_region
-    _, rows, columns = tools.scale_factors
-    mask = torch.zeros(tools.target_shape[2:])
+    _, rows, columns = factors
+    mask = torch.zeros(*grid)
     mask[:, y1 // rows : y2 // rows, x1 // columns : x2 // columns] = 1
     return mask
 
