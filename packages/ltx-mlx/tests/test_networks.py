@@ -68,9 +68,8 @@ def test_a_picture_too_large_for_memory_is_decoded_in_tiles(monkeypatch: pytest.
     monkeypatch.setattr("ltx_mlx.video_vae.free_bytes", lambda: 2**20 // few)
     assert decoder.decode_parts(latent, 2**20 // few) > few / 2
     tiled = torch.cat(list(decoder.decode_frames(latent)))
-    assert tiled.shape == whole.shape
-    assert not torch.equal(tiled, whole)  # a tile does not look across its seam
-    torch.testing.assert_close(tiled[:, :2, :2], whole[:, :2, :2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tiled, whole, rtol=1e-4, atol=1e-4)  # tiles are decoded with all that they see
+    assert torch.equal(tiled, torch.cat(list(decoder.decode_frames(latent, most=256))))
 
 
 def test_a_streamed_encode_joins_to_the_whole() -> None:

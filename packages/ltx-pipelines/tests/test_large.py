@@ -43,6 +43,7 @@ def test_a_clip_is_enlarged_in_tiles_that_share_its_sound(ledger: ModelLedger) -
     plan = pipeline.plan(**SMALL, upscale=4, tile_size=160)
     assert [(s.shape.height, s.shape.width) for s in plan.stages] == [(32, 64), (64, 128), (128, 256), (256, 512)]
     assert [stage.tiles for stage in plan.stages[2:]] == [((1, 0), (1, 0), (2, 1)), ((1, 0), (2, 1), (4, 1))]
+    assert [stage.decoded_cells for stage in plan.stages] == [None, None, 100, 100], "sides of twice that of a tile"
     assert plan_from_json(plan.to_json()) == plan
     large, plain = (pipeline(**SMALL, **more, output_type="latent") for more in ({"upscale": 4, "tile_size": 160}, {}))
     assert large.latents["video"].shape[2:] == (2, 8, 16)

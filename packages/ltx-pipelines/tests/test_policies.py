@@ -16,7 +16,7 @@ from ltx_core.loader.backend import ResidentTransformer
 from ltx_core.loader.fp8 import RowwiseLinear
 from ltx_core.loader.quantization import POLICIES
 from ltx_core.model.video_vae import frames
-from ltx_core.model.video_vae.frames import decode_parts
+from ltx_core.model.video_vae.frames import decode_parts, decode_tiles
 from ltx_core.precision import WIDENED, DtypeName
 from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.planning.cost import cost_of
@@ -176,16 +176,18 @@ def test_scaled_rows_take_adapters() -> None:
 def test_a_picture_is_cut_only_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     one = ledger(policy="resident")
     decoder: Any = one.network("video_decoder").network
-    latent = torch.randn(1, one.latent_channels, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+    latent = torch.randn(1, one.latent_channels, 3, 4, 24, generator=torch.Generator().manual_seed(1))
     assert decode_parts(decoder, latent, 2**40) == 1
     fits = decode_parts(decoder, latent, 2**33 - 1)
-    short = decode_parts(decoder, latent, 2**20)
-    assert 1 <= fits < short
+    assert 1 <= fits < decode_parts(decoder, latent, 2**20)
+    asked = list(decode_frames(latent, one, torch.Generator(), most=64))
     monkeypatch.setattr(frames, "free_bytes", lambda device: 2**20)
-    tiled = list(decode_frames(latent, one, torch.Generator()))
+    short = list(decode_frames(latent, one, torch.Generator()))
     monkeypatch.undo()
     whole = list(decode_frames(latent, one, torch.Generator()))
-    assert [chunk.shape for chunk in tiled] == [chunk.shape for chunk in whole]
+    assert len(asked) == len(short) == 17 > len(whole), "frame by frame"
+    assert torch.equal(torch.cat(asked), torch.cat(short)) and torch.cat(asked).shape == torch.cat(whole).shape
+    assert decode_tiles(decoder, latent, 2**40) is None and decode_tiles(decoder, latent, 2**40, 96) is None
 
 
 def test_the_names_that_are_checked_without_torch_are_those_there_are() -> None:

@@ -77,8 +77,13 @@ class VideoEncoder(Protocol):
 class VideoDecoder(Protocol):
     """Normalised latents to frames."""
 
-    def decode_frames(self, latent: Tensor, conditioning: DecodeConditioning | None = None) -> Iterator[Tensor]:
-        """Chunks ``[F', H, W, 3]`` in [0, 1] of item 0 of ``latent [B, C, f, h, w]``, within the memory there is."""
+    def decode_frames(
+        self, latent: Tensor, conditioning: DecodeConditioning | None = None, most: int | None = None
+    ) -> Iterator[Tensor]:
+        """Chunks ``[F', H, W, 3]`` in [0, 1] of item 0 of ``latent [B, C, f, h, w]``, within the memory there is.
+
+        ``most`` is how many latent cells of the picture a convolutional decoder decodes at once.
+        """
         ...
 
 

@@ -22,6 +22,7 @@ RGB_TO_YCBCR_709 = ((0.2126, 0.7152, 0.0722), (-0.1146, -0.3854, 0.5), (0.5, -0.
 RGB_TO_YCBCR_601 = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 RGB_TO_YCBCR = {1: RGB_TO_YCBCR_709, 6: RGB_TO_YCBCR_601}  # by code point of ITU-T H.273
 BT2020_LUMA = (0.2627, 0.6780, 0.0593)
+BAND = 2**18  # pixels that are converted at once
 TRUNCATED = 2**-10  # weights sum to whole codes only up to float rounding: with 0 white would truncate to 234
 WHITE_SIGNAL = 0.75  # HLG signal of diffuse white
 WHITE_NITS, HLG_PEAK_NITS, PQ_PEAK_NITS = 203.0, 1000.0, 10000.0  # BT.2408: diffuse white; the ends of HLG and PQ
@@ -174,13 +175,17 @@ def rgb_to_i420(frames: Tensor, matrix: int = 1, nudge: float = TRUNCATED) -> Te
     if not frames.is_floating_point():
         scale = scale / 255
     rows = weights * scale[:, None]
-    rgb = frames.float()
-    luma = rgb @ rows[0] + 16  # [F, H, W]
-    quarter = rgb.reshape(count, height // 2, 2, width // 2, 2, 3).mean((2, 4))
-    chroma = quarter @ rows[1:].T + 128  # [F, H/2, W/2, 2]
-    planes = (luma.reshape(count, -1), chroma[..., 0].reshape(count, -1), chroma[..., 1].reshape(count, -1))
-    codes = torch.cat(planes, 1).add_(nudge).clamp_(0, 255).to(torch.uint8)
-    return codes.view(count, height * 3 // 2, width)
+    codes = frames.new_empty((count, height * 3 // 2, width), dtype=torch.uint8)
+    luma = codes[:, :height]
+    chroma = codes[:, height:].view(count, 2, height // 2, width // 2)
+    band = max(BAND // (2 * width), 1) * 2
+    for top in range(0, height, band):
+        rgb = frames[:, top : top + band].float()
+        quarter = rgb.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).mean((2, 4))  # [F, h/2, W/2, 3]
+        luma[:, top : top + band] = (rgb @ rows[0] + 16).add_(nudge).clamp_(0, 255)
+        both = (quarter @ rows[1:].T + 128).add_(nudge).clamp_(0, 255)
+        chroma[:, :, top // 2 : (top + band) // 2] = both.movedim(3, 1)
+    return codes
 
 
 def linear_to_hlg(linear: Tensor, primaries: Primaries, white_signal: float = WHITE_SIGNAL) -> Tensor:

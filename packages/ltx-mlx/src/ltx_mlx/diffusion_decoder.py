@@ -341,8 +341,10 @@ class DiffusionVideoDecoder(nn.Module):
         (video,) = self.decode_tiled(latent, None, conditioning)
         return video
 
-    def decode_frames(self, latent: Tensor, conditioning: DecodeConditioning | None = None) -> Iterator[Tensor]:
-        """Chunks ``[f, H, W, 3]`` in [0, 1] of item 0, in tiles that fit the free memory."""
+    def decode_frames(
+        self, latent: Tensor, conditioning: DecodeConditioning | None = None, most: int | None = None
+    ) -> Iterator[Tensor]:
+        """Chunks ``[f, H, W, 3]`` in [0, 1] of item 0, in tiles that fit the free memory, whatever ``most`` says."""
         mx.clear_cache()  # buffers of the sampling before, of other sizes
         tiling = self.automatic_tiling(latent, free_bytes())
         for chunk in self.decode_tiled(latent[:1], tiling, conditioning):

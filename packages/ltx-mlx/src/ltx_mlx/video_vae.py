@@ -524,18 +524,21 @@ class VideoDecoder(nn.Module):
         for frames in self._streamed(latent, conditioning, chunk):
             yield channels_first(frames, latent)
 
-    def decode_frames(self, latent: Tensor, conditioning: DecodeConditioning | None = None) -> Iterator[Tensor]:
+    def decode_frames(
+        self, latent: Tensor, conditioning: DecodeConditioning | None = None, most: int | None = None
+    ) -> Iterator[Tensor]:
         """Chunks ``[f, H, W, 3]`` in [0, 1] of item 0, streamed in time.
 
-        A picture too large for free memory is cut into balanced tiles that are streamed side by side. Where a norm
-        spans the frames the clip is one chunk.
+        A picture of more than ``most`` latent cells, or too large for free memory, is cut into tiles, each streamed.
+        Where a norm spans the frames the clip is one chunk.
         """
         latent = latent[:1]
+        cells = latent.shape[3] * latent.shape[4]
         mx.clear_cache()  # buffers of the sampling before, of other sizes
         if not self.can_stream:
             yield ((self(latent, conditioning)[0] + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0)
-        elif (parts := self.decode_parts(latent, free_bytes())) > 1:
-            tiles = balanced_tiling(latent.shape[3], latent.shape[4], parts)
+        elif (at_once := min(cells // self.decode_parts(latent, free_bytes()), most or cells)) < cells:
+            tiles = balanced_tiling(latent.shape[3], latent.shape[4], at_once)
             for chunk in stream_tiles(self, latent, tiles, conditioning):  # type: ignore[arg-type]  # called alike
                 yield ((chunk[0] + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0)
         else:

@@ -108,9 +108,11 @@ class FrameDecoder:
 
     network: AnyVideoDecoder
 
-    def decode_frames(self, latent: Tensor, conditioning: DecodeConditioning | None = None) -> Iterator[Tensor]:
+    def decode_frames(
+        self, latent: Tensor, conditioning: DecodeConditioning | None = None, most: int | None = None
+    ) -> Iterator[Tensor]:
         """Chunks ``[f, H, W, 3]`` in [0, 1], as `decode_video`."""
-        return decode_video(self.network, latent, conditioning=conditioning)
+        return decode_video(self.network, latent, conditioning=conditioning, most=most)
 
 
 class ResidentTransformer:

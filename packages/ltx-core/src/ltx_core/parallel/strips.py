@@ -113,8 +113,13 @@ class StripDecoder:
     strips: Strips
 
     @torch.no_grad()
-    def decode_frames(self, latent: Tensor, conditioning: DecodeConditioning | None = None) -> Iterator[Tensor]:
-        """Chunks ``[f, H, W, 3]`` in [0, 1]; every process has to read all of them."""
+    def decode_frames(
+        self, latent: Tensor, conditioning: DecodeConditioning | None = None, most: int | None = None
+    ) -> Iterator[Tensor]:
+        """Chunks ``[f, H, W, 3]`` in [0, 1]; every process has to read all of them.
+
+        ``most`` is for one process: here each has its share of the rows at once.
+        """
         strip(self.network, self.strips)
         own = latent[:1, :, :, self.strips.share_out(latent.shape[ROWS])]
         if conditioning is not None and conditioning.noise is not None:

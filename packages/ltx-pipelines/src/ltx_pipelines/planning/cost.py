@@ -21,7 +21,7 @@ import torch
 from ltx_core.model.common.meter import Work, measure, without_data
 from ltx_core.model.upsampler.model import LatentUpsampler
 from ltx_core.model.video_vae.diffusion.tiling import whole_decode_work
-from ltx_core.model.video_vae.frames import STREAMING_FRAMES, decode_parts
+from ltx_core.model.video_vae.frames import STREAMING_FRAMES, decode_tiles
 from ltx_core.model.video_vae.video_vae import VideoDecoder
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.types import VideoLatentShape
@@ -218,4 +218,9 @@ def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:
         return work
     start = whole[:, :, : min(STREAMING_FRAMES, latent.frames)]
     streamed = measure(decoder, lambda: list(decoder.decode_streaming(start))).activations
-    return Work(work.flops, streamed // decode_parts(decoder, whole, ledger.free_bytes()))
+    tiles = decode_tiles(decoder, whole, ledger.free_bytes(), plan.stages[-1].decoded_cells)
+    if tiles is None:
+        return Work(work.flops, streamed)
+    _, rows, columns = ([one.length for one in axis] for axis in tiles.split(latent[2:]))
+    area = latent.height * latent.width
+    return Work(work.flops * sum(rows) * sum(columns) // area, streamed * max(rows) * max(columns) // area)

@@ -270,6 +270,7 @@ class StagePlan:
     velocity_guidance: tuple[VelocityGuidance, ...] = ()  # of each step of an LTX-Video model
     # Tiles along frames, height and width, each with the latent cells that neighbours share; a frozen sound.
     tiles: Tiles | None = None
+    decoded_cells: int | None = None  # latent cells of the picture that are decoded at once; None: all that fit
     sparse_attention: SparseAttention | None = None
     match_statistics: bool = False  # give an enlarged latent the spread it had per channel before it was enlarged
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 ANCESTRAL_SEED_OFFSET = 10000
 TILED_SIGMA = 0.625  # at which an enlarged picture is refined in tiles, which then still agree on what it shows
 TILE_SIDE = 1408  # pixels, of models that do not say which size they are asked for
+DECODED_SIDES = 2  # sides of a tile that a side of what is decoded at once has: a decode costs less than a step
 STOCHASTIC = ("euler_ancestral", "euler_cfg_pp")
 SETTINGS = {  # of samplers that have some
     "gradient_estimating": ("gamma",),
@@ -203,6 +204,7 @@ def tiled_stages(last: StagePlan, times: int, factors: SpatioTemporalScaleFactor
             sigmas=(TILED_SIGMA, *(sigma for sigma in levels if sigma < TILED_SIGMA)),
             streams=streams,
             tiles=tiles_of(shape, factors, side),
+            decoded_cells=(DECODED_SIDES * side) ** 2 // (factors.height * factors.width),
         )
         yield last
 

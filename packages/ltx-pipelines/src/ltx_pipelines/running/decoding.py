@@ -58,15 +58,22 @@ def decode_streams(generation: Generation, run: Decoding) -> Generation:
 
 
 def decode_frames(
-    latent: Tensor, ledger: ModelLedger, generator: torch.Generator, hdr: HDRName | None = None
+    latent: Tensor,
+    ledger: ModelLedger,
+    generator: torch.Generator,
+    hdr: HDRName | None = None,
+    most: int | None = None,
 ) -> Iterator[Tensor]:
-    """Chunks ``[f, H, W, 3]`` in [0, 1], or in an HDR colour space; the decoder is loaded for the first of them."""
+    """Chunks ``[f, H, W, 3]`` in [0, 1], or in an HDR colour space; the decoder is loaded for the first of them.
+
+    ``most`` is how many latent cells of the picture are decoded at once.
+    """
     decoder = video_decoder(latent, ledger, in_float32=hdr is not None)
     conditioning = DecodeConditioning(noise=generator)
     if hdr is None:
-        yield from fitting(latent, decoder.decode_frames(latent, conditioning), ledger)
+        yield from fitting(latent, decoder.decode_frames(latent, conditioning, most), ledger)
         return
-    for codes in decoder.decode_frames(latent.float(), conditioning):
+    for codes in decoder.decode_frames(latent.float(), conditioning, most):
         yield from_working_codes(codes, ACESCCT, HDRColorSpace(hdr))
 
 

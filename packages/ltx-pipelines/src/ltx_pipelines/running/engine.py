@@ -310,7 +310,8 @@ class Run:
 
     def frames(self, latent: Tensor) -> Iterator[Tensor]:
         """Chunks of all frames of a latent ``[f, H, W, 3]`` in [0, 1], whole."""
-        return finite_frames(decode_frames(latent, self.ledger, self.noise, self.plan.hdr))
+        most = self.plan.stages[-1].decoded_cells
+        return finite_frames(decode_frames(latent, self.ledger, self.noise, self.plan.hdr, most))
 
     def delivered(self, chunk: Tensor) -> Tensor:
         """The part of frames that is delivered."""

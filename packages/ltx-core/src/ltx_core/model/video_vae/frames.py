@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ltx_core.model.common.memory import free_bytes
 from ltx_core.model.common.meter import measure, without_data
+from ltx_core.model.common.tiling import TileCountConfig
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.diffusion.decoder import DiffusionVideoDecoder
 from ltx_core.model.video_vae.tiling import Tiling, balanced_tiling, stream_tiles, tiled_decode
@@ -61,22 +62,36 @@ def decode_video(
     latent: Tensor,
     tiling: Tiling | None = None,
     conditioning: DecodeConditioning | None = None,
+    most: int | None = None,
 ) -> Iterator[Tensor]:
     """Decode item 0 of a normalised latent into chunks of RGB frames ``[f, H, W, 3]`` in [0, 1], the latent's dtype.
 
     Without tiles a convolutional decoder streams chunks that join to exactly the whole decode, or gives one chunk where
-    it cannot stream; a picture too large for free memory is cut into balanced tiles that are streamed in time. A
-    diffusion decoder takes the tiles that free memory allows.
+    it cannot stream; a picture of more than ``most`` latent cells, or too large for free memory, is cut into tiles in
+    space, each streamed in time. A diffusion decoder takes the tiles that free memory allows.
     """
     latent = latent[:1]
-    parts = 1 if tiling is not None else decode_parts(decoder, latent, free_bytes(latent.device))
-    if parts > 1 and isinstance(decoder, VideoDecoder):
-        tiles = balanced_tiling(latent.shape[3], latent.shape[4], parts)
+    tiles = None if tiling is not None else decode_tiles(decoder, latent, free_bytes(latent.device), most)
+    if tiles is not None and isinstance(decoder, VideoDecoder):
         chunks = stream_tiles(decoder, latent, tiles, _first_item(conditioning))
     else:
         chunks = decode_chunks(decoder, latent, tiling, _first_item(conditioning))
     for chunk in chunks:
         yield to_frames(chunk)
+
+
+def decode_tiles(
+    decoder: AnyVideoDecoder, latent: Tensor, free: int, most: int | None = None
+) -> TileCountConfig | None:
+    """Tiles in space for a streamed decode of at most ``most`` latent cells at once within ``free`` bytes.
+
+    None where the picture is decoded whole, and for a decoder that cannot stream.
+    """
+    if not isinstance(decoder, VideoDecoder) or not decoder.can_stream:
+        return None
+    cells = latent.shape[3] * latent.shape[4]
+    at_once = min(cells // decode_parts(decoder, latent, free), most or cells)
+    return balanced_tiling(latent.shape[3], latent.shape[4], at_once) if at_once < cells else None
 
 
 def decode_parts(decoder: AnyVideoDecoder, latent: Tensor, free: int) -> int:

@@ -9,7 +9,10 @@ every tile but the first takes one latent frame more on its left, whose output g
 
 from __future__ import annotations
 
+import itertools
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,8 +28,7 @@ if TYPE_CHECKING:
     from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
 
 AXES = ("frames", "height", "width")
-SEAM = 2  # latent cells that neighbouring tiles share
-MAX_WASTE = 1.10  # decoded area over needed area
+HALO = 4  # latent cells decoded around a tile: what lies beyond changes it by less than half a level of 255
 COMPLEMENTARY_TOLERANCE = 1e-5
 WEIGHT_FLOOR = 1e-8
 
@@ -260,21 +262,19 @@ def tiled_encode(encode: Callable[[Tensor], Tensor], video: Tensor, plan: TilePl
     return total.to(latent.dtype)
 
 
-def balanced_tiling(height: int, width: int, parts: int, overlap: int = SEAM) -> TileCountConfig:
-    """Tiles in space, alike in size, for a latent of ``height`` x ``width`` cells of which 1 / ``parts`` fits at once.
+def balanced_tiling(height: int, width: int, most: int, overlap: int = 2 * HALO) -> TileCountConfig:
+    """Tiles in space, alike in size, of at most ``most`` cells each, for a latent of ``height`` x ``width`` cells.
 
-    The fewest that are small enough, else the smallest; tiles never overlap so much that the decoded area exceeds
-    ``MAX_WASTE`` times the needed one.
+    Those that decode the least area, else, where none are small enough, the smallest; a side of a tile is at least
+    twice the overlap, so that no more than four times the picture is decoded.
     """
-    area, choices = height * width, []
-    for rows in range(1, height // (2 * overlap) + 1):
-        for columns in range(1, width // (2 * overlap) + 1):
+    choices = []
+    for rows in range(1, max(height // overlap - 1, 1) + 1):
+        for columns in range(1, max(width // overlap - 1, 1) + 1):
             decoded = (height + overlap * (rows - 1)) * (width + overlap * (columns - 1))
-            if decoded <= MAX_WASTE * area:
-                tall, wide = (-(-(n + overlap * (k - 1)) // k) for n, k in ((height, rows), (width, columns)))
-                too_big = max(tall * wide * parts - area, 0) if parts > 1 else 0
-                choices.append((too_big, rows * columns, decoded, rows, columns))
-    *_, rows, columns = min(choices, default=(0, 0, 0, 1, 1))
+            tall, wide = (-(-(n + overlap * (k - 1)) // k) for n, k in ((height, rows), (width, columns)))
+            choices.append((max(tall * wide - most, 0), decoded, rows * columns, rows, columns))
+    *_, rows, columns = min(choices)
     axis = {1: (1, 0)}
     return TileCountConfig(height=axis.get(rows, (rows, overlap)), width=axis.get(columns, (columns, overlap)))
 
@@ -283,24 +283,55 @@ def balanced_tiling(height: int, width: int, parts: int, overlap: int = SEAM) ->
 def stream_tiles(
     decoder: VideoDecoder, latent: Tensor, tiling: TileCountConfig, conditioning: DecodeConditioning | None = None
 ) -> Iterator[Tensor]:
-    """Decode tiles in space that are each streamed in time, side by side, into chunks ``[B, 3, f, H, W]``.
+    """Decode tiles in space one after another, each streamed in time, into frames ``[B, 3, 1, H, W]``.
 
-    What is computed at once is a few frames of one tile. Raises ``ConfigError`` for a tiling that cuts time.
+    Neighbours meet in the middle of what they share: exact where that is the receptive field of the network on either
+    side. Memory is that of one tile; what tiles decode to waits in a temporary file until the last of them is done.
+    Raises ``ConfigError`` for a tiling that cuts time, and where the disk lacks the room.
     """
     if tiling.frames != (1, 0):
         raise ConfigError(f"frames are cut into {tiling.frames[0]} tiles, expected 1: time is streamed")
-    plan = TilePlan.of(_cells(latent), tiling, decoder.scale_factors)
-    _, height_weights, width_weights = plan.weights(True, latent.device)
-    places = [(h, w) for h in plan.height for w in plan.width]
-    sides = plan.height[-1].pixels.end, plan.width[-1].pixels.end
-    streams = [
-        decoder.decode_streaming(latent[:, :, :, _slice(h, False), _slice(w, False)], conditioning) for h, w in places
-    ]
-    for chunk in zip(*streams, strict=True):
-        canvas = torch.zeros(*chunk[0].shape[:3], *sides, dtype=latent.dtype, device=latent.device)
-        for (h, w), pixels in zip(places, chunk, strict=True):
-            canvas[..., _slice(h, True), _slice(w, True)] += pixels * (height_weights[h][:, None] * width_weights[w])
-        yield canvas
+    factors, (batch, _, *cells) = decoder.scale_factors, latent.shape
+    frames, height, width = 1 + (cells[0] - 1) * factors.time, cells[1] * factors.height, cells[2] * factors.width
+    _check_room((frames, height, width), batch * 3 * frames * height * width * latent.element_size())
+    _, rows, columns = tiling.split(_cells(latent))
+    with tempfile.TemporaryFile() as file:
+        places = []
+        for h, w in itertools.product(rows, columns):
+            (top, bottom), (left, right) = _delivered(h, factors.height), _delivered(w, factors.width)
+            places.append((file.tell(), slice(top, bottom), slice(left, right)))
+            inside = slice(top - h.start * factors.height, bottom - h.start * factors.height)
+            beside = slice(left - w.start * factors.width, right - w.start * factors.width)
+            part = latent[:, :, :, h.start : h.end, w.start : w.end]
+            for chunk in decoder.decode_streaming(part, conditioning):
+                own = chunk[..., inside, beside].movedim(2, 0).contiguous()
+                file.write(own.view(torch.uint8).cpu().numpy().data)
+        for number in range(frames):
+            canvas = torch.empty(batch, 3, height, width, dtype=latent.dtype)
+            for start, h_slice, w_slice in places:
+                own = torch.empty_like(canvas[..., h_slice, w_slice], memory_format=torch.contiguous_format)
+                data = own.view(torch.uint8).numpy()
+                file.seek(start + number * data.nbytes)
+                file.readinto(data.data)
+                canvas[..., h_slice, w_slice] = own
+            yield canvas[:, :, None].to(latent.device)
+
+
+def _delivered(tile: Interval, factor: int) -> tuple[int, int]:
+    """The pixels of an axis that a tile delivers: up to the middle of what it shares with its neighbours."""
+    start, end = tile.start + tile.left_ramp // 2, tile.end - (tile.right_ramp - tile.right_ramp // 2)
+    return start * factor, end * factor
+
+
+def _check_room(shape: Cells, size: int) -> None:
+    """Refuse frames that the folder of temporary files has no room for."""
+    folder = tempfile.gettempdir()
+    if (free := shutil.disk_usage(folder).free) < size:
+        frames = " x ".join(map(str, shape))
+        raise ConfigError(
+            f"{frames} frames wait in {size / 1e9:.1f} GB of {folder}, which has {free / 1e9:.1f} GB; "
+            "let TMPDIR name a larger disk"
+        )
 
 
 def _cells(latent: Tensor) -> Cells:
