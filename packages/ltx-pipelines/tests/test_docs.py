@@ -110,6 +110,16 @@ def test_commands_of_long(here: Path, small_model: Path) -> None:
     assert probe_video(here / "held.mp4").frames == 48
 
 
+def test_commands_of_sound(here: Path) -> None:
+    for line in commands("sound.md"):
+        assert run(shlex.split(line)[1:]) == 0, line
+    (program,) = blocks("sound.md", "python")
+    exec(compile(program, "docs/sound.md", "exec"), {})
+    for clip in ("boat.mp4", "boat-too.mp4"):
+        assert probe_video(here / clip).has_audio and probe_video(here / clip).frames == 9
+    assert "training_mode: audio_adapter" in (here / "sound.yaml").read_text()
+
+
 @pytest.mark.backend("mlx")
 def test_commands_of_mlx(here: Path, small_model: Path) -> None:
     pytest.importorskip("mlx.core", reason="mlx is not installed: `pip install mlx`")
