@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,8 @@ from ltx_core.sampling.denoisers import GuidancePass
 from ltx_core.types import AudioLatentShape, VideoLatentShape, VideoPixelShape
 from ltx_pipelines import TI2VidOneStagePipeline
 from ltx_pipelines.planning.cost import cost_of
-from ltx_pipelines.planning.plan import SparseAttention
-from ltx_pipelines.planning.work import Call, CallCounter
-from ltx_pipelines.running.generation import Generation
+from ltx_pipelines.planning.plan import BlockCache, SparseAttention
+from ltx_pipelines.planning.work import Call, CallCounter, tokens_of
 
 PROMPTS = ("a red ball bounces on a blue floor", "a green square slides to the right")
 STEPS = 30
@@ -27,6 +26,7 @@ SPARSE = tuple(
     SparseAttention(stride, 16, steps, layers)
     for stride, steps, layers in ((1, 0, 0), (4, 0, 0), (4, 1, 1), (4, 6, 1), (16, 6, 1), (16, 15, 1))
 )
+CACHES = tuple(BlockCache(threshold, steps) for steps in (1, 6) for threshold in (0.05, 0.1, 0.2))
 MODELS = ("ltx-2-19b", "ltx-2.3-22b")
 CLIPS = ((1088, 1920, 121), (2176, 3840, 257))
 STRIDES = (4, 8, 16, 64)
@@ -42,55 +42,63 @@ def run(options: Options) -> list[Table]:
 def errors(options: Options) -> Table:
     """Against the clip of the same seed with nothing left out; another seed's clip is the most it can be."""
     columns = ("left out", "operations", "latent error", "dB of frames", "sound error")
-    table = Table("On the bundled model, means over prompts", columns)
+    table = Table(f"On the bundled model, {STEPS} steps, means over prompts", columns)
     pipeline = TI2VidOneStagePipeline.from_pretrained("tiny", device=str(options.device), dtype="float32")
     steps, prompts = (3, PROMPTS[:1]) if options.quick else (STEPS, PROMPTS)
-    arms: dict[str, dict[str, Any]] = {
-        named(sparse): {"sparse_attention": sparse} for sparse in SPARSE if sparse.steps < steps
-    }
+    arms: dict[str, dict[str, Any]] = {named(one): {"sparse_attention": one} for one in SPARSE if one.steps < steps}
+    arms |= {named(one): {"first_block_cache": one} for one in CACHES if one.steps < steps}
     arms["nothing, but another seed"] = {"seed": 11}
-    exact = [pipeline(prompt, num_inference_steps=steps) for prompt in prompts]
-    frames = [decoded(one) for one in exact]
-    whole = flops_of(pipeline, exact[0])
+    exact = [Made.of(pipeline, prompt, steps) for prompt in prompts]
+    whole = exact[0].flops
     for name, more in arms.items():
-        made = [pipeline(prompt, num_inference_steps=steps, **more) for prompt in prompts]
-        differences = [difference(*pair) for pair in zip(made, exact, strict=True)]
-        noise = [decibels(decoded(one), want) for one, want in zip(made, frames, strict=True)]
-        means = [mean([one[stream] for one in differences]) for stream in ("video", "audio")]
-        share = flops_of(pipeline, made[0]) / whole
-        table.rows.append([name, f"{share:.3f}", f"{means[0]:.1e}", f"{mean(noise):.1f}", f"{means[1]:.1e}"])
+        made = [Made.of(pipeline, prompt, steps, **more) for prompt in prompts]
+        pairs = list(zip(made, exact, strict=True))
+        errors = [[one.difference(want, stream) for one, want in pairs] for stream in ("video", "audio")]
+        noise = [one.decibels(want) for one, want in pairs]
+        share = mean([one.flops for one in made]) / whole
+        table.rows.append(
+            [name, f"{share:.3f}", f"{mean(errors[0]):.1e}", f"{mean(noise):.1f}", f"{mean(errors[1]):.1e}"]
+        )
     table.notes.append("latent and sound error: root mean square of the difference over the spread of the latent")
     return table
 
 
-def named(sparse: SparseAttention) -> str:
-    return "sparse " + " ".join(map(str, astuple(sparse)))
+@dataclass(frozen=True)
+class Made:
+    """A clip and the operations of its stage."""
+
+    latents: Mapping[str, Tensor]
+    frames: Tensor
+    flops: float
+
+    @classmethod
+    def of(cls, pipeline: TI2VidOneStagePipeline, prompt: str, steps: int, **more: Any) -> Made:
+        said: list[str] = []
+        made = pipeline(prompt, num_inference_steps=steps, callback=lambda event: said.append(event.note), **more)
+        assert made.video is not None
+        phases = cost_of(made.plan, pipeline.ledger).phases
+        flops = next(phase.work.flops for phase in phases if phase.name == "stage 1")
+        reused, calls = next(((int(note.split()[0]), int(note.split()[2])) for note in said if note), (0, 1))
+        config = TransformerConfig.from_metadata(pipeline.ledger.config)
+        tokens = {name: tokens_of(made.plan.stages[0], name, pipeline.ledger) for name in config.streams}
+        left_out = 1 - first_block_share(CallCounter(config, tokens, pipeline.ledger.text_tokens, torch.float32))
+        return cls(made.latents, made.video.tensor(), flops * (1 - left_out * reused / calls))
+
+    def difference(self, want: Made, stream: str) -> float:
+        latent = want.latents[stream]
+        return float((self.latents[stream] - latent).square().mean().sqrt() / latent.std())
+
+    def decibels(self, want: Made) -> float:
+        return float(-10 * (self.frames - want.frames).square().mean().clamp(min=1e-12).log10())
+
+
+def named(one: SparseAttention | BlockCache) -> str:
+    kind = "sparse" if isinstance(one, SparseAttention) else "first block"
+    return " ".join((kind, *map(str, astuple(one))))
 
 
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def decoded(generation: Generation) -> Tensor:
-    assert generation.video is not None
-    return generation.video.tensor()
-
-
-def difference(made: Generation, want: Generation) -> Mapping[str, float]:
-    return {
-        name: float((made.latents[name] - latent).square().mean().sqrt() / latent.std())
-        for name, latent in want.latents.items()
-    }
-
-
-def decibels(made: Tensor, want: Tensor) -> float:
-    return float(-10 * (made - want).square().mean().clamp(min=1e-12).log10())
-
-
-def flops_of(pipeline: TI2VidOneStagePipeline, generation: Generation) -> float:
-    """Of the stage, as its plan counts them."""
-    phases = cost_of(generation.plan, pipeline.ledger).phases
-    return next(phase.work.flops for phase in phases if phase.name == "stage 1")
 
 
 # Operations -----------------------------------------------------------------------------------------------------------
@@ -115,7 +123,15 @@ def operations(options: Options) -> Table:
                 sparse = replace(counter, keys=round(kept * latent.token_count))
                 flops = sparse.works(call(sparse, sparse=True))[0].flops
                 table.rows.append(["", "", str(stride), f"{kept:.1%}", f"{flops / 1e15:.2f}", f"{flops / dense:.3f}"])
+            alone = first_block_share(counter)
+            table.rows.append(["", "", "first block", "", f"{alone * dense / 1e15:.2f}", f"{alone:.3f}"])
     return table
+
+
+def first_block_share(counter: CallCounter) -> float:
+    """Operations of a call that runs the first block alone, over those of all."""
+    first = replace(counter, config=replace(counter.config, num_layers=1))
+    return first.works(call(first, sparse=False))[0].flops / counter.works(call(counter, sparse=False))[0].flops
 
 
 def call(counter: CallCounter, sparse: bool) -> Call:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.tiny_transformers import random_transformer
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
 from ltx_core.model.common.meter import CountedAttention
 from ltx_core.model.transformer.attention import Attention, attention
-from ltx_core.model.transformer.config import AUDIO_VIDEO_CONSTANTS, LTX2_CONSTANTS, TransformerConfig
 from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.model.transformer.sparse import BlockPattern, tile_order
 from ltx_core.sampling.denoisers import DenoiseCall, GuidedDenoiser, Results
@@ -30,25 +30,6 @@ GRIDS = [
     ((1, 9, 4), 0, False),
     ((5, 8, 8), 1, False),
 ]
-SECTION: dict[str, Any] = {
-    **LTX2_CONSTANTS,
-    **AUDIO_VIDEO_CONSTANTS,
-    "_class_name": "AVTransformer3DModel",
-    "num_layers": 3,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "cross_attention_dim": 32,
-    "in_channels": 6,
-    "out_channels": 6,
-    "audio_num_attention_heads": 2,
-    "audio_attention_head_dim": 8,
-    "audio_cross_attention_dim": 16,
-    "audio_in_channels": 5,
-    "audio_out_channels": 5,
-    "frequencies_precision": "float64",
-    "av_ca_timestep_scale_multiplier": 1000.0,
-    "caption_channels": 14,
-}
 
 
 def pattern_of(grid: tuple[int, int, int], more: int, first: bool, stride: int = 4) -> BlockPattern:
@@ -155,12 +136,7 @@ GRID, MORE = (3, 5, 7), 6
 
 @pytest.fixture(scope="module")
 def model() -> LTXModel:
-    torch.manual_seed(0)
-    network = LTXModel(TransformerConfig.from_metadata({"transformer": SECTION})).eval().requires_grad_(False)
-    for name, parameter in network.named_parameters():
-        if "norm" not in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return network
+    return random_transformer(LTXModel)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +171,7 @@ class Told:
 @pytest.fixture
 def told(model: LTXModel) -> Iterator[Told]:
     generator = torch.Generator().manual_seed(2)
-    texts = {name: torch.randn(1, 5, 14, generator=generator) for name in ("video", "audio")}
+    texts = {name: torch.randn(1, 5, width, generator=generator) for name, width in {"video": 32, "audio": 16}.items()}
     yield Told(model, GuidedDenoiser(texts))
     assert all(type(block.attn1) is Attention for block in model.transformer_blocks)
 
@@ -213,7 +189,7 @@ def test_nothing_dropped_is_nothing_lost(model: LTXModel, states: dict[str, Late
     sparse = predicted(SparseDenoiser(told, model, whole), model, states)
     for made, want in zip(sparse, dense, strict=True):
         torch.testing.assert_close(made, want, rtol=1e-4, atol=1e-4)
-    assert told.sparse == [True] * 3
+    assert told.sparse == [True] * 4
 
 
 def test_first_steps_and_outer_blocks_stay_dense(model: LTXModel, states: dict[str, LatentState], told: Told) -> None:
@@ -221,9 +197,9 @@ def test_first_steps_and_outer_blocks_stay_dense(model: LTXModel, states: dict[s
     denoiser = SparseDenoiser(told, model, pattern, dense_steps=1, dense_blocks=1)
     dense = predicted(told, model, states)
     torch.testing.assert_close(predicted(denoiser, model, states), dense, rtol=1e-4, atol=1e-4)
-    assert told.sparse == [False] * 3
+    assert told.sparse == [False] * 4
     video, _ = predicted(denoiser, model, states, step=1)
-    assert told.sparse == [False, True, False]
+    assert told.sparse == [False, True, True, False]
     assert float((video - predicted(told, model, states, step=1)[0]).abs().max()) > 1e-3
 
 

@@ -20,12 +20,13 @@ from ltx_core.types import AudioLatentShape, VideoLatentShape, VideoPixelShape
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.planning.cost import cost_of
-from ltx_pipelines.planning.plan import SparseAttention, plan_from_json
+from ltx_pipelines.planning.plan import BlockCache, SparseAttention, plan_from_json
 from ltx_pipelines.planning.schema import UsageError
 from ltx_pipelines.planning.work import Call, CallCounter, sparse_pattern, tokens_of
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.running.recipe import plan_of
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
+from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
 from ltx_pipelines.upscale import UpscalePipeline
 from ltx_pipelines.utils.media_io import read_frames, read_recipe
 from ltx_pipelines.utils.model_ledger import ModelLedger
@@ -84,6 +85,42 @@ def test_it_is_an_option_kept_in_the_recipe(here: Path) -> None:
     assert plan_of(recipe, "bell.mp4").stages[0].sparse_attention == SparseAttention(**wanted)
 
 
+def test_steps_run_the_first_block_alone(pipeline: TI2VidOneStagePipeline) -> None:
+    said = [""]
+
+    def latent(**more: Any) -> torch.Tensor:
+        steps = {**CLIP, "num_inference_steps": 6}
+        made = pipeline(
+            "a bell", **steps, **more, output_type="latent", callback=lambda event: said.append(event.note or said[-1])
+        )
+        return made.latents["video"]
+
+    whole = latent()
+    assert said[-1] == ""
+    assert torch.equal(latent(first_block_cache=(1e-9, 1)), whole)
+    assert said[-1] == "0 of 6 calls of the transformer ran its first block alone"
+    assert not torch.equal(latent(first_block_cache=(1.0, 3)), whole)
+    assert said[-1] == "3 of 6 calls of the transformer ran its first block alone"
+    both = latent(first_block_cache=(1.0, 3), sparse_attention=SparseAttention(1, 16, 1, 0))
+    torch.testing.assert_close(both, latent(first_block_cache=(1.0, 3)), rtol=1e-3, atol=1e-3)
+
+
+def test_what_a_first_block_cache_keeps_is_in_the_price(pipeline: TI2VidOneStagePipeline) -> None:
+    plan = pipeline.plan("a bell", **CLIP, first_block_cache=(0.1, 2))
+    (stage,) = plan.stages
+    assert stage.first_block_cache == BlockCache(0.1, 2) and plan_from_json(plan.to_json()) == plan
+    assert plan.notes == (
+        "stage 1: steps after the first 2 whose first block changes by less than 0.1 run no other; "
+        "their number is not known before, and the cost counts none",
+    )
+    plain = pipeline.plan("a bell", **CLIP)
+    kept, usual = (cost_of(one, pipeline.ledger).phases[1].work for one in (plan, plain))
+    section, tokens = pipeline.ledger.config["transformer"], tokens_of(stage, "video", pipeline.ledger)
+    width = section["num_attention_heads"] * section["attention_head_dim"]
+    assert kept.flops == usual.flops
+    assert kept.activations - usual.activations > 3 * 4 * tokens * width * 4
+
+
 def test_it_serves_ltx_video_whose_conditions_stand_before_the_grid(here: Path) -> None:
     line = shlex.split("ltxv waves --pipeline-config ltxv.yaml -H 128 -W 192 -f 17 -i photo.png 8 1 --quiet -o")
     sparse = ["--sparse-attention", "9", "8", "0", "0"]
@@ -98,6 +135,9 @@ def test_where_it_cannot_hold_it_is_refused(pipeline: TI2VidOneStagePipeline, mo
         "stride is 0, expected at least 1": {"sparse_attention": 0},
         "leaves 3 steps dense, expected less than the 3 there are": {"sparse_attention": (4, 8, 3)},
         "leaves 9 layers at either end dense": {"sparse_attention": (4, 8, 1, 9)},
+        "threshold is 0.0, expected above 0": {"first_block_cache": 0},
+        "first_block_cache steps is 0": {"first_block_cache": (0.1, 0)},
+        "runs the first 6 steps of guided stages as they are": {"first_block_cache": 0.1},
     }
     for message, request in wrong.items():
         with pytest.raises(ConfigError, match=message):
@@ -108,12 +148,19 @@ def test_where_it_cannot_hold_it_is_refused(pipeline: TI2VidOneStagePipeline, mo
         with monkeypatch.context() as changed, pytest.raises(ConfigError, match="sparse_attention is given with"):
             changed.setattr(pipeline.ledger, name, value)
             pipeline.plan("a bell", **CLIP, sparse_attention=FEW)
+    with pytest.raises(ConfigError, match="first_block_cache is given with several devices"):
+        monkeypatch.setattr(pipeline.ledger, "devices", object())
+        pipeline.plan("a bell", **CLIP, first_block_cache=(0.1, 1))
 
 
-def test_stages_in_tiles_stay_dense(pipeline: TI2VidOneStagePipeline) -> None:
+def test_stages_in_tiles_and_refinements_stay_as_they_are(pipeline: TI2VidOneStagePipeline) -> None:
     small = {"height": 64, "width": 64, "num_frames": 9, "upscale": 2}
     plan = DistilledPipeline(pipeline.ledger).plan("a bell", **small, sparse_attention=FEW)
     assert [stage.sparse_attention is not None for stage in plan.stages] == [True, True, False]
+    two = TI2VidTwoStagesPipeline(pipeline.ledger).plan("a bell", **small, first_block_cache=0.1)
+    assert [stage.first_block_cache is not None for stage in two.stages] == [True, False, False]
+    with pytest.raises(UsageError, match="first_block_cache has no effect in DistilledPipeline"):
+        DistilledPipeline(pipeline.ledger).plan("a bell", **small, first_block_cache=0.1)
 
 
 @pytest.mark.slow
@@ -139,3 +186,5 @@ def test_the_table_of_operations_is_what_is_counted(tokens: str, height: int, wi
         sparse = replace(counter, keys=round(kept * latent.token_count))
         flops = sparse.works(replace(one, sparse=True))[0].flops
         assert f"| {stride} | {100 * kept:.1f} % | {flops / 1e15:.2f} | {flops / dense:.3f} |" in page
+    alone = replace(counter, config=replace(counter.config, num_layers=1)).works(one)[0].flops
+    assert f"{alone / dense:.3f}" == "0.021" and f"{alone / 1e15:.2f}" in page

@@ -81,7 +81,10 @@ def test_commands_of_performance(here: Path, capfd: pytest.CaptureFixture[str]) 
     for line in commands("performance.md"):
         assert run(shlex.split(line)[1:]) == 0, line
     assert probe_video(here / "sparse.mp4").has_audio
-    assert "the picture's self-attention computes" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert (
+        "the picture's self-attention computes" in said and "of 8 calls of the transformer ran its first block" in said
+    )
 
 
 def test_commands_of_scale(here: Path) -> None:

@@ -21,7 +21,14 @@ from ltx_core.types import VideoPixelShape
 from ltx_pipelines import PIPELINES
 from ltx_pipelines.planning.plan import Condition, Lora, ModelFiles, Plan, StagePlan
 from ltx_pipelines.planning.schema import Option, UsageError, documented, options_of, plain, read_all
-from ltx_pipelines.planning.stages import TILE_SIDE, attending_sparsely, default_guidance, keyframe_slots, tiled_stages
+from ltx_pipelines.planning.stages import (
+    TILE_SIDE,
+    attending_sparsely,
+    caching_blocks,
+    default_guidance,
+    keyframe_slots,
+    tiled_stages,
+)
 from ltx_pipelines.request import (
     STREAMS,
     AutoDuration,
@@ -58,7 +65,9 @@ GUIDERS = frozenset({"guider", "apg_eta", "apg_norm_threshold", "apg_momentum"})
 APG_OFF: dict[str, Any] = {"apg_eta": 1.0, "apg_norm_threshold": 0.0, "apg_momentum": 0.0}
 LARGE = frozenset({"upscale", "tile_size", "sparse_attention"})
 CAMERA = frozenset({"camera", "camera_depth", "camera_plane", "camera_release"})
-SAMPLING = frozenset({"num_inference_steps", "scheduler", "sampler", "eta", "s_noise", "gamma", "max_batch_size"})
+SAMPLING = frozenset(
+    {*("num_inference_steps", "scheduler", "sampler", "eta", "s_noise", "gamma", "max_batch_size", "first_block_cache")}
+)
 GUIDED = GUIDANCE["video"] | GUIDANCE["audio"] | GUIDERS | SAMPLING | {"negative_prompt"}
 
 
@@ -417,6 +426,8 @@ class Pipeline(ABC):
         stages = [*stages, *self.enlarging_stages(request, stages[-1])]
         if request.sparse_attention is not None:
             stages = attending_sparsely(stages, request.sparse_attention)
+        if request.first_block_cache is not None:
+            stages = caching_blocks(stages, request.first_block_cache)
         return Plan(
             pipeline=type(self).__name__,
             models=self.ledger.files,

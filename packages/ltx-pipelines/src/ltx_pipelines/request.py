@@ -18,7 +18,15 @@ from ltx_core.loader.metadata import DEFAULTS_FROM
 from ltx_core.precision import DtypeName
 from ltx_core.textfiles import parse_json
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape, nearest_multiple
-from ltx_pipelines.planning.plan import BackendName, HDRName, ImageCondition, Lora, SamplerName, SparseAttention
+from ltx_pipelines.planning.plan import (
+    BackendName,
+    BlockCache,
+    HDRName,
+    ImageCondition,
+    Lora,
+    SamplerName,
+    SparseAttention,
+)
 from ltx_pipelines.planning.schema import File, Option, option, options_of
 
 Policy = Literal["auto", "resident", "sequential", "streamed"]
@@ -145,6 +153,13 @@ class Request:
         "Leave distant pairs out of the picture's self-attention: a block of tokens sees those that touch it and every "
         "STRIDE-th. The first STEPS and the outer LAYERS of the transformer see all, as do stages in tiles.",
         shown="off; of the others 128 1 1",
+    )
+    first_block_cache: BlockCache | None = sampling(
+        None,
+        "Run the first block of the transformer alone, and reuse what the others did at an earlier step, where that "
+        "block's change differs by less than this share, 0.1 or so. The first STEPS run all blocks, as do stages that "
+        "are not guided or in tiles.",
+        shown="off; steps 6",
     )
     video_guider_params: Guidance | None = sampling(
         None, "The whole guidance of the picture, also by noise level, instead of the single values.", hidden=True

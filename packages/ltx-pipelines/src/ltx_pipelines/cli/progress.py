@@ -100,6 +100,8 @@ class Reporter:
         if event.step:
             self.steps += 1
             self._step(event)
+            if event.note:
+                self.note(event.note)
         else:
             self._begin(name, event)
 

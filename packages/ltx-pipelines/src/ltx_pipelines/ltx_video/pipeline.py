@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from ltx_core.errors import ConditioningError, ConfigError, MediaError
 from ltx_core.types import VideoLatentShape, VideoPixelShape
 from ltx_pipelines.ltx_video.size import PaddedSize
-from ltx_pipelines.pipeline import SIZE, TIME, Loras, Pipeline
+from ltx_pipelines.pipeline import COMMON, Loras, Pipeline
 from ltx_pipelines.planning.plan import (
     ImageCondition,
     LTXVideoSettings,
@@ -52,11 +52,7 @@ class LTXVideoPipeline(Pipeline):
     An image may also be a clip, shown from its frame on; it is prepared like the training data.
     """
 
-    accepts = (
-        frozenset({"prompt", "negative_prompt", "seed", "snap", "images", "background", "sparse_attention"})
-        | SIZE
-        | TIME
-    )
+    accepts = COMMON - {"sigmas"} | {"negative_prompt", "images", "sparse_attention", "first_block_cache"}
     uses = Pipeline.uses | {"spatial_upsampler", "keep_latents", "first_stage"}
     usual: ClassVar[Mapping[str, Any]] = {
         "height": 704,

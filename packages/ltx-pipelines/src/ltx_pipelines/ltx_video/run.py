@@ -80,9 +80,9 @@ class LTXVideoRun:
             states["audio"] = self.start_sound(stage.streams["audio"], tools["audio"], inputs)
         return StageRun(tools, states, denoiser, sampling)
 
-    def model(self, stage: StagePlan) -> Transformer:
+    def model(self, stage: StagePlan, network: Transformer) -> Transformer:
         """The transformer, which predicts velocities."""
-        return self.ledger.transformer(stage.loras, tuple(stage.streams))
+        return network
 
     def tools(self, stage: StagePlan) -> LTXVideoTools:
         ledger = self.ledger

@@ -37,16 +37,19 @@ def notes_of(plan: Plan, ledger: ModelLedger) -> tuple[str, ...]:
     if plan.long is not None and len(windows := plan.stages[0].windows) > 1:
         frames, shared = windows[0].last + 1, FRAMES_PER_LATENT * windows[1].shared
         found["", "windows"] = f"made in {len(windows)} windows of {frames} frames, each goes on from the last {shared}"
-    return (*found.values(), *_of_attention(plan, ledger), *_of_prompts(plan, ledger))
+    return (*found.values(), *_of_work(plan, ledger), *_of_prompts(plan, ledger))
 
 
-def _of_attention(plan: Plan, ledger: ModelLedger) -> Iterator[str]:
-    """Shares of pairs that a sparse attention computes."""
+def _of_work(plan: Plan, ledger: ModelLedger) -> Iterator[str]:
+    """Work that is left out although its result is not known."""
     for number, stage in enumerate(plan.stages, 1):
         if (sparse := stage.sparse_attention) is not None:
             kept = sparse_pattern(runs(stage)[0], sparse, ledger).kept
             where = f"after {sparse.steps} of {stage.steps} steps, but for {sparse.layers} layers at either end"
             yield f"stage {number}: the picture's self-attention computes {kept:.1%} of its pairs {where}"
+        if (cache := stage.first_block_cache) is not None:
+            steps = f"steps after the first {cache.steps} whose first block changes by less than {cache.threshold:g}"
+            yield f"stage {number}: {steps} run no other; their number is not known before, and the cost counts none"
 
 
 def _of_prompts(plan: Plan, ledger: ModelLedger) -> Iterator[str]:

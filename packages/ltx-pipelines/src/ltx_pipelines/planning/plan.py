@@ -232,6 +232,23 @@ class SparseAttention:
 
 
 @dataclass(frozen=True)
+class BlockCache:
+    """Steps run the first block of the transformer alone where its change differs by less than ``threshold``.
+
+    The difference is relative, to the last step that ran all blocks; the first ``steps`` calls run them all.
+    """
+
+    threshold: float
+    steps: int = 6
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ConfigError(f"first_block_cache threshold is {self.threshold}, expected above 0, at most 1")
+        if self.steps < 1:
+            raise ConfigError(f"first_block_cache steps is {self.steps}, expected at least 1")
+
+
+@dataclass(frozen=True)
 class Window:
     """Pixel frames ``first`` to ``last`` of a stage; the window before gives its first ``dropped`` latent frames.
 
@@ -272,6 +289,7 @@ class StagePlan:
     tiles: Tiles | None = None
     decoded_cells: int | None = None  # latent cells of the picture that are decoded at once; None: all that fit
     sparse_attention: SparseAttention | None = None
+    first_block_cache: BlockCache | None = None
     match_statistics: bool = False  # give an enlarged latent the spread it had per channel before it was enlarged
 
     @property

@@ -19,6 +19,7 @@ from ltx_core.errors import ConfigError
 from ltx_core.types import SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
 from ltx_pipelines.planning.layout import tiles_of
 from ltx_pipelines.planning.plan import (
+    BlockCache,
     Condition,
     ImageCondition,
     KeyframeSlots,
@@ -220,6 +221,18 @@ def attending_sparsely(stages: Sequence[StagePlan], sparse: SparseAttention) -> 
         most = max(stage.steps for stage in stages)
         raise UsageError(f"sparse_attention leaves {sparse.steps} steps dense, expected less than the {most} there are")
     return [replace(stage, sparse_attention=sparse) if fits(stage) else stage for stage in stages]
+
+
+def caching_blocks(stages: Sequence[StagePlan], cache: BlockCache) -> list[StagePlan]:
+    """The stages with a first-block cache where there are many steps: guided ones that are not in tiles."""
+
+    def fits(stage: StagePlan) -> bool:
+        return stage.guided and stage.tiles is None and stage.steps > cache.steps
+
+    if not any(map(fits, stages)):
+        said = f"first_block_cache runs the first {cache.steps} steps of guided stages as they are"
+        raise UsageError(f"{said}, expected less than some stage has")
+    return [replace(stage, first_block_cache=cache) if fits(stage) else stage for stage in stages]
 
 
 def doubled(shape: VideoPixelShape) -> VideoPixelShape:

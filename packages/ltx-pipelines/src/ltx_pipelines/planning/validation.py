@@ -60,7 +60,7 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
     check_sizes(plan, ledger)
     for stage in plan.stages:
         check_tiles(stage)
-        check_sparse_attention(stage, ledger)
+        check_cheaper(stage, ledger)
     check_components(plan, ledger)
     for stage, condition in plan.conditions():
         check_color_space(condition, plan)
@@ -114,25 +114,24 @@ def check_tiles(stage: StagePlan) -> None:
         raise ConfigError("a stage in tiles makes sound, expected it frozen: each tile would make its own")
 
 
-def check_sparse_attention(stage: StagePlan, ledger: ModelLedger) -> None:
-    """Blocks of tokens are left out by torch on one device, of attentions without strengths."""
-    if (sparse := stage.sparse_attention) is None:
+def check_cheaper(stage: StagePlan, ledger: ModelLedger) -> None:
+    """Work is left out by torch on one device; of a self-attention where it has no strengths and is not compiled."""
+    if (sparse := stage.sparse_attention) is None and stage.first_block_cache is None:
         return
-    count = int(ledger.config["transformer"].get("num_layers", 1))
-    if 2 * sparse.layers >= count:
-        said = f"sparse_attention leaves {sparse.layers} layers at either end dense, the model has {count}"
-        raise ConfigError(f"{said}; nearest valid: {(count - 1) // 2}")
-    excluded = {
-        f"backend {ledger.backend}": ledger.backend != "torch",
-        "several devices": ledger.devices is not None,
-        "compile_blocks": ledger.compile_blocks,
-        "attention strengths of references": any(
+    name = "first_block_cache" if sparse is None else "sparse_attention"
+    excluded = {f"backend {ledger.backend}": ledger.backend != "torch", "several devices": ledger.devices is not None}
+    if sparse is not None:
+        count = int(ledger.config["transformer"].get("num_layers", 1))
+        if 2 * sparse.layers >= count:
+            said = f"sparse_attention leaves {sparse.layers} layers at either end dense, the model has {count}"
+            raise ConfigError(f"{said}; nearest valid: {(count - 1) // 2}")
+        excluded["compile_blocks"] = ledger.compile_blocks
+        excluded["attention strengths of references"] = any(
             isinstance(one, ReferenceCondition) and (one.attention_strength != 1 or one.attention_mask is not None)
             for one in stage.streams["video"].conditions
-        ),
-    }
-    for what in (name for name, given in excluded.items() if given):
-        raise ConfigError(f"sparse_attention is given with {what}, expected it left out")
+        )
+    for what in (one for one, given in excluded.items() if given):
+        raise ConfigError(f"{name} is given with {what}, expected it left out")
 
 
 def check_components(plan: Plan, ledger: ModelLedger) -> None:

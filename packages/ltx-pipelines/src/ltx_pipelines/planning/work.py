@@ -48,12 +48,13 @@ from ltx_pipelines.planning.plan import (
     SparseAttention,
     StagePlan,
 )
+from ltx_pipelines.running.cheaper import block_pattern
 from ltx_pipelines.running.engine import guided_denoiser, sampler_of
-from ltx_pipelines.running.sparse import block_pattern
 from ltx_pipelines.utils.media_io import read_audio
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 NO_TRANSFORMER: Any = None
+KEPT_CHANGES = 3  # of each pass of a first-block cache: by the first block, once more to compare, and by the others
 CANVASES = 4  # of a stage in tiles, beside one for each pass: noisy, clean, x0 and the next noisy tokens
 
 
@@ -84,7 +85,8 @@ def whole_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
     counted = [(*counter.works(call), times) for call, times in calls_of(stage, counter.contexts(), counter.contexts())]
     flops = sum(later * times for _, later, times in counted)
     texts = max(first.flops - later for first, later, _ in counted)
-    yield Work(flops + texts, max(first.activations for first, _, _ in counted))
+    kept = KEPT_CHANGES * stage.passes() * counter.token_bytes if stage.first_block_cache is not None else 0
+    yield Work(flops + texts, max(first.activations for first, _, _ in counted) + kept)
 
 
 def sparse_pattern(stage: StagePlan, sparse: SparseAttention, ledger: ModelLedger) -> BlockPattern:
@@ -174,6 +176,12 @@ class CallCounter:
     keep_text: bool = True
     keys: int = 0  # that a token of the picture sees in a sparse call, in the mean
     dense_blocks: int = 0  # at either end, where it sees all
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the tokens of all streams inside the transformer."""
+        streams = self.config.streams
+        return sum(self.tokens[name] * streams[name].width for name in streams) * self.dtype.itemsize
 
     def contexts(self) -> Contexts:
         """A text of every stream, on the meta device."""

@@ -40,6 +40,7 @@ from ltx_core.types import Audio, VideoLatentShape
 from ltx_pipelines.ltx_video.run import LTXVideoRun
 from ltx_pipelines.planning.plan import CarriedKeyframes, ImageCondition, Plan, SamplerPlan, StagePlan
 from ltx_pipelines.planning.windows import runs
+from ltx_pipelines.running.cheaper import denoiser_of, network_of, reused
 from ltx_pipelines.running.conditions import (
     conditioning_items,
     encode_picture,
@@ -63,7 +64,6 @@ from ltx_pipelines.running.long import (
     pieces,
     prompt_of,
 )
-from ltx_pipelines.running.sparse import denoiser_of
 from ltx_pipelines.running.stage_inputs import (
     KEYFRAMES,
     StageInputs,
@@ -109,6 +109,7 @@ class Event:
     generation: Generation | None = None
     media: WindowMedia | None = None
     state: LongState | None = None
+    note: str = ""  # a line for the user
 
     def preview(self) -> Tensor | None:
         """The video's x0 prediction of this step as a latent ``[1, C, F, h, w]``, what a preview is drawn from."""
@@ -264,7 +265,8 @@ def denoise_stage(
     states, sigmas = begun.states, torch.tensor(stage.sigmas, dtype=torch.float32)
     run.watch.see(states, stage, f"that stage {index + 1} begins with")
     yield Event("denoise", index, 0, stage.steps, stage.sigmas[0], states)
-    model: Transformer = run.model(stage)
+    network = network_of(stage, run.ledger)
+    model: Transformer = run.model(stage, network)
     if run.ledger.devices is not None:
         model = run.ledger.devices.spread(cast(nn.Module, model), stage.passes())
     if stage.tiles is not None:
@@ -272,7 +274,9 @@ def denoise_stage(
     for step in denoise(model, denoiser_of(stage, begun, run.ledger), states, sigmas, begun.sampler):
         states = step.states
         run.watch.see(states, stage, f"after step {step.index + 1} of {step.total} of stage {index + 1}")
-        yield Event("denoise", index, step.index + 1, step.total, step.sigma, states, step.results, begun.tools)
+        note = reused(network) if step.index + 1 == step.total else ""
+        place = (index, step.index + 1, step.total, step.sigma)
+        yield Event("denoise", *place, states, step.results, begun.tools, note=note)
     return states
 
 
@@ -298,9 +302,9 @@ class Run:
             sampler = ReleasingSampler(sampler, noise)
         return StageRun(tools, states, denoiser, sampler)
 
-    def model(self, stage: StagePlan) -> X0Model:
-        """The transformer with the stage's adapters."""
-        return X0Model(self.ledger.transformer(stage.loras, tuple(stage.streams)), stage.max_batch_size)
+    def model(self, stage: StagePlan, network: Transformer) -> X0Model:
+        """The transformer, which predicts x0."""
+        return X0Model(network, stage.max_batch_size)
 
     def decode(self, latent: Tensor) -> Iterator[Tensor]:
         """Chunks of the frames that are delivered ``[f, H, W, 3]``, in [0, 1] unless they are HDR."""

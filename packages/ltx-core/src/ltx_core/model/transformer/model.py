@@ -27,8 +27,8 @@ projected once for all that read it. Rows computed one by one are bit-equal to s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ltx_core.errors import ConfigError
-from ltx_core.guidance.perturbations import BatchedPerturbationConfig, BlockKeep
+from ltx_core.guidance.perturbations import BatchedPerturbationConfig, Segment
 from ltx_core.model.transformer.adaln import AdaLayerNormSingle, Modulation, scale_and_shift
 from ltx_core.model.transformer.attention import AUTO, Attention, find_backend
 from ltx_core.model.transformer.block import (
@@ -59,6 +59,7 @@ from ltx_core.model.transformer.modality import (
     check_modalities,
     check_perturbations,
 )
+from ltx_core.model.transformer.passage import Group, Passage, batched, join, select, split
 from ltx_core.model.transformer.rope import cross_rope, self_rope, token_points
 from ltx_core.optimizations import optimizations
 from ltx_core.utils import to_denoised
@@ -73,16 +74,6 @@ class OuterLayers(NamedTuple):
     caption_projection: TextProjection | None
     scale_shift_table: Tensor  # [2, w]
     proj_out: nn.Linear
-
-
-@dataclass
-class Group:
-    """Rows that go through the blocks together."""
-
-    tokens: Tokens
-    inputs: Mapping[str, StreamInputs]
-    texts: Mapping[str, TextInputs]
-    keeps: Sequence[BlockKeep]
 
 
 class LTXModel(nn.Module):
@@ -137,41 +128,68 @@ class LTXModel(nn.Module):
 
         Raises ``ConfigError`` for a stream the model lacks, for no stream at all, and for shapes that do not fit.
         """
+        passage = self.enter(video, audio, perturbations, max_batch_size)
+        self.advance(passage, self.num_blocks)
+        return self.leave(passage)
+
+    def enter(
+        self,
+        video: Modality | None,
+        audio: Modality | None,
+        perturbations: BatchedPerturbationConfig | None,
+        max_batch_size: int | None,
+    ) -> Passage:
+        """Samples before the first block. Raises as ``forward``."""
         modalities = check_modalities(self.config, video, audio)
-        latent = next(iter(modalities.values())).latent
-        size, on = latent.shape[0], (self.num_blocks, latent.device, latent.dtype)
+        size = next(iter(modalities.values())).latent.shape[0]
         perturbations = check_perturbations(perturbations, size)
         if max_batch_size is not None and max_batch_size < 1:
             raise ConfigError(f"max_batch_size is {max_batch_size}, expected at least 1")
         modalities = self._with_text_memory(modalities, perturbations)
-        prepare = cache(lambda samples: self.prepare(select(modalities, samples)))
-        texts = cache(lambda samples: self.texts(select(modalities, samples)))
-        groups: list[Group] = []
-        rows: list[Tokens] = []
-        row_of: tuple[int, ...] = ()
-        for segment in perturbations.segments(self.num_blocks):
-            # 1. One row for all samples that have not differed so far, embedded or from the segment before.
-            groups = [
-                Group(
-                    join([rows[row_of[sample]] for sample in samples])
-                    if rows
-                    else self.embed(select(modalities, samples)),
-                    prepare(perturbations.alike_but_text(samples)),
-                    texts(perturbations.alike(samples)),
-                    perturbations.select(samples).block_keeps(*on),
-                )
-                for samples in batched(segment.samples, max_batch_size or size)
-            ]
-            rows = []
-            # 2. The blocks.
-            for index in range(segment.first, segment.last):
-                for group in groups:
+        return Passage(
+            modalities,
+            perturbations,
+            perturbations.segments(self.num_blocks),
+            max_batch_size or size,
+            cache(lambda samples: self.prepare(select(modalities, samples))),
+            cache(lambda samples: self.texts(select(modalities, samples))),
+        )
+
+    def advance(self, passage: Passage, last: int) -> None:
+        """Take samples through the blocks below ``last``."""
+        for segment in passage.segments:
+            blocks = range(max(segment.first, passage.done), min(segment.last, last))
+            if blocks and segment is not passage.segment:
+                self.gather(passage, segment)
+            for index in blocks:
+                for group in passage.groups:
                     group.tokens = self.run_block(index, group)
-                self._forget_texts(modalities)
-            rows, row_of = [row for group in groups for row in split(group.tokens)], segment.row_of
-        # 3. The output heads, and each sample's velocity from its row.
-        rows = [row for group in groups for row in split(self.heads(group.tokens, group.inputs))]
-        velocities = join([rows[row] for row in row_of])
+                self._forget_texts(passage.modalities)
+                passage.done = index + 1
+
+    def gather(self, passage: Passage, segment: Segment) -> None:
+        """One row for all samples that do not differ in ``segment``, embedded or from the segment before."""
+        perturbations, rows, before = passage.perturbations, passage.rows, passage.segment
+        latent = next(iter(passage.modalities.values())).latent
+        passage.groups = [
+            Group(
+                samples,
+                join([rows[before.row_of[sample]] for sample in samples])
+                if before
+                else self.embed(select(passage.modalities, samples)),
+                passage.inputs(perturbations.alike_but_text(samples)),
+                passage.texts(perturbations.alike(samples)),
+                perturbations.select(samples).block_keeps(self.num_blocks, latent.device, latent.dtype),
+            )
+            for samples in batched(segment.samples, passage.batch)
+        ]
+        passage.segment = segment
+
+    def leave(self, passage: Passage) -> tuple[Tensor | None, Tensor | None]:
+        """The output heads, and each sample's velocity from its row."""
+        assert passage.segment is not None
+        rows = [row for group in passage.groups for row in split(self.heads(group.tokens, group.inputs))]
+        velocities = join([rows[row] for row in passage.segment.row_of])
         return velocities.get("video"), velocities.get("audio")
 
     def embed(self, modalities: Mapping[str, Modality]) -> Tokens:
@@ -377,26 +395,3 @@ class X0Model(nn.Module):
     @property
     def num_blocks(self) -> int:
         return self.velocity_model.num_blocks
-
-
-def select(modalities: Mapping[str, Modality], samples: tuple[int, ...]) -> dict[str, Modality]:
-    """Some samples of every stream."""
-    return {name: modality.select(samples) for name, modality in modalities.items()}
-
-
-def batched(samples: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
-    """Up to ``size`` samples at a time."""
-    for start in range(0, len(samples), size):
-        yield samples[start : start + size]
-
-
-def split(tokens: Tokens) -> Iterator[Tokens]:
-    """The rows of a batch one by one, as views."""
-    size = next(iter(tokens.values())).shape[0]
-    for row in range(size):
-        yield {name: x if size == 1 else x[row : row + 1] for name, x in tokens.items()}
-
-
-def join(rows: Sequence[Tokens]) -> Tokens:
-    """Rows as one batch."""
-    return rows[0] if len(rows) == 1 else {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

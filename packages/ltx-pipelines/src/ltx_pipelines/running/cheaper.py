@@ -1,4 +1,4 @@
-"""Sparse self-attention as a plan asks for it: the blocks of a stage's picture, and what denoises it with them."""
+"""Cheaper stages as a plan asks for them: sparse self-attention, and steps that run the first block alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.model.transformer.sparse import BlockPattern
+from ltx_core.networks import Transformer
 from ltx_core.sampling.denoisers import Denoiser
+from ltx_core.sampling.first_block import FirstBlockCache
 from ltx_core.sampling.sparse import SparseDenoiser
 from ltx_core.types import VideoLatentShape
 from ltx_pipelines.planning.plan import SparseAttention, StagePlan
@@ -22,6 +24,21 @@ def block_pattern(
     """Blocks of a picture's cells, and of the tokens of its conditions behind them, before them with LTX-Video."""
     grid = (latent.frames, latent.height, latent.width)
     return BlockPattern.of(grid, tokens, sparse.block, sparse.stride, first=ledger.is_ltx_video, device=device)
+
+
+def network_of(stage: StagePlan, ledger: ModelLedger) -> Transformer:
+    """The transformer of a stage, one that leaves out blocks where the stage says so."""
+    network = ledger.transformer(stage.loras, tuple(stage.streams))
+    if (cache := stage.first_block_cache) is None:
+        return network
+    return FirstBlockCache(cast(LTXModel, network), cache.threshold, cache.steps)
+
+
+def reused(network: Transformer) -> str:
+    """A line on the steps of which a transformer left out blocks; empty where it leaves out none."""
+    if not isinstance(network, FirstBlockCache):
+        return ""
+    return f"{network.reused} of {network.calls} calls of the transformer ran its first block alone"
 
 
 def denoiser_of(stage: StagePlan, begun: StageRun, ledger: ModelLedger) -> Denoiser:

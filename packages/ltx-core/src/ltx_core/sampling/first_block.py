@@ -1,0 +1,111 @@
+"""Steps whose first block changes the tokens as at an earlier step, on which the other blocks are not run.
+
+::
+
+    tokens --block 0--> first --blocks 1 ..--> last        kept: first - tokens, and last - first
+    tokens --block 0--> first + kept (last - first)        where first - tokens is nearly what is kept
+
+Nothing in the transformer knows of it. What is kept is that of the last step that ran all blocks: errors don't add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltx_core.guidance.perturbations import BatchedPerturbationConfig
+from ltx_core.model.transformer.block import Tokens
+from ltx_core.model.transformer.modality import Modality
+from ltx_core.model.transformer.model import LTXModel
+from ltx_core.model.transformer.passage import Passage, join, select
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Changes of the last step that ran all blocks."""
+
+    of: Any  # the passes, streams and tokens they belong to
+    first: list[Tokens]  # by the first block, of each row there
+    rest: list[Tokens]  # by the others, of each group of rows at the end
+
+
+@dataclass
+class FirstBlockCache:
+    """A transformer that leaves out all blocks but the first where that one's change differs little from what is kept.
+
+    ``threshold`` bounds the mean absolute difference of the changes over the mean absolute change, of every guidance
+    pass and every stream that runs. The first ``full_calls`` run all blocks: what they decide all others follow.
+    Deciding waits for the device, once a call. It serves one run along a schedule.
+    """
+
+    network: LTXModel
+    threshold: float
+    full_calls: int = 1
+    calls: int = 0
+    reused: int = 0  # calls of which only the first block was run
+    kept: Kept | None = None
+
+    def __call__(
+        self,
+        video: Modality | None = None,
+        audio: Modality | None = None,
+        perturbations: BatchedPerturbationConfig | None = None,
+        max_batch_size: int | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """As the transformer."""
+        network, kept = self.network, self.kept
+        passage = network.enter(video, audio, perturbations, max_batch_size)
+        network.advance(passage, 1)
+        first = list(self._changes(passage))
+        self.calls += 1
+        if kept is not None and self._fits(kept, passage, first):
+            self.reused += 1
+            network.gather(passage, passage.segments[-1])
+            for group, rest in zip(passage.groups, kept.rest, strict=True):
+                group.tokens = {name: x + rest[name] for name, x in group.tokens.items()}
+            return network.leave(passage)
+        self.kept = kept = None  # freed before there is more
+        rows, row_of = passage.rows, passage.segments[0].row_of
+        network.advance(passage, network.num_blocks)
+        begun = [join([rows[row_of[sample]] for sample in group.samples]) for group in passage.groups]
+        changes = [minus(group.tokens, start) for group, start in zip(passage.groups, begun, strict=True)]
+        self.kept = Kept(kind_of(passage), first, changes)
+        return network.leave(passage)
+
+    def _fits(self, kept: Kept, passage: Passage, first: list[Tokens]) -> bool:
+        """Whether what is kept may be used again."""
+        may = self.calls > self.full_calls and kept.of == kind_of(passage)
+        return may and difference(first, kept.first) < self.threshold
+
+    def _changes(self, passage: Passage) -> Iterator[Tokens]:
+        """The first block's change of each row, of the streams that run."""
+        running = [name for name, modality in passage.modalities.items() if modality.enabled]
+        for row, sample in zip(passage.rows, passage.segments[0].samples, strict=True):
+            given = self.network.embed(select(passage.modalities, (sample,)))
+            yield minus({name: row[name] for name in running}, given)
+
+
+def kind_of(passage: Passage) -> Any:
+    """Passes, rows in a group, streams and their tokens: equal where changes can be compared."""
+    streams = {name: (one.enabled, one.latent.shape[1]) for name, one in passage.modalities.items()}
+    return passage.perturbations.configs, passage.perturbations.same_as, passage.batch, streams
+
+
+def minus(left: Tokens, right: Mapping[str, Tensor]) -> Tokens:
+    return {name: x - right[name] for name, x in left.items()}
+
+
+def difference(now: list[Tokens], kept: list[Tokens]) -> float:
+    """The largest relative difference of any row and stream."""
+    shares = [
+        (x - old[name]).abs().mean(dtype=torch.float32) / old[name].abs().mean(dtype=torch.float32)
+        for new, old in zip(now, kept, strict=True)
+        for name, x in new.items()
+    ]
+    return float(
+        torch.stack(shares).nan_to_num(0.0).max()
+    )  # a stream that the first block leaves as it is says nothing
