@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.metadata import EntryPoint
 
 import pytest
 import torch
 from PIL import Image
 from tests.golden.case import TINY_CHECKPOINT
-from tests.tiny_training import make_config, write_dataset, write_model
+from tests.tiny_training import make_config, raw_config, write_dataset, write_model
 
 from ltx_core.errors import ConfigError
 from ltx_core.types import Audio, SpatioTemporalScaleFactors
@@ -21,6 +22,7 @@ from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.precomputed import read_record, write_record
 from ltx_trainer.processing.buckets import parse_buckets
 from ltx_trainer.processing.controls import control_named
+from ltx_trainer.processing.dataset import check_dataset
 from ltx_trainer.processing.masks import weights_on_grid
 from ltx_trainer.processing.metadata import Row
 from ltx_trainer.processing.options import ProcessingOptions
@@ -69,6 +71,10 @@ def test_parts_of_a_clip_are_encoded_from_where_they_begin(tmp_path):
     dataset = PrecomputedDataset(root, sources)
     assert [path.name for path in dataset.relative_paths()["latents"]] == [f"film@000{i}.safetensors" for i in range(3)]
     assert {dataset.clip(index) for index in range(3)} == {"film"}
+    assert not check_dataset(tmp_path / "table.json").lines()
+    (root / "latents" / "film@0001.safetensors").unlink()
+    assert check_dataset(tmp_path / "table.json").lines() == ["missing latents/film@0001"]
+    prepared(tmp_path, {"video": "film.mp4", "caption": "a film"}, sources, long_clips="chunks")
     film(tmp_path / "late.mp4")
     parts = [dataset[index] for index in range(3)]
     for name in ("latents", "audio_latents"):
@@ -97,6 +103,14 @@ def test_an_unknown_control_is_refused_with_the_nearest():
         control_named("cany")
 
 
+def test_a_control_of_an_extra_package(monkeypatch):
+    with pytest.raises(ConfigError, match="control 'depth' is made by a network of its own: install a package that"):
+        control_named("depth")
+    installed = EntryPoint("depth", "tests.tiny_training:raw_config", "ltx.controls")
+    monkeypatch.setattr("ltx_trainer.processing.controls.entry_points", lambda group: [installed])
+    assert control_named("depth") is raw_config, "what a package registers is taken"
+
+
 def test_a_reference_is_made_of_the_clip(tmp_path):
     film(tmp_path / "film.mp4")
     row = {"video": "film.mp4", "caption": "a film"}
@@ -104,6 +118,7 @@ def test_a_reference_is_made_of_the_clip(tmp_path):
     root = prepared(tmp_path, row, directories, control="blur")
     first = read_record(root / "reference_latents" / "film.safetensors")["latents"]
     prepared(tmp_path, row, directories, control="canny")
+    assert not check_dataset(tmp_path / "table.json").lines(), "a reference that a control made has its row"
     second = read_record(root / "reference_latents" / "film.safetensors")["latents"]
     assert first.shape == second.shape and not torch.equal(first, second), "another control makes it again"
 

@@ -1,7 +1,7 @@
 """References made of the clips themselves, for adapters that follow a control: edges, a small or a blurred picture.
 
-A control takes frames ``[3, F, H, W]`` in [-1, 1] and gives frames of the same shape. Others (depth, pose) come from
-packages that register one under ``ltx.controls``.
+A control takes frames ``[3, F, H, W]`` in [-1, 1] and gives frames of the same shape. Depth and pose take networks of
+their own: they, and any other, come from packages that register one under the entry points ``ltx.controls``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ LOW, HIGH = 0.1, 0.25  # gradients per pixel that continue an edge, and that beg
 SMOOTHING, BLUR = 1.4, 6.0  # standard deviations, pixels
 SMALLER = 4  # times, on each side
 MOST_ROUNDS = 1000
+EXTRAS = ("depth", "pose")
 
 
 def control_named(name: str) -> Control:
@@ -31,6 +32,11 @@ def control_named(name: str) -> Control:
     if name in installed:
         found: Control = installed[name].load()
         return found
+    if name in EXTRAS:
+        raise ConfigError(
+            f"control {name!r} is made by a network of its own: install a package that registers it under "
+            f"ltx.controls, or prepare reference videos yourself; built in are {', '.join(CONTROLS)}"
+        )
     known = (*CONTROLS, *installed)
     raise ConfigError(f"control is {name!r}, expected one of {', '.join(known)}{nearest_hint(name, known)}")
 

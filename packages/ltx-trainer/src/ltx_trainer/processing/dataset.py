@@ -18,7 +18,7 @@ from ltx_trainer.precomputed import ROLES_OF, listed_rows, read_inputs, record_p
 from ltx_trainer.processing.audio_stages import audio_mask_stage, audio_reference_stage, audio_stage, has_sound
 from ltx_trainer.processing.buckets import Bucket, parse_buckets
 from ltx_trainer.processing.caption_stage import run_caption_stage
-from ltx_trainer.processing.inputs import changed, list_path, orphans, roles_of, table_inputs, write_list
+from ltx_trainer.processing.inputs import changed, list_path, listed_parts, orphans, table_inputs, write_list
 from ltx_trainer.processing.metadata import Row, read_rows
 from ltx_trainer.processing.options import ProcessingOptions, default_device
 from ltx_trainer.processing.parts import asked_rows
@@ -150,13 +150,14 @@ def check_dataset(
 
     Other tables of the same folder keep their records. Raises `ConfigError` for a table that cannot be read.
     """
-    rows, root = read_rows(metadata, *columns), output or records_root(metadata)
+    root = output or records_root(metadata)
+    rows = listed_parts(root, metadata, read_rows(metadata, *columns))
     stale, missing = [], []
-    for directory, roles in ROLES_OF.items():
+    for directory, wanted in ROLES_OF.items():
         if not (root / directory).is_dir():
             continue
-        for row in rows:
-            if not set(roles) & set(roles_of(row)):
+        for row, roles in rows:
+            if not set(wanted) & set(roles):
                 continue
             path = record_path(root, directory, row.stem)
             if path is None:
@@ -164,8 +165,8 @@ def check_dataset(
             elif other := changed(read_inputs(path), table_inputs(directory, row)):
                 stale.append(f"stale {directory}/{row.stem}: another {other[0]}")
     listed = listed_rows(root, but=list_path(root, metadata)) or {}
-    for row in rows:
-        listed.setdefault(row.stem.as_posix(), set()).update(roles_of(row))
+    for row, roles in rows:
+        listed.setdefault(row.stem.as_posix(), set()).update(roles)
     return Findings(tuple(stale), tuple(missing), tuple(orphans(root, listed)))
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ltx_core.fingerprint import fingerprint
+from ltx_core.textfiles import read_json
 from ltx_trainer.precomputed import LISTS, ROLES_OF, SUFFIXES, is_listed
 from ltx_trainer.processing.captions import prompt_of
 from ltx_trainer.processing.metadata import Row
@@ -20,6 +22,7 @@ from ltx_trainer.processing.options import ProcessingOptions
 from ltx_trainer.processing.workspace import Workspace
 
 TEXT, FILE = "caption", "file"  # inputs that a table alone decides
+PART = "@"  # between the name of a clip and the number of a part of it
 
 
 def inputs_of(directory: str, row: Row, work: Workspace) -> dict[str, str]:
@@ -51,7 +54,9 @@ def table_inputs(directory: str, row: Row) -> dict[str, str]:
     """The inputs that a row names."""
     if directory == "conditions":
         return {TEXT: _digest(row.caption)}
-    path = next(row.media[role] for role in ROLES_OF[directory] if role in row.media)
+    path = next((row.media[role] for role in ROLES_OF[directory] if role in row.media), row.media.get("video"))
+    if path is None:
+        return {}
     part = {"start": f"{row.start:.6f}"} if row.start else {}
     made = {"control": row.control} if row.control and directory == "reference_latents" else {}
     return {**({FILE: fingerprint(path)} if path.is_file() else {}), **part, **made}
@@ -93,6 +98,25 @@ def write_list(output: Path, table: Path, rows: Sequence[Row]) -> None:
     named = {row.stem.as_posix(): roles_of(row) for row in rows}
     temporary.write_text(json.dumps({"table": str(table), "rows": named}, indent=1), encoding="utf-8")
     temporary.replace(path)
+
+
+def listed_parts(output: Path, table: Path, rows: Sequence[Row]) -> list[tuple[Row, Sequence[str]]]:
+    """The rows of a table as they were prepared, each with its roles: long clips as the parts that its list names.
+
+    A row that is not listed stands for itself.
+    """
+    path = list_path(output, table)
+    named = read_json(path)["rows"] if path.is_file() else {}
+    parts: dict[str, list[str]] = {}
+    for stem in named:
+        clip, _, number = stem.rpartition(PART)
+        parts.setdefault(clip if number.isdigit() else stem, []).append(stem)
+    found: list[tuple[Row, Sequence[str]]] = []
+    for row in rows:
+        for stem in parts.get(row.stem.as_posix(), (row.stem.as_posix(),)):
+            made = {"reference_video"} & set(named.get(stem, ())) if "video" in row.media else ()  # by a control
+            found.append((replace(row, stem=Path(stem)), [*roles_of(row), *made]))
+    return found
 
 
 def orphans(root: Path, listed: Mapping[str, set[str]]) -> Iterator[Path]:

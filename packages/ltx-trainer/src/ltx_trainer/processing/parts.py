@@ -11,6 +11,7 @@ from ltx_media.source import sampling_rate
 from ltx_media.video import probe_video
 from ltx_trainer.processing.buckets import select_bucket
 from ltx_trainer.processing.controls import control_named
+from ltx_trainer.processing.inputs import PART
 from ltx_trainer.processing.metadata import Row
 from ltx_trainer.processing.options import ProcessingOptions
 
@@ -59,4 +60,4 @@ def parts_of(row: Row, options: ProcessingOptions) -> Iterator[Row]:
         yield row
         return
     for number, first in enumerate(starts):
-        yield replace(row, stem=row.stem.with_name(f"{row.stem.name}@{number:04d}"), start=first / rate)
+        yield replace(row, stem=row.stem.with_name(f"{row.stem.name}{PART}{number:04d}"), start=first / rate)
