@@ -10,8 +10,9 @@ from hypothesis import settings
 # Tests run one process per core; more threads per process only fight each other on small tensors.
 torch.set_num_threads(1)
 
-# What commands keep in the user's cache goes where it hurts nobody.
+# What commands keep for the user goes where it hurts nobody.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ltx-test-cache-")
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="ltx-test-state-")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

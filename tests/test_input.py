@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from fractions import Fraction
@@ -21,20 +25,27 @@ from ltx_core.types import Audio, SpatioTemporalScaleFactors, VideoPixelShape
 from ltx_media.audio import read_audio, write_wav
 from ltx_media.color import HDRColorSpace
 from ltx_media.exr import write_exr
+from ltx_media.files import MACHINE
 from ltx_media.images import decode_image, write_png
 from ltx_media.pixels import Look
+from ltx_media.recipe import read_recipe
 from ltx_media.source import Wanted, changes_of, normalize_source, sound_changes
 from ltx_media.video import probe_video, read_frames, read_frames_at
 from ltx_media.writer import write_video
+from ltx_pipelines.cli.errors import exit_code
+from ltx_pipelines.cli.progress import Reporter
+from ltx_pipelines.cli.trust import Finder
 from ltx_pipelines.extend import ExtendPipeline
 from ltx_pipelines.ic_lora import ICLoraPipeline
 from ltx_pipelines.ltx_video.media import read_media, wanted_media
 from ltx_pipelines.ltx_video.size import PaddedSize
-from ltx_pipelines.planning.plan import Plan
+from ltx_pipelines.planning.plan import ModelFiles, Plan
 from ltx_pipelines.retake import RetakePipeline
 from ltx_pipelines.running.conditions import attention_mask
 from ltx_pipelines.running.kept import kept_frames, kept_sound, what_is_kept
 from ltx_pipelines.running.model_files import find_model
+from ltx_pipelines.running.output import check_output
+from ltx_pipelines.running.recipe import recipe_for
 from ltx_pipelines.utils.model_ledger import ModelLedger
 from ltx_pipelines.v2a_one_stage import V2AOneStagePipeline
 from tests.golden.case import TINY_CHECKPOINT
@@ -647,6 +658,123 @@ def followed(path: str, frames: int, **request) -> Plan:
     adapter = str(TINY_CHECKPOINT / "ic-lora-tiny.safetensors")
     sizes = {"height": 128, "width": 128, "num_frames": frames}
     return ICLoraPipeline(ledger(), [adapter]).plan(prompt="x", video_conditioning=[(path, 1.0)], **sizes, **request)
+
+
+# What goes out --------------------------------------------------------------------------------------------------------
+
+
+def recipe_in(clip: Path, *given: Path) -> dict:
+    """The recipe of a sound that was made with files."""
+    plan = Plan("x", ModelFiles(*map(str, given)), "bell.wav", 1, ())
+    request = {"command": "x", "options": {"prompt": str(given[0]), "gemma_root": str(given[1])}}
+    write_wav(clip, Audio(torch.zeros(1, 9), 8000), {"recipe": json.dumps(recipe_for(clip, plan, request))})
+    recipe = read_recipe(clip)
+    assert recipe is not None and recipe["plan"]["prompt"] == "bell.wav"
+    assert recipe["request"]["options"]["prompt"] == str(given[0])  # texts are no names
+    assert recipe["request"]["options"]["gemma_root"] == recipe["plan"]["models"]["text_encoder"]
+    return recipe
+
+
+def written(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@kind("file beside or below the clip")
+def _(tmp_path: Path) -> None:
+    files = [written(tmp_path / name, name) for name in ("a.bin", "in/b.bin")]
+    assert list(recipe_in(tmp_path / "c.wav", *files)["files"]) == ["a.bin", "in/b.bin"]
+
+
+@kind("file elsewhere")
+def _(tmp_path: Path) -> None:
+    files = [written(tmp_path / name, name) for name in ("private/a.bin", "other/a.bin")]
+    recipe = recipe_in(tmp_path / "out" / "c.wav", *files)
+    assert list(recipe["files"]) == ["a.bin", "a-2.bin"] and "private" not in json.dumps(recipe["plan"])
+    finder = Finder({}, tmp_path / "out" / "c.wav")
+    assert [finder.find(*item) for item in recipe["files"].items()] == files
+
+
+@kind("files that were moved with their clip")
+def _(tmp_path: Path) -> None:
+    files = [written(tmp_path / "one" / name, name) for name in ("a.bin", "b.bin")]
+    recipe = recipe_in(tmp_path / "one" / "c.wav", *files)
+    (tmp_path / "one").rename(tmp_path / "two")
+    finder = Finder({}, tmp_path / "two" / "c.wav")
+    assert [finder.find(*item) for item in recipe["files"].items()] == [tmp_path / "two" / path.name for path in files]
+
+
+@kind("file that was moved")
+def _(tmp_path: Path) -> None:
+    files = [written(tmp_path / "one" / name, name) for name in ("a.bin", "b.bin")]
+    recipe = recipe_in(tmp_path / "out" / "c.wav", *files)
+    (tmp_path / "one").rename(tmp_path / "two")
+    written(tmp_path / "two" / "below" / "a.bin", "another")
+    places = {name: str(folder) for name, folder in (("look_in", tmp_path / "two"),)}
+    for given, found in (({}, None), (places, tmp_path / "two" / "a.bin")):
+        assert Finder(given, tmp_path / "out" / "c.wav").find("a.bin", recipe["files"]["a.bin"]) == found
+
+
+@kind("--absolute-paths")
+def _(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.bin", "a")
+    plan = Plan("x", ModelFiles(str(file)), "", 1, ())
+    assert list(recipe_for(tmp_path / "c.wav", plan, absolute_paths=True)["files"]) == [str(file)]
+
+
+@kind("output that is there")
+def _(tmp_path: Path) -> None:
+    taken = written(tmp_path / "a.mp4", "a")
+    with pytest.raises(MediaError, match="is there already; choose another name, or replace it with --overwrite"):
+        check_output(taken, has_video=True)
+    check_output(taken, has_video=True, overwrite=True)
+
+
+@kind("output with a name that is too long")
+def _(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="the name has 256 bytes, at most 255"):
+        check_output(tmp_path / ("\u00e4" * 126 + ".mp4"), has_video=True)
+
+
+@kind("told to end, SIGTERM or SIGHUP")
+def _(tmp_path: Path) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+
+        def frames(number=number):
+            for _ in range(12):
+                yield torch.randint(0, 256, (10, 64, 64, 3), dtype=torch.uint8)
+            assert list(tmp_path.iterdir())
+            yield signal.raise_signal(number)
+
+        assert exit_code(lambda frames=frames: write_video(tmp_path / "a.mp4", frames(), 24.0)) == 130
+        assert not list(tmp_path.iterdir())
+
+
+@kind("left half-written by a killed process")
+def _(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = [f"a.{label}-{gone.pid}-{MACHINE}{suffix}" for label, suffix in (("partial", ".mp4"), ("writing", ""))]
+    stay = ["a.partial.mp4", f"a.partial-{os.getppid()}-{MACHINE}.mp4", f"a.writing-{gone.pid}-elsewhere.wav"]
+    for name in (*left, *stay):
+        written(tmp_path / name, "")
+    write_wav(tmp_path / "c.wav", Audio(torch.zeros(1, 9), 8000))
+    assert {path.name for path in tmp_path.iterdir()} == {"c.wav", *stay}
+
+
+@kind("reader of the output that goes away")
+def _(tmp_path: Path) -> None:
+    for name, style in (("stdout", "json"), ("stderr", "lines")):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with pytest.MonkeyPatch.context() as patch, os.fdopen(writing, "w") as stream:
+            patch.setattr(sys, name, stream)
+            reporter = Reporter(style)
+            for _ in range(3):
+                reporter.wrote_frames(1, 9)
+                reporter.note("a line")
+            assert reporter.style == "quiet"
 
 
 def test_the_document_lists_what_is_tested() -> None:

@@ -93,8 +93,6 @@ BY_THEMSELVES = {
     "ltx_core/textfiles.py": "the guarded reader",
     "ltx_core/loader/safetensors_file.py": "headers and digests, which become CheckpointErrors of their own",
     "ltx_pipelines/running/recipe.py": "text it has just written",
-    "ltx_pipelines/running/unfinished.py": "text it has just written",
-    "ltx_pipelines/cli/batch.py": "text it has just written",
     "ltx_pipelines/cli/plan.py": "text it has just written",
     "ltx_studio/supervisor.py": "lines of its own worker",
     "ltx_studio/store.py": "its own database",

@@ -6,6 +6,7 @@ import errno
 import inspect
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -287,7 +288,7 @@ def test_batch_goes_on_where_it_stopped(here: Path, capfd: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ('{"prompt": "x", "image": [3]}', "line 2: images is [3], expected a text"),
+        ('{"prompt": "x", "image": [3]}', "line 2: images is [3], expected a file name"),
         ('{"promt": "x"}', "line 2: promt is no option; nearest valid: prompt"),
         ('{"prompt": "x", "height": "tall"}', "line 2: height is 'tall', expected an integer"),
         ('["x"]', "line 2: it is list, expected an object of options"),
@@ -357,7 +358,7 @@ def test_inspect_says_what_changed(here: Path, capsys: pytest.CaptureFixture[str
     assert line("distilled -p bell -i photo.png -o bell.mp4 -q") == 0
     (here / "photo.png").unlink()
     assert line("inspect bell.mp4") == 0
-    assert f"changed since    {here / 'photo.png'} is gone" in capsys.readouterr().out
+    assert "changed since    photo.png is gone" in capsys.readouterr().out
     assert line("rerun bell.mp4 -q") == 1
 
 
@@ -430,11 +431,19 @@ def test_being_told_to_end_is_like_ctrl_c(name: str, capfd: pytest.CaptureFixtur
     assert signal.getsignal(getattr(signal, name)) is before
 
 
-def test_a_reader_that_goes_away_does_not_cost_the_clip(tmp_path: Path) -> None:
-    line = ["generate", "a", "-H", "64", "-W", "64", "-f", "9", "--json", "-o", "a.mp4"]
-    program = f"import sys\nfrom ltx_pipelines.cli.app import run\nsys.exit(run({line}))"
-    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline()
-        process.stdout.close()
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_goes_away_does_not_cost_the_clip(stream: str, tmp_path: Path) -> None:
+    line = shlex.split("generate a -H 64 -W 64 -f 9 -o a.mp4" + " --json" * (stream == "stdout"))
+    pipe: Any = {stream: subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-m", "ltx_pipelines", *line], cwd=tmp_path, **pipe) as process:
+        reader = getattr(process, stream)
+        assert reader.readline()
+        reader.close()
         assert process.wait() == 0
+    assert probe_video(tmp_path / "a.mp4").frames == 9
+
+
+def test_streams_that_are_closed_from_the_start_do_not_cost_the_clip(tmp_path: Path) -> None:
+    line = f"exec {sys.executable} -m ltx_pipelines generate a -H 64 -W 64 -f 9 -o a.mp4 <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", line], cwd=tmp_path, check=False).returncode == 0
     assert probe_video(tmp_path / "a.mp4").frames == 9

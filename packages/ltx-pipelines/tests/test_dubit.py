@@ -16,9 +16,9 @@ from ltx_core.types import Audio, LatentState
 from ltx_pipelines.dubit import DubItPipeline
 from ltx_pipelines.planning.cost import cost_of
 from ltx_pipelines.planning.plan import Plan, plan_from_json
+from ltx_pipelines.planning.schema import files_in
 from ltx_pipelines.running.engine import Generation, generate
 from ltx_pipelines.running.model_files import find_model
-from ltx_pipelines.running.recipe import files_of
 from ltx_pipelines.utils.media_io import read_audio, write_video
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -129,7 +129,7 @@ def test_resuming_after_the_first_stage_equals_the_uninterrupted_run(run: Any, p
 
 
 def test_plan_names_its_files_and_its_cost(plan: Plan, clip: str, ledger: ModelLedger) -> None:
-    assert clip in set(files_of(plan))
+    assert clip in files_in(plan)
     phases = {phase.name: phase for phase in cost_of(plan, ledger).phases}
     assert set(phases["conditions"].weights) == {"video_encoder", "audio_encoder"}
     assert {"stage 1", "upsample", "stage 2", "video", "sound"} <= set(phases)

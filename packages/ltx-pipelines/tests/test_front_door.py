@@ -19,6 +19,7 @@ from ltx_pipelines import DistilledPipeline, Generation, ImageCondition, TI2VidO
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.planning.schema import UsageError
 from ltx_pipelines.running.pictures import picture_file
+from ltx_pipelines.running.recipe import without_folders
 from ltx_pipelines.utils.media_io import decode_image, probe_video, read_recipe
 
 SMALL: dict[str, Any] = {"height": 64, "width": 64, "num_frames": 9, "seed": 3}
@@ -55,7 +56,8 @@ def test_the_result_says_what_it_is_and_reads_twice(made: Generation) -> None:
 def test_saving(made: Generation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = made.save(tmp_path / "new" / "bell.mp4")
     assert probe_video(path).frames == 9 and probe_video(path).has_audio
-    assert read_recipe(path) == made.recipe
+    assert read_recipe(path) == without_folders(made.recipe, path)
+    assert read_recipe(made.save(path, absolute_paths=True)) == made.recipe
     made.save(tmp_path / "bell.gif")
     made.save(str(tmp_path / "frames"))
     assert len(list((tmp_path / "frames").glob("*.png"))) == 9

@@ -753,7 +753,7 @@ class TestCommands:
         assert len(frames) == 12 and frames[0].shape == (40, 60, 3)
         recipe = read_recipe(Path("clip.mp4"))
         assert recipe is not None and recipe["pipeline"] == "LTXVideoPipeline"
-        assert recipe["request"]["options"]["pipeline_config"] == str(Path("own.yaml").absolute())
+        assert recipe["request"]["options"]["pipeline_config"] == "own.yaml"
 
     def test_a_clip_is_made_again_and_finished(self, line: Callable[..., str]) -> None:
         line("ltxv", "-p boat -o clip.mp4 --keep-latents")

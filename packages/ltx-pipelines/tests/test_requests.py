@@ -284,7 +284,7 @@ def test_a_clip_is_the_same_wherever_it_is_made(here: Path, capfd: pytest.Captur
     assert said.count("picture: equal\nsound: equal\n") == 2
     recipe = read_recipe("alone.mp4")
     assert recipe is not None and recipe["versions"]["threads"] == str(torch.get_num_threads())
-    then = {**recipe, "versions": {**recipe["versions"], "threads": "99"}}
+    then = {**recipe, "files": {}, "versions": {**recipe["versions"], "threads": "99"}}
     assert list(changes_since(then)) == [f"threads was 99, is {torch.get_num_threads()}"]
 
 

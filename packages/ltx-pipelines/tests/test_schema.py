@@ -66,7 +66,7 @@ def test_what_fits(hint: Any, value: Any, fitted: Any) -> None:
         (tuple[float, ...], 3, "a list of numbers"),
         (int | AutoDuration, None, "an integer"),
         (Literal["after", "before"], "befor", "one of after, before; nearest valid: before"),
-        (tuple[ImageCondition, ...], [5], "a text"),
+        (tuple[ImageCondition, ...], [5], "a file name"),
     ],
 )
 def test_what_does_not_fit(hint: Any, value: Any, expected: str) -> None:

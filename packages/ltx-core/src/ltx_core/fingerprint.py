@@ -28,6 +28,15 @@ def is_regular(path: str | Path) -> bool:
         return False
 
 
+def exists(path: str | Path) -> bool:
+    """Whether a path names anything; false for one that no file system keeps."""
+    try:
+        Path(path).stat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def fingerprint(path: str | Path) -> str:
     """The fingerprint of a file, or of the weights, tokenizer and config in a folder.
 

@@ -20,7 +20,15 @@ from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines import PIPELINES
 from ltx_pipelines.planning.plan import Condition, Lora, ModelFiles, Plan, StagePlan
-from ltx_pipelines.planning.schema import Option, UsageError, documented, options_of, plain, read_all
+from ltx_pipelines.planning.schema import (
+    Option,
+    UsageError,
+    documented,
+    options_of,
+    plain,
+    read_all,
+    with_absolute_files,
+)
 from ltx_pipelines.planning.stages import (
     TILE_SIDE,
     attending_sparsely,
@@ -314,7 +322,8 @@ class Pipeline(ABC):
         if options.pop("auto_duration", None) is not None or isinstance(options.get("num_frames"), AutoDuration):
             options["num_frames"] = plan.stages[0].shown.frames
         name = self.command() if type(self).__name__ in PIPELINES else f"{type(self).__module__}:{type(self).__name__}"
-        return {"command": name, "options": plain(options)}
+        known = {**self.fields(), **self.network_fields()}
+        return {"command": name, "options": plain(with_absolute_files(known, options))}
 
     def _length(self, read: Mapping[str, Any], merged: Mapping[str, Any]) -> int | AutoDuration:
         if (seconds := read.get("duration")) is not None:

@@ -54,7 +54,7 @@ class AutoDuration:
 class Reference:
     """A clip to follow, and how closely (0 to 1)."""
 
-    path: str
+    path: File
     strength: float = 1.0
 
 
@@ -288,6 +288,7 @@ class Output:
         1, "Make so many, each with the next seed, and one sheet of all.", "--count", "-n", least=1, most=100
     )
     overwrite: bool = result(False, "Replace files that are there already.")
+    absolute_paths: bool = result(False, "Name files in the recipe with their folders, which are left out otherwise.")
     force: bool = result(False, "Make it even where memory is expected not to suffice.")
     preview: bool = result(False, "Show what each step predicts, in the terminal.")
     keep_latents: bool = result(False, "Keep the first stage beside the clip, for `ltx finish`.")

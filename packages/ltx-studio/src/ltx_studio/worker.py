@@ -134,10 +134,11 @@ class Worker:
         """Run one job to its files; what is known of it afterwards."""
         from ltx_pipelines.cli.fields import from_json
         from ltx_pipelines.cli.job import Job as ClipJob
-        from ltx_pipelines.cli.job import execute, load_stage
+        from ltx_pipelines.cli.job import execute, kept_recipe, load_stage
         from ltx_pipelines.cli.session import open_session
         from ltx_pipelines.pipeline import pipeline_named
         from ltx_pipelines.running.preview import find_map
+        from ltx_pipelines.running.recipe import is_of
 
         given = from_json({**self.defaults, **resolved(job.request, self.files)}, "request")
         named = given.pop("pipeline", None)
@@ -146,11 +147,9 @@ class Worker:
         folder.mkdir(parents=True, exist_ok=True)
         output = folder / f"clip{session.pipeline.suffix}"
         stage = folder / STAGE_FILE
-        resume = None
-        if stage.is_file():  # the worker before died after the first stage
-            plan, resume = load_stage(stage)
-        else:
-            plan = session.pipeline.plan(**session.request)
+        plan, resume = session.pipeline.plan(**session.request), None
+        if stage.is_file() and is_of(kept_recipe(stage), plan, output):  # the worker before died after the first stage
+            resume = load_stage(stage, plan)
         shape = plan.shape
         facts = {
             "pipeline": plan.pipeline,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.fields import every_option
-from ltx_pipelines.cli.trust import TRUST, ask_to_open, trusted_by
-from ltx_pipelines.planning.schema import File, Option, UsageError, read_all
+from ltx_pipelines.cli.trust import LOOK_IN, SHOWN, TRUST, Finder
+from ltx_pipelines.planning.schema import File, Option, UsageError, files_in, read_all, with_files
 
 if TYPE_CHECKING:
     from ltx_pipelines.planning.plan import Plan
@@ -20,7 +20,7 @@ CHANGEABLE = (
     *("model", "checkpoint_path", "gemma_root"),
 )
 PLACES = ("backend", "policy", "offload", "device")
-SHARED = ("output", *PLACES, "contact_sheet", "crf", "overwrite", "force", "json", "quiet")
+SHARED = ("output", *PLACES, "contact_sheet", "crf", "overwrite", "absolute_paths", "force", "json", "quiet")
 FILE = Option("file", File, "", "The clip, or a WAV or PNG made by ltx.", group="Request")
 ABOUT_RERUN = """Make a clip again from the recipe inside it.
 
@@ -42,27 +42,25 @@ def rerun(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.session import open_session
     from ltx_pipelines.pipeline import pipeline_named
     from ltx_pipelines.planning.validation import validate_plan
-    from ltx_pipelines.running.recipe import changes_since, files_of, plan_of
+    from ltx_pipelines.running.recipe import changes_since, plan_of
 
     reporter = Reporter(style_of(given))
     file = given_file(given)
     recipe = recipe_in(first_of(file))
     changes = {name: given[name] for name in CHANGEABLE if name in given}
-    plan = plan_of(recipe, str(file))
+    plan, finder = plan_of(recipe, str(file)), Finder(given, file)
     request = recipe.get("request")
-    named, others = list(files_of(plan)), list[str]()
-    if changes and request is not None:
-        files, others = named_in(request, changes)
-        named += files
-    ask_to_open(named, given, file, others)
-    trusted = trusted_by(given, file)
-    for line in changes_since(recipe, lambda path: str(path) in named or trusted(path)):
-        reporter.note(f"since then: {line}")
     if changes and not isinstance(request, dict):
         raise ConfigError(f"{file} was not made by a command, so nothing can be changed; rerun it as it is")
+    found = where_files_are(recipe, plan, finder)
+    if changes:
+        options = request_again(recipe, changes, found, finder)
+    else:
+        plan = located(plan, found, finder)
+    looked_at = {name: path for name, path in found.items() if path is None or finder.agreed(path)}
+    for line in changes_since(recipe, looked_at):
+        reporter.note(f"since then: {line}")
     if changes and isinstance(request, dict):
-        asked = read_all(every_option(), request["options"], "ltx rerun", where=f"{file}: ")
-        options = {name: value for name, value in asked.items() if not _replaced(name, changes)}
         merged = options | changes | {name: given[name] for name in PLACES if name in given}
         session = open_session(merged, pipeline_named(request["command"]))
         plan, ledger = planned(session, merged, reporter), session.ledger
@@ -78,21 +76,82 @@ def rerun(given: dict[str, Any]) -> None:
 
 def finish(given: dict[str, Any]) -> None:
     """From kept latents to the whole clip."""
-    from ltx_pipelines.cli.job import Job, execute, load_stage
+    from ltx_pipelines.cli.job import Job, execute, kept_recipe, load_stage
     from ltx_pipelines.cli.progress import Reporter, style_of
     from ltx_pipelines.planning.validation import validate_plan
     from ltx_pipelines.running.output import latents_path
-    from ltx_pipelines.running.recipe import files_of
+    from ltx_pipelines.running.recipe import plan_of
 
     reporter = Reporter(style_of(given))
     file = given_file(given)
-    plan, resume = load_stage(file if file.suffix == ".safetensors" else latents_path(file))
-    ask_to_open(files_of(plan), given, file)
+    kept = file if file.suffix == ".safetensors" else latents_path(file)
+    recipe, finder = kept_recipe(kept), Finder(given, file)
+    plan = plan_of(recipe, str(kept))
+    plan = located(plan, where_files_are(recipe, plan, finder), finder)
     ledger = ledger_for(plan, given)
     validate_plan(plan, ledger)
     stem = Path(file.name.removesuffix(".stage1.safetensors")).stem
     output = Path(given.get("output") or free_name(file.with_name(f"{stem}.mp4"), "finished"))
-    execute(Job(plan, ledger, output, resume=resume, **written(given)), reporter)
+    execute(Job(plan, ledger, output, resume=load_stage(kept, plan), **written(given)), reporter)
+
+
+def where_files_are(recipe: Mapping[str, Any], plan: Plan, finder: Finder) -> dict[str, Path | None]:
+    """Where each file is that a recipe names, or None."""
+    marks = recipe.get("files", {})
+    return {name: finder.find(name, marks.get(name, "")) for name in dict.fromkeys([*marks, *files_in(plan)])}
+
+
+def located(plan: Plan, found: Mapping[str, Path | None], finder: Finder) -> Plan:
+    """A plan with its files where they are, which may be opened. Raises `ConfigError`."""
+    paths = opened(files_in(plan), found, finder)
+    made: Plan = with_files(plan, lambda name: str(paths[name]))
+    return made
+
+
+def opened(
+    names: Iterable[str], found: Mapping[str, Path | None], finder: Finder, others: Sequence[str] = ()
+) -> dict[str, Path]:
+    """Where files are, which may be opened, as may ``others``. Raises `ConfigError`, also for one that is nowhere."""
+    from ltx_core.errors import ConfigError
+
+    paths = {name: path for name in names if (path := found.get(name)) is not None}
+    finder.ask_to_open(paths.values(), others)
+    if missing := [name for name in names if name not in paths]:
+        what = f"{finder.file}: its recipe names {', '.join(missing[:SHOWN])}"
+        raise ConfigError(f"{what}, found neither beside it nor where last used; name the folder with --look-in")
+    return paths
+
+
+def request_again(
+    recipe: Mapping[str, Any], changes: Mapping[str, Any], found: Mapping[str, Path | None], finder: Finder
+) -> dict[str, Any]:
+    """What was asked and no change replaces, with its files where they are, which may be opened."""
+    from ltx_pipelines.running.hub import bundled_model
+    from ltx_pipelines.running.recipe import NEAR
+
+    known, request, models = every_option(), recipe["request"], recipe["plan"]["models"]
+    asked = read_all(known, request["options"], "ltx rerun", where=f"{finder.file}: ")
+    asked = {name: value for name, value in asked.items() if not _replaced(name, changes)}
+    hints = {name: File if _is_file(name, asked[name], found) else known[name].hint for name in asked}
+    found = dict(found)
+    if (model := asked.get("model", "")).startswith(NEAR):
+        found[model] = finder.model(model.removeprefix(NEAR), found.get(models["checkpoint"]) or finder.file)
+    names = [name for option, value in asked.items() for name in files_in(value, hints[option])]
+    found |= {name: finder.find(name) for name in names if name not in found}
+    others = [request["command"]] if ":" in request["command"] else []
+    others += [model] if model and model not in names and bundled_model(model) is None else []
+    paths = opened(names, found, finder, others)
+    return {name: with_files(value, lambda text: str(paths[text]), hints[name]) for name, value in asked.items()}
+
+
+def _is_file(name: str, value: Any, found: Mapping[str, Path | None]) -> bool:
+    """Whether the value of an option that may name a file does."""
+    from ltx_pipelines.ltx_video.settings import PUBLISHED
+    from ltx_pipelines.running.recipe import NEAR
+
+    if name == "model":
+        return value in found or value.startswith(NEAR) or Path(value).is_absolute()
+    return value.endswith(".json") if name == "camera" else name == "pipeline_config" and value not in PUBLISHED
 
 
 def given_file(given: dict[str, Any]) -> Path:
@@ -135,38 +194,19 @@ def free_name(file: Path, label: str) -> Path:
 def written(given: dict[str, Any]) -> dict[str, Any]:
     """Encoding of a clip, as fields of a job."""
     sheet = Path(given["contact_sheet"]) if "contact_sheet" in given else None
-    switches = {name: bool(given.get(name)) for name in ("overwrite", "force")}
+    switches = {name: bool(given.get(name)) for name in ("overwrite", "force", "absolute_paths")}
     return {"contact_sheet": sheet, "crf": given.get("crf"), **switches}
 
 
-def named_in(request: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Names in the request of a recipe that no change replaces: files, and programs or models of the hub."""
-    from ltx_pipelines.running.hub import bundled_model
-
-    known, files = every_option(), []
-    others = [request["command"]] if ":" in request["command"] else []
-    for name, value in request["options"].items():
-        one = known.get(name)
-        if one is None or name in changes or _replaced(name, dict(changes)):
-            continue
-        several = value if isinstance(value, list) else [value]
-        texts = [single.get("path") if isinstance(single, dict) else single for single in several]
-        if one.element == File or one.parts[0][0] == "path" or name == "pipeline_config":
-            files += [text for text in texts if isinstance(text, str)]
-        elif name == "model" and isinstance(value, str):
-            (files if Path(value).expanduser().exists() else others).append(value)
-    return files, [name for name in others if bundled_model(name) is None]
-
-
-def _replaced(name: str, changes: dict[str, Any]) -> bool:
+def _replaced(name: str, changes: Mapping[str, Any]) -> bool:
     """Whether an option of the first request gives way to a change under another name."""
     rivals: dict[str, tuple[str, ...]] = {"duration": ("num_frames",), "sigmas": ("num_inference_steps",)}
     rivals |= dict.fromkeys(("model", "checkpoint_path"), ("model", "checkpoint_path"))
-    return any(rival in changes for rival in rivals.get(name, ()))
+    return any(rival in changes for rival in (name, *rivals.get(name, ())))
 
 
 def options(*names: str) -> dict[str, Option]:
-    return {"file": FILE, "trust": TRUST, **{name: every_option()[name] for name in names}}
+    return {"file": FILE, "trust": TRUST, "look_in": LOOK_IN, **{name: every_option()[name] for name in names}}
 
 
 RERUN = Command("rerun", ABOUT_RERUN, options(*CHANGEABLE, *SHARED), rerun, "file", every_option)

@@ -15,12 +15,12 @@ from ltx_core.errors import ConfigError, LtxError
 from ltx_core.parallel.executor import Cluster, workers
 from ltx_core.textfiles import read_json_lines, read_yaml
 from ltx_pipelines.cli.batch_work import Asked, Line, Maker, take_over, what_is_there
-from ltx_pipelines.cli.command import Command, with_absolute_paths
+from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.config import with_settings
 from ltx_pipelines.cli.fields import OF_THE_RUN, every_option, from_json
 from ltx_pipelines.cli.overview import Overview
 from ltx_pipelines.cli.progress import style_of
-from ltx_pipelines.planning.schema import MODEL_VARIABLE, File, UsageError, option, options_of
+from ltx_pipelines.planning.schema import MODEL_VARIABLE, File, UsageError, option, options_of, with_absolute_files
 from ltx_pipelines.running.storage import file_system, is_url, renamed
 
 ABOUT = """Make many clips from a file of requests.
@@ -64,7 +64,7 @@ def batch(given: dict[str, Any]) -> None:
     clips = (Asked(line, index, len(lines), at) for index, (line, at) in enumerate(zip(lines, there, strict=True), 1))
     view, failed = Overview(style if cluster else "lines" if style == "bars" else style), 0
     model = os.environ.get(MODEL_VARIABLE)
-    make = partial(Maker, style, cluster is not None, model and with_absolute_paths({}, {"model": model})["model"])
+    make = partial(Maker, style, cluster is not None, model and with_absolute_files({}, {"model": model})["model"])
     with view.running(len(lines)), workers(make, cluster, view.seen) as run:
         for clip, made in run(clips):
             if not isinstance(made, LtxError):
@@ -108,7 +108,7 @@ def read_lines(file: Path, folder: str, seeds: str, defaults: dict[str, Any]) ->
             if given["output"] in taken:
                 raise ConfigError(f"{file}, line {number}: output {given['output']} is made twice")
             taken.add(given["output"])
-            yield Line(number, pipeline, with_absolute_paths(every_option(), given))
+            yield Line(number, pipeline, with_absolute_files(every_option(), given))
 
 
 def entries(file: Path) -> Iterator[tuple[int, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -36,10 +35,10 @@ class Line:
 
 @dataclass(frozen=True)
 class There:
-    """What is there under the names of a clip: the first one taken, and the plan of a clip that lacks nothing."""
+    """What is there under the names of a clip: the first one taken, and the recipe of a clip that lacks nothing."""
 
     name: str | None = None
-    plan: Any = None
+    recipe: Any = None
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,10 @@ class Maker:
         session = open_session(given, pipeline_named(named) if named else None, share=self.ledgers)
         plan = planned(session, {**given, "overwrite": True}, reporter)  # what is there may be this very clip
         from ltx_pipelines.cli.job import execute
+        from ltx_pipelines.running.recipe import is_of
 
         job, there = job_of(session, plan, given), asked.there or what_is_there(asked.line.given)
-        if there.plan is not None and there.plan == json.loads(job.delivered.plan.to_json()):
+        if there.recipe is not None and is_of(there.recipe, job.delivered.plan):
             reporter.note(f"{asked} is already there", path=str(asked))
             return
         if there.name is not None and not job.overwrite:
@@ -122,7 +122,7 @@ def what_is_there(given: Mapping[str, Any]) -> There:
     if set(whole) <= set(found):
         with suppress(MediaError), fetched(output) as file:
             recipe = read_recipe(file)
-    return There(next(iter(found), None), recipe and recipe.get("plan"))
+    return There(next(iter(found), None), recipe)
 
 
 def handed_over(place: Path, name: str) -> Iterator[tuple[str, bytes]]:

@@ -10,12 +10,11 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from ltx_core.errors import nearest_hint
-from ltx_pipelines.planning.schema import File, Option, UsageError
+from ltx_pipelines.planning.schema import Option, UsageError, with_absolute_files
 
 HELP, ALL = ("--help", "-h"), "--help-all"
 MANY_OPTIONS = 30  # from so many on, help is short
@@ -48,7 +47,7 @@ class Command:
         given = self.parse(arguments)
         if given.get("devices", 1) > 1:
             on_each_device(given["devices"], [self.name, *arguments])
-        self.run(with_absolute_paths(self.options, given))
+        self.run(with_absolute_files(self.options, given))
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
         """The values that are given, each of its type and in its range."""
@@ -172,27 +171,6 @@ def converted(one: Option, kind: Any, token: str) -> Any:
         return convert(token)
     except ValueError:
         raise UsageError(f"{one.flag}: {token!r} is not {words}, expected {one.value}") from None
-
-
-def with_absolute_paths(options: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with every path that is read absolute, so that a recipe can be followed from any folder."""
-
-    def absolute(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(absolute(one) for one in value)
-        if is_dataclass(value) and not isinstance(value, type):
-            path = value.path  # type: ignore[attr-defined]
-            return value if path is None else replace(value, path=absolute(path))
-        return str(Path(value).expanduser().absolute())
-
-    made = dict(given)
-    for name, value in given.items():
-        if name in options and (options[name].element == File or options[name].parts[0][0] == "path"):
-            made[name] = absolute(value)
-    for name in {"model", "pipeline_config"} & made.keys():
-        if Path(made[name]).expanduser().exists():
-            made[name] = absolute(made[name])
-    return made
 
 
 def on_each_device(devices: int, line: Sequence[str]) -> None:

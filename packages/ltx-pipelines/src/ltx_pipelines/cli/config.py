@@ -20,7 +20,7 @@ stands on a line, or in LTX_MODEL, goes first.
 """
 SETTABLE = (
     *("model", "gemma_root", "policy", "offload", "backend", "device", "dtype", "quantization", "compile_blocks"),
-    *("embedding_cache", "overwrite", "preview", "quiet"),
+    *("embedding_cache", "overwrite", "absolute_paths", "preview", "quiet"),
 )
 RIVALS = (("model", "checkpoint_path", "transformer"), ("policy", "offload"))  # ways to say one thing
 NAME = Option("name", str, "", "Option, such as model.")

@@ -27,6 +27,7 @@ def exit_code(command: Callable[[], None], debug: bool = False, as_json: bool = 
 
     With ``as_json`` it is an event too.
     """
+    open_standard_streams()
     try:
         with ended_like_ctrl_c():
             command()
@@ -47,6 +48,17 @@ def exit_code(command: Callable[[], None], debug: bool = False, as_json: bool = 
         _say(describe(error))
         return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+def open_standard_streams() -> None:
+    """Let those that are closed lead nowhere, or what is said would go into the file that takes their number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 @contextmanager

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 ENHANCING = ("enhance_prompt", "prompt_enhancer")
 PLACES = (
     *("output", "json", "quiet", "contact_sheet", "crf", "preview", "overwrite", "keep_latents", "first_stage"),
-    "count",
-    *("backend", "policy", "offload", "device"),
+    *("count", "absolute_paths", "backend", "policy", "offload", "device", "embedding_cache"),
 )
 OTHER_MODELS = "for anything else name a larger model, such as --model Lightricks/LTX-2.3 (`ltx models` lists them)"
 ABOUT = """Make a clip; the pipeline follows from what is given.
@@ -119,6 +118,7 @@ def job_of(session: Session, plan: Plan, given: Mapping[str, Any]) -> Job:
         crf=given.get("crf"),
         overwrite=bool(given.get("overwrite")),
         force=bool(given.get("force")),
+        absolute_paths=bool(given.get("absolute_paths")),
         keep_latents=first_stage or bool(given.get("keep_latents")),
         first_stage=first_stage,
     )

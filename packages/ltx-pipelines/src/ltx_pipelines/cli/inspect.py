@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltx_pipelines.cli.again import where_files_are
 from ltx_pipelines.cli.command import AS_JSON, Command
-from ltx_pipelines.cli.trust import TRUST, trusted_by
+from ltx_pipelines.cli.trust import LOOK_IN, TRUST, Finder
 from ltx_pipelines.planning.schema import File, Option, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def inspect(given: dict[str, Any]) -> None:
     if "file" not in given:
         raise UsageError("no file is given, expected a clip, a weights file or a model folder")
     file, as_json = Path(given["file"]), given.get("json", False)
+    finder = Finder(given, file)
     if not file.exists():
         raise MediaError(f"{file} does not exist")
     if file.is_dir() and (frames := sorted(file.glob("frame_*.png"))):
@@ -33,10 +34,10 @@ def inspect(given: dict[str, Any]) -> None:
     if file.is_dir() or file.suffix in (".safetensors", ".gguf"):
         show_weights(file, as_json)
     else:
-        show_recipe(file, as_json, trusted_by(given, file))
+        show_recipe(file, as_json, finder)
 
 
-def show_recipe(file: Path, as_json: bool, trusted: Callable[[Path], bool]) -> None:
+def show_recipe(file: Path, as_json: bool, finder: Finder) -> None:
     """A recipe as facts, then what has changed since of the files that are trusted."""
     from ltx_core.errors import MediaError
     from ltx_media.recipe import read_recipe
@@ -71,7 +72,8 @@ def show_recipe(file: Path, as_json: bool, trusted: Callable[[Path], bool]) -> N
     for path, print_ in recipe.get("files", {}).items():
         print(f"file             {path}  {print_}")
     print("made with        " + ", ".join(f"{name} {value}" for name, value in recipe.get("versions", {}).items()))
-    for line in changes_since(recipe, trusted):
+    found = where_files_are(recipe, plan, finder)
+    for line in changes_since(recipe, {name: path for name, path in found.items() if not path or finder.trusted(path)}):
         print(f"changed since    {line}")
 
 
@@ -113,4 +115,6 @@ def weights_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     return facts | {"components": components, "config": checkpoint.config}
 
 
-INSPECT = Command("inspect", ABOUT, {"file": FILE, "json": AS_JSON, "trust": TRUST}, inspect, "file")
+INSPECT = Command(
+    "inspect", ABOUT, {"file": FILE, "json": AS_JSON, "trust": TRUST, "look_in": LOOK_IN}, inspect, "file"
+)

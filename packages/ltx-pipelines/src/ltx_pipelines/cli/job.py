@@ -18,17 +18,18 @@ from torch import Tensor
 from ltx_core.errors import ConfigError, MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.common.memory import peak_bytes
+from ltx_core.textfiles import parse_json
 from ltx_media.contact_sheet import write_rows
 from ltx_media.files import replacing
 from ltx_pipelines.cli.progress import Reporter, human_bytes
 from ltx_pipelines.planning.memory import check_memory
-from ltx_pipelines.planning.plan import Plan, plan_from_json
+from ltx_pipelines.planning.plan import Plan
 from ltx_pipelines.running.engine import Event, generate, generate_windows
 from ltx_pipelines.running.generation import Generation, write
 from ltx_pipelines.running.kept import kept_encoding, what_is_kept
 from ltx_pipelines.running.long import pieces
 from ltx_pipelines.running.output import LEFT_OUT, VIDEO, check_beside, check_free, check_output, latents_path
-from ltx_pipelines.running.recipe import make_recipe
+from ltx_pipelines.running.recipe import recipe_for
 from ltx_pipelines.running.unfinished import Unfinished
 from ltx_pipelines.utils.media_io import (
     RECIPE_KEY,
@@ -55,6 +56,7 @@ class Job:
     force: bool = False  # also where memory is expected not to suffice
     keep_latents: bool = False
     first_stage: bool = False  # stop after it
+    absolute_paths: bool = False  # in the recipe
     resume: Generation | None = None
 
     @property
@@ -87,7 +89,7 @@ def execute(job: Job, reporter: Reporter) -> Path:
             resume = follow(first, job, reporter, decode=False)
             if not helping:
                 keep_stage(resume, job)
-        recipe = make_recipe(delivered.plan, delivered.request, str(delivered.ledger.device))
+        recipe = recipe_of(delivered)
         total = delivered.plan.shape.frames
         watch = partial(_counted, total=total, reporter=reporter)
         if delivered.plan.long is not None and delivered.output.suffix.lower() in VIDEO:
@@ -103,6 +105,11 @@ def execute(job: Job, reporter: Reporter) -> Path:
         seconds = reporter.finish()
     _summarize(delivered, reporter, seconds)
     return job.output
+
+
+def recipe_of(job: Job) -> dict[str, Any]:
+    """The recipe that goes into its file."""
+    return recipe_for(job.output, job.plan, job.request, str(job.ledger.device), job.absolute_paths)
 
 
 def check_devices(job: Job) -> bool:
@@ -181,26 +188,32 @@ def write_shared_sheet(path: Path, jobs: Sequence[Job]) -> None:
 
 
 def keep_stage(generation: Generation, job: Job) -> Path:
-    """Write the first stage's latents, the generator's state and the whole plan beside the clip."""
+    """Write the first stage's latents, the generator's state and the whole plan with its files beside the clip."""
     path = latents_path(job.output)
     assert generation.rng_state is not None
     tensors = {**generation.stages[0], RNG_STATE: generation.rng_state}
+    recipe = recipe_of(job)
     with replacing(path) as temporary:
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(own, temporary, metadata={"plan": job.plan.to_json()})
+        save_file(own, temporary, metadata={name: json.dumps(recipe[name]) for name in ("plan", "files")})
     return path
 
 
-def load_stage(path: Path) -> tuple[Plan, Generation]:
-    """A plan and its finished first stage, as `keep_stage` wrote them. Raises `MediaError`."""
+def kept_recipe(path: Path) -> dict[str, Any]:
+    """The plan and the files of a first stage, as `keep_stage` wrote them. Raises `MediaError`."""
     if not path.is_file():
         raise MediaError(f"{path} does not exist, expected the first stage kept by --keep-latents or --first-stage")
-    text = SafetensorsFile(path).metadata.get("plan")
-    if text is None:
+    metadata = SafetensorsFile(path).metadata
+    if "plan" not in metadata:
         raise MediaError(f"{path} holds no plan, expected the first stage of a clip")
-    plan, tensors = plan_from_json(text), load_file(path)
+    return {name: parse_json(metadata.get(name, "{}"), f"{path}: {name}") for name in ("plan", "files")}
+
+
+def load_stage(path: Path, plan: Plan) -> Generation:
+    """The finished first stage of a plan, as `keep_stage` wrote it."""
+    tensors = load_file(path)
     rng_state = tensors.pop(RNG_STATE, None)
-    return plan, Generation(plan, (tensors,), rng_state=rng_state)
+    return Generation(plan, (tensors,), rng_state=rng_state)
 
 
 def _counted(chunks: Iterable[Tensor], total: int, reporter: Reporter, done: int = 0) -> Iterator[Tensor]:

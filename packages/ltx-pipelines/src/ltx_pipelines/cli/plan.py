@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ltx_pipelines.planning.cost import Cost
     from ltx_pipelines.planning.plan import Plan, StagePlan
 
-LEFT_OUT = {"quiet", "count", "keep_latents", "contact_sheet", "first_stage", *ENHANCING}
+LEFT_OUT = {"quiet", "count", "keep_latents", "contact_sheet", "first_stage", "absolute_paths", *ENHANCING}
 ABOUT = """Show what would be done, and what it would cost.
 
 Takes the options of `ltx generate`.

@@ -2,7 +2,7 @@
 
 A plan is a list of stages. A stage denoises one or two streams (video, audio) at one size along one list of sigmas;
 a stream starts from noise, from a source clip or from the stage before, and carries its conditions and its guidance.
-Paths are strings, so that a plan is plain JSON.
+Paths are strings, each a `File`, so that a plan is plain JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ltx_core.components.windows import pixel_frames
 from ltx_core.errors import ConfigError
 from ltx_core.precision import DtypeName
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape
+from ltx_pipelines.planning.schema import File
 
 PLAN_VERSION = 1
 BackendName = Literal["torch", "mlx"]
@@ -33,15 +34,15 @@ Tiles = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 class ModelFiles:
     """Files that the networks come from. A single-file checkpoint fills every slot but ``text_encoder``."""
 
-    checkpoint: str  # the transformer's file; the default of every other slot
-    text_encoder: str | None = None  # Gemma folder or packed file
-    text_projection: str | None = None  # projections or connectors that the transformer's file lacks
-    video_vae: str | None = None
-    audio_vae: str | None = None
-    duration_head: str | None = None
-    audio_adapter: str | None = None  # what gives an LTX-Video transformer an audio stream
-    spatial_upsampler: str | None = None
-    temporal_upsampler: str | None = None
+    checkpoint: File  # the transformer's file; the default of every other slot
+    text_encoder: File | None = None  # Gemma folder or packed file
+    text_projection: File | None = None  # projections or connectors that the transformer's file lacks
+    video_vae: File | None = None
+    audio_vae: File | None = None
+    duration_head: File | None = None
+    audio_adapter: File | None = None  # what gives an LTX-Video transformer an audio stream
+    spatial_upsampler: File | None = None
+    temporal_upsampler: File | None = None
 
     def paths(self) -> Iterator[tuple[str, str]]:
         """(slot, path) of every slot that is filled."""
@@ -54,7 +55,7 @@ class ModelFiles:
 class Lora:
     """An adapter for the transformer. ``strength`` multiplies its change of the weights; negative is allowed."""
 
-    path: str
+    path: File
     strength: float = 1.0
 
 
@@ -68,7 +69,7 @@ class ImageCondition:
     that is shown from that frame on.
     """
 
-    path: str
+    path: File
     frame_idx: int = 0
     strength: float = 1.0
     crf: int | None = None
@@ -92,12 +93,12 @@ class ReferenceCondition:
     Without ``path`` it is the video of the stage before, as that stage left it.
     """
 
-    path: str | None
+    path: File | None
     strength: float = 1.0
     downscale_factor: int = 1
     temporal_scale_factor: int = 1
     attention_strength: float = 1.0
-    attention_mask: str | None = None  # grey video, white = attend
+    attention_mask: File | None = None  # grey video, white = attend
     kind: Literal["reference"] = "reference"
 
 
@@ -114,7 +115,7 @@ class RegionCondition:
 class AudioReferenceCondition:
     """A sound whose voice is kept, as tokens before time 0. Without ``path`` it is the sound of the stage before."""
 
-    path: str | None
+    path: File | None
     strength: float = 1.0
     kind: Literal["audio_reference"] = "audio_reference"
 
@@ -148,9 +149,9 @@ class CameraCondition:
     distance of a facing ``plane``. ``release`` is how the hold falls with sigma.
     """
 
-    image: str
+    image: File
     camera_path: str
-    depth: str | None = None
+    depth: File | None = None
     plane: float | None = None
     release: Curve = "hold"
     kind: Literal["camera"] = "camera"
@@ -174,7 +175,7 @@ class Source:
     Latents the source does not cover are empty; a region condition says what is made of them.
     """
 
-    path: str
+    path: File
     start: float = 0.0
     duration: float | None = None
     offset: float = 0.0  # seconds into the new clip
@@ -370,7 +371,7 @@ class LongClip:
     scenes: tuple[Scene, ...]
     overlap_strength: float = 1.0  # of the oldest latent frame that two windows share
     overlap_curve: Curve = "smoothstep"  # how that falls towards the new part; below 1 it also falls with sigma
-    anchor: str | None = None  # a picture before time 0 that every window sees; "first": the clip's first frame
+    anchor: Literal["first"] | File | None = None  # before time 0, seen by every window: a picture, or the first frame
     adain: float = 0.0  # share by which a window's statistics are moved to the first one's
 
 

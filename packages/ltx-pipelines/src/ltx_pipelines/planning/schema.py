@@ -14,17 +14,20 @@ import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import cached_property, wraps
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from functools import cache, cached_property, wraps
 from inspect import Parameter, Signature, getdoc, signature
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ltx_core.errors import ConfigError, nearest_hint
+from ltx_core.fingerprint import exists
 
 File = Annotated[str, "file"]  # of a file or folder that is read
 MANY = 1000  # any number of values
 MODEL_VARIABLE = "LTX_MODEL"  # of the environment: the model where none is named
+MAYBE_FILES = frozenset({"model", "pipeline_config", "camera"})  # names of files, or something else
 KINDS: dict[Any, tuple[str, str, str]] = {  # in words, in JSON schema, on a line
     int: ("an integer", "integer", "N"),
     float: ("a number", "number", "X"),
@@ -221,6 +224,12 @@ def members(kind: Any) -> Iterator[tuple[str, Any, bool]]:
             yield one.name, hints[one.name], one.default is MISSING and one.default_factory is MISSING
 
 
+@cache
+def hints_of(kind: type) -> Mapping[str, Any]:
+    """The type of each of those fields."""
+    return {name: hint for name, hint, _ in members(kind)}
+
+
 # Values ------------------------------------------------------------------------------------------------------------
 
 
@@ -284,7 +293,7 @@ def _fit_value(kind: Any, value: Any) -> Any:
     """A value type from itself, from its fields by name or in order, or from the first of them alone."""
     if isinstance(value, kind):
         return value
-    known = {name: hint for name, hint, _ in members(kind)}
+    known = hints_of(kind)
     if isinstance(value, Mapping):
         given = dict(value)
     elif isinstance(value, Sequence) and not isinstance(value, str) and len(value) <= len(known):
@@ -365,6 +374,45 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): plain(one) for key, one in value.items()}
     return [plain(one) for one in value] if isinstance(value, tuple | list) else value
+
+
+# Files -------------------------------------------------------------------------------------------------------------
+
+
+def with_files(value: Any, change: Callable[[str], str], hint: Any = None) -> Any:
+    """``value``, of type ``hint``, with every name of a file in it changed: each `File`, also inside dataclasses."""
+    if is_dataclass(value) and not isinstance(value, type):
+        hints = hints_of(type(value))
+        return replace(value, **{name: with_files(getattr(value, name), change, hints[name]) for name in hints})
+    if isinstance(value, Mapping):
+        return {key: with_files(one, change, hint) for key, one in value.items()}
+    if type(value) is tuple:
+        return tuple(with_files(one, change, hint) for one in value)
+    kinds = (hint, *get_args(hint))
+    word = any(get_origin(kind) is Literal and value in get_args(kind) for kind in kinds)
+    return change(value) if isinstance(value, str) and File in kinds and not word else value
+
+
+def files_in(value: Any, hint: Any = None) -> list[str]:
+    """Every name of a file in a value, once."""
+    found: dict[str, str] = {}
+    with_files(value, lambda path: found.setdefault(path, path), hint)
+    return list(found)
+
+
+def absolute(path: str) -> str:
+    """A path that can be followed from any folder."""
+    return str(Path(path).expanduser().absolute())
+
+
+def with_absolute_files(options: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of options with every path that is read absolute."""
+    made = {
+        name: with_files(value, absolute, options[name].hint) if name in options else value
+        for name, value in given.items()
+    }
+    there = {name for name in MAYBE_FILES & made.keys() if exists(Path(made[name]).expanduser())}
+    return made | {name: absolute(made[name]) for name in there}
 
 
 # Words -------------------------------------------------------------------------------------------------------------

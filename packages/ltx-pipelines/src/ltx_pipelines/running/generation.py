@@ -21,7 +21,7 @@ from ltx_media.preview import single_frames
 from ltx_pipelines.planning.plan import Plan
 from ltx_pipelines.running.kept import kept_encoding
 from ltx_pipelines.running.output import PREVIEW, STILL, VIDEO, check_output, exr_folder
-from ltx_pipelines.running.recipe import make_recipe
+from ltx_pipelines.running.recipe import make_recipe, recipe_for
 from ltx_pipelines.running.stage_inputs import KEYFRAMES, StageResult
 from ltx_pipelines.utils.media_io import (
     RECIPE_KEY,
@@ -74,21 +74,25 @@ class Generation:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """All it takes to make it again, as plain JSON values (`ltx_pipelines.running.recipe`)."""
-        device = next(iter(self.stages[0].values())).device
-        return make_recipe(self.plan, self.request, str(device))
+        """All it takes to make it again, as plain JSON values with absolute paths (`ltx_pipelines.running.recipe`)."""
+        return make_recipe(self.plan, self.request, self._device)
 
-    def save(self, path: str | Path, crf: float | None = None) -> Path:
+    @property
+    def _device(self) -> str:
+        return str(next(iter(self.stages[0].values())).device)
+
+    def save(self, path: str | Path, crf: float | None = None, absolute_paths: bool = False) -> Path:
         """Write it with its recipe: .mp4, .mov, .mkv, .webm, .gif, .webp, .png for one frame, .wav, .flac or
         .mp3 for sound alone, or a folder for PNG files.
 
-        A file that is there is replaced. ``crf`` is the quality of a video file, 0 lossless. Raises `MediaError` for a
-        name it cannot be written to.
+        A file that is there is replaced. ``crf`` is the quality of a video file, 0 lossless. The recipe names files
+        relative to ``path`` or without folders, unless ``absolute_paths``. Raises `MediaError` for a name it cannot be
+        written to.
         """
         path = Path(path).expanduser()
         frames, hdr = self.plan.shape.frames, self.plan.hdr is not None
         check_output(path, self.plan.has_video, overwrite=True, hdr=hdr, frames=frames)
-        write(self, path, self.recipe, crf=crf)
+        write(self, path, recipe_for(path, self.plan, self.request, self._device, absolute_paths), crf=crf)
         return path
 
     def __repr__(self) -> str:

@@ -7,44 +7,103 @@ A recipe is a JSON object:
 ``pipeline``  the command that was chosen
 ``versions``  our packages, torch, Python, the device the clip was made on, and the threads of a processor
 ``files``     a fingerprint (`ltx_core.fingerprint`) of every file that was read: weights, adapters, pictures, clips
+
+Inside a clip it names a file that lies beside or below the clip by its path from there, any other by its name alone.
+The folder of a model, which is no file that is read, stands in the request as ``./name``.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from ltx_core import __version__
 from ltx_core.errors import ConfigError
-from ltx_core.fingerprint import fingerprint, is_regular
-from ltx_pipelines.planning.plan import (
-    AudioReferenceCondition,
-    CameraCondition,
-    ImageCondition,
-    Plan,
-    ReferenceCondition,
-    plan_from_json,
-)
+from ltx_core.fingerprint import exists, fingerprint, is_regular
+from ltx_pipelines.planning.plan import Plan, plan_from_json
+from ltx_pipelines.planning.schema import absolute, files_in, with_files
+from ltx_pipelines.running.known_files import remember
 
 RECIPE_VERSION = 1
 MOST_ENTRIES = 1000
 PACKAGES = ("torch", "av")
+PROMPTS = ("prompt", "negative_prompt")
+NEAR = "./"  # before the folder of a model
 
 
 def make_recipe(plan: Plan, request: Mapping[str, Any] | None = None, device: str = "cpu") -> dict[str, Any]:
-    """The recipe of a plan. ``request`` holds plain JSON values."""
+    """The recipe of a plan, paths absolute. ``request`` holds plain JSON values."""
+    plan = with_files(plan, absolute)
+    named = [text for text in _texts(request) if Path(text).is_absolute() and is_regular(text)]
     recipe = {
         "recipe": RECIPE_VERSION,
         "pipeline": plan.pipeline,
         "plan": json.loads(plan.to_json()),
         "versions": versions() | {"device": device} | (threads() if device == "cpu" else {}),
-        "files": {path: fingerprint(path) for path in dict.fromkeys(files_of(plan))},
+        "files": {path: fingerprint(path) for path in dict.fromkeys([*files_in(plan), *named])},
     }
     return recipe | ({"request": dict(request)} if request is not None else {})
+
+
+def recipe_for(
+    clip: Path,
+    plan: Plan,
+    request: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    absolute_paths: bool = False,
+) -> dict[str, Any]:
+    """The recipe that is written into ``clip``; where its files lie is remembered on this machine."""
+    recipe = make_recipe(plan, request, device)
+    remember(recipe["files"])
+    return recipe if absolute_paths else without_folders(recipe, clip)
+
+
+def without_folders(recipe: Mapping[str, Any], clip: Path) -> dict[str, Any]:
+    """A recipe as ``clip`` carries it. Raises `ConfigError` for what is none."""
+    plan, folder = plan_of(recipe, str(clip)), _whole(clip).parent
+    names = names_from(folder, [*recipe.get("files", {}), *files_in(plan)])
+    made = {
+        **recipe,
+        "plan": json.loads(with_files(plan, names.__getitem__).to_json()),
+        "files": {names[path]: print_ for path, print_ in recipe.get("files", {}).items()},
+    }
+    if isinstance(request := recipe.get("request"), dict):
+        options = {
+            name: value if name in PROMPTS else _renamed(value, names, folder)
+            for name, value in request["options"].items()
+        }
+        made["request"] = {**request, "options": options}
+    return made
+
+
+def names_from(folder: Path, paths: Iterable[str]) -> dict[str, str]:
+    """A name for each path, no two the same: the way from ``folder`` down to it, else its last part."""
+    names: dict[str, str] = {}  # paths by name
+    for path in dict.fromkeys(paths):
+        name = _name_from(folder, path)
+        suffix = Path(name).suffix
+        stem = name.removesuffix(suffix)
+        again = (f"{stem}-{number}{suffix}" for number in count(2))
+        while name in names:
+            name = next(again)
+        names[name] = path
+    return {path: name for name, path in names.items()}
+
+
+def is_of(recipe: Mapping[str, Any], plan: Plan, clip: Path) -> bool:
+    """Whether the recipe inside or beside ``clip`` is of exactly this plan, and of the files that it reads."""
+    try:
+        theirs = without_folders(recipe, clip)
+    except ConfigError:
+        return False
+    ours = without_folders(make_recipe(plan), clip)
+    return bool(theirs["plan"] == ours["plan"] and ours["files"].items() <= theirs["files"].items())
 
 
 def plan_of(recipe: Mapping[str, Any], where: str) -> Plan:
@@ -77,42 +136,62 @@ def check_recipe(recipe: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where}: request of its recipe is {request!r:.60}, expected a command and its options")
 
 
-def changes_since(recipe: Mapping[str, Any], trusted: Callable[[Path], bool] = lambda path: True) -> Iterator[str]:
+def changes_since(recipe: Mapping[str, Any], found: Mapping[str, Path | None] | None = None) -> Iterator[str]:
     """One line for everything that could make the clip come out differently now.
 
-    Files that are not ``trusted``, and what is no regular file, are not looked at.
+    ``found`` says where files are that are not where the recipe says, and None of those that are nowhere. Files that it
+    leaves out, and what is no regular file, are not looked at.
     """
     now = versions() | (threads() if "threads" in recipe.get("versions", {}) else {})
     for name, then in recipe.get("versions", {}).items():
         if name in now and now[name] != then:
             yield f"{name} was {then}, is {now[name]}"
-    for path, then in recipe.get("files", {}).items():
-        if not trusted(Path(path)):
-            yield f"{path} was not looked at"
-        elif not (is_regular(path) or Path(path).is_dir()):
-            yield f"{path} is {'no regular file' if Path(path).exists() else 'gone'}"
+    files = recipe.get("files", {})
+    found = {name: Path(name) for name in files} if found is None else found
+    for name, then in files.items():
+        path = found.get(name)
+        if name not in found:
+            yield f"{name} was not looked at"
+        elif path is None or not exists(path):
+            yield f"{name} is gone"
+        elif not (is_regular(path) or path.is_dir()):
+            yield f"{name} is no regular file"
         elif fingerprint(path) != then:
-            yield f"{path} is another file than it was"
+            yield f"{name} is another file than it was"
 
 
-def files_of(plan: Plan) -> Iterator[str]:
-    """Every file a plan reads."""
-    for _, path in plan.models.paths():
-        yield path
-    for stage in plan.stages:
-        for lora in stage.loras:
-            yield lora.path
-    for _, condition in plan.conditions():
-        if isinstance(condition, ImageCondition | ReferenceCondition | AudioReferenceCondition) and condition.path:
-            yield condition.path
-        if isinstance(condition, CameraCondition):
-            yield from filter(None, (condition.image, condition.depth))
-        if isinstance(condition, ReferenceCondition) and condition.attention_mask is not None:
-            yield condition.attention_mask
-    for source in plan.sources.values():
-        yield source.path
-    if plan.long is not None and plan.long.anchor not in (None, "first"):
-        yield plan.long.anchor
+def _name_from(folder: Path, path: str) -> str:
+    if not Path(path).is_absolute():
+        return path
+    whole = _whole(path)
+    return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else whole.name
+
+
+def _whole(path: str | Path) -> Path:
+    return Path(os.path.normpath(Path(path).absolute()))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in JSON values, but for prompts."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from () if name in PROMPTS else _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+
+
+def _renamed(value: Any, names: Mapping[str, str], folder: Path) -> Any:
+    """JSON values with names for paths."""
+    if isinstance(value, dict):
+        return {key: _renamed(one, names, folder) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_renamed(one, names, folder) for one in value]
+    if isinstance(value, str) and value not in names and Path(value).is_absolute() and exists(value):
+        return NEAR + _name_from(folder, value)
+    return names.get(value, value) if isinstance(value, str) else value
 
 
 def threads() -> dict[str, str]:
