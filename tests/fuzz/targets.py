@@ -55,6 +55,18 @@ def recipe() -> dict[str, Any]:
     return make_recipe(plan, {"command": "distilled", "options": options})
 
 
+@cache
+def named_recipe() -> dict[str, Any]:
+    """The same as a clip carries it."""
+    from ltx_pipelines.running.recipe import without_folders
+
+    return without_folders(recipe(), Path("clip.png"))
+
+
+def recipes() -> dict[str, bytes]:
+    return {"whole.json": json.dumps(recipe()).encode(), "named.json": json.dumps(named_recipe()).encode()}
+
+
 def read_recipe(path: Path) -> None:
     """A picture whose text is the recipe: shown, then made again with and without a change."""
     from PIL import Image, PngImagePlugin
@@ -71,7 +83,7 @@ def read_recipe(path: Path) -> None:
 @cache
 def stage_file() -> bytes:
     tensors = {"video": torch.zeros(1, 16, 2, 2, 2), "rng_state": torch.get_rng_state()}
-    return save(tensors, {"plan": json.dumps(recipe()["plan"])})
+    return save(tensors, {name: json.dumps(named_recipe()[name]) for name in ("plan", "files")})
 
 
 def read_batch(path: Path) -> None:
@@ -425,7 +437,7 @@ TARGETS = {
     one.name: one
     for one in (
         target("texts", read_texts, text_files, mutate_bytes),
-        target("recipes", read_recipe, lambda: {"recipe.json": json.dumps(recipe()).encode()}, mutate_json),
+        target("recipes", read_recipe, recipes, mutate_json),
         target(
             "stages",
             lambda path: quietly(["finish", str(path), "--trust", "-q"]),
