@@ -148,7 +148,7 @@ class Worker:
         output = folder / f"clip{session.pipeline.suffix}"
         stage = folder / STAGE_FILE
         plan, resume = session.pipeline.plan(**session.request), None
-        if stage.is_file() and is_of(kept_recipe(stage), plan, output):  # the worker before died after the first stage
+        if stage.is_file() and is_of(kept_recipe(stage), plan):  # the worker before died after the first stage
             resume = load_stage(stage, plan)
         shape = plan.shape
         facts = {

@@ -96,14 +96,20 @@ def names_from(folder: Path, paths: Iterable[str]) -> dict[str, str]:
     return {path: name for name, path in names.items()}
 
 
-def is_of(recipe: Mapping[str, Any], plan: Plan, clip: Path) -> bool:
-    """Whether the recipe inside or beside ``clip`` is of exactly this plan, and of the files that it reads."""
+def is_of(recipe: Mapping[str, Any], plan: Plan) -> bool:
+    """Whether a recipe is of exactly this plan and of the content of its files, wherever these lie."""
     try:
-        theirs = without_folders(recipe, clip)
+        then = plan_of(recipe, "recipe")
     except ConfigError:
         return False
-    ours = without_folders(make_recipe(plan), clip)
-    return bool(theirs["plan"] == ours["plan"] and ours["files"].items() <= theirs["files"].items())
+    marks = recipe.get("files", {})
+    return bool(with_files(then, lambda name: marks.get(name, name)) == with_fingerprints(plan))
+
+
+def with_fingerprints(plan: Plan) -> Plan:
+    """A plan by the content of its files."""
+    made: Plan = with_files(plan, lambda path: fingerprint(absolute(path)))
+    return made
 
 
 def plan_of(recipe: Mapping[str, Any], where: str) -> Plan:

@@ -28,7 +28,7 @@ from ltx_media.writer import VideoEncoding, join_pieces, write_piece
 from ltx_pipelines.planning.plan import Plan
 from ltx_pipelines.running.engine import WindowMedia
 from ltx_pipelines.running.long import LongState
-from ltx_pipelines.running.recipe import make_recipe, without_folders
+from ltx_pipelines.running.recipe import with_fingerprints
 
 STATE, PLAN, SOUND = "state.safetensors", "plan.json", "sound.f32"
 SAMPLE = 4  # bytes
@@ -42,8 +42,7 @@ class Unfinished:
         self.folder = path.with_name(path.name + ".unfinished")
         self.state, self._sound = LongState(), (0, 0)  # channels, rate
         check_length(self.folder)
-        recipe = without_folders(make_recipe(plan), path)
-        wanted = json.dumps({"plan": recipe["plan"], "files": recipe["files"], "crf": encoding.crf})
+        wanted = json.dumps({"plan": with_fingerprints(plan).to_json(), "crf": encoding.crf})
         kept = self.folder / PLAN
         if kept.is_file() and kept.read_text(encoding="utf-8") != wanted:
             if not anew:
