@@ -21,9 +21,9 @@ from ltx_core.model.transformer.config import AUDIO_VIDEO_CONSTANTS, LTX2_CONSTA
 from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
-from ltx_core.parallel.cost import bytes_sent
 from ltx_core.parallel.launch import launch
-from ltx_core.parallel.mesh import Devices, MeshShape
+from ltx_core.parallel.mesh import Devices, MeshShape, check_mesh, stage_mesh
+from ltx_core.parallel.paper import PaperDevices
 from ltx_core.parallel.ranks import Ranks, shares
 from ltx_core.parallel.sequence import SharedTokens, share_tokens
 from ltx_core.parallel.strips import StripDecoder
@@ -176,13 +176,12 @@ def main(folder: Path) -> None:
     for mesh in MESHES[devices.size]:
         devices.asked = mesh
         for name, guided, masked in CASES:
+            before = devices.sent
             for number, latent in enumerate(sampled(name, guided, masked, devices)):
                 found[f"{mesh} {name} {guided} {masked} {number}"] = latent.contiguous()
+            found[f"{mesh} {name} {guided} {masked} sent"] = torch.tensor([devices.sent - before])
     for name in DECODERS:
         found[name] = decoded(name, devices)
-    counting = Devices(devices.rank, devices.size, f"sp={devices.size}")
-    sampled("19b", False, False, counting)
-    found["sent"] = torch.tensor([counting.groups[MeshShape(1, devices.size)][1].sent])
     if devices.rank == 0:
         save_file(found, folder / "found.safetensors")
 
@@ -191,8 +190,6 @@ def main(folder: Path) -> None:
 def test_processes_give_what_one_gives(count: int, tmp_path: Path) -> None:
     assert launch([sys.executable, __file__, str(tmp_path)], count) == 0
     found = load_file(tmp_path / "found.safetensors")
-    config, steps = random_model("19b").config, 2
-    assert found["sent"].item() == steps * bytes_sent(config, TOKENS["video"], count, itemsize=4)
     for name in DECODERS:
         torch.testing.assert_close(found[name], decoded(name, None), rtol=1e-5, atol=1e-6)
     for name, guided, masked in CASES:
@@ -200,6 +197,9 @@ def test_processes_give_what_one_gives(count: int, tmp_path: Path) -> None:
             for mesh in MESHES[count]:
                 together = found[f"{mesh} {name} {guided} {masked} {number}"]
                 torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5 * float(alone.abs().max()))
+        for mesh in MESHES[count]:
+            sampled(name, guided, masked, paper := PaperDevices(0, count, mesh))
+            assert found[f"{mesh} {name} {guided} {masked} sent"].item() == paper.sent > 0
 
 
 def test_shares_differ_by_one_at_most() -> None:
@@ -212,11 +212,17 @@ def test_sound_alone_shares_no_tokens() -> None:
 
 
 def test_meshes_are_read_and_chosen() -> None:
-    assert MeshShape.usual(4, 3) == MeshShape(2, 2) and MeshShape.usual(4, 1) == MeshShape(1, 4)
-    assert MeshShape.usual(3, 4) == MeshShape(3, 1) and MeshShape.read("cfg=2", 4) == MeshShape(2, 2)
-    for wrong in ("tp=2", "sp=3", "sp=x", "sp=2,cfg=4"):
+    assert [stage_mesh(None, size, 4, heads=32) for size in (4, 16, 64)] == [
+        MeshShape(1, 4),
+        MeshShape(1, 16),
+        MeshShape(2, 32),
+    ]
+    assert MeshShape.usual(16, 4, most=8, heads=32) == MeshShape(2, 8)
+    assert stage_mesh("fsdp=2", 8, 1, heads=4) == MeshShape(2, 4) and stage_mesh(None, 3, 4, heads=1) == MeshShape(3, 1)
+    assert stage_mesh("cfg=2", 4, 1, heads=4) == MeshShape(2, 2) and check_mesh("fsdp=2,sp=4", 4) == 2
+    for wrong in ("tp=2", "sp=3", "sp=x", "sp=2,cfg=4", "fsdp=3"):
         with pytest.raises(ConfigError, match="mesh is"):
-            MeshShape.read(wrong, 4)
+            check_mesh(wrong, 4)
 
 
 @pytest.mark.parametrize(

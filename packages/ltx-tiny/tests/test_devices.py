@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from ltx_core.parallel.launch import launch
 from ltx_core.parallel.mesh import Devices, check_mesh
 from ltx_pipelines import DistilledPipeline, TI2VidTwoStagesPipeline
 from ltx_pipelines.cli.app import run as ltx
+from ltx_pipelines.planning.cost import cost_of
 
 PROMPT = "a small red ball bounces on a blue background"
 SMALL = {"height": 128, "width": 192, "num_frames": 17, "seed": 3}
@@ -28,19 +30,24 @@ KINDS = {  # with the mesh; in the first, one process has no pass of its own
 
 
 def clips(devices: Devices | None) -> dict[str, Tensor]:
-    """Frames and sound of a distilled clip and of a guided one."""
+    """Frames and sound of a distilled clip and of a guided one; what is sent for their steps, and what a plan says."""
     found = {}
     for name, (kind, mesh) in KINDS.items():
-        if devices is not None:
-            devices = replace(devices, asked=mesh, spread_over=check_mesh(mesh, devices.size))
         pipeline = kind.from_pretrained("tiny", dtype="float32", device="cpu")
-        pipeline.ledger.devices = devices
         steps = {} if kind is DistilledPipeline else {"num_inference_steps": 4}
+        if devices is not None:
+            own = Devices(devices.rank, devices.size, mesh, spread_over=check_mesh(mesh, devices.size))
+            pipeline.ledger.devices = own
+            plan = pipeline.plan(PROMPT, **SMALL, **steps)
+            pipeline.ledger.texts.contexts(plan.prompts)
+            before = own.sent
         clip = pipeline(PROMPT, **SMALL, **steps, progress=False)
         assert clip.video is not None and clip.audio is not None
         found[name] = clip.video.tensor()
         found[f"{name}, sound"] = clip.audio.waveform.contiguous()
-        assert devices is None or (devices.shards is not None and devices.shards.sent > 0)
+        if devices is not None:
+            expected = sum(phase.work.sent for phase in cost_of(plan, pipeline.ledger).phases)
+            found[f"{name}, sent"] = torch.tensor([own.sent - before, expected])
     return found
 
 
@@ -57,12 +64,22 @@ def test_two_processes_make_the_clip_of_one(tmp_path: Path) -> None:
     together = load_file(tmp_path / "clips.safetensors")
     for name, alone in clips(None).items():
         torch.testing.assert_close(together[name], alone, rtol=0, atol=1e-4)
+    for name in KINDS:
+        measured, expected = together[f"{name}, sent"].tolist()
+        assert measured > 0 and expected == pytest.approx(measured, rel=0.02)
+
+
+def commands() -> list[list[str]]:
+    """The lines of the document that make or plan a clip."""
+    page = (Path(__file__).parents[3] / "docs" / "scale.md").read_text()
+    blocks = re.findall(r"```sh\n(ltx (?:generate|plan) .*)\n```", page)
+    return [shlex.split(block)[1:] for block in blocks]
 
 
 def test_one_that_is_killed_ends_the_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    options = ["--devices", "2", "--mesh", "fsdp=2", "--json", "-o", "clip.mp4"]
-    line = [sys.executable, "-m", "ltx_pipelines", "generate", PROMPT, *options]
+    generate = next(line for line in commands() if line[0] == "generate")
+    line = [sys.executable, "-m", "ltx_pipelines", *generate, "--mesh", "fsdp=2", "--json"]
     whole = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert whole.stdout is not None
     while '"step"' not in whole.stdout.readline():
@@ -72,6 +89,13 @@ def test_one_that_is_killed_ends_the_clip(tmp_path: Path, monkeypatch: pytest.Mo
     said = whole.communicate(timeout=60)[1]
     assert whole.returncode == 1 and "device 1 ended by signal 9" in said.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_says_what_each_device_holds_and_sends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ltx(next(line for line in commands() if line[0] == "plan")) == 0
+    *_, devices, first, second = capsys.readouterr().out.splitlines()
+    assert devices == "all of this on each of 4 devices, weights of large networks spread over 2"
+    assert re.fullmatch(r"stage 1: cfg=1,sp=4, [\d.]+ MB sent in a step", first) and second.startswith("stage 2: ")
 
 
 def test_devices_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

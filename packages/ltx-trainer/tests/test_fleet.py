@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tests.tiny_training import processes, raw_config, run_several, run_training, write_dataset, write_model
 
@@ -14,6 +19,7 @@ from ltx_trainer.config_file import parse_config
 from ltx_trainer.loop import CHECKPOINT_FOLDER
 from ltx_trainer.memory_plan import plan_memory
 from ltx_trainer.run_log import LOG_NAME, read_csv_log
+from ltx_trainer.train_cli import app
 
 FULL = {"model": {"training_mode": "full"}, "lora": None}
 SHARED = ("sp=2", "fsdp=2,sp=2")  # of tokens, of tokens and weights
@@ -110,6 +116,15 @@ def test_meshes_that_cannot_be_are_refused(files, tmp_path):
     ):
         with pytest.raises(ConfigError, match=says):
             parse_config(configuration(files, tmp_path / "out", "", 3, **changes))
+
+
+def test_the_documented_plan_of_a_run(files, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[3] / "docs" / "scale.md").read_text()
+    (line,) = re.findall(r"`ltx train (.* --plan .*)`", page)
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(yaml.safe_dump(configuration(files, tmp_path / "out", "", 3)))
+    app(shlex.split(line), standalone_mode=False)
+    assert "activations" in capsys.readouterr().out
 
 
 def test_the_plan_is_that_of_one_process(files, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -74,6 +75,11 @@ def is_launched() -> bool:
 def world_size() -> int:
     """The number of processes of this run."""
     return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def local_size() -> int:
+    """How many of the processes of a run are on each machine, whose links are fast; many where nothing says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or sys.maxsize)
 
 
 def local_rank() -> int:

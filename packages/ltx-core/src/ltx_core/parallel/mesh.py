@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltx_core.errors import ConfigError
 from ltx_core.loader.streaming import Shards
+from ltx_core.model.transformer.config import TransformerConfig
+from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.model.video_vae.video_vae import VideoDecoder as ConvolutionalDecoder
 from ltx_core.networks import VideoDecoder
-from ltx_core.parallel.launch import local_rank, world_size
+from ltx_core.parallel.launch import local_rank, local_size, world_size
 from ltx_core.parallel.passes import PassParallel
-from ltx_core.parallel.ranks import Ranks
+from ltx_core.parallel.ranks import Ranks, shares
 from ltx_core.parallel.sequence import SequenceParallel, SharedTokens, share_tokens
 from ltx_core.parallel.strips import StripDecoder, Strips, can_strip
 from ltx_core.sampling.denoisers import Transformer
@@ -42,6 +44,9 @@ class MeshShape:
     cfg: int = 1
     sp: int = 1
 
+    def __str__(self) -> str:
+        return f"cfg={self.cfg},sp={self.sp}"
+
     @classmethod
     def read(cls, text: str, size: int) -> MeshShape:
         """From ``sp=2,cfg=2``; what is left out follows. Raises `ConfigError` where they do not make ``size``."""
@@ -53,16 +58,26 @@ class MeshShape:
         return cls(cfg, sp)
 
     @classmethod
-    def usual(cls, size: int, passes: int) -> MeshShape:
-        """The default mesh: as many groups as passes, since they exchange the least; the rest shares tokens."""
-        cfg = next(count for count in range(min(passes, size), 0, -1) if size % count == 0)
-        return cls(cfg, size // cfg)
+    def usual(cls, size: int, passes: int, most: int, heads: int) -> MeshShape:
+        """Up to ``most`` devices share tokens, then as many as there are passes share those, the rest tokens again.
+
+        Passes that begin alike are computed once as far as they agree, which devices that share passes forgo, so tokens
+        are shared first where links are fast (``benchmarks/scale.py``). No more share tokens than there are ``heads``,
+        even where some are left with nothing to do.
+        """
+        neighbours = max(count for count in range(1, min(most, size) + 1) if size % count == 0)
+        left = size // neighbours
+        cfg = max(count for count in range(1, min(passes, left) + 1) if left % count == 0)
+        fitting = (count for count in range(cfg, size + 1) if size % count == 0 and size // count <= heads)
+        return cls(cfg := next(fitting), size // cfg)
 
 
-def stage_mesh(asked: str | None, size: int, passes: int) -> MeshShape:
+def stage_mesh(asked: str | None, size: int, passes: int, heads: int) -> MeshShape:
     """How ``size`` devices share a stage with so many passes: as asked, else the usual way."""
     given = {} if asked is None else read_mesh(asked, NAMES)
-    return MeshShape.read(asked or "", size) if given.keys() & {"sp", "cfg"} else MeshShape.usual(size, passes)
+    if asked is not None and given.keys() & {"sp", "cfg"}:
+        return MeshShape.read(asked, size)
+    return MeshShape.usual(size, passes, min(local_size(), heads), heads)
 
 
 def check_mesh(asked: str | None, size: int) -> int | None:
@@ -106,9 +121,9 @@ class Devices:
             dist.init_process_group("nccl" if on_cards else "gloo")
         return cls(dist.get_rank(), size, asked, spread_over=spread_over)
 
-    def shape(self, passes: int) -> MeshShape:
-        """The mesh of a stage with so many guidance passes."""
-        return stage_mesh(self.asked, self.size, passes)
+    def shape(self, config: TransformerConfig, passes: int) -> MeshShape:
+        """The mesh of a stage with so many guidance passes; without a picture there are no tokens to share."""
+        return stage_mesh(self.asked, self.size, passes, config.video.heads if config.video is not None else 1)
 
     @property
     def shards(self) -> Shards | None:
@@ -118,33 +133,46 @@ class Devices:
             self._shards = Shards(ranks.group, ranks.rank, ranks.size)
         return self._shards
 
+    @property
+    def sent(self) -> int:
+        """Bytes this device has sent so far for steps."""
+        shared = sum(ranks.sent for pair in self.groups.values() for ranks in pair)
+        return shared + (self._shards.sent if self._shards is not None else 0)
+
     def agree(self, count: int) -> int:
-        """The largest of what all devices say."""
+        """The largest of what all devices say; on paper what this one does."""
+        if not dist.is_initialized():
+            return count
         said = torch.tensor(count, device="cuda" if dist.get_backend() == "nccl" else "cpu")
         dist.all_reduce(said, dist.ReduceOp.MAX)
         return int(said)
 
-    def decoder(self, decoder: VideoDecoder, latent: Tensor) -> VideoDecoder:
-        """A decoder of which each device computes some rows of ``latent``, where there are enough and it can be."""
+    def decoder(self, decoder: VideoDecoder, latent: Tensor, most: int | None = None) -> VideoDecoder:
+        """A decoder of which each device computes some rows of ``latent``, where that can be, else all of them."""
         network = getattr(decoder, "network", None)
-        if not isinstance(network, ConvolutionalDecoder) or not can_strip(network) or latent.shape[3] < self.size:
-            return decoder
-        return StripDecoder(network, Strips(self._everyone))
+        if isinstance(network, ConvolutionalDecoder) and self.together(network, latent, most):
+            return StripDecoder(network, Strips(self._everyone))
+        return decoder
+
+    def together(self, network: ConvolutionalDecoder, latent: Tensor, most: int | None = None) -> bool:
+        """Whether each device decodes some rows: there are enough, and no more than ``most`` cells on each."""
+        cells = shares(latent.shape[3], self.size)[0] * latent.shape[4]
+        return can_strip(network) and latent.shape[3] >= self.size and cells <= (most or cells)
 
     @property
     def helping(self) -> bool:
         """Whether another process decodes and writes what is made."""
         return self.rank > 0
 
-    def spread(self, transformer: nn.Module, passes: int) -> Transformer:
+    def spread(self, transformer: LTXModel | X0Model, passes: int) -> Transformer:
         """The transformer of a stage with so many guidance passes, as one that computes its share."""
-        shape = self.shape(passes)
+        shape = self.shape(transformer.config, passes)
         by_pass, by_token = self.groups.get(shape) or self._groups(shape)
         spread: Transformer = transformer
         share_tokens(transformer, shared := SharedTokens(by_token))
         if shape.sp > 1:
             spread = SequenceParallel(spread, shared)
-        return PassParallel(spread, by_pass, all_compute=self.shards is not None) if shape.cfg > 1 else spread
+        return PassParallel(spread, by_pass, all_compute=(self.spread_over or 1) > 1) if shape.cfg > 1 else spread
 
     @cached_property
     def _everyone(self) -> Ranks:

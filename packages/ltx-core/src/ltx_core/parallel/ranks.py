@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -37,7 +38,7 @@ class Ranks:
 
     def exchange(self, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Give every process one of ``parts``; what they give this one has ``shapes``. Gradients go back that way."""
-        self.sent += sum(part.nbytes for part in parts) - parts[self.rank].nbytes
+        self.sent += self.leaving(parts)
         sizes = [torch.Size(shape).numel() for shape in shapes]
         given = torch.cat([part.reshape(-1) for part in parts])
         received: Tensor = _Exchange.apply(given, [part.numel() for part in parts], sizes, self.group)
@@ -48,9 +49,18 @@ class Ranks:
 
         The gradient of a share is the sum of what all processes have for it.
         """
-        self.sent += share.nbytes * (self.size - 1)
+        self.sent += self.leaving_all(share, counts, dim)
         joined: Tensor = _Gather.apply(share, list(counts), dim, self)
         return joined
+
+    def leaving(self, parts: Sequence[Tensor]) -> int:
+        """Bytes of an exchange that go to others."""
+        return sum(part.nbytes for part in parts) - parts[self.rank].nbytes
+
+    def leaving_all(self, share: Tensor, counts: Sequence[int], dim: int) -> int:
+        """Bytes of a gathered share that go to others, filled up to the longest."""
+        row = math.prod(share.shape[:dim]) * math.prod(share.shape[dim + 1 :]) * share.itemsize
+        return row * max(counts) * (self.size - 1)
 
 
 class _Exchange(torch.autograd.Function):

@@ -4,7 +4,7 @@
 
     video tokens [B, T, w]  ->  [B, t, w] of this process
     self-attention:   q, k, v [B, t, H, d]  -- all to all -->  [B, T, h, d]  attention  -- all to all -->  [B, t, H, d]
-    sound reads video:   keys and values [B, t, inner]  -- gathered -->  [B, T, inner]
+    sound reads video:   k, v [B, t, H, d]  -- all to all -->  [B, T, h, d]  attention  -- gathered -->  [B, Ta, H, d]
     x0 [B, t, C]  -- gathered -->  [B, T, C]
 
 All else works on tokens one by one, on text or on sound. Heads are shared out as unevenly as tokens may be, so that any
@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from ltx_core.errors import ConfigError
 from ltx_core.guidance.perturbations import BatchedPerturbationConfig
-from ltx_core.model.transformer.attention import Attention, KeysValues
+from ltx_core.model.transformer.attention import Attention
 from ltx_core.model.transformer.block import TransformerBlock
 from ltx_core.model.transformer.masks import AttentionBias
 from ltx_core.model.transformer.modality import Modality, TimestepGroups
-from ltx_core.model.transformer.rope import RotaryTable
 from ltx_core.parallel.ranks import Ranks, shares
 
 
@@ -68,20 +67,16 @@ class HeadsSharedAttention(Attention):
         return self.shared.by_tokens(super().mix(q, k, v, bias), self.heads)
 
 
-class ContextGatheredAttention(Attention):
-    """Attention of whole queries to shared tokens, whose keys and values are gathered."""
+class SharedContextAttention(Attention):
+    """Attention of whole queries to shared tokens: each process attends with some of the heads."""
 
     shared: SharedTokens
 
-    def project_context(
-        self, context: Tensor, rope: RotaryTable | None = None, *, values_only: bool = False
-    ) -> KeysValues:
-        own = super().project_context(context, rope, values_only=values_only)
-        if own.keys is None:
-            return own
-        both = torch.stack((own.keys, own.values))  # [2, B, t, inner]
-        keys, values = self.shared.ranks.gather(both, self.shared.counts, dim=2)
-        return KeysValues(keys, values)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None) -> Tensor:
+        ranks = self.shared.ranks
+        k, v = self.shared.by_heads(torch.stack((k, v)))
+        made = super().mix(q[:, :, ranks.span(self.heads)], k, v, bias)
+        return ranks.gather(made, shares(self.heads, ranks.size), dim=2)
 
 
 def share_tokens(network: nn.Module, shared: SharedTokens) -> None:
@@ -90,11 +85,11 @@ def share_tokens(network: nn.Module, shared: SharedTokens) -> None:
         if isinstance(block, TransformerBlock) and block.config.video:
             _exchanging(block.attn1, HeadsSharedAttention, shared)
             if block.config.audio:
-                _exchanging(block.video_to_audio_attn, ContextGatheredAttention, shared)
+                _exchanging(block.video_to_audio_attn, SharedContextAttention, shared)
 
 
 def _exchanging(
-    attention: Attention, kind: type[HeadsSharedAttention | ContextGatheredAttention], shared: SharedTokens
+    attention: Attention, kind: type[HeadsSharedAttention | SharedContextAttention], shared: SharedTokens
 ) -> None:
     if shared.ranks.size == 1:
         attention.__class__ = Attention

@@ -38,6 +38,7 @@ class Command:
     alone: str = ""
     others: Callable[[], Mapping[str, Option]] = field(default=dict)
     common: Collection[str] = ()  # options that short help shows; all where none are named
+    on_devices: bool = False  # run by a process for each of its devices
 
     def __call__(self, arguments: Sequence[str]) -> None:
         """Run a line. Raises `UsageError` for a wrong one."""
@@ -45,7 +46,7 @@ class Command:
             print(self.help_text(whole=ALL in arguments), end="")
             return
         given = self.parse(arguments)
-        if given.get("devices", 1) > 1:
+        if self.on_devices and given.get("devices", 1) > 1:
             on_each_device(given["devices"], [self.name, *arguments])
         self.run(with_absolute_files(self.options, given))
 

@@ -186,8 +186,9 @@ def pipeline_command(kind: type[Pipeline]) -> Command:
     """The sub-command of one pipeline."""
     text = f"{kind.summary()}\n\n{(kind.__doc__ or '').strip()}"
     options, shown = {**options_for(kind), **DEVICES}, COMMON | kind.own_fields().keys()
-    return Command(kind.command(), text, options, lambda given: make(given, kind), kind.alone, every_option, shown)
+    run = lambda given: make(given, kind)  # noqa: E731
+    return Command(kind.command(), text, options, run, kind.alone, every_option, shown, on_devices=True)
 
 
 ALL = {**every_option(), **DEVICES, "pipeline": PIPELINE}
-GENERATE = Command("generate", ABOUT, ALL, make, "prompt", common=COMMON)
+GENERATE = Command("generate", ABOUT, ALL, make, "prompt", common=COMMON, on_devices=True)

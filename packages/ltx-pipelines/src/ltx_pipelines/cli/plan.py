@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ltx_core.precision import WIDENED, DtypeName
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.config import with_settings
-from ltx_pipelines.cli.fields import PIPELINE, every_option
+from ltx_pipelines.cli.fields import DEVICES, PIPELINE, every_option
 from ltx_pipelines.cli.generate import ENHANCING
 from ltx_pipelines.pipeline import pipeline_named
+from ltx_pipelines.planning.schema import UsageError
 
 if TYPE_CHECKING:
     from ltx_pipelines.planning.cost import Cost
     from ltx_pipelines.planning.plan import Plan, StagePlan
+    from ltx_pipelines.utils.model_ledger import ModelLedger
 
 LEFT_OUT = {"quiet", "count", "keep_latents", "contact_sheet", "first_stage", "absolute_paths", *ENHANCING}
 ABOUT = """Show what would be done, and what it would cost.
@@ -30,10 +33,17 @@ def show(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.session import open_session
 
     given = with_settings(given)
+    size, mesh = given.pop("devices", 1), given.pop("mesh", None)
+    if size == 1 and mesh is not None:
+        raise UsageError("--mesh has no effect on one device, expected --devices too")
     as_json = given.pop("json", False)
     named = given.pop("pipeline", None)
     session = open_session(given, pipeline_named(named) if named else None)
     reporter = Reporter("quiet" if as_json else "lines")
+    if size > 1:
+        from ltx_core.parallel.mesh import Devices, check_mesh
+
+        session.ledger.devices = Devices(0, size, mesh, spread_over=check_mesh(mesh, size))
     plan = planned(session, given, reporter)
     from ltx_pipelines.planning.cost import cost_of  # torch, once the plan is known to be good
 
@@ -42,6 +52,8 @@ def show(given: dict[str, Any]) -> None:
         print(json.dumps({"plan": json.loads(plan.to_json()), "cost": cost_json(cost)}, ensure_ascii=False))
     else:
         print_plan(plan, cost)
+        for line in shared(plan, cost, session.ledger):
+            print(line)
         if (slow := session.ledger.precision.warning) is not None:
             reporter.note(slow)
 
@@ -55,6 +67,7 @@ def cost_json(cost: Cost) -> dict[str, Any]:
             "activation_bytes": phase.work.activations,
             "peak_bytes": phase.peak,
             "flops": phase.work.flops,
+            "sent_bytes": phase.work.sent,
         }
         for phase in cost.phases
     ]
@@ -103,6 +116,24 @@ def print_plan(plan: Plan, cost: Cost) -> None:
     )
 
 
+def shared(plan: Plan, cost: Cost, ledger: ModelLedger) -> Iterator[str]:
+    """How several devices share the stages, and what each sends."""
+    from ltx_core.model.transformer.config import TransformerConfig
+    from ltx_pipelines.cli.progress import human_bytes
+
+    if (devices := ledger.devices) is None:
+        return
+    weights = f"weights of large networks spread over {ledger.spread_over}" if ledger.spread_over > 1 else "all weights"
+    yield f"all of this on each of {devices.size} devices, {weights}"
+    config = TransformerConfig.from_metadata(ledger.config)
+    sent = {phase.name: phase.work.sent for phase in cost.phases}
+    for index, stage in enumerate(plan.stages, 1):
+        if stage.steps:
+            amount = human_bytes(sent[f"stage {index}"] // stage.steps)
+            mesh = devices.shape(config.with_streams(*stage.streams), stage.passes())
+            yield f"stage {index}: {mesh}, {amount} sent in a step"
+
+
 def computed_in(dtype: DtypeName) -> str:
     """The precision of a plan in words."""
     widened = "computed in float32, weights kept in bfloat16 and widened layer by layer"
@@ -124,7 +155,7 @@ def stage_row(stage: StagePlan) -> list[str]:
 PLAN = Command(
     "plan",
     ABOUT,
-    {name: one for name, one in {**every_option(), "pipeline": PIPELINE}.items() if name not in LEFT_OUT},
+    {name: one for name, one in {**every_option(), **DEVICES, "pipeline": PIPELINE}.items() if name not in LEFT_OUT},
     show,
     "prompt",
     every_option,

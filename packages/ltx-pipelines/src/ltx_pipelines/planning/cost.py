@@ -23,6 +23,7 @@ from ltx_core.model.upsampler.model import LatentUpsampler
 from ltx_core.model.video_vae.diffusion.tiling import whole_decode_work
 from ltx_core.model.video_vae.frames import STREAMING_FRAMES, decode_tiles
 from ltx_core.model.video_vae.video_vae import VideoDecoder
+from ltx_core.parallel.ranks import shares
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.types import VideoLatentShape
 from ltx_pipelines.planning.plan import Plan, StagePlan
@@ -91,7 +92,8 @@ def cost_of(plan: Plan, ledger: ModelLedger) -> Cost:
         if not stage.steps:
             continue
         work = work_of(stage, ledger)
-        total = Work(sum(one.flops for one in work), max(one.activations for one in work))
+        sent = sum(one.sent for one in work)
+        total = Work(sum(one.flops for one in work), max(one.activations for one in work), sent)
         phases.append(Phase(f"stage {index}", transformer_weights(ledger, stage), total))
     if "video" in plan.decoded:
         weights = {"video_decoder": component_bytes(ledger, "video_decoder")}
@@ -171,10 +173,14 @@ def kept_dtype(ledger: ModelLedger) -> torch.dtype:
 
 
 def transformer_weights(ledger: ModelLedger, stage: StagePlan) -> dict[str, int]:
-    """Bytes of the transformer: of the stage's streams, quantised as the ledger says, streamed as it says."""
+    """Bytes of the transformer: of the stage's streams, quantised, streamed or spread as the ledger says."""
+    blocks, spread = ledger.config["transformer"].get("num_layers", 1), ledger.spread_over
+    if spread > 1:
+        total = ledger.transformer_bytes()
+        inside = total * ledger.share_of_blocks
+        return {"transformer": int(total - inside + inside / spread + inside * min(STREAMED_BLOCKS, blocks) / blocks)}
     total = ledger.transformer_bytes(tuple(stage.streams))
     if ledger.policy == "streamed":
-        blocks = ledger.config["transformer"].get("num_layers", 1)
         total = total * min(STREAMED_BLOCKS, blocks) // blocks
     return {"transformer": total}
 
@@ -182,26 +188,28 @@ def transformer_weights(ledger: ModelLedger, stage: StagePlan) -> dict[str, int]
 def text_weights(ledger: ModelLedger) -> dict[str, int]:
     """Bytes of the language model and what stands between it and the transformer."""
     language_model = ledger.weight_bytes().get("text_encoder", 0)
-    if ledger.streams_texts and ledger.backend == "torch" and language_model and not ledger.is_ltx_video:
+    moving = ledger.streams_texts or ledger.spread_over > 1
+    if moving and ledger.backend == "torch" and language_model and not ledger.is_ltx_video:
         language_model = streamed_text_bytes(ledger)
     return {"text_encoder": language_model, "embeddings": component_bytes(ledger, "embeddings")}
 
 
 def streamed_text_bytes(ledger: ModelLedger) -> int:
-    """Bytes of the layers of a streamed language model that are on the device at once; its table where that is it."""
+    """Bytes of a streamed language model on the device: two layers, its part of all, the table where that is it."""
     itemsize, sizes = kept_dtype(ledger).itemsize, Counter[str]()
     for name, source in GemmaAssets.open(ledger.text_encoder_path()).language_model().items():
         part, _, inner = name.partition(".")
         sizes[part + inner.partition(".")[0] if part == "layers" else part] += math.prod(source.info.shape) * itemsize
     table = sizes.pop("embed_tokens", 0) if ledger.device.type == "cpu" else 0
-    return STREAMED_BLOCKS * max(sizes.values()) + table
+    held = sum(sizes.values()) // ledger.spread_over if ledger.spread_over > 1 else 0
+    return STREAMED_BLOCKS * max(sizes.values()) + held + table
 
 
 # Decoding ---------------------------------------------------------------------------------------------------------
 
 
 def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:
-    """The video decoder: operations of the whole clip, memory of the pieces it is decoded in."""
+    """The video decoder: operations of the whole clip, or of a device's rows; memory of what it decodes at once."""
     checkpoint = ledger.source("video_decoder")
     latent = VideoLatentShape.from_pixel_shape(
         plan.decoded_shape(ledger.scale_factors), ledger.latent_channels, ledger.scale_factors
@@ -213,13 +221,17 @@ def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:
     with without_data():
         decoder = VideoDecoder(config).to(ledger.dtype)
         whole = torch.empty(latent, dtype=ledger.dtype)
+    most = plan.stages[-1].decoded_cells
+    together = ledger.devices is not None and ledger.devices.together(decoder, whole, most)
+    if ledger.devices is not None and together:
+        whole = whole[:, :, :, : shares(latent.height, ledger.devices.size)[0]]
     work = measure(decoder, lambda: decoder(whole))
     if not decoder.can_stream:
         return work
     start = whole[:, :, : min(STREAMING_FRAMES, latent.frames)]
     streamed = measure(decoder, lambda: list(decoder.decode_streaming(start))).activations
-    tiles = decode_tiles(decoder, whole, ledger.free_bytes(), plan.stages[-1].decoded_cells)
-    if tiles is None:
+    tiles = decode_tiles(decoder, whole, ledger.free_bytes(), most)
+    if tiles is None or together:
         return Work(work.flops, streamed)
     _, rows, columns = ([one.length for one in axis] for axis in tiles.split(latent[2:]))
     area = latent.height * latent.width

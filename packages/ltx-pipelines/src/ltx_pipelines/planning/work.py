@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -21,9 +22,11 @@ from ltx_core.model.common.tiling import TileCountConfig, product
 from ltx_core.model.transformer.attention import attention
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.modality import Modality
-from ltx_core.model.transformer.model import LTXModel
+from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.model.transformer.sparse import BlockPattern
 from ltx_core.networks import Contexts
+from ltx_core.parallel.mesh import Devices
+from ltx_core.parallel.paper import PaperDevices
 from ltx_core.sampling.denoisers import (
     DenoiseCall,
     DenoisedLatentResult,
@@ -70,7 +73,7 @@ def tiled_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
         pixels = latent._replace(frames=frames, height=height, width=width).upscale(factors)
         sides = {"frames": pixels.frames, "height": pixels.height, "width": pixels.width}
         (one,) = whole_work(replace(stage, shape=stage.shape._replace(**sides)), ledger)
-        yield Work(one.flops * count, one.activations + canvas)
+        yield Work(one.flops * count, one.activations + canvas, one.sent * count)
 
 
 def whole_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
@@ -79,6 +82,8 @@ def whole_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
     tokens = {name: tokens_of(stage, name, ledger) for name in stage.streams}
     batch = None if stage.velocity_guidance else stage.max_batch_size
     counter = CallCounter(config, tokens, ledger.text_tokens, ledger.dtype, batch, ledger.policy != "streamed")
+    if ledger.devices is not None:
+        counter = replace(counter, devices=ledger.devices, passes=stage.passes())
     if (sparse := stage.sparse_attention) is not None:
         kept = sparse_pattern(stage, sparse, ledger).kept
         counter = replace(counter, keys=round(kept * tokens["video"]), dense_blocks=sparse.layers)
@@ -86,7 +91,8 @@ def whole_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
     flops = sum(later * times for _, later, times in counted)
     texts = max(first.flops - later for first, later, _ in counted)
     kept = KEPT_CHANGES * stage.passes() * counter.token_bytes if stage.first_block_cache is not None else 0
-    yield Work(flops + texts, max(first.activations for first, _, _ in counted) + kept)
+    sent = sum((first.sent + ledger.gathered_bytes()) * times for first, _, times in counted)
+    yield Work(flops + texts, max(first.activations for first, _, _ in counted) + kept, sent)
 
 
 def sparse_pattern(stage: StagePlan, sparse: SparseAttention, ledger: ModelLedger) -> BlockPattern:
@@ -176,6 +182,8 @@ class CallCounter:
     keep_text: bool = True
     keys: int = 0  # that a token of the picture sees in a sparse call, in the mean
     dense_blocks: int = 0  # at either end, where it sees all
+    devices: Devices | None = None  # that share a step
+    passes: int = 1  # of a guided step
 
     @property
     def token_bytes(self) -> int:
@@ -199,15 +207,16 @@ class CallCounter:
         kinds = [(kind, len(list(alike))) for kind, alike in groupby(blocks)]
         once = [kind for kind, _ in kinds]
         base = self.count(call, once)
-        flops, later, most, text = base.work.flops, base.later, base.work.activations, 0
+        flops, later, most, text, sent = base.work.flops, base.later, base.work.activations, 0, base.work.sent
         for number, (kind, count) in enumerate(kinds):
             if count > 1:
                 more = self.count(call, [*once[:number], kind, *once[number:]])
                 flops += (count - 1) * (more.work.flops - base.work.flops)
                 later += (count - 1) * (more.later - base.later)
+                sent += (count - 1) * (more.work.sent - base.work.sent)
                 most, text = max(most, more.work.activations), more.kept - base.kept
         rest = text * max(self.config.num_layers - len(kinds) - 1, 0)
-        return Work(flops, most + rest), later
+        return Work(flops, most + rest, sent), later
 
     def kind(self, call: Call, block: int) -> BlockKind:
         """The kind of a block in a call."""
@@ -227,9 +236,10 @@ class CallCounter:
             network = LTXModel(config).to(self.dtype)
             modalities = {name: self._modality(name, name in call.active) for name in self.config.streams}
         memory = RunMemory()
-
-        def forward(**given: Any) -> Any:
-            return network(**given, max_batch_size=self.max_batch_size)
+        forward: Any = partial(network, max_batch_size=self.max_batch_size)
+        if self.devices is not None:
+            paper = PaperDevices.of(self.devices)
+            forward = paper.spread(X0Model(network, self.max_batch_size), self.passes)
 
         layers: Any = network.transformer_blocks
         sparse = [layer.attn1 for layer, kind in zip(layers, blocks, strict=True) if kind.sparse]
@@ -239,6 +249,8 @@ class CallCounter:
                 return measure(network, lambda: run_passes(forward, modalities, passes, memory, self.keep_text))
 
         first = run()
+        if self.devices is not None:
+            first = replace(first, sent=paper.sent)
         kept = sum(part.nbytes for text in memory.texts.values() for parts in text.kept.values() for part in parts)
         return Counted(first, run().flops if kept else first.flops, kept)
 

@@ -68,7 +68,7 @@ def decode_frames(
 
     ``most`` is how many latent cells of the picture are decoded at once.
     """
-    decoder = video_decoder(latent, ledger, in_float32=hdr is not None)
+    decoder = video_decoder(latent, ledger, hdr is not None, most)
     conditioning = DecodeConditioning(noise=generator)
     if hdr is None:
         yield from fitting(latent, decoder.decode_frames(latent, conditioning, most), ledger)
@@ -77,10 +77,12 @@ def decode_frames(
         yield from_working_codes(codes, ACESCCT, HDRColorSpace(hdr))
 
 
-def video_decoder(latent: Tensor, ledger: ModelLedger, in_float32: bool = False) -> VideoDecoder:
-    """What decodes ``latent``: the devices of a run together, where there are several."""
+def video_decoder(
+    latent: Tensor, ledger: ModelLedger, in_float32: bool = False, most: int | None = None
+) -> VideoDecoder:
+    """The decoder of ``latent``, ``most`` of its cells at once; where a run has several devices, all together."""
     decoder: VideoDecoder = ledger.network("video_decoder", in_float32=in_float32)
-    return decoder if ledger.devices is None else ledger.devices.decoder(decoder, latent)
+    return decoder if ledger.devices is None else ledger.devices.decoder(decoder, latent, most)
 
 
 def cut_frames(chunks: Iterator[Tensor], shape: VideoPixelShape) -> Iterator[Tensor]:

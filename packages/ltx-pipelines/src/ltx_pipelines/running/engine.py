@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltx_core.components.diffusion_steps import EulerAncestralDiffusionStep, EulerCfgPpDiffusionStep
 from ltx_core.components.guiders import MultiModalGuider, MultiModalGuiderFactory
@@ -27,7 +27,7 @@ from ltx_core.conditioning.tools import LatentTools, latent_tools
 from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.audio_vae import decode_audio
 from ltx_core.model.common.tiling import TileCountConfig
-from ltx_core.model.transformer.model import X0Model
+from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.sampling.denoisers import GuidedDenoiser, Results, Transformer
 from ltx_core.sampling.loop import denoise
 from ltx_core.sampling.modality import States
@@ -268,7 +268,7 @@ def denoise_stage(
     network = network_of(stage, run.ledger)
     model: Transformer = run.model(stage, network)
     if run.ledger.devices is not None:
-        model = run.ledger.devices.spread(cast(nn.Module, model), stage.passes())
+        model = run.ledger.devices.spread(cast(LTXModel | X0Model, model), stage.passes())
     if stage.tiles is not None:
         model = TiledTransformer(model, VideoModalityTilingHelper(TileCountConfig(*stage.tiles), begun.tools["video"]))
     for step in denoise(model, denoiser_of(stage, begun, run.ledger), states, sigmas, begun.sampler):

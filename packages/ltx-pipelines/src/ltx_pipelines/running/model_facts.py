@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from ltx_pipelines.planning.plan import Lora, ModelFiles
 from ltx_pipelines.planning.prompt_world import PromptWorld
 from ltx_pipelines.request import read_default_request
 
+BLOCKS = "transformer_blocks"
 # Component of a checkpoint -> slot of `ModelFiles` it is read from; all fall back to the checkpoint itself.
 SLOTS = {
     "embeddings": "checkpoint",
@@ -132,6 +134,12 @@ class ModelFacts:
             if len(source.info.shape) == 1:
                 digest.update(name.encode() + source.read().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def share_of_blocks(self) -> float:
+        """Of the transformer's values, those in blocks."""
+        sizes = {name: math.prod(source.info.shape) for name, source in self.checkpoint.sources("transformer").items()}
+        return sum(size for name, size in sizes.items() if name.startswith(f"{BLOCKS}.")) / sum(sizes.values())
 
     @cached_property
     def text_tokens(self) -> int:

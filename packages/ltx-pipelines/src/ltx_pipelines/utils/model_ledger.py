@@ -116,6 +116,10 @@ class ModelLedger(ModelFacts):
         """Devices that hold the weights of large networks together."""
         return 1 if self.devices is None else self.devices.spread_over or 1
 
+    def gathered_bytes(self) -> int:
+        """Bytes of the transformer that this device sends to others that hold it with it, in a pass through it."""
+        return round(self.transformer_bytes() * self.share_of_blocks * (self.spread_over - 1) / self.spread_over)
+
     def held_bytes(self) -> dict[str, int]:
         """Bytes of each slot's weights that this device holds."""
         over = {"checkpoint": self.spread_over, "text_encoder": self.spread_over}

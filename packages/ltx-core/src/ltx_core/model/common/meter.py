@@ -24,10 +24,11 @@ from ltx_core.model.common.shapes import ShapesOnly
 
 @dataclass(frozen=True)
 class Work:
-    """Operations and the bytes of tensors alive at once, weights not counted."""
+    """Operations and the bytes of tensors alive at once, weights not counted; of several devices, those of one."""
 
     flops: float = 0.0
     activations: int = 0
+    sent: int = 0  # bytes, to the others
 
 
 def measure(network: torch.nn.Module, call: Callable[[], Any]) -> Work:
