@@ -28,9 +28,11 @@ from ltx_media.recipe import read_recipe
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.cli.overview import Overview
 from ltx_pipelines.utils.media_io import read_audio, read_frames, write_video
+from ltx_studio.store import Job, Store
 from ltx_trainer.precomputed import read_inputs, read_record
 from tests.golden.case import REPOSITORY, TINY_CHECKPOINT
 from tests.ray_workers import Squares, faulty, unable
+from tests.studio_server import ask, served
 
 TWO = Cluster("", 2)
 CLIP = {"pipeline": "one-stage", "height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 1}
@@ -279,3 +281,33 @@ def test_forty_rows_and_a_worker_killed(here: Path) -> None:
     assert process.returncode == 0 and said.count("died and is replaced") == 1
     subprocess.run([*command, "--output-dir", "local"], check=True, stdout=subprocess.DEVNULL)
     assert_same_records(here / "local", here / "fleet")
+
+
+@pytest.mark.slow
+def test_the_studio_has_clips_made_on_a_cluster(cluster: None, tmp_path: Path) -> None:
+    """A worker is killed at one, another is cancelled, and the next one needs a file of the server."""
+    import ray
+
+    small = {"num_frames": 9, "height": 64, "width": 64, "pipeline": "one-stage"}
+    store = Store(tmp_path)
+    with served(tmp_path, "--ray", ray.get_runtime_context().gcs_address, "1") as (address, _):
+        killed, long = (
+            ask(address, prompt="a bell", **small, num_inference_steps=steps)["id"] for steps in (400, 1000)
+        )
+
+        def ended(job_id: str) -> Job | None:
+            return found if (found := store.get(job_id)) and found.ended else None
+
+        wait_for(lambda: (found := store.get(killed)) and found.progress > 0)
+        os.kill(actors_of(os.getpid())[0], signal.SIGKILL)
+        done = wait_for(lambda: ended(killed))
+        assert (done.status, done.attempts, done.facts["frames"]) == ("completed", 1, 9)
+        files = {path.name: path for path in (tmp_path / "jobs" / killed).iterdir()}
+        assert files.keys() == {"clip.mp4", "thumbnail.webp", "spritesheet.jpg"}
+        assert content(files["clip.mp4"])[0].shape == (9, 64, 64, 3)
+        sounding = ask(address, prompt="a bell", pipeline="v2a-one-stage", video_path=killed, num_inference_steps=1)
+        wait_for(lambda: (found := store.get(long)) and found.progress > 0)
+        store.cancel(long)
+        assert wait_for(lambda: ended(long)).status == "cancelled"
+        done = wait_for(lambda: ended(sounding["id"]))
+        assert done.status == "completed", done

@@ -40,7 +40,7 @@ def make(self, job):
     folder.mkdir(parents=True, exist_ok=True)
     for step in range(1, 5):
         if self.store.is_cancelled(job.id):
-            raise worker.Cancelled
+            raise worker.Stopped
         time.sleep(0.01)
         self.store.advance(job.id, "denoise", step / 4)
         worker.say(job.id, "progress", phase="denoise", progress=step / 4, preview="x" * 5000)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ltx_core.errors import ConfigError
+from ltx_core.parallel.executor import Cluster, check_installed
 from ltx_pipelines.cli.command import Command
-from ltx_pipelines.planning.schema import option, options_of
+from ltx_pipelines.planning.schema import UsageError, option, options_of
 from ltx_studio.guard import LOOPBACK
 
 ABOUT = """Open a page that makes clips, and an HTTP API in the shapes of OpenAI's videos.
@@ -31,6 +32,7 @@ class Serve:
     api_key: str = option("", "Key that clients send; also $LTX_API_KEY.", shown="none on loopback")
     data: str = option("", "Folder of the queue and its clips.", metavar="FOLDER", shown="the user's data folder")
     workers: str = option("auto", "Devices, one worker each: auto, cpu, cuda:0,cuda:1.", metavar="DEVICES")
+    ray: Cluster | None = option(None, "Make clips on a Ray cluster, by default this machine's or a new one.")
     quota: float = option(20.0, "Clips are kept up to this size, favourites always.", unit="GB", positive=True)
     no_browser: bool = option(False, "Do not open the page.")
 
@@ -50,7 +52,12 @@ def settings_of(asked: Serve) -> Any:
     if not local and key is None:
         proposal = secrets.token_urlsafe(24)
         raise ConfigError(f"--host is {asked.host}, which others can reach: expected --api-key, for example {proposal}")
-    devices = (None,) if asked.workers == "auto" else tuple(asked.workers.split(","))
+    devices: tuple[str | None, ...] = (None,) if asked.workers == "auto" else tuple(asked.workers.split(","))
+    if asked.ray is not None:
+        check_installed()
+        if asked.workers != "auto":
+            raise UsageError("--workers names devices of this machine, expected it left out with --ray")
+        devices = (f"ray:{asked.ray.workers}:{asked.ray.address}",)  # one process, which speaks to the cluster
     return Settings(
         data=Path(asked.data) if asked.data else default_folder(),
         model=asked.model,

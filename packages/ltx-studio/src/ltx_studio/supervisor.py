@@ -18,6 +18,7 @@ from ltx_studio.store import SERVER_DIED, Store
 logger = logging.getLogger(__name__)
 
 WORKER = (sys.executable, "-m", "ltx_studio.worker")
+FLEET = (sys.executable, "-m", "ltx_studio.fleet")  # of devices that are clusters, ``ray:WORKERS:ADDRESS``
 LAST_WORDS = 5  # lines kept of what a worker says on its standard error
 RESTART_AFTER = 0.5  # seconds
 
@@ -83,8 +84,9 @@ class Supervisor:
     async def _keep(self, name: str, device: str | None) -> None:
         failures = 0  # to start, in a row
         while not self.closing:
+            command = FLEET if device is not None and device.startswith("ray:") else WORKER
             process = await asyncio.create_subprocess_exec(
-                *(*WORKER, name, str(self.files.folder), self.model or "", device or ""),
+                *(*command, name, str(self.files.folder), self.model or "", device or ""),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,

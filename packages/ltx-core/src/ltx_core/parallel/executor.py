@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from ltx_core.errors import ConfigError, LtxError
@@ -28,11 +28,13 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 Tell = Callable[[str], None]
 Work = Callable[[Job, Tell], Result]
-Run = Callable[[Iterable[Job]], Iterator[tuple[Job, Result | LtxError]]]
-Seen = Callable[[int, Any, str], None]  # a worker's number, its job (None between two), how far it is
+Run = Callable[[Iterable[Job | None]], Iterator[tuple[Job, Result | LtxError]]]
+#: A worker's number, its job (None between two), how far it is; whether the job is to stop.
+Seen = Callable[[int, Any, str], bool | None]
 
 ATTEMPTS = 3  # workers that a job may take down, and workers in a row that may die before they are ready
 LOOK = 1.0  # seconds between two looks at how far workers are
+END = object()  # of jobs
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,12 @@ def workers(
     """What runs jobs, as often as it is called, on workers that live inside this block.
 
     It gives every job with its result, or with the error that it ended in; on a cluster in the order in which they end.
-    A job whose worker dies is given to another one. Raises what a worker raises besides `LtxError`, and `LtxError`
-    where no worker can be started.
+    There a job may be None, which says that more may come later, and a job whose worker dies is given to another one.
+    Raises what a worker raises besides `LtxError`, and `LtxError` where no worker can be started.
     """
     if cluster is None:
         work = make()
-        yield lambda jobs: ((job, attempt(work, job, lambda words: None)) for job in jobs)
+        yield lambda jobs: ((job, attempt(work, job, lambda words: None)) for job in jobs if job is not None)
     else:
         with connected(cluster.address):
             crew = Crew(make, cluster.workers, seen)
@@ -85,10 +87,9 @@ def connected(address: str) -> Iterator[None]:
     """Connected to a cluster inside, unless this process is already. Raises `ConfigError` where that fails."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # what it would print on standard output, which is ours
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ConfigError('Ray is not installed: `pip install ".[ray]"` in a clone of LTX') from error
+    check_installed()
+    import ray
+
     if ray.is_initialized():
         yield
         return
@@ -107,21 +108,39 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+def check_installed() -> None:
+    """Raises `ConfigError` where there is no Ray."""
+    if find_spec("ray") is None:
+        raise ConfigError('Ray is not installed: `pip install ".[ray]"` in a clone of LTX')
+
+
+class Stopped(LtxError):
+    """A job was stopped by who follows it."""
+
+    def __init__(self, message: str = "it was stopped") -> None:
+        super().__init__(message)
+
+
 class Actor:
     """A worker on a cluster. One of its threads works, another answers how far that is."""
 
     def __init__(self, make: Callable[[], Work[Any, Any]]) -> None:
-        self.work, self.words = make(), ""
+        self.work, self.words, self.number, self.stopped = make(), "", 0, 0
 
     def ready(self) -> str:
         return f"process {os.getpid()} on {socket.gethostname()}"
 
-    def run(self, job: Any) -> Any:
-        self.words = ""
+    def run(self, job: Any, number: int) -> Any:
+        self.words, self.number = "", number
         return attempt(self.work, job, self.tell)
 
     def tell(self, words: str) -> None:
         self.words = words
+        if self.stopped == self.number:
+            raise Stopped
+
+    def stop(self, number: int) -> None:
+        self.stopped = number
 
     def said(self) -> str:
         return self.words
@@ -141,6 +160,7 @@ class Call:
 
     worker: int
     task: Task | None = None
+    number: int = 0
 
 
 class Crew:
@@ -156,6 +176,7 @@ class Crew:
         self.calls: dict[Any, Call] = {}  # by the reference of what they will return
         self.waiting: deque[Task] = deque()
         self.free: list[int] = []
+        self.given = 0
         self.failures = 0  # to start, in a row
         for worker in range(count):
             self._start(worker)
@@ -164,7 +185,10 @@ class Crew:
         """Every job with what came of it."""
         ahead, looked = iter(jobs), time.monotonic()
         while self._give(ahead):
-            ended, _ = self.ray.wait(list(self.calls), timeout=LOOK if self.seen else None)
+            if not self.calls:
+                time.sleep(LOOK)
+                continue
+            ended, _ = self.ray.wait(list(self.calls), timeout=LOOK)
             yield from filter(None, map(self._end, ended))
             if self.seen and time.monotonic() - looked > LOOK:
                 self._look(self.seen)
@@ -179,16 +203,19 @@ class Crew:
         self.calls[self.actors[worker].ready.remote()] = Call(worker)
 
     def _give(self, ahead: Iterator[Any]) -> bool:
-        """Give jobs to workers that have none; whether there is anything left to do."""
-        while True:
+        """Give jobs to workers that have none; whether any is not done yet, or may come."""
+        while self.free:
             if not self.waiting:
-                self.waiting.extend(map(Task, islice(ahead, 1)))
-            if not self.waiting or not self.free:
-                break
+                if (job := next(ahead, END)) is END:
+                    return any(call.task for call in self.calls.values())
+                if job is None:
+                    break
+                self.waiting.append(Task(job))
             worker, task = self.free.pop(), self.waiting.popleft()
-            self.calls[self.actors[worker].run.remote(task.job)] = Call(worker, task)
+            self.given += 1
+            self.calls[self.actors[worker].run.remote(task.job, self.given)] = Call(worker, task, self.given)
             self._show(worker, task.job, "")
-        return bool(self.waiting) or any(call.task for call in self.calls.values())
+        return True
 
     def _end(self, reference: Any) -> tuple[Any, Any] | None:
         """What came of a call; None where nothing came of a job yet."""
@@ -226,9 +253,11 @@ class Crew:
         busy = [call for call in self.calls.values() if call.task is not None]
         asked = {self.actors[call.worker].said.remote(): call for call in busy}
         for reference in self.ray.wait(list(asked), num_returns=len(asked), timeout=LOOK)[0] if asked else ():
+            call = asked[reference]
             with suppress(self.ray.exceptions.RayError):
-                task = asked[reference].task
-                seen(asked[reference].worker, task and task.job, self.ray.get(reference))
+                words = self.ray.get(reference)
+                if seen(call.worker, call.task and call.task.job, words):
+                    self.actors[call.worker].stop.remote(call.number)
 
     def _show(self, worker: int, job: Any, words: str) -> None:
         if self.seen is not None:
