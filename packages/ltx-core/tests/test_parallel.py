@@ -186,7 +186,7 @@ def main(folder: Path) -> None:
         save_file(found, folder / "found.safetensors")
 
 
-@pytest.mark.parametrize("count", MESHES)
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_give_what_one_gives(count: int, tmp_path: Path) -> None:
     assert launch([sys.executable, __file__, str(tmp_path)], count) == 0
     found = load_file(tmp_path / "found.safetensors")

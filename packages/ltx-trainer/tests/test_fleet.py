@@ -74,12 +74,12 @@ def test_several_processes_end_where_they_should(files, tmp_path):
     def sharing(output, mesh):
         return configuration(files, tmp_path / output, "", 3, **FULL, acceleration={"mesh": mesh})
 
-    launch([*runs("whole", 6), *runs("broken", 2), *(sharing(mesh, mesh) for mesh in SHARED)], 2)
-    for raw in (*runs("broken", 4, acceleration=None), sharing("alone", None)):
+    launch([*runs("whole", 4), *runs("broken", 2), *(sharing(mesh, mesh) for mesh in SHARED)], 2)
+    for raw in (*runs("broken", 3, acceleration=None), sharing("alone", None)):
         run_training(raw)
-    launch(runs("broken", 6), 2)
+    launch(runs("broken", 4), 2)
     for name in RUNS:
-        whole, broken = (saved(tmp_path / f"{name} {kind}", 6) for kind in ("whole", "broken"))
+        whole, broken = (saved(tmp_path / f"{name} {kind}", 4) for kind in ("whole", "broken"))
         assert whole.keys() == broken.keys() and len(whole) > 40
         for key, tensor in whole.items():
             if not key.endswith("rng.cpu"):
@@ -90,11 +90,11 @@ def test_several_processes_end_where_they_should(files, tmp_path):
 
 def check_near(alone, together):
     """The losses of three steps, and where they led."""
-    for name in ("train/loss_video", "train/loss_audio", "train/grad_norm"):
+    for name in ("train/loss", "train/loss_video", "train/grad_norm"):
         assert curve(together, name) == pytest.approx(curve(alone, name), rel=1e-5), (together.name, name)
     one, other = saved(alone, 3), saved(together, 3)
-    for key in (key for key in one if ".transformer." in key and "exp_avg." not in key):
-        torch.testing.assert_close(other[key], one[key], rtol=1e-3, atol=1e-5, msg=f"{together.name}: {key}")
+    for key in (key for key in one if ".transformer." in key):  # Adam makes much of last bits where gradients are tiny
+        assert (other[key] - one[key]).norm() <= 1e-4 * one[key].norm(), f"{together.name}: {key}"
 
 
 @pytest.mark.slow
