@@ -82,7 +82,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         write_header(root / f"{model}.safetensors", [shallow(model, part) for part in names])
     pair = {"a": torch.zeros(4, 4096), "b": torch.zeros(4096, 4)}
-    for name, header in (("plain", None), ("reference", {"reference_downscale_factor": "2"})):
+    for name, header in (
+        ("plain", None),
+        ("reference", {"reference_downscale_factor": "2"}),
+        ("hdr", {"reference_downscale_factor": "2", "hdr_transform": "true"}),
+    ):
         layer = "diffusion_model.transformer_blocks.0.attn1.to_q"
         save_file(
             {f"{layer}.lora_A.weight": pair["a"], f"{layer}.lora_B.weight": pair["b"]},
@@ -155,6 +159,7 @@ def requests(folder: Path) -> dict[str, dict[str, Any]]:
         "keyframe-interpolation": {**SIZE, **TIME, "images": pictures, "num_inference_steps": 2},
         "a2vid-two-stage": {**SIZE, **TIME, "audio_path": clip, "num_inference_steps": 2},
         "ic-lora": {**SIZE, **TIME, "video_conditioning": [(clip, 1.0)], "conditioning_attention_strength": 0.5},
+        "hdr-ic-lora": {"video_path": clip, "high_quality_hdr": True},
         "dubit": {**SIZE, "reference_video_path": clip},
         "dfr-pipeline": {**SIZE, **TIME, "temporal_upsample_rounds": 1},
         "retake": {"video_path": clip, "start_time": 0.3, "end_time": 0.7, "num_inference_steps": 2},
@@ -173,7 +178,8 @@ def plan_of(name: str, ledger: ModelLedger, folder: Path) -> Plan:
     """The plan of a pipeline, each stage cut to two steps."""
     kind = pipelines()[name]
     adapter = Lora(str(folder / "plain.safetensors"))
-    reference = (Lora(str(folder / "reference.safetensors")),) if name in ("ic-lora", "dubit") else ()
+    kinds = {"ic-lora": "reference", "dubit": "reference", "hdr-ic-lora": "hdr"}
+    reference = (Lora(str(folder / f"{kinds[name]}.safetensors")),) if name in kinds else ()
     pipeline = kind(ledger, reference, (adapter,))
     plan = pipeline.plan(prompt="a kettle begins to whistle", **requests(folder)[name])
     shorter = {number: (*stage.sigmas[:2], stage.sigmas[-1]) for number, stage in enumerate(plan.stages) if stage.steps}

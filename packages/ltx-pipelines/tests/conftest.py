@@ -17,6 +17,7 @@ from tests.tiny_text_encoders import write_t5
 from ltx_core.model.upsampler.config import LatentUpsamplerConfig
 from ltx_core.model.upsampler.model import LatentUpsampler
 from ltx_core.types import Audio
+from ltx_pipelines.hdr_ic_lora import HDRICLoraPipeline
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.utils.media_io import write_png, write_video, write_wav
 
@@ -90,6 +91,15 @@ def media_folder(tmp_path_factory: pytest.TempPathFactory, small_model: Path, te
     lines = ({"prompt": "a bell", "output": "bell.mp4"}, {"prompt": "a drum", "image": ["photo.png", 0, 0.9]})
     (folder / "requests.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
+
+
+@pytest.fixture
+def hdr_adapter(here: Path) -> Path:
+    """An in-context adapter that says it makes LogC3 codes; beside it the text it was trained with ("light")."""
+    save_file(load_file("ic-lora.safetensors"), "hdr-lora.safetensors", {"hdr_transform": "true"})
+    (contexts,) = HDRICLoraPipeline.from_pretrained(device="cpu").ledger.texts.contexts(["light"])
+    save_file({"video_context": contexts.video, "audio_context": contexts.video.clone()}, "scene-emb.safetensors")
+    return here
 
 
 @pytest.fixture

@@ -71,10 +71,12 @@ def test_commands_of_large(here: Path) -> None:
     assert (both.width, both.frames) == (64, 17 + large.frames)
 
 
-def test_commands_of_hdr(here: Path) -> None:
-    (line,) = commands("hdr.md")
-    assert run(shlex.split(line)[1:]) == 0
-    assert probe_video(here / "lighthouse.mp4").frames == len(list((here / "lighthouse_exr").glob("frame_*.exr")))
+def test_commands_of_hdr(hdr_adapter: Path) -> None:
+    for line in commands("hdr.md"):
+        assert run(shlex.split(line)[1:]) == 0
+    for name in ("lighthouse", "clip-hdr"):
+        frames = probe_video(hdr_adapter / f"{name}.mp4").frames
+        assert frames == len(list((hdr_adapter / f"{name}_exr").glob("frame_*.exr")))
 
 
 def test_commands_of_performance(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -142,7 +144,7 @@ def test_the_first_command_of_the_readme(here: Path) -> None:
 
 
 def test_every_pipeline_has_a_command_in_the_documentation() -> None:
-    shown = {shlex.split(line)[1] for line in commands("pipelines.md")}
+    shown = {shlex.split(line)[1] for line in (*commands("pipelines.md"), *commands("hdr.md"))}
     assert pipelines().keys() <= shown
     table = (DOCS / "pipelines.md").read_text()
     for command, kind in pipelines().items():

@@ -20,13 +20,14 @@ def center_crop_fit(pictures: Tensor, height: int, width: int) -> Tensor:
     return pictures[..., top : top + height, left : left + width]
 
 
-def reflect_pad_fit(pictures: Tensor, height: int, width: int) -> Tensor:
+def reflect_pad_fit(pictures: Tensor, height: int, width: int, shrink: int = 1) -> Tensor:
     """Shrink ``[N, C, h, w]`` until ``height x width`` holds it, then fill bottom and right with its mirror image.
 
-    Pictures are never enlarged. Where the fill is not smaller than the picture the last row and column repeat instead.
+    ``shrink`` is by how much at least. Pictures are never enlarged. Where the fill is not smaller than the picture the
+    last row and column repeat instead.
     """
     h, w = pictures.shape[-2:]
-    scale = min(height / h, width / w)
+    scale = min(height / h, width / w, 1 / shrink)
     if scale < 1:
         pictures = _resize(pictures, round(h * scale), round(w * scale))
         h, w = pictures.shape[-2:]

@@ -33,6 +33,7 @@ class Wanted:
     #: or continued at the bottom and the right by its mirror image.
     fit: Literal["crop", "cover", "mirror"] = "crop"
     at: tuple[float, float] = (0.5, 0.5)  # from 0 (top, left) to 1 (bottom, right)
+    shrink: int = 1  # times that it is made smaller before it is continued
     crf: float = 0  # above 0 stills first pass through H.264
     background: str = "black"  # behind transparent pictures
     color_space: HDRColorSpace | None = None  # of EXR files; with it all sources become ACEScct codes
@@ -177,7 +178,7 @@ def _fit(frame: Tensor, wanted: Wanted) -> Tensor:
     size = wanted.height or frame.shape[2], wanted.width or frame.shape[3]
     if wanted.fit == "cover":
         return resize_and_crop(frame, *size, crop=wanted.at)
-    return reflect_pad_fit(frame, *size) if wanted.fit == "mirror" else center_crop_fit(frame, *size)
+    return reflect_pad_fit(frame, *size, wanted.shrink) if wanted.fit == "mirror" else center_crop_fit(frame, *size)
 
 
 def _exr(path: str | Path, wanted: Wanted) -> Tensor:

@@ -20,6 +20,7 @@ PIPELINES = {
     "KeyframeInterpolationPipeline": "keyframe_interpolation",
     "A2VidPipelineTwoStage": "a2vid_two_stage",
     "ICLoraPipeline": "ic_lora",
+    "HDRICLoraPipeline": "hdr_ic_lora",
     "DubItPipeline": "dubit",
     "DFRPipeline": "dfr_pipeline",
     "RetakePipeline": "retake",

@@ -127,7 +127,7 @@ def job_of(session: Session, plan: Plan, given: Mapping[str, Any]) -> Job:
 def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> Plan:
     """The validated plan of a session, with a line on what was chosen and what was moved."""
     output = Path(given.get("output") or f"clip{session.pipeline.suffix}")
-    hdr = "hdr" in given
+    hdr = "hdr" in session.pipeline.usual or "hdr" in given
     if "output" in given:
         check_output(output, session.pipeline.suffix not in SOUND, bool(given.get("overwrite")), hdr)
     check_beside(output, Path(given["contact_sheet"]) if "contact_sheet" in given else None, given.get("crf"), hdr)

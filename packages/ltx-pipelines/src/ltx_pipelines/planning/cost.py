@@ -84,7 +84,7 @@ class Cost:
 
 def cost_of(plan: Plan, ledger: ModelLedger) -> Cost:
     """The cost of a plan on the networks of a ledger. Reads headers only."""
-    phases = [Phase("text", text_weights(ledger))]
+    phases = [Phase("text", text_weights(ledger))] if plan.prompts else []
     if encoders := plan.encoders():
         phases.append(Phase("conditions", {name: component_bytes(ledger, name) for name in encoders}))
     for index, stage in enumerate(plan.stages, 1):

@@ -44,6 +44,16 @@ def tiles_of(shape: VideoPixelShape, factors: SpatioTemporalScaleFactors, side: 
     return _tiles(frames, max(TILE_TOKENS // (tall * wide), 3 * TILE_OVERLAP)), height, width
 
 
+def apart_tiles(shape: VideoPixelShape, factors: SpatioTemporalScaleFactors, wanted: Tiles) -> Tiles:
+    """The tiles along each axis, as far as it has the cells for them and for what they share."""
+    cells = factors.latent_frames(shape.frames), shape.height // factors.height, shape.width // factors.width
+    frames, height, width = (
+        (count, min(overlap, dim - count)) if dim > count else (1, 0)
+        for dim, (count, overlap) in zip(cells, wanted, strict=True)
+    )
+    return frames, height, width
+
+
 def _tiles(cells: int, most: int) -> tuple[int, int]:
     """(number of tiles, overlap) of an axis whose tiles hold at most ``most`` cells."""
     if cells <= most:

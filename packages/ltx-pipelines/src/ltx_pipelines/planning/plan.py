@@ -25,6 +25,7 @@ BackendName = Literal["torch", "mlx"]
 KEPT = (0.0, 0.0)  # the empty span
 MODALITIES = ("video", "audio")
 HDRName = Literal["SRGB_LINEAR", "ACESCG", "ACESCCT"]
+TransferName = Literal["logc3", "acescct"]
 SamplerName = Literal["euler", "euler_ancestral", "euler_cfg_pp", "heun", "res_2s", "gradient_estimating"]
 StreamStart = Literal["noise", "source", "previous"]
 Tiles = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -288,6 +289,7 @@ class StagePlan:
     velocity_guidance: tuple[VelocityGuidance, ...] = ()  # of each step of an LTX-Video model
     # Tiles along frames, height and width, each with the latent cells that neighbours share; a frozen sound.
     tiles: Tiles | None = None
+    apart: bool = False  # each of these is made to its end alone, with noise and times of its own, and joined then
     decoded_cells: int | None = None  # latent cells of the picture that are decoded at once; None: all that fit
     sparse_attention: SparseAttention | None = None
     first_block_cache: BlockCache | None = None
@@ -297,6 +299,11 @@ class StagePlan:
     def shown(self) -> VideoPixelShape:
         """Size of the clip of this stage."""
         return self.delivered or self.shape
+
+    @property
+    def every(self) -> int:
+        """Of how many frames one is delivered."""
+        return max(round(self.shape.fps / self.shown.fps), 1)
 
     @property
     def steps(self) -> int:
@@ -394,6 +401,8 @@ class Plan:
     backend: BackendName = "torch"  # what builds and runs the networks
     background: str = "black"  # behind transparent pictures
     hdr: HDRName | None = None  # of an HDR clip: the colour space of EXR files, those given and those written
+    transfer: TransferName | None = None  # of an HDR clip made of an SDR one: the curve of the codes that are decoded
+    text_embeddings: File | None = None  # encoded text, in place of the prompt's
     notes: tuple[str, ...] = ()  # what was changed of what was given, a line each
     version: int = PLAN_VERSION
 
@@ -433,11 +442,14 @@ class Plan:
     def decoded_shape(self, factors: SpatioTemporalScaleFactors) -> VideoPixelShape:
         """The picture that is decoded: the last stage's, no longer than what is delivered needs."""
         stage = self.stages[-1]
-        return stage.shape._replace(frames=min(factors.cover_frames(stage.shown.frames), stage.shape.frames))
+        needed = (stage.shown.frames - 1) * stage.every + 1
+        return stage.shape._replace(frames=min(factors.cover_frames(needed), stage.shape.frames))
 
     @property
     def prompts(self) -> list[str]:
         """Every text that is encoded, the negative one last."""
+        if self.text_embeddings is not None:
+            return []
         positive = [self.prompt] if self.long is None else [scene.prompt for scene in self.long.scenes]
         return list(dict.fromkeys(positive)) + ([self.negative_prompt] if self.negative_prompt is not None else [])
 

@@ -62,6 +62,8 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
         check_tiles(stage)
         check_cheaper(stage, ledger)
     check_components(plan, ledger)
+    if plan.text_embeddings is not None:
+        check_text_embeddings(plan.text_embeddings, ledger)
     for stage, condition in plan.conditions():
         check_color_space(condition, plan)
         check_condition(condition, stage, ledger)
@@ -162,13 +164,28 @@ def networks_of(plan: Plan) -> set[str]:
 
 def knows_texts(plan: Plan, ledger: ModelLedger) -> bool:
     """Whether no prompt has to be encoded."""
-    return ledger.knows(plan.prompts)
+    return not plan.prompts or ledger.knows(plan.prompts)
 
 
 def check_headers(plan: Plan, ledger: ModelLedger) -> None:
     """The files fill every network exactly, by the names and shapes in their headers."""
     texts = () if knows_texts(plan, ledger) else ("text_encoder",)
     ledger.check("transformer", *networks_of(plan), *texts)
+
+
+def check_text_embeddings(path: str, ledger: ModelLedger) -> None:
+    """The file holds encoded text of the width that the transformer reads."""
+    from ltx_core.loader.safetensors_file import SafetensorsFile
+    from ltx_core.model.transformer.config import TransformerConfig
+
+    check_exists(path, "read text_embeddings")
+    info = SafetensorsFile(path).tensors.get("video_context")
+    if info is None:
+        raise ConfigError(f"text_embeddings is {path}, which holds no video_context")
+    config = TransformerConfig.from_metadata(ledger.config)
+    width = config.caption_channels or (config.video.width if config.video else 0)
+    if info.shape[-1] != width or len(info.shape) != 3 or info.shape[0] != 1:
+        raise ConfigError(f"{path}: video_context is {list(info.shape)}, expected [1, tokens, {width}]")
 
 
 def check_condition(condition: Condition, stage: StagePlan, ledger: ModelLedger) -> None:
@@ -199,7 +216,7 @@ def check_color_space(condition: Condition, plan: Plan) -> None:
     path = getattr(condition, "path", None)
     if plan.hdr is not None and isinstance(condition, CameraCondition):
         raise ConditioningError("a camera warps SDR pictures, expected no camera in an HDR clip")
-    if path is None or plan.hdr is not None:
+    if path is None or (plan.hdr is not None and plan.transfer is None):
         return
     if Path(path).suffix.lower() == ".exr" or is_exr_folder(path):
         raise ConditioningError(f"{path} is HDR and needs its colour space: --hdr SRGB_LINEAR, ACESCG or ACESCCT")

@@ -70,6 +70,9 @@ def _items(
     match condition:
         case ImageCondition():
             yield from _image_items(condition, shape, ledger, plan)
+        case ReferenceCondition(downscale_factor=factor, temporal_scale_factor=every) if condition in inputs.references:
+            latent = inputs.references[condition]
+            yield VideoConditionByReferenceLatent(latent, factor, every, condition.strength)
         case ReferenceCondition():
             yield _reference_item(condition, wanted_reference(condition, shape, plan), shape, ledger, inputs)
         case CameraCondition():
@@ -95,7 +98,7 @@ def wanted_image(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLed
 
 def looks_of(plan: Plan) -> dict[str, Any]:
     """Settings for showing the sources of a plan: the fields of `Wanted` that say so."""
-    space = None if plan.hdr is None else HDRColorSpace(plan.hdr)
+    space = None if plan.hdr is None or plan.transfer is not None else HDRColorSpace(plan.hdr)
     return {"background": plan.background, "color_space": space}
 
 
@@ -170,14 +173,12 @@ def _reference_item(
     factor, every = reference.downscale_factor, reference.temporal_scale_factor
     if reference.path is None:
         assert inputs.video_before is not None
-        latent = inputs.video_before
+        latent, frames = inputs.video_before, shape.frames
     else:
-        clip = continued(normalize_source(reference.path, wanted).video, every * ledger.scale_factors.time)
-        latent = encode_video(temporal_subsample(clip, every), ledger)
+        latent, frames = encoded_reference(reference, wanted, ledger)
     item = VideoConditionByReferenceLatent(latent, factor, every, reference.strength)
     strength: float | Tensor = reference.attention_strength
     if reference.attention_mask is not None:
-        frames = shape.frames if reference.path is None else clip.shape[2]
         mask = attention_mask(reference.attention_mask, shape._replace(frames=frames)).to(ledger.device)
         strength = strength * downsample_mask_video_to_latent(mask, VideoLatentShape.from_torch_shape(latent.shape))
     elif strength == 1.0:
@@ -185,11 +186,26 @@ def _reference_item(
     return ConditioningItemAttentionStrengthWrapper(item, strength)
 
 
+def reference_latent(reference: ReferenceCondition, shape: VideoPixelShape, ledger: ModelLedger, plan: Plan) -> Tensor:
+    """A reference clip ``[1, C, f, h, w]`` as a stage of a shape is shown it."""
+    return encoded_reference(reference, wanted_reference(reference, shape, plan), ledger)[0]
+
+
+def encoded_reference(reference: ReferenceCondition, wanted: Wanted, ledger: ModelLedger) -> tuple[Tensor, int]:
+    """A reference clip as a latent, and how many frames it was made of."""
+    assert reference.path is not None
+    every = reference.temporal_scale_factor
+    clip = continued(normalize_source(reference.path, wanted).video, every * ledger.scale_factors.time)
+    return encode_video(temporal_subsample(clip, every), ledger), clip.shape[2]
+
+
 def wanted_reference(reference: ReferenceCondition, shape: VideoPixelShape, plan: Plan) -> Wanted:
     """A reference clip at the time and a whole fraction of the size of the clip that follows it."""
     height, width = shape.height // reference.downscale_factor, shape.width // reference.downscale_factor
     fit: Literal["mirror", "crop"] = "mirror" if plan.hdr is not None else "crop"
-    return Wanted(height, width, shape.frames, shape.fps, fit=fit, **looks_of(plan))
+    # A clip that keeps its size is as much smaller as the stage, whatever is added to fill the grid.
+    shrink = 1 if plan.transfer is None else plan.stages[-1].shape.height // height
+    return Wanted(height, width, shape.frames, shape.fps, fit=fit, shrink=shrink, **looks_of(plan))
 
 
 def _audio_reference_item(

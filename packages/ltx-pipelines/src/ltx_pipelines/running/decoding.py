@@ -13,8 +13,8 @@ from ltx_core.model.audio_vae.audio_vae import decode_audio
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
 from ltx_core.networks import VideoDecoder
 from ltx_core.types import Audio, VideoPixelShape
-from ltx_media.color import ACESCCT, HDRColorSpace, from_working_codes
-from ltx_pipelines.planning.plan import HDRName
+from ltx_media.color import ACESCCT, LOGC3, HDRColorSpace, from_working_codes
+from ltx_pipelines.planning.plan import HDRName, TransferName
 from ltx_pipelines.running.finite import finite_sound
 from ltx_pipelines.running.generation import Frames, Generation
 from ltx_pipelines.running.kept import kept_frames, kept_sound
@@ -63,6 +63,7 @@ def decode_frames(
     generator: torch.Generator,
     hdr: HDRName | None = None,
     most: int | None = None,
+    transfer: TransferName | None = None,
 ) -> Iterator[Tensor]:
     """Chunks ``[f, H, W, 3]`` in [0, 1], or in an HDR colour space; the decoder is loaded for the first of them.
 
@@ -74,7 +75,7 @@ def decode_frames(
         yield from fitting(latent, decoder.decode_frames(latent, conditioning, most), ledger)
         return
     for codes in decoder.decode_frames(latent.float(), conditioning, most):
-        yield from_working_codes(codes, ACESCCT, HDRColorSpace(hdr))
+        yield from_working_codes(codes, LOGC3 if transfer == "logc3" else ACESCCT, HDRColorSpace(hdr))
 
 
 def video_decoder(
@@ -85,13 +86,15 @@ def video_decoder(
     return decoder if ledger.devices is None else ledger.devices.decoder(decoder, latent, most)
 
 
-def cut_frames(chunks: Iterator[Tensor], shape: VideoPixelShape) -> Iterator[Tensor]:
-    """Chunks of frames without what was added at the end, the bottom and the right to fill the grid."""
-    left = shape.frames
+def cut_frames(chunks: Iterator[Tensor], shape: VideoPixelShape, every: int = 1) -> Iterator[Tensor]:
+    """One of ``every`` few frames, in chunks, without what was added at the end, the bottom and the right."""
+    left, seen = shape.frames, 0
     for chunk in chunks:
-        if left > 0:
-            yield chunk[:left, : shape.height, : shape.width]
-        left -= len(chunk)
+        kept = chunk[-seen % every :: every]
+        seen += len(chunk)
+        if left > 0 and len(kept):
+            yield kept[:left, : shape.height, : shape.width]
+        left -= len(kept)
 
 
 def decode_sound(generation: Generation, ledger: ModelLedger) -> Audio | None:

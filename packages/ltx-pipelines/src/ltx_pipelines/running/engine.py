@@ -40,11 +40,13 @@ from ltx_core.types import Audio, VideoLatentShape
 from ltx_pipelines.ltx_video.run import LTXVideoRun
 from ltx_pipelines.planning.plan import CarriedKeyframes, ImageCondition, Plan, SamplerPlan, StagePlan
 from ltx_pipelines.planning.windows import runs
+from ltx_pipelines.running.apart import join_tiles, references_of, tile_inputs, tile_stages
 from ltx_pipelines.running.cheaper import denoiser_of, network_of, reused
 from ltx_pipelines.running.conditions import (
     conditioning_items,
     encode_picture,
     encode_still,
+    reference_latent,
     source_latent,
 )
 from ltx_pipelines.running.decoding import cut_frames, decode_frames, decode_latents
@@ -73,7 +75,7 @@ from ltx_pipelines.running.stage_inputs import (
     join_windows,
     window_inputs,
 )
-from ltx_pipelines.running.texts import Contexts
+from ltx_pipelines.running.texts import Contexts, read_contexts
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 Phase = Literal["text", "conditions", "upsample", "denoise", "decode", "window", "done"]
@@ -136,10 +138,9 @@ def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Gener
         device, dtype = ledger.device, ledger.dtype
         done = [{name: one.to(device, dtype, copy=True) for name, one in stage.items()} for stage in resume.stages]
     yield Event("text")
-    prompts = [plan.prompt] + ([plan.negative_prompt] if plan.negative_prompt is not None else [])
-    if not ledger.texts.know(prompts) and len(done) < len(plan.stages):
+    if not ledger.texts.know(plan.prompts) and len(done) < len(plan.stages):
         ledger.expect_transformer(tuple(plan.stages[len(done)].streams))
-    positive, *negative = ledger.texts.contexts(prompts)
+    positive, *negative = contexts_of(plan, ledger)
     kind = LTXVideoRun if plan.ltx_video is not None else Run
     run = kind(plan, ledger, (positive, negative[0] if negative else None))
     if resume is not None and resume.rng_state is not None:
@@ -153,6 +154,9 @@ def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Gener
                 yield Event("upsample", index)
             inputs = carry_over(plan, index, done[index - 1], ledger)
             upsampled = inputs.latents["video"] if larger else upsampled
+        if stage.apart:
+            done.append((yield from run_apart(stage, index, inputs, run)))
+            continue
         results = []
         for number, part in enumerate(runs(stage)):
             window = stage.windows[number] if stage.windows else None
@@ -165,6 +169,13 @@ def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Gener
         yield Event("decode", len(plan.stages) - 1)
         generation = decode_latents(generation, run)
     yield Event("done", len(plan.stages) - 1, generation=generation)
+
+
+def contexts_of(plan: Plan, ledger: ModelLedger) -> list[Contexts]:
+    """What the transformer reads: of the prompt, and of what guidance pushes away from where that is used."""
+    if plan.text_embeddings is not None:
+        return [read_contexts(plan.text_embeddings, ledger.device, ledger.dtype)]
+    return ledger.texts.contexts(plan.prompts)
 
 
 def generate_windows(plan: Plan, ledger: ModelLedger, state: LongState | None = None) -> Iterator[Event]:
@@ -258,6 +269,20 @@ def run_stage(
     return result
 
 
+def run_apart(
+    stage: StagePlan, index: int, inputs: StageInputs, run: Run | LTXVideoRun
+) -> Generator[Event, None, StageResult]:
+    """Make each tile of a stage as a clip of its own, and join them."""
+    references = {one: reference_latent(one, stage.shape, run.ledger, run.plan) for one in references_of(stage)}
+    inputs, results = replace(inputs, references=references), []
+    parts = tile_stages(stage, run.ledger.scale_factors)
+    for number, (box, part) in enumerate(parts):
+        alone = Run(run.plan.with_(seed=run.plan.seed + number), run.ledger, run.contexts)
+        alone.watch = run.watch
+        results.append((yield from run_stage(part, index, tile_inputs(inputs, box), alone)))
+    return join_tiles([box for box, _ in parts], results, inputs.latents["video"])
+
+
 def denoise_stage(
     stage: StagePlan, index: int, begun: StageRun, run: Run | LTXVideoRun
 ) -> Generator[Event, None, States]:
@@ -310,12 +335,12 @@ class Run:
         """Chunks of the frames that are delivered ``[f, H, W, 3]``, in [0, 1] unless they are HDR."""
         factors = self.ledger.scale_factors
         frames = VideoLatentShape.from_pixel_shape(self.plan.decoded_shape(factors), scale_factors=factors).frames
-        return cut_frames(self.frames(latent[:, :, :frames]), self.plan.shape)
+        return cut_frames(self.frames(latent[:, :, :frames]), self.plan.shape, self.plan.stages[-1].every)
 
     def frames(self, latent: Tensor) -> Iterator[Tensor]:
         """Chunks of all frames of a latent ``[f, H, W, 3]`` in [0, 1], whole."""
         most = self.plan.stages[-1].decoded_cells
-        return finite_frames(decode_frames(latent, self.ledger, self.noise, self.plan.hdr, most))
+        return finite_frames(decode_frames(latent, self.ledger, self.noise, self.plan.hdr, most, self.plan.transfer))
 
     def delivered(self, chunk: Tensor) -> Tensor:
         """The part of frames that is delivered."""

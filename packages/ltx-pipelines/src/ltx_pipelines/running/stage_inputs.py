@@ -25,7 +25,7 @@ from ltx_core.model.upsampler.model import upsample_latent
 from ltx_core.sampling.denoisers import Denoiser
 from ltx_core.sampling.modality import States
 from ltx_core.sampling.samplers import Sampler
-from ltx_pipelines.planning.plan import Plan, StagePlan, Window
+from ltx_pipelines.planning.plan import Plan, ReferenceCondition, StagePlan, Window
 from ltx_pipelines.planning.windows import window_stage
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -50,6 +50,7 @@ class StageInputs:
     keyframes: Mapping[int, Tensor] = field(default_factory=dict)  # [1, C, 1, h, w] by pixel frame
     video_before: Tensor | None = None  # [1, C, F, h, w] as the stage before left it
     start: Continuation = Continuation()
+    references: Mapping[ReferenceCondition, Tensor] = field(default_factory=dict)  # those that are encoded already
 
 
 @dataclass(frozen=True)

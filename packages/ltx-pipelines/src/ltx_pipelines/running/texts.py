@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ltx_core.loader.safetensors_file import save_tensors
+from ltx_core.loader.safetensors_file import SafetensorsFile, save_tensors
 from ltx_core.networks import Contexts, EncodedTexts, TextEncoder
 from ltx_core.precision import Precision
 
@@ -67,6 +67,11 @@ class Texts:
         stamps = [(path, stat.st_mtime_ns, stat.st_size) for path, stat in stats]
         digest = hashlib.sha256(repr((prompt, self._precision.name, stamps)).encode()).hexdigest()
         return self._folder / f"{digest[:32]}.safetensors"
+
+
+def read_contexts(path: str, device: torch.device, dtype: torch.dtype) -> Contexts:
+    """The contexts of the picture that a file holds as ``video_context`` ``[1, S, c]``."""
+    return Contexts(SafetensorsFile(path).read("video_context").to(device, dtype))
 
 
 def _contexts_of(output: EncodedTexts) -> Contexts:
