@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import faulthandler
 import hashlib
+import logging
 import random
 import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,6 +132,11 @@ def run_cases(target: Target, folder: Path, numbers: range) -> tuple[int, list[s
     return read, found
 
 
+def _peak() -> int:
+    """Bytes of memory that the process held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def main() -> None:
     """``python -m tests.fuzz.harness COUNT [TARGET ...]``: so many cases of each target, a line per violation.
 
@@ -140,6 +147,7 @@ def main() -> None:
 
     from tests.fuzz.targets import TARGETS
 
+    logging.disable(logging.WARNING)  # a line of each of very many files
     first, _, last = sys.argv[1].rpartition("-")
     numbers = range(int(first or 0), int(last))
     folder = Path(tempfile.mkdtemp(prefix="ltx-fuzz-"))
@@ -151,8 +159,10 @@ def main() -> None:
             sys.stdout.write(f"nothing listens: {error}\n")
             server = None
         for name in sys.argv[2:] or list(TARGETS):
+            began = time.process_time()
             read, found = run_cases(TARGETS[name], folder / name, numbers)
-            sys.stdout.write(f"{name}: {len(numbers)} cases, {read} read, {len(found)} violations\n")
+            took = f"{time.process_time() - began:.0f} s of the processor, peak {_peak() / 2**20:.0f} MiB"
+            sys.stdout.write(f"{name}: {len(numbers)} cases, {read} read, {len(found)} violations, {took}\n")
             sys.stdout.writelines(f"  {line}\n" for line in found)
             sys.stdout.flush()
         if server is not None:

@@ -22,6 +22,7 @@ NASTY: tuple[Any, ...] = (
         "é\u2028\u202e",
         "../../etc/passwd",
         "/dev/zero",
+        "~nobody/a.mp4",
         "-1",
         "1e999",
         *("http://127.0.0.1:47123/a.mp4", HUGE),

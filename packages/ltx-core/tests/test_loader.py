@@ -238,9 +238,9 @@ def test_files_that_are_not_checkpoints(tmp_path: Path) -> None:
         "pickle": (b"PK\x03\x04" + bytes(60), "pickle"),
         "html": (b"<!DOCTYPE html><html></html>", "not a safetensors file"),
         "lying length": (struct.pack("<Q", 2**62) + b"{}", "truncated or not a safetensors"),
-        "no json": (struct.pack("<Q", 4) + b"{{{{", "not JSON"),
-        "deep": (struct.pack("<Q", 200_000) + b"[" * 200_000, "not JSON"),
-        "list": (struct.pack("<Q", 2) + b"[]", "no JSON object"),
+        "no json": (struct.pack("<Q", 4) + b"{{{{", "no JSON"),
+        "deep": (struct.pack("<Q", 200_000) + b"[" * 200_000, "nested too deeply"),
+        "list": (struct.pack("<Q", 2) + b"[]", "expected a JSON object"),
     }
     for name, (data, says) in cases.items():
         path = tmp_path / f"{name}.safetensors"

@@ -317,7 +317,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 333845
         (rewrite("tokenizer.json", POINTER), "tokenizer.json is a Git LFS pointer.*git lfs pull"),
         (rewrite("model.safetensors", POINTER), "model.safetensors is a Git LFS pointer.*git lfs pull"),
         (rewrite("tokenizer.json", "{}"), "tokenizer.json cannot be read"),
-        (rewrite("config.json", "[]"), "holds list, expected a JSON object"),
+        (rewrite("config.json", "[]"), "it is \\[\\], expected a JSON object"),
         (rewrite("config.json", '{"model_type": "llama"}'), "model_type 'llama', expected one of gemma3"),
         (change_tensors(lambda t: t.pop(NORM)), "does not fit a gemma3 decoder: 1 missing: norm.weight"),
         (

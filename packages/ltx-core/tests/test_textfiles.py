@@ -91,7 +91,6 @@ def test_a_missing_file_and_text_from_elsewhere(tmp_path: Path) -> None:
 #: What reads JSON, YAML or CSV by itself, and why.
 BY_THEMSELVES = {
     "ltx_core/textfiles.py": "the guarded reader",
-    "ltx_core/loader/safetensors_file.py": "headers and digests, which become CheckpointErrors of their own",
     "ltx_pipelines/running/recipe.py": "text it has just written",
     "ltx_pipelines/cli/plan.py": "text it has just written",
     "ltx_studio/supervisor.py": "lines of its own worker",

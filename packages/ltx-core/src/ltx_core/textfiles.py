@@ -10,13 +10,14 @@ import csv
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,11 @@ LONGEST_NUMBER = 40  # digits
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 SEPARATORS = tuple(NAMES)
+
+
+def path_of(text: str | Path) -> Path:
+    """The path that a text names, ``~`` being a user's folder; as it stands where there is no such user."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (whose way raises what nobody expects)
 
 
 def read_text(path: str | Path) -> str:
@@ -70,6 +76,19 @@ def parse_json(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: it is nested too deeply") from error
     except ValueError as error:
         raise ConfigError(f"{where}: it is no JSON: {error}") from error
+
+
+def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """A JSON object that a model's files hold. Raises `CheckpointError` that begins with ``where``."""
+    try:
+        value = parse_json(text if isinstance(text, str) else text.decode(), where)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{where}: it is no UTF-8 text") from error
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where}: it is {value!r:.60}, expected a JSON object")
+    return value
 
 
 def read_json(path: str | Path) -> Any:

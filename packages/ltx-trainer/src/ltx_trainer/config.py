@@ -6,7 +6,6 @@ Unknown keys are errors at every level. Numbers may be written as text (YAML rea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,6 +20,7 @@ from pydantic import (
 )
 
 from ltx_core.errors import nearest_hint
+from ltx_core.textfiles import path_of
 from ltx_trainer.data_config import PRECOMPUTED, DataConfig
 from ltx_trainer.schedules import schedule_parameters
 from ltx_trainer.targets import LoraGroup
@@ -70,7 +70,7 @@ def _number(value: Any) -> Any:
 
 
 def _existing_file(path: str | None) -> str | None:
-    if path is not None and not Path(path).expanduser().is_file():
+    if path is not None and not path_of(path).is_file():
         raise ValueError(f"{path} is no file")
     return path
 
@@ -115,7 +115,7 @@ class ModelConfig(Strict):
     def _local(cls, path: str) -> str:
         if path.startswith(("http://", "https://")):
             raise ValueError(f"{path} is a URL, expected the path of a downloaded checkpoint")
-        if not Path(path).expanduser().exists():
+        if not path_of(path).exists():
             raise ValueError(f"{path} does not exist")
         return path
 
@@ -305,7 +305,7 @@ class TrainerConfig(Strict):
     @field_validator("output_dir")
     @classmethod
     def _absolute(cls, path: str) -> str:
-        return str(Path(path).expanduser().absolute())
+        return str(path_of(path).absolute())
 
     @model_validator(mode="after")
     def _agrees(self) -> TrainerConfig:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from ltx_core.textfiles import path_of
 from ltx_trainer.training_strategies.config import Strict
 
 PRECOMPUTED = ".precomputed"
@@ -44,7 +45,7 @@ class DataSetConfig(Strict):
     @field_validator("path")
     @classmethod
     def _there(cls, path: str) -> str:
-        given = Path(path).expanduser()
+        given = path_of(path)
         if not given.exists():
             raise ValueError(f"{path} does not exist, expected a folder of clips or a table")
         if given.is_file() and given.suffix.lower() not in TABLES:
@@ -99,9 +100,9 @@ class DataConfig(Strict):
     def _directory(cls, root: str | None) -> str | None:
         if root is None:
             return None
-        if not Path(root).expanduser().is_dir():
+        if not path_of(root).is_dir():
             raise ValueError(f"{root} is no directory")
-        return str(Path(root).expanduser())
+        return str(path_of(root))
 
     @model_validator(mode="after")
     def _one_kind(self) -> DataConfig:

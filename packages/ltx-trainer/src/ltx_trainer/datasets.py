@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
+from ltx_core.textfiles import path_of
 from ltx_trainer.background import in_background
 from ltx_trainer.data_config import PRECOMPUTED
 from ltx_trainer.draws import derived_seed
@@ -52,7 +53,7 @@ class PrecomputedDataset:
     """
 
     def __init__(self, root: str | Path, sources: Mapping[str, str] | Sequence[str] | None = None) -> None:
-        given = Path(root).expanduser()
+        given = path_of(root)
         self.root = given / PRECOMPUTED if (given / PRECOMPUTED).is_dir() else given
         sources = DEFAULT_SOURCES if sources is None else sources
         self.sources = dict(sources) if isinstance(sources, Mapping) else {name: name for name in sources}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.model.transformer.config import AUDIO_ADAPTER, LTX_VIDEO_CLASS, TransformerConfig
+from ltx_core.textfiles import path_of
 from ltx_trainer.command_options import shown
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class ModelFiles:
 
     def __post_init__(self) -> None:
         for name, path in vars(self).items():
-            object.__setattr__(self, name, path and path.expanduser())
+            object.__setattr__(self, name, path and path_of(path))
 
     @classmethod
     def of(
@@ -155,7 +156,7 @@ def find_model(named: str | None) -> ModelFiles:
     A text encoder and VAEs that lie in the folder are found by what they hold. Raises `ConfigError` for no such model.
     """
     name = named or "tiny"
-    path = Path(name).expanduser()
+    path = path_of(name)
     if not path.exists():
         path = installed_model(name)
     if path.is_file():

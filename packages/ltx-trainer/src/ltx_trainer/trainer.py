@@ -20,6 +20,7 @@ from ltx_core.model.transformer.audio_adapter import add_audio
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.parallel.training import TrainingMesh
 from ltx_core.precision import Precision, resolve_mixed
+from ltx_core.textfiles import path_of
 from ltx_trainer.comparison import Clip, agreement
 from ltx_trainer.config import TrainerConfig
 from ltx_trainer.config_file import write_config
@@ -198,7 +199,7 @@ class LtxvTrainer:
         else:
             choose_trainable(network, config.model.trainable_modules)
         if config.model.load_checkpoint is not None:
-            path = find_weights(Path(config.model.load_checkpoint).expanduser())
+            path = find_weights(path_of(config.model.load_checkpoint))
             if mode == "lora":
                 load_lora(network, path)
             else:  # an adapter is a part of a model

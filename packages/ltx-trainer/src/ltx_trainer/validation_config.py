@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
+from ltx_core.textfiles import path_of
 from ltx_trainer.training_strategies.config import Strict
 
 Scale = Annotated[float, Field(ge=1.0)]
@@ -235,7 +235,7 @@ class ValidationConfig(Strict):
         if len(files) != len(prompts):
             raise ValueError(f"{len(files)} files for {len(prompts)} prompts, expected one for each")
         for file in files:
-            if not Path(file).expanduser().is_file():
+            if not path_of(file).is_file():
                 raise ValueError(f"{file} is no file")
         return files
 

@@ -33,7 +33,7 @@ from ltx_core.loader.adapter_names import (
     unflattened,
 )
 from ltx_core.loader.safetensors_file import SafetensorsFile
-from ltx_core.textfiles import parse_json, read_text
+from ltx_core.textfiles import parse_object, read_text
 
 if TYPE_CHECKING:
     import torch
@@ -262,17 +262,12 @@ def _peft_config(file: SafetensorsFile) -> _PeftConfig | None:
         if not beside.is_file():
             return None
         where, text = str(beside), read_text(beside)
+    fields = parse_object(text, where)
     try:
-        fields = parse_json(text, where)
-        if not isinstance(fields, dict):
-            raise CheckpointError(f"{where}: is {type(fields).__name__}, expected an object")
         config = _PeftConfig.model_validate({key.removeprefix("transformer."): value for key, value in fields.items()})
-    except (ValidationError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        detail = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" if detail else "is no JSON"
-        raise CheckpointError(f"{where}: {reason}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     for name in ("layer_replication", "fan_in_fan_out", "use_qalora"):
         if getattr(config, name):
             raise CheckpointError(f"{where}: {name} is set, which is not supported")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.sources import Derived, Source
-from ltx_core.textfiles import parse_json
+from ltx_core.textfiles import parse_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +80,7 @@ def _renamed(name: str) -> str:
 
 def _formats(path: Path, tensors: Mapping[str, Source], metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Settings of each layer that declares a format, or shows it by its tensors as NVFP4 does."""
-    declared = _parsed(path, HEADER, metadata.get(HEADER, "{}")).get("layers", {})
+    declared = parse_object(metadata.get(HEADER, "{}"), f"{path}: {HEADER}").get("layers", {})
     if not isinstance(declared, dict):
         raise CheckpointError(f"{path}: {HEADER} has layers {declared!r:.60}, expected an object")
     formats = {name: _settings(path, name, given) for name, given in declared.items()}
@@ -88,7 +88,7 @@ def _formats(path: Path, tensors: Mapping[str, Source], metadata: Mapping[str, s
         layer, _, leaf = name.rpartition(".")
         if leaf == "comfy_quant":
             text = source.read().numpy().tobytes().decode("utf-8", "replace")
-            formats[layer] = _settings(path, layer, _parsed(path, name, text))
+            formats[layer] = _settings(path, layer, parse_object(text, f"{path}: {name}"))
         elif leaf == "weight" and layer not in formats:
             stored = source.info.stored_as
             if stored == "U8" and {f"{layer}.weight_scale", f"{layer}.weight_scale_2"} <= tensors.keys():
@@ -98,16 +98,6 @@ def _formats(path: Path, tensors: Mapping[str, Source], metadata: Mapping[str, s
                     f"{path}: {name} is I8 without a comfy_quant marker, which says how it is rotated"
                 )
     return formats
-
-
-def _parsed(path: Path, name: str, text: str) -> dict[str, Any]:
-    try:
-        parsed = parse_json(text, f"{path}: {name}")
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{path}: {name} is {parsed!r:.60}, expected a JSON object")
-    return parsed
 
 
 def _settings(path: Path, layer: str, given: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ltx_core.errors import CheckpointError
 from ltx_core.fingerprint import is_regular
+from ltx_core.textfiles import parse_object
 
 if TYPE_CHECKING:
     import torch
@@ -230,13 +231,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    try:
-        header = json.loads(text.decode(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file: its header is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path} is not a safetensors file: its header is no JSON object")
-    return header, 8 + length, size
+    return parse_object(text, f"{path} is not a safetensors file: its header"), 8 + length, size
 
 
 def _refuse_foreign(path: Path, start: bytes, length: int, size: int) -> NoReturn:
@@ -250,13 +245,6 @@ def _refuse_foreign(path: Path, start: bytes, length: int, size: int) -> NoRetur
     raise CheckpointError(
         f"{path} is truncated or not a safetensors file: header of {length} bytes in a file of {size} bytes"
     )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return result
 
 
 def _metadata(path: Path, given: Any) -> dict[str, str]:
@@ -303,10 +291,7 @@ def _checked_digests(path: Path, tensors: Mapping[str, TensorInfo], metadata: Ma
     kinds = {name: (f"torch.{info.dtype_name}", info.shape) for name, info in tensors.items()}
     if metadata.get(HEADER_DIGEST) != header_digest(kinds, metadata):
         raise CheckpointError(f"{path} is damaged: its header does not match its digest")
-    try:
-        digests = json.loads(metadata[TENSOR_DIGESTS])
-    except (KeyError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: its digests cannot be read") from error
-    if not isinstance(digests, dict) or set(digests) != set(tensors):
+    digests = parse_object(metadata.get(TENSOR_DIGESTS, ""), f"{path} is damaged: its digests")
+    if set(digests) != set(tensors):
         raise CheckpointError(f"{path} is damaged: its digests do not name its tensors")
     return digests

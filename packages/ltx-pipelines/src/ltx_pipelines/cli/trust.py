@@ -15,6 +15,7 @@ from typing import Any
 
 from ltx_core.errors import ConfigError
 from ltx_core.fingerprint import exists, fingerprint, is_regular
+from ltx_core.textfiles import path_of
 from ltx_pipelines.planning.schema import MODEL_VARIABLE, File, Option
 
 TRUST = Option("trust", bool, False, "Open the files its recipe names, wherever they lie.", group="Request")
@@ -34,7 +35,7 @@ class Finder:
 
         self.file, self.trusts_all = file, bool(given.get("trust"))
         self._agreed: set[Path] = set()
-        named = [Path(text).expanduser() for text in (*map(given.get, NAMED), os.environ.get(MODEL_VARIABLE)) if text]
+        named = [path_of(text) for text in (*map(given.get, NAMED), os.environ.get(MODEL_VARIABLE)) if text]
         own = [path if path.is_dir() else path.parent for path in named if path.exists()]
         self.near = [folder.absolute() for folder in (file.parent, *own)]
         self.searched = [*(path for path in named if path.is_dir()), *bundled_folders(), cache_folder()]
@@ -45,7 +46,9 @@ class Finder:
 
         Links are followed: what lies beside the clip is not what a link beside it leads to.
         """
-        real = path.resolve()
+        if "\0" in str(path):  # no name of a file
+            return False
+        real = Path(os.path.realpath(path))  # which raises nothing for a loop of links
         return self.trusts_all or any(real.is_relative_to(folder) for folder in self.inside)
 
     def agreed(self, path: Path) -> bool:
@@ -99,6 +102,8 @@ class Finder:
         listed = list(dict.fromkeys(paths))
         self._agreed.update(listed)
         for path in listed:
+            if "\0" in str(path):
+                raise ConfigError(f"{self.file}: its recipe names {str(path)!r:.60}, expected a file")
             if exists(path) and not path.is_dir() and not is_regular(path):
                 raise ConfigError(f"{self.file}: its recipe names {path}, which is no regular file")
         strange = [*(str(path) for path in listed if not self.trusted(path)), *(() if self.trusts_all else others)]

@@ -7,6 +7,7 @@ Paths are strings, each a `File`, so that a plan is plain JSON.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -511,4 +512,7 @@ def plan_from_json(text: str | bytes) -> Plan:
         raise ConfigError(f"plan: {place}: {first['msg']}") from error
     if plan.version > PLAN_VERSION:
         raise ConfigError(f"plan: version is {plan.version}, this program reads up to {PLAN_VERSION}")
+    for shape in (shape for stage in plan.stages for shape in (stage.shape, stage.shown)):
+        if min(shape[:4]) < 1 or not 0 < shape.fps < math.inf:
+            raise ConfigError(f"plan: a stage is {shape}, expected sizes of at least 1 and a frame rate above 0")
     return plan

@@ -17,12 +17,12 @@ from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache, cached_property, wraps
 from inspect import Parameter, Signature, getdoc, signature
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.fingerprint import exists
+from ltx_core.textfiles import path_of
 
 File = Annotated[str, "file"]  # of a file or folder that is read
 MANY = 1000  # any number of values
@@ -402,7 +402,7 @@ def files_in(value: Any, hint: Any = None) -> list[str]:
 
 def absolute(path: str) -> str:
     """A path that can be followed from any folder."""
-    return str(Path(path).expanduser().absolute())
+    return str(path_of(path).absolute())
 
 
 def with_absolute_files(options: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -411,7 +411,7 @@ def with_absolute_files(options: Mapping[str, Option], given: Mapping[str, Any])
         name: with_files(value, absolute, options[name].hint) if name in options else value
         for name, value in given.items()
     }
-    there = {name for name in MAYBE_FILES & made.keys() if exists(Path(made[name]).expanduser())}
+    there = {name for name in MAYBE_FILES & made.keys() if exists(path_of(made[name]))}
     return made | {name: absolute(made[name]) for name in there}
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ltx_core.errors import MediaError
+from ltx_core.textfiles import path_of
 from ltx_core.types import Audio
 from ltx_media.color import HDRColorSpace
 from ltx_media.hdr import write_exr_files, write_hdr
@@ -89,7 +90,7 @@ class Generation:
         relative to ``path`` or without folders, unless ``absolute_paths``. Raises `MediaError` for a name it cannot be
         written to.
         """
-        path = Path(path).expanduser()
+        path = path_of(path)
         frames, hdr = self.plan.shape.frames, self.plan.hdr is not None
         check_output(path, self.plan.has_video, overwrite=True, hdr=hdr, frames=frames)
         write(self, path, recipe_for(path, self.plan, self.request, self._device, absolute_paths), crf=crf)

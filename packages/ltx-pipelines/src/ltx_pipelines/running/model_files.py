@@ -14,7 +14,7 @@ from ltx_core.loader.layouts import INDEX, SUFFIXES, diffusers_kind, find_files,
 from ltx_core.loader.lora import is_lora
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
-from ltx_core.textfiles import read_json
+from ltx_core.textfiles import path_of, read_json
 from ltx_pipelines.planning.plan import Lora, ModelFiles
 from ltx_pipelines.running import hub
 
@@ -41,7 +41,7 @@ def find_model(model: str, variant: str | None = None) -> FoundModel:
         return find_in_folder(bundled, variant)
     if model == hub.TINY:
         raise CheckpointError(hub.NOT_BUNDLED)
-    path = Path(model).expanduser()
+    path = path_of(model)
     if path.is_file():
         chosen = find_files(path)[0] if path.name.endswith((INDEX, *SUFFIXES)) else path
         return find_in_folder(path.parent, variant, chosen)

@@ -22,7 +22,7 @@ from ltx_core.loader.packed import plain_layers
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.loader.sources import Source
 from ltx_core.text_encoders.gemma.config import EmbeddingsConfig
-from ltx_core.textfiles import parse_json
+from ltx_core.textfiles import parse_object
 
 MODEL_TYPES = ("gemma3", "gemma4_unified", "gemma4")
 PUBLISHED = "google/gemma-3-12b-it-qat-q4_0-unquantized"
@@ -69,7 +69,7 @@ class GemmaAssets:
         """The parsed JSON of a side-car; ``CheckpointError`` when there is none."""
         if name not in self.side_cars:
             raise CheckpointError(f"{self.path} has no {name}; download the whole text encoder again")
-        return _parse(self.path / name, self.side_cars[name])
+        return parse_object(self.side_cars[name], str(self.path / name))
 
     def language_model(self) -> dict[str, Source]:
         """The tensors of the decoder under its own names (``embed_tokens.weight``, ``layers.0...``, ``norm.weight``).
@@ -132,7 +132,7 @@ def _open_folder(folder: Path) -> GemmaAssets:
             side_cars.setdefault(file.name, _read(file).decode(errors="replace"))
     return GemmaAssets(
         path=folder,
-        config=_parse(config, _read(config)),
+        config=parse_object(_read(config), str(config)),
         tokenizer_json=_read(tokenizer),
         side_cars=side_cars,
         weights=tuple(SafetensorsFile(file) for file in component_files(model.parent)),
@@ -150,7 +150,7 @@ def _open_packed(path: Path) -> GemmaAssets:
     for name in file.tensors:
         if name.startswith(ASSET_PREFIX):
             side_cars[name.removeprefix(ASSET_PREFIX)] = _bytes(file, name).decode(errors="replace")
-    config = _parse(path, file.metadata["gemma_config"])
+    config = parse_object(file.metadata["gemma_config"], str(path))
     return GemmaAssets(path, config, _bytes(file, "tokenizer_json"), side_cars, (file,), is_packed=True)
 
 
@@ -166,13 +166,3 @@ def _read(file: Path) -> bytes:
     if data.startswith(GIT_LFS):
         raise CheckpointError(f"{file} is a Git LFS pointer, not the file; fetch it with 'git lfs pull'")
     return data
-
-
-def _parse(where: Path, text: str | bytes) -> dict[str, Any]:
-    try:
-        parsed = parse_json(text if isinstance(text, str) else text.decode(), str(where))
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{where} holds {type(parsed).__name__}, expected a JSON object")
-    return parsed

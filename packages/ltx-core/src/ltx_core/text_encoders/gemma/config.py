@@ -185,6 +185,8 @@ def infer_connectors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 def gemma_text_config(gemma: Mapping[str, Any]) -> Mapping[str, Any]:
     """The language model's section of a Gemma config, or the config itself where it has no sections."""
     text = gemma.get("text_config", gemma)
+    if not isinstance(text, Mapping):
+        raise ConfigError(f"text_config is {text!r:.60}, expected an object")
     for name in ("hidden_size", "num_hidden_layers"):
         _positive(text, name)
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,14 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {  # what the networks are written for, 
 }
 
 
+def check_positive(config: object, *names: str) -> None:
+    """Refuse fields that are no positive numbers, whatever the file says they are. Raises ``ConfigError``."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ConfigError(f"{name} of the language model is {value!r:.60}, expected a positive number")
+
+
 @dataclass(frozen=True)
 class Rope:
     """Half-split rotation: the first ``share`` of the pairs of channels turns, the rest does not."""
@@ -34,6 +43,9 @@ class Rope:
     theta: float
     factor: float = 1.0  # frequencies are divided by it
     share: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "head_dim", "theta", "factor", "share")
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any], head_dim: int, theta: float) -> Rope:
@@ -66,6 +78,9 @@ class LayerConfig:
     window: int | None = None  # tokens that a query sees, itself included; None: all before it
     keys_are_values: bool = False  # values are the keys' projection
 
+    def __post_init__(self) -> None:
+        check_positive(self, "heads", "kv_heads", "score_scale", *(() if self.window is None else ("window",)))
+
     @property
     def head_dim(self) -> int:
         return self.rope.head_dim
@@ -86,6 +101,9 @@ class GemmaConfig:
     layers: Mapping[str, LayerConfig]
     eps: float
     is_gemma4: bool
+
+    def __post_init__(self) -> None:
+        check_positive(self, "vocab_size", "width", "inner_width", "eps")
 
     @classmethod
     def from_json(cls, gemma: Mapping[str, Any]) -> GemmaConfig:
