@@ -39,7 +39,7 @@ def resident(name):
     return int(lines[name].split()[0]) * 1024
 
 width, height, frames = map(int, sys.argv[1:4])
-ledger = ModelLedger(find_model("tiny").files, device="cpu", policy="resident")
+ledger = ModelLedger(find_model("tiny").files, device="cpu", policy="resident", dtype=sys.argv[5])
 plan = DistilledPipeline(ledger).plan(prompt="a bell rings", height=height, width=width, num_frames=frames, seed=1)
 plan = plan.with_(stages=tuple(replace(one, sigmas=(one.sigmas[0], one.sigmas[-1])) for one in plan.stages))
 planned = cost_of(plan, ledger).peak
@@ -139,9 +139,9 @@ def test_a_failed_allocation_of_the_cpu_is_out_of_memory(text: str) -> None:
     assert describe(RuntimeError(text)).startswith("out of memory: ")
 
 
-def measured(size: tuple[int, int, int], folder: Path) -> tuple[int, int]:
+def measured(size: tuple[int, int, int], folder: Path, dtype: str = "auto") -> tuple[int, int]:
     """(planned, taken) peak bytes of a clip made in a process of its own."""
-    command = [sys.executable, "-c", CHILD, *map(str, size), str(folder)]
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, *map(str, size), str(folder), dtype]
     plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # a BLAS holds buffers
     text = subprocess.run(command, capture_output=True, text=True, check=True, env=plain).stdout
     planned, taken = json.loads(text.strip().splitlines()[-1])
@@ -161,3 +161,11 @@ def test_peaks_and_their_growth_are_as_planned(tmp_path: Path) -> None:
     assert {size: round(taken / planned, 2) for size, (planned, taken) in found.items()} == pytest.approx(
         dict.fromkeys(SIZES, 1.0), abs=0.15
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are reset through /proc")
+def test_growth_is_as_planned(tmp_path: Path) -> None:
+    """From 25 to 121 frames the sound grows, whose picture is decoded whole; frames are streamed."""
+    short, long = (measured((64, 64, frames), tmp_path, "float32") for frames in (25, 121))
+    assert long[0] - short[0] == pytest.approx(long[1] - short[1], rel=0.15)

@@ -18,14 +18,16 @@ from typing import Any
 
 import torch
 
+from ltx_core.model.audio_vae.audio_vae import AudioDecoder
+from ltx_core.model.common.memory import own_pages
 from ltx_core.model.common.meter import Work, measure, without_data
 from ltx_core.model.upsampler.model import LatentUpsampler
 from ltx_core.model.video_vae.diffusion.tiling import whole_decode_work
-from ltx_core.model.video_vae.frames import STREAMING_FRAMES, decode_tiles
+from ltx_core.model.video_vae.frames import decode_tiles, streamed_work
 from ltx_core.model.video_vae.video_vae import VideoDecoder
 from ltx_core.parallel.ranks import shares
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
-from ltx_core.types import VideoLatentShape
+from ltx_core.types import AudioLatentShape, VideoLatentShape, VideoPixelShape
 from ltx_pipelines.planning.plan import Plan, StagePlan
 from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.planning.work import tiled_work, tokens_of, whole_work
@@ -34,12 +36,15 @@ from ltx_pipelines.utils.model_ledger import ModelLedger
 UNIT = 8 * 0.2e15  # operations of the clip that relative cost 1 stands for
 NO_WORK = Work()
 STREAMED_BLOCKS = 2  # blocks on the device at once when weights are streamed
-# What a CPU takes besides tensors, as measured at eight sizes from 64 x 64 x 9 to 768 x 512 x 25, each within 12 %:
-CPU_RUNTIME = 56 * 2**20  # bytes: code and threads of the libraries, and the encoder
-CPU_SCRATCH = 1.45  # convolutions copy what they read and write
-FRAME_BYTES = 18  # of a pixel of the frames of one latent frame, on their way to the file
+# What a CPU takes besides tensors, each measured by itself:
+CPU_RUNTIME = 22 * 2**20  # bytes: code of the libraries, and what they keep
+WRITER_RUNTIME = 17 * 2**20  # bytes: the same of what decodes and encodes frames
+NARROW_KERNELS = 20 * 2**20  # bytes of what oneDNN compiles and lays out for bfloat16
+HOLES = 1.6  # times what is alive, of a heap in which large tensors lie
+ENCODED_FRAMES, ENCODED_BYTES = 20, 4.5  # that x264 looks at together, and what it keeps of a pixel of each
+LAST_FRAMES = 4  # reach it when nothing is decoded any more
+PLANE_BYTES = 30  # of a pixel of the frame that is turned into planes
 AROUND_SOUND = 2.0  # seconds decoded around a piece of a long clip's sound, at most
-SECOND_BYTES, SOUND_BYTES = 4 * 2**20, 9 * 2**20  # of a second of sound: kept beside the picture, while it is decoded
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,14 @@ class Cost:
 
     @property
     def peak(self) -> int:
-        """Bytes: all networks at once where they stay, the dearest phase where they take turns."""
+        """Bytes of the dearest phase; where networks stay, with those of the phases before it."""
+        held: dict[str, int] = {}
+        peaks = [phase.peak for phase in self.phases]
         if self.policy == "resident":
-            weights = {name: size for phase in self.phases for name, size in phase.weights.items()}
-            return self.runtime + sum(weights.values()) + max(phase.work.activations for phase in self.phases)
-        return self.runtime + max(phase.peak for phase in self.phases)
+            for number, phase in enumerate(self.phases):
+                held |= phase.weights
+                peaks[number] = sum(held.values()) + phase.work.activations
+        return self.runtime + max(peaks)
 
 
 def cost_of(plan: Plan, ledger: ModelLedger) -> Cost:
@@ -95,28 +103,40 @@ def cost_of(plan: Plan, ledger: ModelLedger) -> Cost:
         sent = sum(one.sent for one in work)
         total = Work(sum(one.flops for one in work), max(one.activations for one in work), sent)
         phases.append(Phase(f"stage {index}", transformer_weights(ledger, stage), total))
-    if "video" in plan.decoded:
-        weights = {"video_decoder": component_bytes(ledger, "video_decoder")}
-        phases.append(Phase("video", weights, on_cpu(plan, decoder_work(plan, ledger), ledger)))
     if "audio" in plan.decoded:
         names = ("audio_decoder", "vocoder")
-        sound = Work(0.0, int(SOUND_BYTES * decoded_seconds(plan)) if cpu_runtime(ledger) else 0)
+        sound = sound_work(decoded_seconds(plan), ledger)
         phases.append(Phase("sound", {name: component_bytes(ledger, name) for name in names}, sound))
+    if "video" in plan.decoded:
+        weights = {"video_decoder": component_bytes(ledger, "video_decoder")}
+        phases.append(Phase("video", weights, with_writer(plan, decoder_work(plan, ledger), ledger)))
     return Cost(tuple(phases), ledger.policy, cpu_runtime(ledger))
 
 
 def cpu_runtime(ledger: ModelLedger) -> int:
     """Bytes that a CPU takes whatever is made on it; 0 for an accelerator, whose own memory this is not."""
-    return CPU_RUNTIME if ledger.device.type == "cpu" and ledger.backend == "torch" else 0
+    if not on_cpu(ledger):
+        return 0
+    return CPU_RUNTIME + (NARROW_KERNELS if ledger.dtype == torch.bfloat16 else 0)
 
 
-def on_cpu(plan: Plan, work: Work, ledger: ModelLedger) -> Work:
-    """The work of a decoder with what a CPU holds besides: copies, frames that are written, the sound beside them."""
-    if not cpu_runtime(ledger):
+def on_cpu(ledger: ModelLedger) -> bool:
+    """Whether torch computes in the memory of this process."""
+    return ledger.device.type == "cpu" and ledger.backend == "torch"
+
+
+def with_writer(plan: Plan, work: Work, ledger: ModelLedger) -> Work:
+    """The work of a decoder with the frames that the encoder holds, where that is the memory it decodes in."""
+    if not on_cpu(ledger):
         return work
-    frames = FRAME_BYTES * ledger.scale_factors.time * plan.shape.height * plan.shape.width
-    sound = int(SECOND_BYTES * decoded_seconds(plan)) if "audio" in plan.decoded else 0
-    return Work(work.flops, int(CPU_SCRATCH * work.activations) + frames + sound)
+    decoding = work.activations if own_pages() else int(HOLES * work.activations)
+    return Work(work.flops, decoding + writer_bytes(plan.shape))
+
+
+def writer_bytes(shape: VideoPixelShape) -> int:
+    """Bytes of the encoder, of the frames in it while others are decoded, and of the one on its way there."""
+    frames = min(max(shape.frames - LAST_FRAMES, 0), ENCODED_FRAMES)
+    return WRITER_RUNTIME + int((ENCODED_BYTES * frames + PLANE_BYTES) * shape.height * shape.width)
 
 
 def decoded_seconds(plan: Plan) -> float:
@@ -150,7 +170,7 @@ def upsampling(plan: Plan, index: int, ledger: ModelLedger) -> list[Phase]:
     )
     with without_data():
         network, given = LatentUpsampler(config).to(ledger.dtype), torch.empty(latent, dtype=ledger.dtype)
-    work = measure(network, lambda: network(given))
+    work = measure(network, lambda: network(given), on_cpu(ledger))
     return [Phase("upsample", {"latent_upsampler": Path(path).stat().st_size}, work)]
 
 
@@ -225,14 +245,22 @@ def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:
     together = ledger.devices is not None and ledger.devices.together(decoder, whole, most)
     if ledger.devices is not None and together:
         whole = whole[:, :, :, : shares(latent.height, ledger.devices.size)[0]]
-    work = measure(decoder, lambda: decoder(whole))
+    work = measure(decoder, lambda: decoder(whole), on_cpu(ledger))
     if not decoder.can_stream:
         return work
-    start = whole[:, :, : min(STREAMING_FRAMES, latent.frames)]
-    streamed = measure(decoder, lambda: list(decoder.decode_streaming(start))).activations
+    streamed = streamed_work(decoder, whole, on_cpu(ledger)).activations
     tiles = decode_tiles(decoder, whole, ledger.free_bytes(), most)
     if tiles is None or together:
         return Work(work.flops, streamed)
     _, rows, columns = ([one.length for one in axis] for axis in tiles.split(latent[2:]))
     area = latent.height * latent.width
     return Work(work.flops * sum(rows) * sum(columns) // area, streamed * max(rows) * max(columns) // area)
+
+
+def sound_work(seconds: float, ledger: ModelLedger) -> Work:
+    """The audio decoder, beside whose picture of the sound the vocoder takes little."""
+    config = ledger.source("audio_decoder").network_config("audio_decoder")
+    with without_data():
+        decoder = AudioDecoder(config).to(ledger.dtype)
+        latent = torch.empty(AudioLatentShape.from_duration(1, seconds), dtype=ledger.dtype)
+    return measure(decoder, lambda: decoder(latent), on_cpu(ledger))

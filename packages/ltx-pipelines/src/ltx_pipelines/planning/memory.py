@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from ltx_core.errors import ConfigError
 from ltx_core.model.video_vae.frames import SAFE_CELL_BYTES
 from ltx_pipelines.planning.cost import (
-    FRAME_BYTES,
-    SECOND_BYTES,
     STREAMED_BLOCKS,
     Cost,
     cost_of,
     cpu_runtime,
+    decoded_seconds,
+    writer_bytes,
 )
 from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.planning.work import tokens_of
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
 SAFE_TOKEN_BYTES = 60  # a transformer's activations take less per token, pass, channel and byte of a value
+SAFE_SECOND_BYTES = 64 * 2**20  # a second of sound takes less while it is decoded
 SMALLEST = 64  # pixels of a side
 TRIES = 3  # corrections of the size that is proposed
 
@@ -54,8 +55,9 @@ def bound_of(plan: Plan, ledger: ModelLedger) -> int:
     width = section.get("num_attention_heads", 32) * section.get("attention_head_dim", 128)
     shape, factors = plan.shape, ledger.scale_factors
     cells = (shape.height // factors.height + 1) * (shape.width // factors.width + 1)
-    frames = cells * SAFE_CELL_BYTES + FRAME_BYTES * factors.time * shape.height * shape.width
-    work = tokens * width * ledger.dtype.itemsize * SAFE_TOKEN_BYTES + frames + int(SECOND_BYTES * shape.duration)
+    frames = cells * SAFE_CELL_BYTES + writer_bytes(shape)
+    sound = int(SAFE_SECOND_BYTES * decoded_seconds(plan)) if "audio" in plan.decoded else 0
+    work = tokens * width * ledger.dtype.itemsize * SAFE_TOKEN_BYTES + frames + sound
     return sum(ledger.weight_bytes().values()) + cpu_runtime(ledger) + work
 
 

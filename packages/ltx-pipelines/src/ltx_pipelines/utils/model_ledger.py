@@ -91,7 +91,12 @@ class ModelLedger(ModelFacts):
         """The device that networks compute on."""
         import torch
 
-        return torch.device(self._device or default_device(self.backend))
+        from ltx_core.model.common.memory import own_pages
+
+        device = torch.device(self._device or default_device(self.backend))
+        if device.type == "cpu":
+            own_pages()
+        return device
 
     @cached_property
     def precision(self) -> Precision:

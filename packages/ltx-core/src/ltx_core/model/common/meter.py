@@ -31,10 +31,13 @@ class Work:
     sent: int = 0  # bytes, to the others
 
 
-def measure(network: torch.nn.Module, call: Callable[[], Any]) -> Work:
-    """Operations and live bytes of ``call()``, which runs ``network`` on the meta device."""
+def measure(network: torch.nn.Module, call: Callable[[], Any], copies: bool = False) -> Work:
+    """Operations and live bytes of ``call()``, which runs ``network`` on the meta device.
+
+    ``copies`` counts what a convolution holds on a CPU besides: what it reads, then what it writes, laid out in blocks.
+    """
     held = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
-    meter, attention = Meter(held), CountedAttention()
+    meter, attention = Meter(held, copies), CountedAttention()
     with torch.no_grad(), torch.device("meta"), attention, ShapesOnly(), meter:
         call()
     return Work(meter.flops + attention.flops, meter.peak)
@@ -59,8 +62,9 @@ class _Unset(TorchFunctionMode):
 class Meter(TorchDispatchMode):
     """Counts ``flops``, and follows storages until they are freed: ``peak`` is the most bytes at once."""
 
-    def __init__(self, held: set[int]) -> None:
+    def __init__(self, held: set[int], copies: bool = False) -> None:
         super().__init__()
+        self.copies = copies
         self.held = set(held)  # storages that were there before, and those alive now
         self.now = self.peak = 0
         self.flops = 0.0
@@ -76,6 +80,8 @@ class Meter(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.held:
                 self._follow(tensor.untyped_storage())
+        if self.copies and function.overloadpacket is torch.ops.aten.convolution:
+            self.peak = max(self.peak, self.now + max(args[0].nbytes, result.nbytes))
         return result
 
     def _follow(self, storage: torch.UntypedStorage) -> None:

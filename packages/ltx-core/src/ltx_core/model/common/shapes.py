@@ -100,6 +100,14 @@ def convolution(
     return x.new_empty((x.shape[0], weight.shape[0], *sides))
 
 
+def pad(x: Tensor, sides: Sequence[int], *ignored: Any) -> Tensor:
+    """With cells before and after the last dimensions, the last one first."""
+    shape = list(x.shape)
+    for axis, (before, after) in enumerate(zip(sides[::2], sides[1::2], strict=True), 1):
+        shape[-axis] += before + after
+    return x.new_empty(shape)
+
+
 def layer_norm(x: Tensor, shape: Sequence[int], *ignored: Any) -> tuple[Tensor, ...]:
     statistics = [*x.shape[: x.ndim - len(shape)], *(1 for _ in shape)]
     return x.new_empty(x.shape), *(x.new_empty(statistics, dtype=torch.float32) for _ in range(2))
@@ -122,8 +130,9 @@ def linspace(start: float, end: float, steps: int, dtype: torch.dtype | None = N
 
 RULES: Mapping[Any, Callable[..., Any]] = {
     **dict.fromkeys((aten.add, aten.sub, aten.mul, aten.addcmul, aten.pow), elementwise),
-    **dict.fromkeys((aten.cos, aten.sin, aten.exp, aten.rsqrt, aten.sigmoid, aten.silu, aten.gelu), function_of),
-    **dict.fromkeys((aten.add_, aten.mul_, aten.addcmul_, aten.silu_, aten.copy_), in_place),
+    **dict.fromkeys((aten.cos, aten.sin, aten.exp, aten.sqrt, aten.rsqrt), function_of),
+    **dict.fromkeys((aten.sigmoid, aten.silu, aten.gelu), function_of),
+    **dict.fromkeys((aten.add_, aten.mul_, aten.div_, aten.clamp_, aten.addcmul_, aten.silu_, aten.copy_), in_place),
     aten.div: quotient,
     aten.empty_like: like,
     aten.mean: mean,
@@ -134,6 +143,8 @@ RULES: Mapping[Any, Callable[..., Any]] = {
     aten.bmm: product,
     aten.addmm: lambda bias, a, b, **ignored: product(a, b),
     aten.convolution: convolution,
+    aten.constant_pad_nd: pad,
+    aten.upsample_nearest2d: lambda x, sides, *ignored: x.new_empty((*x.shape[:2], *sides)),
     aten.native_layer_norm: layer_norm,
     aten.native_group_norm: group_norm,
     aten.arange: arange,

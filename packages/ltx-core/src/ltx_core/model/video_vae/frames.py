@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ltx_core.model.common.memory import free_bytes
-from ltx_core.model.common.meter import measure, without_data
+from ltx_core.model.common.meter import Work, measure, without_data
 from ltx_core.model.common.tiling import TileCountConfig
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.diffusion.decoder import DiffusionVideoDecoder
@@ -107,12 +107,22 @@ def decode_parts(decoder: AnyVideoDecoder, latent: Tensor, free: int) -> int:
     return math.ceil(cells * per_cell / (USABLE_SHARE * free))
 
 
+def streamed_work(network: VideoDecoder, latent: Tensor, copies: bool = False) -> Work:
+    """What `decode_video` takes to stream a latent on the meta device, the frames of the chunk before still held."""
+
+    def decode() -> None:
+        for chunk in network.decode_streaming(latent[:, :, :STREAMING_FRAMES]):
+            frames = to_frames(chunk)  # noqa: F841 (until the next ones replace them)
+
+    return measure(network, decode, copies)
+
+
 def streamed_bytes(decoder: VideoDecoder, frames: int, dtype: torch.dtype) -> int:
     """Bytes alive at once in a streamed decode of ``MEASURED_CELLS`` x ``MEASURED_CELLS`` latent cells."""
     with without_data():
         network = VideoDecoder(decoder.config).to(dtype)
         probe = torch.empty(1, decoder.config.latent_channels, frames, MEASURED_CELLS, MEASURED_CELLS, dtype=dtype)
-    return measure(network, lambda: list(network.decode_streaming(probe))).activations
+    return streamed_work(network, probe).activations
 
 
 def _first_item(conditioning: DecodeConditioning | None) -> DecodeConditioning | None:
