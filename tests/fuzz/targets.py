@@ -88,8 +88,9 @@ def stage_file() -> bytes:
 
 def read_batch(path: Path) -> None:
     from ltx_pipelines.cli import batch
+    from ltx_pipelines.cli.batch_work import There
 
-    with patch.object(batch, "is_made", lambda *arguments: False):
+    with patch.object(batch, "what_is_there", lambda given: There()):
         quietly(["batch", str(path), "-q", "-o", str(path.parent / "clips")])
 
 

@@ -136,7 +136,11 @@ def give_inputs(case: Case, ledger: ModelLedger) -> None:
     if case.args.get("latents"):
         latents = chain([case.tensors[case.args["latents"]]], latents)
     encoder, network = RecordedEncoder(latents), ledger.network
-    ledger.network = lambda name: encoder if name == "video_encoder" else network(name)  # type: ignore[method-assign]
+
+    def found(component: str, in_float32: bool = False) -> Any:
+        return encoder if component == "video_encoder" else network(component, in_float32)
+
+    ledger.network = found  # type: ignore[method-assign]
 
 
 def seen(event: Event, fps: float) -> dict[str, Tensor]:
