@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ltx_core.errors import ConfigError
@@ -38,6 +38,7 @@ from ltx_trainer.state import (
     latest_state,
     load_state,
     local,
+    placed_like,
     retain,
     rng_state,
     save_state,
@@ -227,13 +228,6 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """``tensor``, which every process has, on the device of ``other`` and sharded as that is."""
-    if not isinstance(other, DTensor):
-        return tensor.to(other.device)
-    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
-
-
 def move_state(optimizer: torch.optim.Optimizer, device: torch.device | str) -> None:
     """Move the optimizer's moments."""
     for slots in optimizer.state.values():
@@ -358,10 +352,12 @@ class _Run:
         for name, slots in state.optimizer.items():
             shape = parameters[name].shape
             self.optimizer.state[parameters[name]] = {
-                slot: placed_like(tensor, parameters[name]) if tensor.shape == shape else tensor.clone()
+                slot: placed_like(tensor, parameters[name])
+                if tensor.shape == shape and slot != "step"
+                else tensor.clone()
                 for slot, tensor in slots.items()
             }
-        self.ema = {name: placed_like(tensor, parameters[name].detach()).clone() for name, tensor in state.ema.items()}
+        self.ema = {name: placed_like(tensor, parameters[name].detach()) for name, tensor in state.ema.items()}
         set_rng_state(state.rng)
 
     def collect(self) -> TrainingState:
@@ -431,7 +427,7 @@ class _Run:
         for share, source in batches.items():
             waited += self.accumulate(share, source, len(batches), totals)
             self.add_gradients(before)
-            before = [parameter.grad for parameter in self.parameters().values()]
+            before = [parameter.grad for parameter in self.trained]
             if share != self.own_shares[-1]:
                 self.optimizer.zero_grad(set_to_none=True)
         norm = self.update_weights()
@@ -462,7 +458,7 @@ class _Run:
 
     def add_gradients(self, before: Sequence[Tensor | None]) -> None:
         """Add those of the shares before: sums of whole shares, as several processes add them, bit for bit."""
-        for parameter, gradient in zip(self.parameters().values(), before, strict=False):
+        for parameter, gradient in zip(self.trained, before, strict=False):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 

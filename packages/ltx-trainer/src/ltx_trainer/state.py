@@ -121,19 +121,31 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def own_row(tensor: DTensor) -> int:
+    """Where the rows begin that this process holds."""
+    for dim, placement in enumerate(tensor.placements):
+        if isinstance(placement, Shard):
+            assert placement.dim == 0
+            length = -(-tensor.shape[0] // tensor.device_mesh.size(dim))
+            return min(tensor.device_mesh.get_local_rank(dim) * length, tensor.shape[0])
+    return 0
+
+
 def first_row(tensor: Tensor) -> int | None:
     """Where the rows begin that this process writes; None where another one writes what it has."""
     if not isinstance(tensor, DTensor):
         return 0 if is_main() else None
-    row = 0
-    for dim, placement in enumerate(tensor.placements):
-        place, size = tensor.device_mesh.get_local_rank(dim), tensor.device_mesh.size(dim)
-        if isinstance(placement, Shard):
-            assert placement.dim == 0
-            row = min(place * -(-tensor.shape[0] // size), tensor.shape[0])
-        elif place:
-            return None
-    return row
+    copies = [dim for dim, placement in enumerate(tensor.placements) if not isinstance(placement, Shard)]
+    return None if any(tensor.device_mesh.get_local_rank(dim) for dim in copies) else own_row(tensor)
+
+
+def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A copy of ``tensor``, which every process can read, on the device of ``other``; of a sharded one the own part."""
+    if not isinstance(other, DTensor):
+        return tensor.to(other.device, copy=True)
+    start, held = own_row(other), other.to_local()
+    part = tensor[start : start + len(held)].to(held.device, copy=True)
+    return DTensor.from_local(part, other.device_mesh, other.placements, shape=other.shape, stride=other.stride())
 
 
 def is_main() -> bool:
