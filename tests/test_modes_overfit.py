@@ -1,0 +1,177 @@
+"""Every mode's file learns four clips by heart: the loss falls to a tenth, a sample is as good as its clip encoded.
+
+The model is the one that comes with the package with two of its blocks; the clips are of its world.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.types import Audio
+from ltx_media.audio import write_wav
+from ltx_media.writer import write_video
+from ltx_tiny.world.render import render
+from ltx_tiny.world.scene import Body, Scene
+from ltx_trainer.config_file import read_config
+from ltx_trainer.datasets import collate
+from ltx_trainer.held_out import held_out_losses
+from ltx_trainer.init import write_configuration
+from ltx_trainer.model_files import ModelFiles, find_model
+from ltx_trainer.modes import MODES
+from ltx_trainer.trainer import LtxvTrainer
+from ltx_trainer.validation_sampler import ValidationSampler
+
+pytestmark = pytest.mark.slow
+SIDE, FRAMES, FPS, BLOCKS = 64, 17, 25.0, 2
+SCENES = (
+    ("ball", "red", "bounces", "grey"),
+    ("box", "blue", "slides right", "white"),
+    ("star", "yellow", "blinks", "mint"),
+    ("ring", "green", "spins", "night"),
+)
+STEPS, OF_SOUND = 400, 800
+FAST = {
+    "optimization": {
+        "batch_size": 4,
+        "optimizer_type": "muon",
+        "scheduler_type": "cosine",
+        "enable_gradient_checkpointing": "false",
+    },
+    "data": {"num_dataloader_workers": 0},
+    "acceleration": {"mixed_precision_mode": "no", "quantization": "null", "blocks_to_swap": 0},
+    "checkpoints": {"save_training_state": "off"},
+    "validation": {
+        "skip_initial_validation": "true",
+        "inference_steps": 12,
+        "guidance_rescale": 0,
+        **{f"{modality}_{kind}_scale": 1 for modality in ("video", "audio") for kind in ("cfg", "modality_guidance")},
+        **{f"{modality}_stg_scale": 0 for modality in ("video", "audio")},
+    },
+}
+RATES = {"full": 5e-3, "distill": 1.5e-2}
+ELSEWHERE = ("full", "distill", "audio-adapter")  # the last one is of an LTX-Video model
+DECIBELS, CORRELATION = 1.5, 0.1  # that a sample may lack of what its clip is after encoding and decoding
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
+    """The model of the package with its first blocks only."""
+    tiny = find_model("tiny")
+    config = json.loads(SafetensorsFile(tiny.model_path).metadata["config"])
+    config["transformer"]["num_layers"] = BLOCKS
+    tensors = {
+        name: tensor
+        for name, tensor in load_file(tiny.model_path).items()
+        if "transformer_blocks." not in name or int(name.split("transformer_blocks.")[1].split(".")[0]) < BLOCKS
+    }
+    path = tmp_path_factory.mktemp("model") / "two-blocks.safetensors"
+    save_file(tensors, path, {"config": json.dumps(config), "model_version": "2.3.0"})
+    return ModelFiles(path, tiny.text_encoder_path)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four clips with sound; of each its mirror image, its sound reversed, its last picture and a mask of a half."""
+    folder = tmp_path_factory.mktemp("clips")
+    half = np.zeros((SIDE, SIDE), np.uint8)
+    half[:, SIDE // 2 :] = 255
+    rows = []
+    for index, (shape, colour, motion, background) in enumerate(SCENES):
+        body = Body(shape, colour, "large", motion, "middle", x=0.0, y=0.0, period=0.3, phase=0.2, tilt=0.0)
+        drawn, played = render(Scene((body,), background, "still"), FRAMES, SIDE, SIDE, FPS)
+        frames, sound = torch.from_numpy(drawn), Audio(torch.from_numpy(played), 16000)
+        write_video(folder / f"{index}.mp4", frames, FPS, sound)
+        write_video(folder / f"{index}_mirrored.mp4", frames.flip(2), FPS)
+        write_wav(folder / f"{index}_reversed.wav", Audio(sound.waveform.flip(1), 16000))
+        Image.fromarray(drawn[-1]).save(folder / f"{index}_last.png")
+        Image.fromarray(half).save(folder / f"{index}_mask.png")
+        rows.append({"caption": f"a {colour} {shape} {motion}", "video": f"{index}.mp4"})
+        rows[-1] |= {"video_mask": f"{index}_mask.png", "reference_audio": f"{index}_reversed.wav"}
+    for table, reference in (("clips", "mirrored.mp4"), ("pictures", "last.png")):
+        with (folder / f"{table}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0], "reference_video"])
+            writer.writeheader()
+            writer.writerows({**row, "reference_video": f"{index}_{reference}"} for index, row in enumerate(rows))
+    return folder
+
+
+def changes(mode: str) -> list[str]:
+    found = [f"{section}.{key}={value}" for section, values in FAST.items() for key, value in values.items()]
+    steps = OF_SOUND if "audio" in mode or mode in ("full", "distill") else STEPS
+    found += [f"optimization.steps={steps}", f"validation.interval={steps}"]
+    found += [f"optimization.learning_rate={RATES.get(mode, 2e-2)}"]
+    if mode == "distill":
+        found += ["training_strategy.guidance_scale=1.5", "training_strategy.substeps=1"]
+    return found + ([] if mode == "full" else ["lora.rank=96", "lora.alpha=96"])
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a run came to: mean losses, and how near its sample comes to the clip and to the clip encoded."""
+
+    before: float
+    after: float
+    reached: Mapping[str, float]
+    best: Mapping[str, float]
+    weights: Path
+
+
+def learn(mode: str, model: ModelFiles, clips: Path, folder: Path) -> Learned:
+    """Train a mode's file in ``folder``."""
+    table = clips / ("pictures.csv" if mode == "ic-lora-image" else "clips.csv")
+    path = write_configuration(mode, table, model, folder / "mode.yaml")
+    trainer = LtxvTrainer(read_config(path, [*changes(mode), f"output_dir={folder / 'run'}"]))
+    before = loss(trainer)
+    reports = list(trainer.steps())
+    after, reached = loss(trainer), dict(reports[-1].metrics)
+    shutil.copy(trainer.last_files[-1], folder / "sheet.png")
+    example = trainer.dataset[0]
+    names = [name for name in ("video", "audio") if f"{name}_latents" in example]
+    truth = {name: example[f"{name}_latents"]["latents"][None] for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ValidationSampler, "latents", lambda self, sample: truth)
+        best = dict(trainer.validate(0, folder / "encoded"))
+    print(f"\n{mode}: loss {before:.3f} -> {after:.4f}; {reached} of {best}; {folder / 'sheet.png'}")
+    return Learned(before, after, reached, best, reports[-1].files[0])
+
+
+def loss(trainer: LtxvTrainer) -> float:
+    """The mean loss of the clips at fixed noise levels with fixed noise."""
+    trainer.transformer.eval()
+    batches = [collate([trainer.dataset[index]]) for index in range(len(SCENES))]
+    found = held_out_losses(trainer.objective, lambda: batches, seed=0)
+    return sum(found.values()) / len(found)
+
+
+@pytest.fixture(scope="module")
+def full(model: ModelFiles, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    """The whole model taught the clips."""
+    return learn("full", model, clips, tmp_path_factory.mktemp("full"))
+
+
+def check(learned: Learned) -> None:
+    assert learned.after < learned.before / 10
+    assert learned.reached.keys() == learned.best.keys() and learned.reached
+    for name, value in learned.reached.items():
+        assert value > learned.best[name] - (DECIBELS if name == "val/psnr" else CORRELATION), name
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ELSEWHERE])
+def test_a_mode_learns_its_clips_by_heart(mode: str, model: ModelFiles, clips: Path, tmp_path: Path) -> None:
+    check(learn(mode, model, clips, tmp_path))
+
+
+def test_the_whole_model_learns_its_clips_by_heart(full: Learned) -> None:
+    check(full)
