@@ -27,6 +27,7 @@ CPU = (
     "train_step",
     "training_memory",
     "scale",
+    "stems",
     "code_size",
 )
 NAMES = (*CPU, "gpu", "mlx")

@@ -30,6 +30,9 @@ from ltx_core.model.video_vae.layers import CausalConv3d
 from ltx_core.model.video_vae.ops import (
     PerChannelStatistics,
     depth_to_space,
+    from_haar_patches,
+    haar_matrix,
+    haar_patches,
     patchify,
     space_to_depth,
     unpatchify,
@@ -89,7 +92,8 @@ LTXV_091 = {
     ],
     "timestep_conditioning": True,
 }
-LAYOUTS = {"ltx23": LTX23, "ltx2": LTX2, "causal": CAUSAL, "ltxv_090": LTXV_090, "ltxv_091": LTXV_091}
+HAAR = LTX2 | {"stem": "haar", "patch_size": 4}
+LAYOUTS = {"haar": HAAR, "ltx23": LTX23, "ltx2": LTX2, "causal": CAUSAL, "ltxv_090": LTXV_090, "ltxv_091": LTXV_091}
 
 
 def make_config(**vae: object) -> VideoVaeConfig:
@@ -396,6 +400,8 @@ def test_the_nested_layout_gives_an_encoder_only() -> None:
         ({"spatial_padding_mode": "mirror"}, "mirror"),
         ({"latent_log_var": "some"}, "some"),
         ({"dims": 2}, "dims"),
+        ({"stem": "dct"}, "stem is 'dct', expected one of space_to_depth, haar"),
+        ({"stem": "haar", "patch_size": 3}, "power of two for a haar stem"),
         ({"_class_name": "CausalDiffusionVAE"}, "encoder"),
     ],
 )
@@ -414,6 +420,25 @@ def test_patchify_puts_the_width_offset_before_the_height_offset() -> None:
     assert patchify(image, 4).flatten().tolist() == image.transpose(2, 3).flatten().tolist()
     video = torch.randn(2, 3, 4, 8, 12)
     assert unpatchify(patchify(video, 4, 2), 4, 2).equal(video)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_haar_patches_are_orthonormal_and_inverse(size: int) -> None:
+    matrix = haar_matrix(size)
+    assert float((matrix @ matrix.T - torch.eye(size)).abs().max()) < 1e-6
+    video = torch.randn(2, 3, 2, 8, 16, generator=torch.Generator().manual_seed(0))
+    packed = haar_patches(video, size)
+    assert packed.shape == patchify(video, size).shape
+    assert float((from_haar_patches(packed, size) - video).abs().max()) < 1e-6
+    torch.testing.assert_close(packed.square().sum(), video.square().sum(), rtol=1e-5, atol=0)
+
+
+def test_haar_channels_are_the_mean_then_finer_and_finer_differences() -> None:
+    flat = torch.full((1, 1, 1, 4, 4), 0.5)
+    assert haar_patches(flat, 4).flatten().tolist() == pytest.approx([2.0, *[0.0] * 15], abs=1e-6)
+    stripes = torch.tensor([1.0, -1.0, 1.0, -1.0]).expand(1, 1, 1, 4, 4)  # along W
+    found = haar_patches(stripes, 4).view(4, 4)
+    assert found.abs().amax(dim=1).tolist() == pytest.approx([0, 0, 2 * 2**0.5, 2 * 2**0.5], abs=1e-6)
 
 
 @pytest.mark.parametrize("stride", [(2, 1, 1), (1, 2, 2), (2, 2, 2)])

@@ -19,11 +19,12 @@ from ltx_core.guidance.perturbations import (  # noqa: E402
 )
 from ltx_core.model.transformer.config import StreamConfig, TransformerConfig  # noqa: E402
 from ltx_core.model.transformer.modality import Modality  # noqa: E402
+from ltx_core.model.video_vae import ops  # noqa: E402
 from ltx_core.model.video_vae.config import BlockConfig, VideoVaeConfig  # noqa: E402
 from ltx_mlx.arrays import flat_parameters, to_mlx, to_torch  # noqa: E402
 from ltx_mlx.layers import Conv, ConvTranspose1d  # noqa: E402
 from ltx_mlx.transformer import LTXModel  # noqa: E402
-from ltx_mlx.video_vae import VideoDecoder, VideoEncoder  # noqa: E402
+from ltx_mlx.video_vae import VideoDecoder, VideoEncoder, from_haar_patches, haar_patches  # noqa: E402
 from ltx_mlx.weights import fill, published_kinds  # noqa: E402
 
 pytestmark = pytest.mark.backend("mlx")
@@ -76,6 +77,17 @@ def test_a_streamed_encode_joins_to_the_whole() -> None:
     encoder, video = randomised(VideoEncoder(vae_config())), torch.rand(1, 3, 13, 8, 8) * 2 - 1
     streamed = encoder.encode_streaming(video.split([1, 5, 7], dim=2))
     torch.testing.assert_close(streamed, encoder(video), rtol=1e-4, atol=1e-4)
+
+
+def test_a_haar_stem_is_torchs_and_inverse() -> None:
+    video = torch.randn(1, 3, 2, 8, 12)
+    packed = haar_patches(to_mlx(video.permute(0, 2, 3, 4, 1)), 4)
+    torch.testing.assert_close(to_torch(packed).permute(0, 4, 1, 2, 3), ops.haar_patches(video, 4))
+    torch.testing.assert_close(to_torch(from_haar_patches(packed, 4)).permute(0, 4, 1, 2, 3), video)
+    encoder, clip = randomised(VideoEncoder(vae_config(stem="haar"))), torch.rand(1, 3, 5, 8, 8)
+    plain = VideoEncoder(vae_config())
+    plain.update(encoder.parameters())
+    assert float((encoder(clip) - plain(clip)).abs().max()) > 1e-3
 
 
 def test_a_transposed_convolution_is_torchs() -> None:

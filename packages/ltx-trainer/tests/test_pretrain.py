@@ -177,6 +177,19 @@ def test_each_task_learns_validates_and_exports(name: str, tmp_path: Path) -> No
     assert reports[-1].files[0].name == f"{name}_step_00024.safetensors"
 
 
+def test_a_video_vae_with_a_haar_stem_says_so_in_its_file(tmp_path: Path) -> None:
+    config = {"vae": {**VIDEO_CONFIG["vae"], "stem": "haar"}}
+    task = VideoVaeTask(config, Examples(moving_square, Curriculum((Stage(2, 2),))), statistics_batches=1)
+    (report,) = train(task, LoopSettings(1), tmp_path)
+    checkpoint = Checkpoint.open(report.files[0])
+    encoder, decoder = (checkpoint.build(f"video_{half}", torch.float32) for half in ("encoder", "decoder"))
+    assert encoder.config.stem == decoder.config.stem == "haar"
+    video = moving_square(0, 0, Stage(1))["video"][None]
+    with torch.no_grad():
+        made = decoder(encoder(task.module.pixels(video))).clamp(-1, 1)
+    torch.testing.assert_close(made, task.module.reconstruct(video).detach(), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["video_vae", "vocoder"])
 def test_a_run_stopped_and_resumed_ends_bit_equal(name: str, tmp_path: Path) -> None:
     list(train(TASKS[name](), settings(6), tmp_path / "whole"))

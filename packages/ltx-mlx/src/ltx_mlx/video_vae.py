@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ltx_core.errors import ConfigError
 from ltx_core.model.video_vae.config import BlockConfig, Family, NormLayer, PaddingMode, VideoVaeConfig
+from ltx_core.model.video_vae.ops import haar_matrix
 from ltx_core.model.video_vae.tiling import balanced_tiling, stream_tiles
 from ltx_mlx.arrays import channels_first, channels_last, to_mlx, to_torch
 from ltx_mlx.conv_cache import KERNEL, ConvCache, Stage, stream
@@ -65,6 +66,18 @@ def unpatchify(x: mx.array, size: int) -> mx.array:
     b, t, h, w, c = x.shape
     x = x.reshape(b, t, h, w, c // size**2, size, size)
     return x.transpose(0, 1, 2, 6, 3, 5, 4).reshape(b, t, h * size, w * size, c // size**2)
+
+
+def haar_patches(x: mx.array, size: int) -> mx.array:
+    """Haar wavelets of patches in place of their pixels, in the channels of ``patchify``: r and q count wavelets."""
+    packed, matrix = patchify(x, size), mx.array(haar_matrix(size).numpy()).astype(x.dtype)
+    return (matrix @ packed.reshape(*packed.shape[:-1], -1, size, size) @ matrix.T).reshape(packed.shape)
+
+
+def from_haar_patches(x: mx.array, size: int) -> mx.array:
+    """The inverse of ``haar_patches``."""
+    matrix = mx.array(haar_matrix(size).numpy()).astype(x.dtype)
+    return unpatchify((matrix.T @ x.reshape(*x.shape[:-1], -1, size, size) @ matrix).reshape(x.shape), size)
 
 
 def space_to_depth(x: mx.array, stride: Stride) -> mx.array:
@@ -469,7 +482,8 @@ class VideoEncoder(nn.Module):
         return can_stream(self)
 
     def _patches(self, video: Tensor) -> mx.array:
-        return patchify(channels_last(video, self.conv_in.conv.weight.dtype), self.config.patch_size)
+        pack = haar_patches if self.config.stem == "haar" else patchify
+        return pack(channels_last(video, self.conv_in.conv.weight.dtype), self.config.patch_size)
 
     def _parts(self) -> list[Run]:
         return [self.conv_in, *self.down_blocks, self._head]
@@ -593,7 +607,8 @@ class VideoDecoder(nn.Module):
             embedding = cache.once(id(self), lambda: self.last_time_embedder(timestep))  # [B, 2*C]
             rows = self.last_scale_shift_table + embedding.reshape(embedding.shape[0], 2, -1)
             h = modulate(h, rows[:, 1], rows[:, 0])
-        return unpatchify(self.conv_out(silu(h), cache), self.config.patch_size)
+        unpack = from_haar_patches if self.config.stem == "haar" else unpatchify
+        return unpack(self.conv_out(silu(h), cache), self.config.patch_size)
 
     def _stages(self, chunk: int) -> list[Stage]:
         """The network as steps, resnet by resnet; each is given no more than ``chunk`` latent frames become."""

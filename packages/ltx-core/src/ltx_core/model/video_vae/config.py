@@ -28,6 +28,7 @@ from ltx_core.types import SpatioTemporalScaleFactors
 Family = Literal["ltx2", "ltxv"]
 NormLayer = Literal["pixel_norm", "group_norm"]
 LogVar = Literal["uniform", "per_channel", "constant", "none"]
+Stem = Literal["space_to_depth", "haar"]  # how pixels of a patch become channels
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 STRIDES = {"time": (2, 1, 1), "space": (1, 2, 2), "all": (2, 2, 2)}  # of compress_<key>, along T, H, W
@@ -109,6 +110,7 @@ class VideoVaeConfig:
     in_channels: int = 3
     out_channels: int = 3
     patch_size: int = 4
+    stem: Stem = "space_to_depth"
     norm_layer: NormLayer = "pixel_norm"
     latent_log_var: LogVar = "uniform"
     latent_log_var_value: float | None = None  # the log-variance of `constant`
@@ -127,6 +129,7 @@ class VideoVaeConfig:
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
             "family": get_args(Family),
+            "stem": get_args(Stem),
             "norm_layer": get_args(NormLayer),
             "latent_log_var": get_args(LogVar),
             "encoder_padding": get_args(PaddingMode),
@@ -135,6 +138,8 @@ class VideoVaeConfig:
         for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"video VAE {name} is {value!r}, expected one of {', '.join(known)}")
+        if self.stem == "haar" and self.patch_size & (self.patch_size - 1):
+            raise ConfigError(f"video VAE patch_size is {self.patch_size}, expected a power of two for a haar stem")
 
     @classmethod
     def from_metadata(cls, config: Mapping[str, Any], family: Family | None = None) -> VideoVaeConfig:
@@ -165,6 +170,7 @@ class VideoVaeConfig:
             in_channels=vae.get("in_channels", 3),
             out_channels=vae.get("out_channels", 3),
             patch_size=vae.get("patch_size", defaults["patch_size"]),
+            stem=vae.get("stem", "space_to_depth"),
             norm_layer=vae.get("norm_layer", defaults["norm_layer"]),
             latent_log_var=vae.get("latent_log_var", defaults["latent_log_var"]),
             latent_log_var_value=vae.get("latent_log_var_value"),
@@ -190,6 +196,7 @@ class VideoVaeConfig:
             latent_channels=latent_channels,
             in_channels=encoder.get("in_channels", 3),
             patch_size=encoder.get("patch_size", defaults["patch_size"]),
+            stem=encoder.get("stem", "space_to_depth"),
             norm_layer=encoder.get("norm_layer", defaults["norm_layer"]),
             latent_log_var=encoder.get("latent_log_var", defaults["latent_log_var"]),
             latent_log_var_value=encoder.get("latent_log_var_value"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +53,33 @@ def unpatchify(x: Tensor, patch_size_hw: int, patch_size_t: int = 1) -> Tensor:
     c //= pt * p * p
     x = x.reshape(b, c, pt, p, p, t, h, w)
     return x.permute(0, 1, 5, 2, 6, 4, 7, 3).reshape(b, c, t * pt, h * p, w * p)
+
+
+@cache
+def haar_matrix(size: int) -> Tensor:
+    """Haar wavelets of ``size`` samples, a power of two, one a row, the mean first: orthonormal ``[size, size]``."""
+    matrix = torch.ones(1, 1)
+    while (n := len(matrix)) < size:
+        coarse, fine = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, -1.0]])
+        matrix = torch.cat((torch.kron(matrix, coarse), torch.kron(torch.eye(n), fine))) / 2**0.5
+    return matrix
+
+
+def haar_patches(x: Tensor, size: int) -> Tensor:
+    """Haar wavelets of patches along H and W: ``[B, C, T, H*p, W*p] -> [B, C*p*p, T, H, W]``.
+
+    The channel index is ``(c*p + r)*p + q`` with r the wavelet along W and q along H.
+    """
+    matrix = haar_matrix(size).to(x)
+    patches = patchify(x, size).unflatten(1, (-1, size, size))
+    return torch.einsum("sr,uq,bcrqthw->bcsuthw", matrix, matrix, patches).flatten(1, 3)
+
+
+def from_haar_patches(x: Tensor, size: int) -> Tensor:
+    """The inverse of ``haar_patches``."""
+    matrix = haar_matrix(size).to(x)
+    wavelets = x.unflatten(1, (-1, size, size))
+    return unpatchify(torch.einsum("sr,uq,bcsuthw->bcrqthw", matrix, matrix, wavelets).flatten(1, 3), size)
 
 
 def space_to_depth(x: Tensor, stride: Stride) -> Tensor:

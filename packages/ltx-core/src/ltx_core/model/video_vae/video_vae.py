@@ -5,6 +5,8 @@ The first latent frame stands for one pixel frame, every later one for 8; a late
     encode   patchify -> conv_in -> down_blocks -> conv_norm_out -> SiLU -> conv_out -> mean -> normalize
     decode   un_normalize -> conv_in -> up_blocks -> conv_norm_out -> SiLU -> conv_out -> unpatchify
 
+With a `haar` stem wavelets of a patch take the place of its pixels.
+
 Tensors of both halves: ``conv_in.conv.*``, ``[conv_norm_out.*]``, ``conv_out.conv.*``, ``per_channel_statistics.*``; of
 an encoder ``down_blocks.{i}.*``; of a decoder ``up_blocks.{i}.*``, and with timestep conditioning
 ``timestep_scale_multiplier ()``, ``last_time_embedder.*``, ``last_scale_shift_table (2, C)``. ``blocks`` has the rest.
@@ -33,7 +35,7 @@ from ltx_core.model.video_vae.blocks import (
 from ltx_core.model.video_vae.config import BlockConfig, VideoVaeConfig
 from ltx_core.model.video_vae.conv_cache import KERNEL, ConvCache, NoiseSource, Stage, stream
 from ltx_core.model.video_vae.layers import CausalConv3d, TimestepEmbedder, make_norm, modulate, silu
-from ltx_core.model.video_vae.ops import PerChannelStatistics, patchify, unpatchify
+from ltx_core.model.video_vae.ops import PerChannelStatistics, from_haar_patches, haar_patches, patchify, unpatchify
 
 DEFAULT_CHUNK = 2  # latent frames that a streamed decode moves at once
 MAX_GROWTH = 4  # frames that a stage of a streamed decode is given at once, over latent frames
@@ -120,7 +122,8 @@ class VideoEncoder(nn.Module):
     def _patches(self, video: Tensor) -> Tensor:
         """``[B, 3, F, H, W] -> [B, 3*p*p, F, H/p, W/p]`` on the weights' device and in their dtype."""
         weight = self.conv_in.conv.weight
-        return patchify(video.to(device=weight.device, dtype=weight.dtype), self.config.patch_size)
+        pack = haar_patches if self.config.stem == "haar" else patchify
+        return pack(video.to(device=weight.device, dtype=weight.dtype), self.config.patch_size)
 
     def _parts(self) -> list[Callable[[Tensor, ConvCache], Tensor]]:
         return [self.conv_in, *self.down_blocks, self._head]
@@ -244,7 +247,8 @@ class VideoDecoder(nn.Module):
             embedding = cache.once(self.last_time_embedder, lambda: self.last_time_embedder(timestep))  # [B, 2*C]
             shift, scale = (self.last_scale_shift_table + embedding.unflatten(1, (2, -1))).unbind(dim=1)
             h = modulate(h, scale, shift)
-        return unpatchify(self.conv_out(silu(h), cache), self.config.patch_size)
+        unpack = from_haar_patches if self.config.stem == "haar" else unpatchify
+        return unpack(self.conv_out(silu(h), cache), self.config.patch_size)
 
     def _stages(self, chunk: int) -> list[Stage]:
         """The network as steps, resnet by resnet; each is given no more than ``chunk`` latent frames become."""
