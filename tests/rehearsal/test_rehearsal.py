@@ -182,7 +182,9 @@ def plan_of(name: str, ledger: ModelLedger, folder: Path) -> Plan:
     reference = (Lora(str(folder / f"{kinds[name]}.safetensors")),) if name in kinds else ()
     pipeline = kind(ledger, reference, (adapter,))
     plan = pipeline.plan(prompt="a kettle begins to whistle", **requests(folder)[name])
-    shorter = {number: (*stage.sigmas[:2], stage.sigmas[-1]) for number, stage in enumerate(plan.stages) if stage.steps}
+    shorter = {
+        number: (*stage.sigmas[:-1][:2], stage.sigmas[-1]) for number, stage in enumerate(plan.stages) if stage.steps
+    }
     stages = tuple(
         replace(one, sigmas=shorter.get(number, one.sigmas), velocity_guidance=one.velocity_guidance[:2])
         for number, one in enumerate(plan.stages)

@@ -95,12 +95,14 @@ def test_a_clip_that_hangs_together_and_one_that_does_not() -> None:
     good = coherence(lambda: smooth, 25.0, sound, (20,))
     assert good.worst.change < 1.3 and [seam.frame for seam in good.seams] == [20]
     assert all(seam.warp_change < 2 and seam.warp < 0.02 for seam in good.seams), good.seams
+    assert 0.1 < good.seams[0].above < 0.9
     assert good.sound_jump is not None and good.sound_jump < 4
     cut = [*smooth[:20], *(frame.flip(1) for frame in smooth[20:])]
     torn = sound.waveform.clone()
     torn[:, 8000:] += 0.4
     bad = coherence(lambda: cut, 25.0, Audio(torn, 16000), (20,))
     assert bad.worst.frame == 20 and bad.worst.change > 1.5 and bad.seams[0].warp_change > 5
+    assert bad.seams[0].above == 0
     assert bad.sound_jump is not None and bad.sound_jump > 4 and bad.sound_at == pytest.approx(0.5, abs=0.002)
 
 

@@ -62,6 +62,7 @@ def test_how_a_clip_hangs_together(tmp_path: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("a.mp4: frame 5 changes most") or said[0].startswith("a.mp4: frame 6 changes most")
     assert said[1].startswith("a.mp4: seams: frame 3 the worst of 1, ") and said[2].startswith("a.mp4: drift a second")
+    assert said[1].endswith("% of all frames change more")
     assert run(["compare", str(one), "--coherence", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["coherence"]["a.mp4"]["seams"][0]["frame"] == 3
 

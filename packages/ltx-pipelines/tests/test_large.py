@@ -61,7 +61,10 @@ def test_one_tile_is_the_whole_picture(ledger: ModelLedger) -> None:
 def test_the_guided_schedule_goes_on_from_a_low_level(ledger: ModelLedger) -> None:
     plan = TI2VidOneStagePipeline(ledger).plan(**SMALL, num_inference_steps=8, upscale=2)
     first, second = plan.stages
-    assert second.sigmas == (0.625, *(sigma for sigma in first.sigmas if sigma < 0.625))
+    assert second.sigmas == (0.421875, *(sigma for sigma in first.sigmas if sigma < 0.421875))
+    again = TI2VidOneStagePipeline(ledger).plan(**SMALL, num_inference_steps=8, upscale=2, upscale_noise=0.8).stages[1]
+    assert again.sigmas == (0.8, *(sigma for sigma in first.sigmas if sigma < 0.8))
+    assert again.streams["video"].noise_scale == 0.8
     assert second.guided and second.streams["audio"].frozen and plan.shape.width == 256
 
 
@@ -79,6 +82,8 @@ def test_wrong_requests_are_named(ledger: ModelLedger) -> None:
         pipeline.plan(**SMALL, upscale=3)
     with pytest.raises(UsageError, match="tile_size has no effect without upscale"):
         pipeline.plan(**SMALL, tile_size=256)
+    with pytest.raises(UsageError, match="upscale_noise has no effect without upscale"):
+        pipeline.plan(**SMALL, upscale_noise=0.5)
 
 
 def test_tiles_are_few_and_small_enough() -> None:
@@ -105,7 +110,7 @@ def test_a_finished_clip_is_enlarged(ledger: ModelLedger, clip: Path) -> None:
     plan = pipeline.plan(video_path=str(clip), tile_size=128)
     first, second = plan.stages
     assert first.steps == 0 and first.shape[1:4] == (17, 96, 64)
-    assert second.tiles == ((1, 0), (2, 1), (1, 0)) and second.sigmas == (0.625, 0.421875, 0.0)
+    assert second.tiles == ((1, 0), (2, 1), (1, 0)) and second.sigmas == (0.421875, 0.0)
     assert plan.shape[1:4] == (10, 140, 128) and plan.prompt == PROMPT
     assert [phase.name for phase in cost_of(plan, ledger).phases if "stage" in phase.name] == ["stage 2"]
     made = pipeline(video_path=str(clip), tile_size=128)

@@ -26,6 +26,7 @@ class Seam:
     change: float  # mean absolute difference, over the median of the changes around
     warp: float  # mean difference along the motion, in [0, 1]; NaN where no motion is found
     warp_change: float  # the same over the median around
+    above: float  # share of the clip's other frames that change more: a cut has 0, a frame like any other about a half
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def coherence(
     worst = 1 + max(range(len(ratios)), key=ratios.__getitem__, default=0)
     places = [frame for frame in seams if 0 < frame <= len(changes)]
     measured = _seams(read(), changes, {worst, *places})
-    still = Seam(0, 0.0, 0.0, 0.0)
+    still = Seam(0, 0.0, 0.0, 0.0, 0.0)
     luma, *chroma, saturation = (slope(line) * fps for line in torch.tensor(colours, dtype=torch.float64).T)
     found = Coherence(
         measured.get(worst, still),
@@ -149,7 +150,8 @@ def _seams(frames: Iterable[Tensor], changes: Sequence[float], places: set[int])
     for place in places & errors.keys():
         around = [errors[near] for near in errors.keys() - {place} if abs(near - place) <= AROUND]
         usual = float(torch.tensor(around).nanmedian()) if around else errors[place]
-        found[place] = Seam(place, relative(changes, place), errors[place], errors[place] / max(usual, 1e-6))
+        above = sum(change > changes[place - 1] for change in changes) / max(len(changes) - 1, 1)
+        found[place] = Seam(place, relative(changes, place), errors[place], errors[place] / max(usual, 1e-6), above)
     return found
 
 

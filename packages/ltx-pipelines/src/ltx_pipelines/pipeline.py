@@ -31,6 +31,7 @@ from ltx_pipelines.planning.schema import (
 )
 from ltx_pipelines.planning.stages import (
     TILE_SIDE,
+    TILED_SIGMA,
     attending_sparsely,
     caching_blocks,
     default_guidance,
@@ -71,7 +72,7 @@ SOME_NETWORKS = frozenset(
 )  # those in ``uses``
 GUIDERS = frozenset({"guider", "apg_eta", "apg_norm_threshold", "apg_momentum"})
 APG_OFF: dict[str, Any] = {"apg_eta": 1.0, "apg_norm_threshold": 0.0, "apg_momentum": 0.0}
-LARGE = frozenset({"upscale", "tile_size", "sparse_attention"})
+LARGE = frozenset({"upscale", "tile_size", "upscale_noise", "sparse_attention"})
 CAMERA = frozenset({"camera", "camera_depth", "camera_plane", "camera_release"})
 SAMPLING = frozenset(
     {*("num_inference_steps", "scheduler", "sampler", "eta", "s_noise", "gamma", "max_batch_size", "first_block_cache")}
@@ -455,10 +456,11 @@ class Pipeline(ABC):
         """The stages in tiles that enlarge the result of the last one, as often as is asked."""
         if request.upscale not in (1, 2, 4):
             raise ConfigError(f"upscale is {request.upscale}, expected 1, 2 or 4; nearest valid: 4")
-        if request.upscale == 1 and request.tile_size is not None:
-            raise UsageError("tile_size has no effect without upscale, expected it left out")
-        side = request.tile_size or self.tile_side()
-        return tiled_stages(last, request.upscale, self.ledger.scale_factors, side)
+        for name in ("tile_size", "upscale_noise"):
+            if request.upscale == 1 and getattr(request, name) is not None:
+                raise UsageError(f"{name} has no effect without upscale, expected it left out")
+        side, level = request.tile_size or self.tile_side(), request.upscale_noise or TILED_SIGMA
+        return tiled_stages(last, request.upscale, self.ledger.scale_factors, side, level)
 
     def tile_side(self) -> int:
         """The longest side of a tile in pixels: that of the clips the model asks for, where it says so."""

@@ -116,6 +116,9 @@ class Request:
     tile_size: int | None = size(
         None, "Longest side of a tile of that.", unit="pixels", least=64, shown="1408, or what the model asks for"
     )
+    upscale_noise: float | None = size(
+        None, "Noise level it is refined from: low keeps it, high draws it anew.", least=0.01, most=1, shown="0.421875"
+    )
     num_inference_steps: int | None = sampling(
         None,
         "Steps of the guided stage.",

@@ -172,7 +172,7 @@ def coherence_lines(found: Mapping[str, Any]) -> Iterator[str]:
         seam = max(seams, key=lambda one: one["change"])
         yield (
             f"seams: frame {seam['frame']} the worst of {len(seams)}, {seam['change']:.2f} times; along the motion "
-            + (f"{seam['warp_change']:.2f} times")
+            f"{seam['warp_change']:.2f} times; {seam['above']:.0%} of all frames change more"
         )
     drifts = ", ".join(f"{name} {found[name]:+.4f}" for name in ("luma", "chroma", "saturation"))
     yield f"drift a second: {drifts}"

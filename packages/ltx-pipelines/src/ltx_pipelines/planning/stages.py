@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ltx_core.loader.metadata import VersionDefaults
 
 ANCESTRAL_SEED_OFFSET = 10000
-TILED_SIGMA = 0.625  # at which an enlarged picture is refined in tiles, which then still agree on what it shows
+TILED_SIGMA = 0.421875  # at which an enlarged picture is refined in tiles, which then still agree on what it shows
 TILE_SIDE = 1408  # pixels, of models that do not say which size they are asked for
 DECODED_SIDES = 2  # sides of a tile that a side of what is decoded at once has: a decode costs less than a step
 STOCHASTIC = ("euler_ancestral", "euler_cfg_pp")
@@ -181,18 +181,20 @@ def encoded_clip(
     return StagePlan(shape, (0.0,), streams, delivered=shown), dict.fromkeys(streams, source)
 
 
-def tiled_stages(last: StagePlan, times: int, factors: SpatioTemporalScaleFactors, side: int) -> Iterator[StagePlan]:
+def tiled_stages(
+    last: StagePlan, times: int, factors: SpatioTemporalScaleFactors, side: int, level: float = TILED_SIGMA
+) -> Iterator[StagePlan]:
     """The stages that enlarge the result of ``last`` twofold until it is ``times`` as large, in tiles of ``side``.
 
-    Each goes on from the enlarged picture at a low noise level, with the sampler, guidance and adapters of the stage
-    before and the pictures and references it was shown. The sound is only heard.
+    Each goes on from the enlarged picture at a low noise ``level``, with the sampler, guidance and adapters of the
+    stage before and the pictures and references it was shown. The sound is only heard.
     """
     levels = last.sigmas if last.steps else STAGE_2_SIGMAS
     for _ in range(times.bit_length() - 1):
         shape, shown = doubled(last.shape), last.delivered and doubled(last.delivered)
         video = last.streams["video"]
         seen = tuple(one for one in video.conditions if isinstance(one, ImageCondition | ReferenceCondition))
-        video = replace(video, start="previous", noise_scale=TILED_SIGMA, conditions=seen)
+        video = replace(video, start="previous", noise_scale=level, conditions=seen)
         streams = {"video": video}
         if "audio" in last.streams:
             sound = last.streams["audio"]
@@ -202,7 +204,7 @@ def tiled_stages(last: StagePlan, times: int, factors: SpatioTemporalScaleFactor
             last,
             shape=shape,
             delivered=shown,
-            sigmas=(TILED_SIGMA, *(sigma for sigma in levels if sigma < TILED_SIGMA)),
+            sigmas=(level, *(sigma for sigma in levels if sigma < level)),
             streams=streams,
             tiles=tiles_of(shape, factors, side),
             decoded_cells=(DECODED_SIDES * side) ** 2 // (factors.height * factors.width),
