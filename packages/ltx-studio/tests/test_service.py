@@ -161,6 +161,7 @@ def test_what_a_dead_worker_had_goes_on_from_its_second_stage(tmp_path: Path) ->
         assert now.status == "completed" and now.attempts == 2
         assert min(again) > 0.9 * 2 / 5, "two of five steps were behind it"
         assert {file.name for file in kept.parent.iterdir()} == {"clip.mp4", "thumbnail.webp", "spritesheet.jpg"}
+        assert os.fsencode(tmp_path.name) not in (kept.parent / "clip.mp4").read_bytes(), "no folder of the server"
         after = wait_for(lambda: (found := store.get(behind)).ended and found, 60)
         assert after.status == "completed" and after.attempts == 1
 
