@@ -132,6 +132,10 @@ def test_what_cannot_be_written_is_one_line(model, clips, tmp_path, monkeypatch)
     Path("full.yaml").write_text("mine")
     assert "full.yaml is there already" in refused("--init", "full")
     assert "holds no clip" in refused(tmp_path)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"junk" * 100)
+    damaged = refused("--init", "full", "--data", clips / "bare.csv", "--model", tmp_path / "damaged")
+    assert "expected a model; " in damaged and "damaged/model.safetensors" in damaged
     assert "text-to-video" in run("--init", "list")
 
 

@@ -162,16 +162,18 @@ def find_model(named: str | None) -> ModelFiles:
     if path.is_file():
         return ModelFiles(path, next(iter(_text_encoder_folders(path.parent)), None))
     found: dict[str, Path] = {}
+    unread: list[str] = []
     for file in sorted(path.glob("*.safetensors")):
         try:
             components = _open(file).components
-        except CheckpointError:
-            continue  # an adapter
+        except CheckpointError as error:  # an adapter, or damaged
+            unread.append(str(error))
+            continue
         for part, option in PARTS.items():
             if part in components:
                 found.setdefault(option, file)
     if "model_path" not in found:
-        raise ConfigError(f"{path} holds no file with a transformer, expected a model")
+        raise ConfigError("; ".join((f"{path} holds no file with a transformer, expected a model", *unread[:1])))
     main = found.pop("model_path")
     others = {option: file for option, file in found.items() if file != main}
     gemma = others.get("text_encoder_path") or next(iter(_text_encoder_folders(path)), None)
