@@ -18,7 +18,7 @@ from ltx_trainer.pretrain.data import Curriculum, Examples, Stage
 from ltx_trainer.pretrain.video_vae import VideoVaeTask
 
 STEMS = ("space_to_depth", "haar")
-SEEDS = (1, 2)
+SEEDS = (1, 2, 3)
 STEPS, BATCH, FRAMES, SIDE = 200, 4, 9, 64
 CLIPS = 16  # of triples of the world that are in no training clip
 LATENT_CHANNELS = 32
