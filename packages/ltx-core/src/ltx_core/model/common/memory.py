@@ -13,7 +13,7 @@ import torch
 
 MEMINFO, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-OWN_PAGES = 2 * 2**20  # bytes of a huge page, and of a tensor from which it gets pages of its own
+OWN_PAGES = 2**20  # bytes of a tensor from which it gets pages of its own
 MMAP_THRESHOLD = -3  # the C library's number of it
 UNKNOWN = 8 * 2**30  # assumed free where the system does not tell
 
