@@ -26,6 +26,7 @@ MOST_LINES_OF_FUNCTION, MOST_PARAMETERS = 60, 8
 #: What a reader follows from a plan to one step of the network.
 PATH = (
     PIPELINES / "running" / "engine.py",
+    PIPELINES / "running" / "stages.py",
     CORE / "sampling" / "stage.py",
     CORE / "sampling" / "loop.py",
     CORE / "sampling" / "samplers.py",

@@ -18,7 +18,7 @@ from ltx_core.networks import Contexts
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape
 from ltx_pipelines.long import window_of
 from ltx_pipelines.planning.plan import LongClip, ModelFiles, Plan, Scene, StagePlan, StreamPlan
-from ltx_pipelines.running import engine
+from ltx_pipelines.running import engine, stages
 
 HOP, RATE = 160, 16000
 WRONG = 1e3  # what nobody may deliver
@@ -43,14 +43,17 @@ class OracleLedger:
         self.decoded_at: list[int] = []  # latent frames given to the decoder at once
         self.pictures: list[int] = []  # pixel frames that windows began with
 
+    def transformer(self, loras: tuple[Any, ...], streams: tuple[str, ...]) -> None:
+        """There is none: the run knows the clip."""
+
     def network(self, name: str) -> Any:
         return {"audio_decoder": mel_of, "vocoder": SoundOf()}[name]
 
 
-class OracleRun(engine.Run):
+class OracleRun(stages.Run):
     """Predicts what the clip holds where each token lies."""
 
-    def model(self, stage: StagePlan) -> Any:
+    def model(self, stage: StagePlan, network: Any) -> Any:
         window, ledger = stage.window, self.ledger
         assert window is not None
 
@@ -114,8 +117,8 @@ def oracle_plan(
 
 def stitched(plan: Plan, ledger: OracleLedger, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """The joined latents that the engine makes of a plan."""
-    monkeypatch.setattr(engine, "Run", OracleRun)
-    monkeypatch.setattr(engine, "latent_tools", tools_like(ledger))
+    monkeypatch.setattr(stages, "Run", OracleRun)
+    monkeypatch.setattr(stages, "latent_tools", tools_like(ledger))
     *_, last = engine.generate(plan, ledger, decode=False)  # type: ignore[arg-type]
     assert last.generation is not None
     return dict(last.generation.latents)

@@ -32,7 +32,7 @@ from ltx_pipelines.ltx_video import run as ltx_video_run
 from ltx_pipelines.pipeline import pipelines
 from ltx_pipelines.planning.cost import cost_of
 from ltx_pipelines.planning.plan import ImageCondition, Lora, ModelFiles, Plan
-from ltx_pipelines.running import decoding, engine, finite, kept, long
+from ltx_pipelines.running import decoding, finite, kept, long, long_clip, stages
 from ltx_pipelines.running.engine import generate
 from ltx_pipelines.utils.model_ledger import ModelLedger
 from tests.rehearsal.stage import MetaTransformer, manifest, memory_unread, meta_ledger, write_header
@@ -130,7 +130,7 @@ def crosses_at_the_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (kept, long):
         monkeypatch.setattr(module, "on_host", crossed)
     monkeypatch.setattr(finite.Watch, "check", lambda self, plan, ledger: None)
-    for module in (engine, decoding, ltx_video_run):
+    for module in (long_clip, stages, decoding, ltx_video_run):
         monkeypatch.setattr(module, "fitting", lambda latent, chunks, ledger: chunks, raising=False)
         monkeypatch.setattr(module, "finite_frames", lambda chunks: chunks, raising=False)
         monkeypatch.setattr(module, "finite_sound", lambda sound: sound, raising=False)

@@ -19,7 +19,7 @@ from ltx_pipelines.cli.app import run as ltx
 from ltx_pipelines.ltx_video.settings import LTXVConfig, Sampling
 from ltx_pipelines.planning.cost import cost_of
 from ltx_pipelines.planning.plan import ModelFiles, plan_from_json
-from ltx_pipelines.running.engine import Generation
+from ltx_pipelines.running.generation import Generation
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.utils.media_io import read_recipe
 from ltx_pipelines.utils.model_ledger import ModelLedger

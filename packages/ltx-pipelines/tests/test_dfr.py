@@ -28,9 +28,11 @@ from ltx_pipelines.planning.plan import (
     Plan,
     plan_from_json,
 )
-from ltx_pipelines.running.engine import Event, Generation, generate
+from ltx_pipelines.running.engine import generate
+from ltx_pipelines.running.generation import Generation
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.running.stage_inputs import enlarge
+from ltx_pipelines.running.stages import Event
 from ltx_pipelines.utils.media_io import write_png
 from ltx_pipelines.utils.model_ledger import ModelLedger
 

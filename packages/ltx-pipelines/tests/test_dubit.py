@@ -17,7 +17,8 @@ from ltx_pipelines.dubit import DubItPipeline
 from ltx_pipelines.planning.cost import cost_of
 from ltx_pipelines.planning.plan import Plan, plan_from_json
 from ltx_pipelines.planning.schema import files_in
-from ltx_pipelines.running.engine import Generation, generate
+from ltx_pipelines.running.engine import generate
+from ltx_pipelines.running.generation import Generation
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.utils.media_io import read_audio, write_video
 from ltx_pipelines.utils.model_ledger import ModelLedger

@@ -21,7 +21,8 @@ from ltx_pipelines.keyframe_interpolation import KeyframeInterpolationPipeline
 from ltx_pipelines.pipeline import Pipeline
 from ltx_pipelines.planning.plan import ImageCondition, Lora, plan_from_json
 from ltx_pipelines.retake import RetakePipeline
-from ltx_pipelines.running.engine import Generation, generate
+from ltx_pipelines.running.engine import generate
+from ltx_pipelines.running.generation import Generation
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.t2a_one_stage import T2AOneStagePipeline
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline

@@ -24,7 +24,7 @@ from ltx_pipelines.extend import ExtendPipeline
 from ltx_pipelines.pipeline import Pipeline
 from ltx_pipelines.retake import RetakePipeline
 from ltx_pipelines.running.decoding import cut_frames
-from ltx_pipelines.running.engine import Generation
+from ltx_pipelines.running.generation import Generation
 from ltx_pipelines.running.kept import kept_encoding, kept_frames, what_is_kept
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.utils.media_io import probe_video, read_audio, read_frames

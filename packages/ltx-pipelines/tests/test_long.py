@@ -21,7 +21,7 @@ from ltx_pipelines import LongVideoPipeline, TI2VidOneStagePipeline
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.planning.storyboard import read_storyboard
 from ltx_pipelines.planning.windows import runs
-from ltx_pipelines.running import engine
+from ltx_pipelines.running import engine, long_clip, stages
 from ltx_pipelines.running.long import prompt_of
 from ltx_pipelines.utils.media_io import probe_video
 
@@ -85,15 +85,15 @@ def test_a_known_clip_comes_back(
 
 def test_memory_is_that_of_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes from window to window, and what is decoded at once, does not grow with the clip."""
-    monkeypatch.setattr(engine, "Run", OracleRun)
+    monkeypatch.setattr(stages, "Run", OracleRun)
     found = []
     for frames in (201, 1001):
         windows = planned(frames, "25", 49, 24)
         ledger = counting_clip(windows)
-        monkeypatch.setattr(engine, "latent_tools", tools_like(ledger))
+        monkeypatch.setattr(stages, "latent_tools", tools_like(ledger))
         plan = oracle_plan(windows, (2, 3), SIGMAS, True, anchor="first", adain=0.2)
         sizes = set()
-        for event in engine.generate_windows(plan, ledger):  # type: ignore[arg-type]
+        for event in long_clip.generate_windows(plan, ledger):  # type: ignore[arg-type]
             if event.state is not None:
                 sizes.add(sum(tensor.numel() for tensor in event.state.tensors().values()))
         found.append((max(sizes), max(ledger.decoded_at)))
@@ -121,7 +121,7 @@ def test_a_stopped_or_killed_clip_goes_on_to_the_same_file(
     """Stopped within the first window and behind its media, killed behind its state."""
     assert run([*LONG, "-o", "whole.mp4"]) == 0
     assert not Path("whole.mp4.unfinished").exists()
-    events = engine.generate_windows
+    events = long_clip.generate_windows
     for kind in ("results", "media"):
 
         def stopping(*given: Any, kind: str = kind) -> Any:

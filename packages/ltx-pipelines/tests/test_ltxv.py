@@ -51,7 +51,8 @@ from ltx_pipelines.ltx_video.settings import PUBLISHED, LTXVConfig, Sampling, fi
 from ltx_pipelines.ltx_video.size import PaddedSize
 from ltx_pipelines.planning.cost import cost_of
 from ltx_pipelines.planning.plan import ImageCondition, ModelFiles, plan_from_json
-from ltx_pipelines.running.engine import Generation, generate
+from ltx_pipelines.running.engine import generate
+from ltx_pipelines.running.generation import Generation
 from ltx_pipelines.running.stage_inputs import StageInputs
 from ltx_pipelines.utils.media_io import read_frames, read_recipe
 from ltx_pipelines.utils.model_ledger import ModelLedger

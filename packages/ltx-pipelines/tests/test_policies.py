@@ -22,7 +22,7 @@ from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.planning.cost import cost_of
 from ltx_pipelines.planning.plan import Lora, plan_from_json
 from ltx_pipelines.running.decoding import decode_frames
-from ltx_pipelines.running.engine import Generation
+from ltx_pipelines.running.generation import Generation
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.running.networks import QUANTIZATIONS
 from ltx_pipelines.running.placement import Policy

@@ -18,7 +18,7 @@ from ltx_pipelines.pipeline import GUIDED, pipelines
 from ltx_pipelines.planning.cost import cost_of
 from ltx_pipelines.planning.plan import SamplerName, plan_from_json
 from ltx_pipelines.planning.schema import UsageError
-from ltx_pipelines.running.engine import Generation
+from ltx_pipelines.running.generation import Generation
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.ti2vid_two_stages_hq import TI2VidTwoStagesHQPipeline

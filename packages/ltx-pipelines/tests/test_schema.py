@@ -17,8 +17,9 @@ import ltx_pipelines
 from ltx_core.errors import ConfigError
 from ltx_pipelines.cli.batch import read_lines
 from ltx_pipelines.cli.command import Command
-from ltx_pipelines.cli.fields import from_json, options_for
+from ltx_pipelines.cli.fields import every_option, from_json, options_for
 from ltx_pipelines.pipeline import Pipeline, pipelines
+from ltx_pipelines.planning import validation
 from ltx_pipelines.planning.plan import ImageCondition, Lora
 from ltx_pipelines.planning.schema import File, Misfit, Option, UsageError, fit, option, options_of, plain, read_all
 from ltx_pipelines.request import AutoDuration, Reference
@@ -169,3 +170,8 @@ def test_pipelines_are_described_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_advice_names_options_there_are() -> None:
+    flags = {flag for one in every_option().values() for flag in one.spellings}
+    assert set(validation.OPTIONS.values()) <= flags

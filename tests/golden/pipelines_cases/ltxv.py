@@ -21,8 +21,8 @@ from ltx_pipelines.ltx_video.pipeline import LTXVideoPipeline
 from ltx_pipelines.ltx_video.run import LTXVideoRun
 from ltx_pipelines.ltx_video.settings import LTXVConfig, Sampling
 from ltx_pipelines.planning.plan import BackendName, ImageCondition, ModelFiles, Plan
-from ltx_pipelines.running import engine
-from ltx_pipelines.running.engine import Event
+from ltx_pipelines.running import engine, stages
+from ltx_pipelines.running.stages import Event
 from ltx_pipelines.utils.media_io import write_png, write_video
 from ltx_pipelines.utils.model_ledger import ModelLedger
 from tests.golden.case import Case
@@ -160,7 +160,7 @@ def run(case: Case, backend: BackendName = "torch") -> dict[str, Tensor]:
     give_inputs(case, pipeline.ledger)
     results: dict[str, Tensor] = {}
     kind = type("Recorded", (RecordedRun,), {"case": case})
-    with tempfile.TemporaryDirectory() as folder, patch.object(engine, "LTXVideoRun", kind):
+    with tempfile.TemporaryDirectory() as folder, patch.object(stages, "LTXVideoRun", kind):
         plan = pipeline.plan(**request_of(case, Path(folder)))
         check_levels(case, plan)
         for event in engine.generate(plan, pipeline.ledger):

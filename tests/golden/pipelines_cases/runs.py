@@ -26,8 +26,10 @@ from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.retake import RetakePipeline
 from ltx_pipelines.running.decoding import decode_streams
-from ltx_pipelines.running.engine import Event, Generation, Run, generate, sampler_of, tools_of
+from ltx_pipelines.running.engine import generate
+from ltx_pipelines.running.generation import Generation
 from ltx_pipelines.running.model_files import find_model
+from ltx_pipelines.running.stages import Event, Run, sampler_of, tools_of
 from ltx_pipelines.running.texts import Contexts
 from ltx_pipelines.t2a_one_stage import T2AOneStagePipeline
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline

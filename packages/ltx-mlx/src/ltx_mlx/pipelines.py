@@ -17,7 +17,8 @@ from ltx_core.errors import ConfigError
 if TYPE_CHECKING:
     from ltx_pipelines.pipeline import Pipeline
     from ltx_pipelines.planning.plan import Plan
-    from ltx_pipelines.running.engine import Event, Generation
+    from ltx_pipelines.running.generation import Generation
+    from ltx_pipelines.running.stages import Event
 
 FRAMES_STEP = 8
 

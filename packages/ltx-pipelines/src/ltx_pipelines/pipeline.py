@@ -51,7 +51,8 @@ from ltx_pipelines.request import (
 
 if TYPE_CHECKING:
     from ltx_media.video import VideoInfo
-    from ltx_pipelines.running.engine import Event, Generation
+    from ltx_pipelines.running.generation import Generation
+    from ltx_pipelines.running.stages import Event
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
 logger = logging.getLogger(__name__)

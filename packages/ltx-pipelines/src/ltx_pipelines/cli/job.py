@@ -24,12 +24,14 @@ from ltx_media.files import replacing
 from ltx_pipelines.cli.progress import Reporter, human_bytes
 from ltx_pipelines.planning.memory import check_memory
 from ltx_pipelines.planning.plan import Plan
-from ltx_pipelines.running.engine import Event, generate, generate_windows
+from ltx_pipelines.running.engine import generate
 from ltx_pipelines.running.generation import Generation, write
 from ltx_pipelines.running.kept import kept_encoding, what_is_kept
 from ltx_pipelines.running.long import pieces
+from ltx_pipelines.running.long_clip import generate_windows
 from ltx_pipelines.running.output import LEFT_OUT, VIDEO, check_beside, check_free, check_output, latents_path
 from ltx_pipelines.running.recipe import recipe_for
+from ltx_pipelines.running.stages import Event
 from ltx_pipelines.running.unfinished import Unfinished
 from ltx_pipelines.utils.media_io import (
     RECIPE_KEY,

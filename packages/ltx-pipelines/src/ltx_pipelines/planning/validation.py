@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
 OPTIONS = {  # component -> option that gives a file of it
-    "embeddings": "--text-projection",
-    "video_encoder": "--video-vae",
-    "video_decoder": "--video-vae",
-    "audio_encoder": "--audio-vae",
-    "audio_decoder": "--audio-vae",
-    "vocoder": "--audio-vae",
+    "embeddings": "--text-projection-path",
+    "video_encoder": "--video-vae-path",
+    "video_decoder": "--video-vae-path",
+    "audio_encoder": "--audio-vae-path",
+    "audio_decoder": "--audio-vae-path",
+    "vocoder": "--audio-vae-path",
     "transformer": "--model",
     "text_encoder": "--gemma-root",
 }

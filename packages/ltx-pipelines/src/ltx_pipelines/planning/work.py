@@ -52,7 +52,7 @@ from ltx_pipelines.planning.plan import (
     StagePlan,
 )
 from ltx_pipelines.running.cheaper import block_pattern
-from ltx_pipelines.running.engine import guided_denoiser, sampler_of
+from ltx_pipelines.running.stages import guided_denoiser, sampler_of
 from ltx_pipelines.utils.media_io import read_audio
 from ltx_pipelines.utils.model_ledger import ModelLedger
 

@@ -26,9 +26,9 @@ from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_media.files import check_length, replacing
 from ltx_media.writer import VideoEncoding, join_pieces, write_piece
 from ltx_pipelines.planning.plan import Plan
-from ltx_pipelines.running.engine import WindowMedia
 from ltx_pipelines.running.long import LongState
 from ltx_pipelines.running.recipe import with_fingerprints
+from ltx_pipelines.running.stages import WindowMedia
 
 STATE, PLAN, SOUND = "state.safetensors", "plan.json", "sound.f32"
 SAMPLE = 4  # bytes
