@@ -80,11 +80,20 @@ class GemmaTokenizer:
     def count(self, prompt: str) -> int:
         """The tokens of a prompt before anything is cut, its BOS among them."""
         self.tokenizer.no_truncation()
-        ids = self.tokenizer.encode(prompt.strip()).ids
+        ids = self._ids(prompt.strip())
         return len(ids) + (ids[:1] != [self.bos_id])
 
+    def _ids(self, text: str) -> list[int]:
+        try:
+            ids: list[int] = self.tokenizer.encode(text).ids
+            return ids
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of a table that its own rules do not fit
+                raise
+            raise CheckpointError(f"tokenizer.json contradicts itself: {error}") from error
+
     def _encode(self, text: str, length: int) -> list[int]:
-        ids = self.tokenizer.encode(text).ids
+        ids = self._ids(text)
         return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids][:length]
 
     def _special_id(self, config: Mapping[str, Any], name: str) -> int | None:
