@@ -1,1 +1,1 @@
-"""What each saving brings: both arms in one process, in alternating order. ``python -m benchmarks`` prints tables."""
+"""Gain of each optimization: both arms in one process, in alternating order. ``python -m benchmarks`` prints tables."""

@@ -1,4 +1,4 @@
-"""How much there is to read: code lines, files and long functions of each package, against the goals.
+"""Amount of code to read: code lines, files and long functions of each package, against the goals.
 
 A code line is one that is left when blank lines, comments, docstrings and imports are taken away.
 """
@@ -52,7 +52,7 @@ NO_CODE = frozenset(
 
 @dataclass(frozen=True)
 class Size:
-    """What was counted in some files."""
+    """Counts of some files."""
 
     files: int
     lines: int

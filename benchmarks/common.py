@@ -20,7 +20,7 @@ Arm = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Options:
-    """How the benchmarks run."""
+    """Settings of a run of benchmarks."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     quick: bool = False
@@ -111,7 +111,7 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 
 
 def peak_of(arm: Arm, device: torch.device) -> tuple[Any, int]:
-    """What an arm gives, and the most bytes its tensors took at once beside those there before."""
+    """The result of an arm, and the most bytes its tensors took at once besides those there before."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -47,7 +47,7 @@ PHASES = {
 
 @dataclass(frozen=True)
 class Run:
-    """What is run: the published sizes on an accelerator, tiny ones elsewhere."""
+    """Sizes and steps to run: the published sizes on an accelerator, tiny ones elsewhere."""
 
     device: torch.device
     dtype: torch.dtype

@@ -57,7 +57,7 @@ def weights_of(network: torch.nn.Module) -> int:
 
 
 def held_by(model: StreamingModel) -> int:
-    """What is not in blocks, one slot, and one block on its way from the file."""
+    """Bytes outside the blocks, of one slot, and of one block on its way from the file."""
     network = model.network
     assert isinstance(network, LTXModel)
     rest = sum(p.nbytes for name, p in network.named_parameters() if not name.startswith(LTXModel.BLOCK_LIST))

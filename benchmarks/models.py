@@ -99,7 +99,7 @@ def cpu_sizes(quick: bool, version: dict[str, Any] | None = None) -> list[Size]:
 
 
 def thin_size() -> Size:
-    """As many blocks as the published models have, on streams so thin that a CPU runs them."""
+    """A size with as many blocks as the published models have, on streams so thin that a CPU runs them."""
     return Size("128 wide, 48 blocks, 768 tokens", section_of(48, 4, 32, LTX_23), 768)
 
 
@@ -158,7 +158,7 @@ def states_of(model: LTXModel, size: Size, device: torch.device, held: int = 0) 
 
 
 def modalities_of(model: LTXModel, size: Size, device: torch.device) -> dict[str, Modality]:
-    """What one pass is given: every token at one noise level."""
+    """Input of one pass: every token at one noise level."""
     return {
         name: Modality(
             latent=state.latent,

@@ -74,12 +74,12 @@ def table(section: dict[str, object], height: int, width: int, frames: int) -> T
 
 
 def mesh_of(config: TransformerConfig, count: int) -> MeshShape:
-    """How cards of one machine, or of machines linked as well, share a step."""
+    """The mesh of cards of one machine, or of machines linked as well, in a step."""
     return Devices(0, count).shape(config, PASSES)
 
 
 def share_of_one(config: TransformerConfig, tokens: dict[str, int], count: int) -> Work:
-    """What the first of ``count`` cards does in a step."""
+    """Work of the first of ``count`` cards in a step."""
     devices = Devices(0, count) if count > 1 else None
     counter = CallCounter(config, tokens, TEXT_TOKENS, torch.bfloat16, devices=devices, passes=PASSES)
     texts = counter.contexts()

@@ -45,7 +45,7 @@ SETTINGS = (
 
 
 def memory_model(folder: str, size: tuple[int, int, int]) -> MemoryModel:
-    """What a published model's headers tell, and clips of a size with their sound."""
+    """Facts from a published model's headers, and clips of a size with their sound."""
     read = {name: json.loads((MANIFESTS / folder / f"{name}.json").read_text()) for name in FILES}
     width, height, frames = size
     factors = SpatioTemporalScaleFactors.default()

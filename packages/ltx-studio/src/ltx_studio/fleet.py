@@ -34,7 +34,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Made:
-    """What is known of a clip, what was said of it, and the files of its folder."""
+    """Facts about a clip, events of its making, and the files of its folder."""
 
     facts: Mapping[str, Any]
     notes: tuple[str, ...]

@@ -61,7 +61,7 @@ class Adapter(nn.Module):
         return self.adapted(y, self.dropout(low))
 
     def adapted(self, y: Tensor, x: Tensor) -> Tensor:
-        """What the base's result ``y`` becomes for the input ``x``."""
+        """The result for the input ``x``, given the base's result ``y``."""
         raise NotImplementedError
 
     def saved(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ KINDS: dict[str, type[LoraLinear] | type[LokrLinear]] = {
 
 
 def learned(layer: Adapter) -> dict[str, Tensor]:
-    """What is learned in an adapted linear, by name in it."""
+    """Trained tensors of an adapted linear, by name in it."""
     return {name: value.detach() for name, value in layer.named_parameters() if not name.startswith("base.")}
 
 

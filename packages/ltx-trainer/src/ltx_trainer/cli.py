@@ -167,7 +167,7 @@ def decode_command(
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What a caller did wrong as one line and exit status 1."""
+    """Turn a caller's mistakes into one line and exit status 1."""
     try:
         yield
     except LtxError as error:

@@ -80,7 +80,7 @@ def pixels_of(cells: Tensor, factors: SpatioTemporalScaleFactors) -> Tensor:
 
 
 def onset_correlation(first: Audio, second: Audio) -> float:
-    """How well the beginnings of sounds fall together: the correlation of both onset strengths, 1 is exactly.
+    """Correlation of the onset strengths of two sounds; 1 when their beginnings fall together exactly.
 
     0 where one of the two has no onset.
     """

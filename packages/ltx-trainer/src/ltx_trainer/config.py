@@ -84,7 +84,7 @@ def _check_parameters(kind: str, params: Mapping[str, Any], known: Sequence[str]
 
 
 def _word(word: str) -> BeforeValidator:
-    """What YAML reads as false, as the word that was written."""
+    """The word that was written, where YAML reads it as false."""
     return BeforeValidator(lambda value: word if value is False else value)
 
 
@@ -93,7 +93,7 @@ ExistingFile = Annotated[str | None, AfterValidator(_existing_file)]
 
 
 class ModelConfig(Strict):
-    """What is trained, and where its weights are."""
+    """The model to train, and the files of its weights."""
 
     model_path: str
     """A unified checkpoint, or the transformer of a split pack."""
@@ -225,13 +225,13 @@ class AccelerationConfig(Strict):
     """fsdp=4,sp=2: weights spread over 4 processes of a run (with more, copies: HSDP), tokens over 2; null: neither."""
 
     def shared_by(self, name: Literal["fsdp", "sp"]) -> int:
-        """How many processes share that."""
+        """Number of processes that share weights (``fsdp``) or tokens (``sp``)."""
         parts = dict(part.split("=") for part in self.mesh.split(",")) if self.mesh else {}
         return int(parts.get(name, 1))
 
 
 class CheckpointsConfig(Strict):
-    """What is saved, and when."""
+    """Contents and times of checkpoints."""
 
     interval: PositiveInt | None = None
     """Optimizer steps between saves; null saves at the end only."""
@@ -269,7 +269,7 @@ class WandbConfig(Strict):
 
 
 class FlowMatchingConfig(Strict):
-    """How noise levels are drawn."""
+    """Drawing of noise levels."""
 
     timestep_sampling_mode: Literal["uniform", "shifted_logit_normal"] = "shifted_logit_normal"
     timestep_sampling_params: Params = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a configuration may hold, read off its models: the nearest key to a wrong one, and the schema as Markdown."""
+"""Schema of configurations, read off their models: the nearest key to a wrong one, and the schema as Markdown."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def describe_problem(root: Model, details: Mapping[str, Any]) -> tuple[str, str]
 
 
 def _unknown_choice(details: Mapping[str, Any]) -> str:
-    """What is wrong with a name that is none of those expected, and the nearest of them."""
+    """A line on a name that is none of those expected, and the nearest of them."""
     context = details["ctx"]
     given = str(context.get("tag", details["input"]))
     known = [name.strip("' ") for name in re.split(r",| or ", context.get("expected_tags") or context["expected"])]
@@ -39,7 +39,7 @@ def _unknown_choice(details: Mapping[str, Any]) -> str:
 
 
 def advice(root: Model, location: Sequence[int | str]) -> str:
-    """What to write instead of the unknown key that ``location`` ends with."""
+    """Advice on the unknown key that ``location`` ends with."""
     *parents, key = location
     model = model_at(root, parents)
     known = list(model.model_fields) if model else []

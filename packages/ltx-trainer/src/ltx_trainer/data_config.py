@@ -60,7 +60,7 @@ class DataSetConfig(Strict):
 
     @property
     def root(self) -> Path:
-        """Where the records are, or will be."""
+        """Folder of the records, which need not exist yet."""
         return Path(self.path) if self.is_prepared else records_root(Path(self.path))
 
     def expected_count(self) -> int:
@@ -72,7 +72,7 @@ class DataSetConfig(Strict):
 
 
 def records_root(clips: Path) -> Path:
-    """Where the records of a folder or a table of clips go unless something else is said."""
+    """Folder for the records of a folder or a table of clips, unless another is given."""
     return (clips if clips.is_dir() else clips.parent) / PRECOMPUTED
 
 
@@ -82,7 +82,7 @@ def has_clips(folder: Path) -> bool:
 
 
 class DataConfig(Strict):
-    """What is learned from."""
+    """Data to learn from."""
 
     sets: tuple[DataSetConfig, ...] = ()
     """One or several data sets."""
@@ -114,7 +114,7 @@ class DataConfig(Strict):
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """Where the records of each set are."""
+        """Folder of the records of each set."""
         root = self.preprocessed_data_root
         return tuple(one.root for one in self.sets) if root is None else (Path(root),)
 

@@ -96,7 +96,7 @@ class PrecomputedDataset:
         return tuple(signature(self.root / name / path) for name, path in self.examples[index].items())
 
     def fingerprint(self) -> str:
-        """How many examples, and a digest of their names, sizes and the beginning and end of every file."""
+        """Number of examples, and a digest of their names, sizes and the beginning and end of every file."""
         digest = hashlib.blake2b(digest_size=8)
         for example in self.examples:
             for name, path in example.items():
@@ -162,7 +162,7 @@ class DataMix:
         return self.members[0].empty_caption()
 
     def fingerprint(self) -> str:
-        """What all members' files are told apart by."""
+        """Fingerprint over the files of all members."""
         return "; ".join(member.fingerprint() for member in self.members)
 
     def held_out(self, count: int = 0, share: float = 0.0) -> tuple[list[int], list[int]]:
@@ -250,7 +250,7 @@ def _stacked(values: Sequence[Any]) -> Tensor:
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """Which examples are in the batch at a position: every example once an epoch, buckets and their batches shuffled.
+    """Examples in the batch at a position: every example once an epoch, buckets and their batches shuffled.
 
     A bucket whose size is no multiple of ``batch_size`` (of all processes together) is filled up with examples of its
     own, so that small buckets are trained on too.

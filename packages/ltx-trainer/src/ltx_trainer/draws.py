@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Draws(Protocol):
-    """Where a training step takes its random numbers from, in the documented order of draws."""
+    """Random numbers of a training step, in the documented order of draws."""
 
     def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal values."""

@@ -1,4 +1,4 @@
-"""What `ltx train --init` and `ltx train CLIPS` fill a configuration in with, read from the clips and the model."""
+"""Values for the configurations of `ltx train --init` and `ltx train CLIPS`, read from the clips and the model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_configuration(mode: str, data: Path | None, models: ModelFiles | None,
 
 
 def usual_mode(data: Path) -> str:
-    """What clips are most likely for: with their sound where the first of them that can be read has any."""
+    """The likeliest mode for clips: with their sound where the first of them that can be read has any."""
     from ltx_media.images import is_image
     from ltx_media.video import probe_video
 
@@ -52,7 +52,7 @@ def usual_mode(data: Path) -> str:
 
 
 def gather(mode: str, data: Path | None, models: ModelFiles | None) -> Facts:
-    """What is known of the clips and the model; placeholders for the rest."""
+    """Facts about the clips and the model; placeholders for the rest."""
     facts, wanted = Facts(), mode_named(mode)
     factors, area = SpatioTemporalScaleFactors.default(), AREA
     if models is not None:

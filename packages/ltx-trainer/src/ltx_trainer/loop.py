@@ -54,7 +54,7 @@ CHECKPOINT_FOLDER = "checkpoints"
 
 
 class Task(Protocol):
-    """What is trained. `module(batch, draws)` gives named losses; the one called ``loss`` is minimised."""
+    """A training task. `module(batch, draws)` gives named losses; the one called ``loss`` is minimised."""
 
     @property
     def module(self) -> nn.Module: ...
@@ -74,7 +74,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long, how fast and how often. Steps count optimizer steps; ``steps`` is the absolute total."""
+    """Length, rate and intervals of a run. Steps count optimizer steps; ``steps`` is the absolute total."""
 
     steps: int
     learning_rate: float = 1e-4
@@ -105,7 +105,7 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step did. ``step`` counts finished steps, losses are means over the step's whole batch."""
+    """Report of one optimizer step. ``step`` counts finished steps, losses are means over the step's whole batch."""
 
     step: int
     losses: Mapping[str, float]
@@ -197,7 +197,7 @@ def prepared(module: nn.Module, accelerator: Accelerator, mesh: TrainingMesh) ->
 
 
 def launched_options(accelerator: Accelerator) -> dict[str, Any]:
-    """How a launcher wants the module sharded."""
+    """Sharding options that the launcher asks for."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     plugin = accelerator.state.fsdp_plugin

@@ -124,7 +124,7 @@ def load_lora(network: nn.Module, path: Path) -> None:
 
 
 def reference_metadata(factors: tuple[int, int] | None, legacy: bool = False) -> dict[str, str]:
-    """What an adapter trained with references says about them: factors (spatial, temporal) that are not 1.
+    """Metadata of an adapter trained with references: factors (spatial, temporal) that are not 1.
 
     ``legacy`` adapters (video_to_video) always name the spatial factor.
     """

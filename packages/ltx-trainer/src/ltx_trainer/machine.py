@@ -1,4 +1,4 @@
-"""What this machine has, told without torch where that can be: the device a run would use, and its memory."""
+"""Facts about this machine, without torch where that can be: the device a run would use, and its memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run will hold in memory, computed from file headers before anything is loaded, without torch."""
+"""Memory that a run will take, computed from file headers before anything is loaded, without torch."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def amount(count: int) -> str:
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """What headers tell of a model and its data; `plan` costs a configuration of them."""
+    """Facts from the headers of a model and its data; `plan` costs a configuration of them."""
 
     config: TransformerConfig
     shapes: Shapes  # of the transformer's parameters
@@ -167,7 +167,7 @@ class MemoryModel:
         return MemoryItem("transformer", resident + rest, waiting, note)
 
     def _activations(self, config: TrainerConfig, tokens: Mapping[str, int], itemsize: int) -> int:
-        """What the backward pass keeps: every block's activations, or with recomputation its inputs and one block's."""
+        """Tensors kept for the backward pass: all activations, or with recomputation block inputs and one block's."""
         mode, batch = config.model.training_mode, config.optimization.batch_size
         kept, widths = KEPT[mode], {name: stream.width for name, stream in self.config.streams.items()}
         more = 0.0
@@ -194,7 +194,7 @@ def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def trained_parameters(shapes: Shapes, config: TrainerConfig) -> int:
-    """How many values are learned."""
+    """Number of trained values."""
     if config.model.training_mode == "lora" and config.lora is not None:
         lora = config.lora
         chosen = adapted_linears(
@@ -292,7 +292,7 @@ def text_length(config: TrainerConfig) -> int:
 
 
 def record_tokens(root: Path, sources: Mapping[str, str]) -> tuple[int, list[dict[str, int]]]:
-    """How many records a prepared set has, and the tokens of some of its examples."""
+    """Number of records of a prepared set, and the tokens of some of its examples."""
     root = root / PRECOMPUTED if (root / PRECOMPUTED).is_dir() else root
     latents = [name for name in sources if "latent" in name]
     files = sorted(path for path in (root / latents[0]).rglob("*.*") if path.name[0] != ".")

@@ -1,4 +1,4 @@
-"""Which file each network of a model is read from: a unified checkpoint and a Gemma folder, or a split pack.
+"""Files that each network of a model is read from: a unified checkpoint and a Gemma folder, or a split pack.
 
 | | unified file | split pack |
 |---|---|---|

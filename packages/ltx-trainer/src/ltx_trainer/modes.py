@@ -197,7 +197,7 @@ AUDIO_VAE = Path("/path/to/ltx-2-audio-vae.safetensors")  # which LTX-Video has 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a configuration is filled in with."""
+    """Values that a configuration is filled in with."""
 
     models: ModelFiles = PLACEHOLDERS
     data: str = "clips.csv"

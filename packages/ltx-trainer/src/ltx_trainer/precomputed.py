@@ -99,7 +99,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def read_inputs(path: Path) -> dict[str, str] | None:
-    """What a record was made of, None where it does not say."""
+    """The inputs that a record was made of, None where it does not say."""
     if path.suffix == ".pt":
         return None
     try:
@@ -142,7 +142,7 @@ def _values(metadata: Mapping[str, str] | None, entry: str = VALUES) -> dict[str
 
 
 def signature(path: Path) -> tuple[Any, ...]:
-    """What must be equal for records to share a batch: tensor shapes as they are read, and the frame rate."""
+    """Properties that records of a batch share: tensor shapes as they are read, and the frame rate."""
     if path.suffix == ".pt":
         record = _read_pickle(path)
         shapes = {name: tuple(value.shape) for name, value in record.items() if isinstance(value, Tensor)}

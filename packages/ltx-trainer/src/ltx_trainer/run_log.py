@@ -1,4 +1,4 @@
-"""What a run says of itself while it learns: rows of figures in files, and one live view in the terminal."""
+"""Log of a run while it learns: rows of figures in files, and one live view in the terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VIDEO, SOUND, PICTURE = (".mp4",), (".wav",), (".png",)
 
 
 class Log(Protocol):
-    """Where figures go. ``files`` are samples of a validation."""
+    """Destination of figures. ``files`` are samples of a validation."""
 
     def write(self, step: int, figures: Mapping[str, float]) -> None: ...
 

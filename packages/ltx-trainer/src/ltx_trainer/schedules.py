@@ -72,7 +72,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def schedule_parameters(kind: str) -> tuple[str, ...]:
-    """What may be set of a schedule."""
+    """Parameters of a schedule."""
     return tuple(inspect.signature(SCHEDULES[kind]).parameters)[2:]
 
 

@@ -117,12 +117,12 @@ def save_parts(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
+    """This process's part of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def own_row(tensor: DTensor) -> int:
-    """Where the rows begin that this process holds."""
+    """First of the rows that this process holds."""
     for dim, placement in enumerate(tensor.placements):
         if isinstance(placement, Shard):
             assert placement.dim == 0
@@ -132,7 +132,7 @@ def own_row(tensor: DTensor) -> int:
 
 
 def first_row(tensor: Tensor) -> int | None:
-    """Where the rows begin that this process writes; None where another one writes what it has."""
+    """The first row that this process writes; None where another one writes what it has."""
     if not isinstance(tensor, DTensor):
         return 0 if is_main() else None
     copies = [dim for dim, placement in enumerate(tensor.placements) if not isinstance(placement, Shard)]

@@ -1,4 +1,4 @@
-"""Which modules of a transformer a name means, told from the names and shapes of its parameters."""
+"""Modules of a transformer that a name means, told from the names and shapes of its parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How noisy a training example is made: one sigma per batch element.
+"""Noise levels of training examples: one sigma per batch element.
 
 The shifted logit-normal follows the schedule used at inference: the more tokens a sequence has, the more of the
 probability sits at high noise. Percentiles of the logit-normal are stretched onto [eps, 1], and a share of the draws
@@ -30,7 +30,7 @@ def shift_for_tokens(tokens: int | Tensor) -> float | Tensor:
 
 
 class NoiseLevels(Protocol):
-    """Where the noise levels of a batch come from."""
+    """Source of the noise levels of a batch."""
 
     def sample(self, draws: Draws, batch: int, tokens: int) -> Tensor:
         """Sigmas ``[B]`` of examples of ``tokens`` target tokens each."""

@@ -34,7 +34,7 @@ def print_schema(wanted: bool) -> None:
 
 @dataclass(frozen=True)
 class First:
-    """What a configuration is written from."""
+    """Source of a new configuration."""
 
     init: str | None = field(
         default=None, metadata=shown("Write the configuration of a mode, and stop: --init list.", metavar="MODE")

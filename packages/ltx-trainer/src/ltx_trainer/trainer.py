@@ -64,7 +64,7 @@ CONFIG_NAME = "training_config.yaml"
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run came to. ``weights`` is None when it was stopped before anything was written."""
+    """Outcome of a run. ``weights`` is None when it was stopped before anything was written."""
 
     weights: Path | None
     step: int
@@ -137,7 +137,7 @@ class LtxvTrainer:
 
     @cached_property
     def mesh(self) -> TrainingMesh:
-        """What processes share of a step."""
+        """Shares of the processes in a step."""
         asked = self.config.acceleration.mesh
         return TrainingMesh.read(asked, self.accelerator.process_index, self.accelerator.num_processes)
 
@@ -158,7 +158,7 @@ class LtxvTrainer:
 
     @cached_property
     def precision(self) -> Precision:
-        """What the network computes in; the mode ``auto`` is resolved for the device of this process."""
+        """The precision of the network; the mode ``auto`` is resolved for the device of this process."""
         found = resolve_mixed(self.config.acceleration.mixed_precision_mode, launched_device())
         logger.info("computing in %s", found.name)
         if found.warning is not None:
@@ -348,7 +348,7 @@ class LtxvTrainer:
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a resumed run must share with the one it continues."""
+        """Properties that a resumed run shares with the one it continues."""
         config = self.config
         values: dict[str, Any] = {
             "training_mode": config.model.training_mode,

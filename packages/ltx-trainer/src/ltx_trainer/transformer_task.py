@@ -93,7 +93,7 @@ class TransformerObjective(nn.Module):
 
     @torch.no_grad()
     def contexts(self, conditions: Source) -> dict[str, Tensor]:
-        """What the transformer attends to, ``{modality: [B, S, C]}``, from stored caption features.
+        """Contexts of the transformer, ``{modality: [B, S, C]}``, from stored caption features.
 
         Without connectors also their mask ``[B, S]``, as ``mask``.
         """

@@ -55,7 +55,7 @@ UNTILED_SIDE = 768  # pixels; smaller pictures are decoded whole, and a diffusio
 
 @dataclass(frozen=True)
 class Studio:
-    """Where validation media are read and made: the model's files, a device, a dtype."""
+    """Reader and maker of validation media: the model's files, a device, a dtype."""
 
     files: ModelFiles
     device: torch.device
@@ -275,7 +275,7 @@ def shown_frames(path: str, wanted: Wanted) -> Tensor:
 def reference_clips(
     conditions: Sequence[EncodedCondition], shape: VideoPixelShape, factors: SpatioTemporalScaleFactors
 ) -> tuple[Clip, ...]:
-    """What a sample is given of other clips, for its sheet."""
+    """The references of a sample, for its sheet."""
     clips = []
     for encoded in conditions:
         condition, keys = encoded.condition, ("video", "audio", "image_or_video")

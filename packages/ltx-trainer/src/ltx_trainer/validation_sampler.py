@@ -147,7 +147,7 @@ class ValidationSampler:
         return latent_tools(sample.shape, self._streams(sample), self.scale_factors, channels, bins)
 
     def starts(self, sample: PreparedSample) -> dict[str, StreamStart]:
-        """What every stream begins with; one that is given whole is frozen and gets no noise."""
+        """Start of every stream; one that is given whole is frozen and gets no noise."""
         starts = {}
         for name, tools in self.tools(sample).items():
             own = [e for e in sample.conditions if e.condition.targets() == name]
@@ -161,7 +161,7 @@ class ValidationSampler:
         return starts
 
     def given(self, sample: PreparedSample) -> Tensor | None:
-        """Which cells of the video latent ``[F, H, W]`` conditions hold as they are; None for no video."""
+        """Mask of the cells of the video latent ``[F, H, W]`` that conditions hold as they are; None for no video."""
         start = self.starts(sample).get("video")
         if start is None:
             return None
@@ -210,7 +210,7 @@ class ValidationSampler:
 
 
 def conditioning_item(encoded: EncodedCondition, tools: LatentTools[Any]) -> ConditioningItem:
-    """What a condition does to a latent state. Raises `ConditioningError` when it does not fit the target."""
+    """The item of a condition for a latent state. Raises `ConditioningError` when it does not fit the target."""
     if isinstance(tools, AudioLatentTools):
         return _audio_item(encoded, tools)
     assert isinstance(tools, VideoLatentTools)

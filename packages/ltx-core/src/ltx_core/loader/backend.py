@@ -194,7 +194,7 @@ class StreamedTransformer:
             self.model = None
 
     def _hold(self) -> Hold:
-        """Where it is spread over devices, those; host memory beside an accelerator with room in it; else the file."""
+        """Place of streamed weights: devices that share them, host memory beside an accelerator, else the file."""
         if self.settings.shards is not None:
             return self.settings.shards
         files = [Path(file.path) for part in self.checkpoint.parts_of("transformer") for file in part.files]

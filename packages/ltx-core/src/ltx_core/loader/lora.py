@@ -375,7 +375,7 @@ def weight_delta(
     dtype: torch.dtype | None = None,
     base: Callable[[], Tensor] | None = None,
 ) -> Tensor | None:
-    """What all adapters together add to a module's weight, ``(out, in)``, summed in ``dtype``
+    """The sum that all adapters add to a module's weight, ``(out, in)``, summed in ``dtype``
     (float32); None for nothing.
 
     ``base`` gives the weight itself in float32; it is called where an adapter is a DoRA.

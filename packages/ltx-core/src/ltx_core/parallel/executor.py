@@ -56,7 +56,7 @@ class Cluster:
 def workers(
     make: Callable[[], Work[Job, Result]], cluster: Cluster | None = None, seen: Seen | None = None
 ) -> Iterator[Run[Job, Result]]:
-    """What runs jobs, as often as it is called, on workers that live inside this block.
+    """A function that runs jobs, as often as it is called, on workers that live inside this block.
 
     It gives every job with its result, or with the error that it ended in; on a cluster in the order in which they end.
     There a job may be None, which says that more may come later, and a job whose worker dies is given to another one.
@@ -156,7 +156,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Call:
-    """What a worker is doing; with no task it is starting."""
+    """The present work of a worker; with no task it is starting."""
 
     worker: int
     task: Task | None = None
@@ -218,7 +218,7 @@ class Crew:
         return True
 
     def _end(self, reference: Any) -> tuple[Any, Any] | None:
-        """What came of a call; None where nothing came of a job yet."""
+        """Outcome of a call; None where it ended no job."""
         call = self.calls.pop(reference)
         try:
             result = self.ray.get(reference)
@@ -265,7 +265,7 @@ class Crew:
 
 
 def shares(workers: int) -> tuple[int, dict[str, int]]:
-    """How many workers, and what of its machine each takes: a GPU where there are any, else its part of the cores."""
+    """Number of workers, and what each takes of its machine: a GPU where there are any, else its part of the cores."""
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]

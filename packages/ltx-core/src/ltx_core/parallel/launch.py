@@ -78,7 +78,7 @@ def world_size() -> int:
 
 
 def local_size() -> int:
-    """How many of the processes of a run are on each machine, whose links are fast; many where nothing says."""
+    """Processes of the run on each machine, whose links are fast; many where nothing says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or sys.maxsize)
 
 

@@ -73,7 +73,7 @@ class MeshShape:
 
 
 def stage_mesh(asked: str | None, size: int, passes: int, heads: int) -> MeshShape:
-    """How ``size`` devices share a stage with so many passes: as asked, else the usual way."""
+    """The mesh of ``size`` devices for a stage with so many passes: as asked, else the usual one."""
     given = {} if asked is None else read_mesh(asked, NAMES)
     if asked is not None and given.keys() & {"sp", "cfg"}:
         return MeshShape.read(asked, size)

@@ -30,7 +30,7 @@ class PaperDevices(Devices):
 
     @classmethod
     def of(cls, devices: Devices) -> PaperDevices:
-        """That of devices which may not be there yet."""
+        """The first of devices which may not be there yet."""
         return cls(0, devices.size, devices.asked, spread_over=devices.spread_over)
 
     def _groups(self, shape: MeshShape) -> tuple[Ranks, Ranks]:

@@ -30,7 +30,7 @@ ROWS = 3  # the axis of rows in [B, C, T, H, W]
 
 @dataclass
 class Strips:
-    """Which rows the processes of a group hold, in latent cells; deeper layers have a multiple of them."""
+    """Rows of the processes of a group, in latent cells; deeper layers have a multiple of them."""
 
     ranks: Ranks
     counts: list[int] = field(default_factory=list)  # by process

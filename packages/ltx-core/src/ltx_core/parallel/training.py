@@ -41,12 +41,12 @@ class TrainingMesh:
 
     @property
     def data_rank(self) -> int:
-        """Which of the examples that are computed at once are this process's."""
+        """Number of this process's share of the examples that are computed at once."""
         return self.rank // self.sp
 
     @property
     def data_size(self) -> int:
-        """How many processes, or groups of them, see different examples."""
+        """Number of processes, or groups of them, that see different examples."""
         return self.size // self.sp
 
     def share_tokens(self, transformer: LTXModel) -> None:

@@ -96,7 +96,7 @@ def finish(given: dict[str, Any]) -> None:
 
 
 def where_files_are(recipe: Mapping[str, Any], plan: Plan, finder: Finder) -> dict[str, Path | None]:
-    """Where each file is that a recipe names, or None."""
+    """Path of each file that a recipe names, or None."""
     marks = recipe.get("files", {})
     return {name: finder.find(name, marks.get(name, "")) for name in dict.fromkeys([*marks, *files_in(plan)])}
 
@@ -111,7 +111,7 @@ def located(plan: Plan, found: Mapping[str, Path | None], finder: Finder) -> Pla
 def opened(
     names: Iterable[str], found: Mapping[str, Path | None], finder: Finder, others: Sequence[str] = ()
 ) -> dict[str, Path]:
-    """Where files are, which may be opened, as may ``others``. Raises `ConfigError`, also for one that is nowhere."""
+    """Paths of files that may be opened, as may ``others``. Raises `ConfigError`, also for one that is nowhere."""
     from ltx_core.errors import ConfigError
 
     paths = {name: path for name in names if (path := found.get(name)) is not None}
@@ -125,7 +125,7 @@ def opened(
 def request_again(
     recipe: Mapping[str, Any], changes: Mapping[str, Any], found: Mapping[str, Path | None], finder: Finder
 ) -> dict[str, Any]:
-    """What was asked and no change replaces, with its files where they are, which may be opened."""
+    """The first request without what a change replaces, with paths of files that may be opened."""
     from ltx_pipelines.running.hub import bundled_model
     from ltx_pipelines.running.recipe import NEAR
 

@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True)
 class There:
-    """What is there under the names of a clip: the first one taken, and the recipe of a clip that lacks nothing."""
+    """Files under the names of a clip: the first one taken, and the recipe of a clip that lacks nothing."""
 
     name: str | None = None
     recipe: Any = None
@@ -56,7 +56,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Made:
-    """What a maker elsewhere hands over: lines to show, and files by the names they are to have."""
+    """Result of a maker elsewhere: lines to show, and files by the names they are to have."""
 
     lines: tuple[str, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -126,7 +126,7 @@ def what_is_there(given: Mapping[str, Any]) -> There:
 
 
 def handed_over(place: Path, name: str) -> Iterator[tuple[str, bytes]]:
-    """What was made in the folder of ``place``, which is to be ``name``; files of a URL are put there instead."""
+    """Files in the folder of ``place``, which is to be ``name``; those of a URL are put there instead."""
     for file in sorted(path for path in place.parent.rglob("*") if path.is_file()):
         target = renamed(name, partial(_moved, file.relative_to(place.parent)))
         if is_url(target):

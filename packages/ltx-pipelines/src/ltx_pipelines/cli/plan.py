@@ -117,7 +117,7 @@ def print_plan(plan: Plan, cost: Cost) -> None:
 
 
 def shared(plan: Plan, cost: Cost, ledger: ModelLedger) -> Iterator[str]:
-    """How several devices share the stages, and what each sends."""
+    """Lines on how several devices share the stages, and what each sends."""
     from ltx_core.model.transformer.config import TransformerConfig
     from ltx_pipelines.cli.progress import human_bytes
 

@@ -1,4 +1,4 @@
-"""Where the files are that a recipe names, and whose we open unasked.
+"""Places of the files that a recipe names, and those of them that are opened unasked.
 
 A recipe comes with a clip from somebody else. It names files; reading them is the user's decision, but for what the
 user named, what lies beside the clip, and our models.
@@ -56,7 +56,7 @@ class Finder:
         return path in self._agreed or self.trusted(path)
 
     def find(self, name: str, mark: str = "") -> Path | None:
-        """Where the file of a name and fingerprint is; None where it is nowhere.
+        """Path of the file of a name and fingerprint; None where it is nowhere.
 
         One of its name, elsewhere or another, is better than none. What is not trusted is not opened for that.
         """
@@ -80,7 +80,7 @@ class Finder:
 
     @cached_property
     def _below(self) -> dict[str, list[Path]]:
-        """What lies in the folders of models and those the user named, by name."""
+        """Files in the folders of models and those the user named, by name."""
         found: dict[str, list[Path]] = {}
         for start in self.searched:
             for folder, folders, files in os.walk(start):

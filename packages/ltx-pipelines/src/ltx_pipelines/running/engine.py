@@ -81,7 +81,7 @@ def generate(plan: Plan, ledger: ModelLedger, decode: bool = True, resume: Gener
 
 
 def contexts_of(plan: Plan, ledger: ModelLedger) -> list[Contexts]:
-    """What the transformer reads: of the prompt, and of what guidance pushes away from where that is used."""
+    """Contexts of the prompt, and of the negative prompt where guidance is used."""
     if plan.text_embeddings is not None:
         return [read_contexts(plan.text_embeddings, ledger.device, ledger.dtype)]
     return ledger.texts.contexts(plan.prompts)

@@ -1,4 +1,4 @@
-"""Where files of this user lay when they were last used, by fingerprint: recipes inside clips name no folders.
+"""Last known paths of this user's files, by fingerprint: recipes inside clips name no folders.
 
 One small file for each fingerprint, in the user's state folder; delete the folder to forget all. It says where to look,
 and nothing about trust: a recipe from somebody else may hold any fingerprint.
@@ -22,7 +22,7 @@ FINGERPRINT = re.compile(r"\d{1,20}-[0-9a-f]{32}")
 
 
 def state_folder() -> Path:
-    """Where they are kept."""
+    """Folder of the entries."""
     return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ltx" / "files"
 
 
@@ -47,7 +47,7 @@ def remember(files: Mapping[str, str]) -> None:
 
 
 def last_known(mark: str) -> Path | None:
-    """Where a file of this fingerprint lay; None where that is not known."""
+    """Last path of a file of this fingerprint; None where that is not known."""
     place = state_folder() / mark
     if not FINGERPRINT.fullmatch(mark) or (text := _read(place)) is None:
         return None

@@ -57,7 +57,7 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def taken(name: str) -> MediaError:
-    """What refuses a name that is taken."""
+    """The error that refuses a name that is taken."""
     return MediaError(f"{name} is there already; choose another name, or replace it with --overwrite")
 
 

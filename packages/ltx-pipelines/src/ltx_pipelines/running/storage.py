@@ -23,7 +23,7 @@ def renamed(name: str, by: Callable[[Path], Path]) -> str:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """What reads and writes a URL, and the path it has there. Raises `ConfigError` for a kind nothing here knows."""
+    """The file system of a URL, and the path it has there. Raises `ConfigError` for a kind nothing here knows."""
     from fsspec.core import url_to_fs
 
     try:

@@ -1,4 +1,4 @@
-"""What all tasks that start from nothing have in common."""
+"""The common part of all tasks that start from nothing."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ class TransformerTrainer(nn.Module):
         self.transformer.compile_blocks(**options)
 
     def contexts(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the transformer attends to, by modality, from ``input_ids`` and ``attention_mask`` ``[B, T]``."""
+        """Contexts of the transformer, by modality, from ``input_ids`` and ``attention_mask`` ``[B, T]``."""
         tokens = TokenBatch(batch["input_ids"], batch["attention_mask"])
         extractor = self.embeddings.feature_extractor
         assert extractor is not None

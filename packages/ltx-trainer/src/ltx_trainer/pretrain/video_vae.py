@@ -86,7 +86,7 @@ class VideoVae(nn.Module):
         return {"loss": total, **{name: term for name, (_, term) in terms.items()}}
 
     def taught(self, said: Tensor, code: Tensor, noise: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """What to decode, of what the encoder ``said`` and of the code, and the error of what was said."""
+        """The latent to decode, of what the encoder ``said`` and of the code, and the error of what was said."""
         count = self.code_channels
         code = code.to(said)
         own = (draws.rand((len(code),)) < self.loss.code_share).view(-1, 1, 1, 1, 1).to(said.device)

@@ -43,7 +43,7 @@ def remove_opening(caption: str) -> str:
 
 
 def prompt_of(caption: str, trigger: str | None = None, remove_openings: bool = False) -> str:
-    """What is encoded for a caption: the trigger word in front, a stock opening left out."""
+    """The prompt of a caption: the trigger word in front, a stock opening left out."""
     text = remove_opening(caption) if remove_openings else caption
     return f"{trigger.strip()} {text}" if trigger and trigger.strip() else text
 

@@ -59,7 +59,7 @@ def canny(frames: Tensor) -> Tensor:
 
 
 def _is_ridge(strength: Tensor, angle: Tensor) -> Tensor:
-    """Where the gradient is no weaker than at both neighbours along it."""
+    """Mask of points where the gradient is no weaker than at both neighbours along it."""
     around = F.pad(strength, (1, 1, 1, 1))
     height, width = strength.shape[-2:]
     sector = (angle / (torch.pi / 4)).round().long() % 4
@@ -74,7 +74,7 @@ def _is_ridge(strength: Tensor, angle: Tensor) -> Tensor:
 
 
 def downscale(frames: Tensor) -> Tensor:
-    """What is left of a picture of a quarter of the width and height."""
+    """A picture blurred to the detail of a quarter of its width and height."""
     height, width = frames.shape[-2:]
     batch = frames.transpose(0, 1)
     size = max(height // SMALLER, 1), max(width // SMALLER, 1)

@@ -78,7 +78,7 @@ def process_dataset(
 
 @dataclass(frozen=True)
 class Share:
-    """What a processor is given at a time: rows, and which part of the work to do for them."""
+    """Work given to a processor at a time: rows, and which part of the work to do for them."""
 
     part: str
     rows: Sequence[Row]
@@ -93,7 +93,7 @@ class Processor:
     part: str = ""
 
     def __call__(self, share: Share, tell: Any = None) -> Report:
-        """What became of the rows."""
+        """Outcome for the rows."""
         if share.part != self.part:
             self.work.release()
             self.part = share.part
@@ -132,7 +132,7 @@ def process_rows(rows: Sequence[Row], work: Workspace, parts: Sequence[str]) -> 
 
 @dataclass(frozen=True)
 class Findings:
-    """How a prepared data set differs from its table: what is stale or missing, and what no table names."""
+    """Differences between a prepared data set and its table: stale, missing and unnamed records."""
 
     stale: tuple[str, ...]
     missing: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What a record was made of, and which records a table calls for: how a data set is known to be what its table says.
+"""Inputs that records were made of, and the records a table calls for: how a data set is known to match its table.
 
 Beside its numbers every record keeps its inputs as short texts: digests of the caption and of the files, the rate, the
 buckets, the model. A record whose inputs are others now is stale. The output folder keeps a list per table,
@@ -63,7 +63,7 @@ def table_inputs(directory: str, row: Row) -> dict[str, str]:
 
 
 def caption_inputs(options: ProcessingOptions) -> dict[str, str]:
-    """What is made of captions before they are encoded."""
+    """Changes of captions before they are encoded."""
     opened = prompt_of("This video shows x", None, options.remove_openings)
     return {"trigger": options.trigger or "", "openings": opened, "8 bit": str(options.text_encoder_in_8bit)}
 

@@ -61,7 +61,7 @@ def weights_on_grid(frames: Tensor, grid: tuple[int, int, int], factors: SpatioT
 
 
 def alpha_planes(path: Path, count: int, fps: float, start: float = 0.0) -> Tensor:
-    """How opaque a picture or a video is, ``[F, 1, H, W]`` in [0, 1]. Raises `MediaError` where it has no alpha."""
+    """Opacity of a picture or a video, ``[F, 1, H, W]`` in [0, 1]. Raises `MediaError` where it has no alpha."""
     if not probe_video(path).transparent:
         raise MediaError(f"{path} has no alpha channel, which its loss mask is to be")
     if is_image(path):

@@ -124,7 +124,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def column_roles(
     columns: Iterable[str], video_column: str | None = None, caption_column: str | None = None
 ) -> dict[str, str]:
-    """Which column plays which role."""
+    """The role of each column."""
     present = set(columns)
     names = {**ROLES}
     if video_column is not None:

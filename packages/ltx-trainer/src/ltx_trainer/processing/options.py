@@ -1,4 +1,4 @@
-"""What can be asked of the preparation of a data set, once: options of the commands and values of the code.
+"""Options of the preparation of a data set, once: those of the commands and values of the code.
 
 Nothing here imports torch.
 """
@@ -28,7 +28,7 @@ def default_device() -> str:
 
 @dataclass(frozen=True)
 class ProcessingOptions:
-    """How a data set is processed. ``fps`` None keeps each clip's own frame rate."""
+    """Processing of a data set. ``fps`` None keeps each clip's own frame rate."""
 
     buckets: tuple[Bucket, ...] = ()
     audio_durations: tuple[float, ...] = ()  # seconds; of sound without video
@@ -72,7 +72,7 @@ class ProcessingOptions:
 
     @property
     def cluster(self) -> Cluster | None:
-        """Where it is processed, if not here. Raises `ConfigError` for what has no effect."""
+        """The cluster to process on, None for here. Raises `ConfigError` for what has no effect."""
         if not self.ray:
             if self.ray_address or self.ray_workers:
                 raise ConfigError("ray_address and ray_workers have no effect without ray, expected them left out")
@@ -91,7 +91,7 @@ class ProcessingOptions:
 
 @dataclass(frozen=True)
 class Columns:
-    """What a table calls its columns, where that is not the usual."""
+    """A table's own names for its columns."""
 
     video_column: str | None = field(
         default=None, metadata=shown("Column of the videos; video or media_path by default.")
@@ -105,7 +105,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """How scenes are found. Lengths are frames (``15``), seconds (``2s``) or timecodes (``00:00:02.000``)."""
+    """Detection of scenes. Lengths are frames (``15``), seconds (``2s``) or timecodes (``00:00:02.000``)."""
 
     detector: str = field(default="content", metadata=shown("content, adaptive, threshold or histogram."))
     threshold: float | None = field(default=None, metadata=shown("Of the detector; its own by default."))

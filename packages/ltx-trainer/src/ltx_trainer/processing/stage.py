@@ -23,7 +23,7 @@ Prepared = tuple[Any, dict[str, int | float]]  # what is encoded, and numbers of
 
 @dataclass(frozen=True)
 class Stage:
-    """How one directory is filled. ``prepare`` runs in threads and raises `LtxError` for a row it must leave out."""
+    """Filling of one directory. ``prepare`` runs in threads and raises `LtxError` for a row it must leave out."""
 
     directory: str
     prepare: Callable[[Row], Prepared]
@@ -33,7 +33,7 @@ class Stage:
 
 @dataclass
 class Todo:
-    """What a stage has to do: rows without a record, or with a stale one, and what every record is made of."""
+    """Work of a stage: rows without a record, or with a stale one, and the inputs of every record."""
 
     rows: list[Row] = field(default_factory=list)
     inputs: dict[Path, dict[str, str]] = field(default_factory=dict)  # by stem

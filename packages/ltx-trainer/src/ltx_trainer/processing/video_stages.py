@@ -73,7 +73,7 @@ def mask_stage(work: Workspace) -> Stage:
 
 
 def loss_mask_stage(work: Workspace) -> Stage:
-    """How much the loss counts in every latent cell, to ``loss_masks``: a file's brightness, or the video's alpha."""
+    """Weights of latent cells in the loss, to ``loss_masks``: a file's brightness, or the video's alpha."""
 
     def prepare(row: Row) -> Prepared:
         path, target = row.media["loss_mask"], target_bucket(work, row)

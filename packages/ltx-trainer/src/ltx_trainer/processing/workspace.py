@@ -1,4 +1,4 @@
-"""How a data set is processed, where its records go and what becomes of them."""
+"""Processing of a data set: its options, the place of its records and a report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ltx_trainer.processing.options import ProcessingOptions
 
 @dataclass
 class Report:
-    """What became of a data set: records per directory, and every row left out with the reason."""
+    """Outcome of processing: records per directory, and every row left out with the reason."""
 
     written: Counter[str] = field(default_factory=Counter)
     present: Counter[str] = field(default_factory=Counter)  # there already
@@ -69,7 +69,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where records go, and the networks that make them, each built when it is first needed."""
+    """Folder of the records, and the networks that make them, each built when it is first needed."""
 
     output: Path
     models: ModelFiles
@@ -116,7 +116,7 @@ class Workspace:
         return None if path is None else read_values(path)
 
     def crop(self, row: Row) -> tuple[float, float]:
-        """Where frames of a row are cut: the centre, or a place that is the row's own."""
+        """Rectangle that is cut from the frames of a row: the centre, or a place that is the row's own."""
         if not self.options.random_crop:
             return 0.5, 0.5
         digest = hashlib.sha256(str(row.stem).encode()).digest()

@@ -1,1 +1,1 @@
-"""What a training example is: which tokens are noised, which are given, and where the loss is taken."""
+"""Training examples: which tokens are noised, which are given, and where the loss is taken."""

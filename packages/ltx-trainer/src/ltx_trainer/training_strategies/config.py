@@ -110,7 +110,7 @@ class ModalityConfig(Strict):
 
 
 class _Modalities(Strict):
-    """What is made and what is given."""
+    """Modalities that are made and given."""
 
     video: ModalityConfig | None = None
     audio: ModalityConfig | None = None

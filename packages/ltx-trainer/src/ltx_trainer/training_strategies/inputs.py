@@ -67,7 +67,7 @@ class ModalityInputs:
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What one batch became: inputs per modality, and the reference factors found in it."""
+    """Inputs of one batch per modality, and the reference factors found in it."""
 
     modalities: Mapping[str, ModalityInputs]
     reference_factors: tuple[int, int] | None = None  # spatial, temporal

@@ -50,7 +50,7 @@ from ltx_trainer.training_strategies.inputs import (
 
 @dataclass(frozen=True)
 class Strategy:
-    """What all strategies share: the sampler of noise levels, the VAE's factors, the loss."""
+    """Base of all strategies: the sampler of noise levels, the VAE's factors, the loss."""
 
     sampler: NoiseLevels
     scale_factors: SpatioTemporalScaleFactors
@@ -125,7 +125,7 @@ class FlexibleStrategy(Strategy):
         return inputs
 
     def _given_tokens(self, condition: Condition, tokens: Tokens, batch: Batch) -> Tensor:
-        """Which tokens an intrinsic condition gives: boolean ``[1 or B, N]``."""
+        """Mask of the tokens that an intrinsic condition gives: boolean ``[1 or B, N]``."""
         if isinstance(condition, Mask):
             return batch[condition.mask_dir]["mask"].flatten(1) > 0.5
         given = torch.zeros(tokens.grid, dtype=torch.bool)  # [F, H, W]

@@ -48,7 +48,7 @@ def add_audio(video: LTXModel, config: TransformerConfig, seed: int = 0) -> LTXM
 
 
 def initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """What a tensor of an adapter begins as, float32."""
+    """The first value of an adapter's tensor, float32."""
     if name.startswith(GATES) or name.endswith("bias"):
         return torch.zeros(shape)
     if name.endswith(("q_norm.weight", "k_norm.weight")):

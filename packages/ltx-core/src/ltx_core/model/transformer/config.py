@@ -156,7 +156,7 @@ class TransformerConfig:
         )
 
     def of_block(self, index: int) -> TransformerConfig:
-        """What one block is built of."""
+        """The configuration of one block."""
         has_audio = self.audio_blocks is None or index in self.audio_blocks
         return self if has_audio else self.with_streams("video")
 

@@ -108,7 +108,7 @@ def decode_parts(decoder: AnyVideoDecoder, latent: Tensor, free: int) -> int:
 
 
 def streamed_work(network: VideoDecoder, latent: Tensor, copies: bool = False) -> Work:
-    """What `decode_video` takes to stream a latent on the meta device, the frames of the chunk before still held."""
+    """Work of `decode_video` on a streamed latent on the meta device, the frames of the chunk before still held."""
 
     def decode() -> None:
         for chunk in network.decode_streaming(latent[:, :, :STREAMING_FRAMES]):
