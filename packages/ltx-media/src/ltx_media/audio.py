@@ -41,7 +41,7 @@ def read_audio(path: str | Path, start: float = 0.0, duration: float | None = No
             source.seek(int((start + zero) / stream.time_base), stream=stream)
         chunks: list[Tensor] = []
         first, rate = 0.0, stream.rate
-        for time, frame in _timed(source.decode(stream), zero):
+        for time, frame in _place_in_time(source.decode(stream), zero):
             if time + frame.samples / frame.sample_rate < start:
                 continue
             if time >= end:
@@ -124,14 +124,14 @@ def fit_duration(audio: Audio, duration: float) -> Audio:
 
 def stereo_track(audio: Audio, path: str | Path, duration: Fraction | None = None) -> Tensor:
     """The waveform as float32 ``[2, S]`` on the CPU, clipped to [-1, 1]; cut or padded with silence to ``duration``."""
-    return _fitted(to_stereo(_channels(audio, path)), audio.sampling_rate, duration)
+    return _fit(to_stereo(_channels(audio, path)), audio.sampling_rate, duration)
 
 
 def sound_track(audio: Audio, path: str | Path, duration: Fraction | None = None) -> Tensor:
     """`stereo_track` with the channels it has where files name such a layout: ``[1 | 2 | 6 | 8, S]``."""
     waveform = _channels(audio, path)
     waveform = waveform if waveform.shape[0] in LAYOUTS else to_stereo(waveform)
-    return _fitted(waveform, audio.sampling_rate, duration)
+    return _fit(waveform, audio.sampling_rate, duration)
 
 
 def _channels(audio: Audio, path: str | Path) -> Tensor:
@@ -145,7 +145,7 @@ def _channels(audio: Audio, path: str | Path) -> Tensor:
     return waveform
 
 
-def _fitted(waveform: Tensor, rate: int, duration: Fraction | None) -> Tensor:
+def _fit(waveform: Tensor, rate: int, duration: Fraction | None) -> Tensor:
     waveform = waveform.clamp(-1, 1)
     if duration is None:
         return waveform
@@ -153,7 +153,7 @@ def _fitted(waveform: Tensor, rate: int, duration: Fraction | None) -> Tensor:
     return F.pad(waveform[:, :length], (0, max(length - waveform.shape[1], 0)))
 
 
-def _timed(frames: Iterator[av.AudioFrame], zero: float) -> Iterator[tuple[float, av.AudioFrame]]:
+def _place_in_time(frames: Iterator[av.AudioFrame], zero: float) -> Iterator[tuple[float, av.AudioFrame]]:
     """Frames with their start in seconds; one without a timestamp follows the one before."""
     following = 0.0
     for frame in frames:

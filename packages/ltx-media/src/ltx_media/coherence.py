@@ -89,7 +89,7 @@ def optical_flow(first: Tensor, second: Tensor) -> Tensor:
         scale = torch.tensor([size[1] / flow.shape[3], size[0] / flow.shape[2]]).view(1, 2, 1, 1)
         flow = F.interpolate(flow, size, mode="bilinear", align_corners=False) * scale
         for _ in range(STEPS):
-            flow = smoothed(flow + _step(one, _moved(other, flow)))
+            flow = smoothed(flow + _step(one, _move(other, flow)))
     return flow[0]
 
 
@@ -110,7 +110,7 @@ def _step(one: Tensor, moved: Tensor) -> Tensor:
     return step[None].clamp(-1, 1)
 
 
-def _moved(frame: Tensor, flow: Tensor) -> Tensor:
+def _move(frame: Tensor, flow: Tensor) -> Tensor:
     """``frame`` ``[1, C, H, W]`` read where ``flow`` points."""
     height, width = frame.shape[-2:]
     v, u = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")

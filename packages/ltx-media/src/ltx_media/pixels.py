@@ -97,18 +97,18 @@ def _codes(frame: av.VideoFrame, aspect: Fraction, background: str) -> Tensor:
     if frame.colorspace == COLORSPACE_UNSPECIFIED and not frame.format.is_rgb and frame.height >= HD_HEIGHT:
         matrix = Colorspace.ITU709
     if is_transparent(frame):
-        return composite(_converted(frame, aspect, "rgba", matrix), background)
-    return _converted(frame, aspect, "rgb24", matrix)
+        return composite(_convert(frame, aspect, "rgba", matrix), background)
+    return _convert(frame, aspect, "rgb24", matrix)
 
 
 def _light(frame: av.VideoFrame, aspect: Fraction) -> Tensor:
     white = 65535 if frame.format.is_rgb else YUV_WHITE
-    codes = _converted(frame, aspect, "rgb48le", Colorspace.BT2020).float() / white
+    codes = _convert(frame, aspect, "rgb48le", Colorspace.BT2020).float() / white
     light = pq_to_linear(codes) if TRANSFERS[frame.color_trc] == "PQ" else hlg_to_linear(codes)
     return convert_primaries(light, Primaries.REC2020, Primaries.REC709, dim=-1)
 
 
-def _converted(frame: av.VideoFrame, aspect: Fraction, pixel_format: str, matrix: Colorspace | None) -> Tensor:
+def _convert(frame: av.VideoFrame, aspect: Fraction, pixel_format: str, matrix: Colorspace | None) -> Tensor:
     scaling = Interpolation.BILINEAR if aspect == 1 else Interpolation.BICUBIC
     pixels = frame.to_ndarray(
         format=pixel_format,

@@ -68,7 +68,7 @@ def probe_video(path: str | Path) -> VideoInfo:
     """Size, rate and length of the first video stream, or of a still. Raises ``MediaError`` for other files."""
     if is_image(path):
         return _probe_still(path)
-    with _opened(path) as (source, stream):
+    with _open(path) as (source, stream):
         frame = next(source.decode(stream), None)
         if frame is None:
             raise MediaError(f"{path}: cannot read video: it holds no frame")
@@ -76,7 +76,7 @@ def probe_video(path: str | Path) -> VideoInfo:
         frames, declared = stream.frames, stream.average_rate or stream.guessed_rate
         fps, base = declared, stream.base_rate
         if not frames:
-            frames, fps = _measured(source, stream)
+            frames, fps = _measure(source, stream)
             if declared and (not fps or abs(fps / declared - 1) < RATE_TOLERANCE):
                 fps, base = declared, fps or base
         if not fps:
@@ -212,7 +212,7 @@ def _still(path: str | Path, look: Look) -> Tensor:
 
 def _decode(path: str | Path, start: float = 0.0) -> Iterator[_Frame]:
     """Decoded frames from the one on screen at ``start`` seconds or before."""
-    with _opened(path) as (source, stream):
+    with _open(path) as (source, stream):
         stream.thread_type = "AUTO"
         zero, aspect = origin(source), pixel_aspect(stream)
         if start > 0:
@@ -233,7 +233,7 @@ def _decode(path: str | Path, start: float = 0.0) -> Iterator[_Frame]:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     with opened(path, "read video") as source:
         if not source.streams.video:
             raise MediaError(f"{path}: it holds no picture, expected a video")
@@ -244,7 +244,7 @@ def _opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.
         yield source, stream
 
 
-def _measured(source: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, Fraction | None]:
+def _measure(source: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, Fraction | None]:
     """Number of frames of a stream and their average rate, from the times of its packets."""
     source.seek(0)
     times = [packet.pts for packet in source.demux(stream) if packet.size]

@@ -206,9 +206,9 @@ class AudioDecoder(nn.Module):
         for level in reversed(self.up):
             x = level(x)
             mx.eval(x)
-        return channels_first(self._fitted(self.conv_out(silu(self.norm_out(x))), *z.shape[1:3]))
+        return channels_first(self._fit(self.conv_out(silu(self.norm_out(x))), *z.shape[1:3]))
 
-    def _fitted(self, mel: mx.array, latent_frames: int, latent_bins: int) -> mx.array:
+    def _fit(self, mel: mx.array, latent_frames: int, latent_bins: int) -> mx.array:
         """Crop to the target size, then append zeros at the end of time and the top of frequency."""
         frames = latent_frames * AUDIO_LATENT_DOWNSAMPLE_FACTOR
         if self.config.causality_axis is not CausalityAxis.NONE:

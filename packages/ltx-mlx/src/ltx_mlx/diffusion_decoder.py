@@ -96,7 +96,7 @@ def neighbourhood_attention(
             boxes = [_boxes(q, part, queries=True), _boxes(k, part), _boxes(v, part)]
             seen = mx.fast.scaled_dot_product_attention(*boxes, scale=scale, mask=mask)
             t, h, w = (run.queries for run in part)
-            out[:, t, h, w] = _joined(seen, part, q.shape[0])
+            out[:, t, h, w] = _join(seen, part, q.shape[0])
             mx.eval(out)
     return out
 
@@ -126,7 +126,7 @@ def _boxes(x: mx.array, grid: Grid, queries: bool = False) -> mx.array:
     return x.reshape(b * sides[0] * sides[2] * sides[4], heads, -1, head_dim)
 
 
-def _joined(x: mx.array, grid: Grid, batch: int) -> mx.array:
+def _join(x: mx.array, grid: Grid, batch: int) -> mx.array:
     """The inverse for queries: ``[B, T, H, W, heads, head_dim]``."""
     t, h, w = grid
     x = x.reshape(batch, t.count, h.count, w.count, x.shape[1], t.length, h.length, w.length, x.shape[-1])

@@ -56,11 +56,11 @@ class FeatureExtractor(nn.Module):
         if not config.per_token:
             features = unpacked(self.aggregate_embed(x), None, mask)
             return features, None if config.audio_width is None else features
-        video = self._rescaled(x, self.video_aggregate_embed, mask)
-        audio = None if config.audio_width is None else self._rescaled(x, self.audio_aggregate_embed, mask)
+        video = self._rescale(x, self.video_aggregate_embed, mask)
+        audio = None if config.audio_width is None else self._rescale(x, self.audio_aggregate_embed, mask)
         return video, audio
 
-    def _rescaled(self, x: mx.array, linear: nn.Linear, mask: Tensor) -> mx.array:
+    def _rescale(self, x: mx.array, linear: nn.Linear, mask: Tensor) -> mx.array:
         scale = math.sqrt(linear.weight.shape[0] / self.config.hidden_size)
         rows = (x @ linear.weight.T).astype(mx.float32) * scale + linear.bias.astype(mx.float32)
         return unpacked(rows.astype(x.dtype), linear.bias, mask)

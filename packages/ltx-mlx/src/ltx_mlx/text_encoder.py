@@ -76,7 +76,7 @@ def load_gemma(
     Raises ``CheckpointError`` when files are missing, do not fit, or belong to another model.
     """
     assets = GemmaAssets.open(gemma)
-    processor, loader = _prepared(assets, checkpoint, dtype)
+    processor, loader = _prepare(assets, checkpoint, dtype)
     loader.fill(processor)
     tokenizer = GemmaTokenizer(assets.tokenizer_json, assets.side_car("tokenizer_config.json"), max_length)
     return GemmaTextEncoder(tokenizer, load_backbone(assets, dtype), processor)
@@ -85,14 +85,14 @@ def load_gemma(
 def check_gemma(gemma: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """Raises ``CheckpointError`` as ``load_gemma`` would; reads headers only."""
     assets = GemmaAssets.open(gemma)
-    _prepared(assets, checkpoint, None)
+    _prepare(assets, checkpoint, None)
     with as_checkpoint_error(f"{assets.path} describes no language model to encode with"):
         backbone = GemmaBackbone(GemmaConfig.from_json(assets.config))
     Loader.of(backbone, ComponentWeights(f"a {assets.model_type} decoder", assets.language_model()))
     GemmaTokenizer(assets.tokenizer_json, assets.side_car("tokenizer_config.json"))
 
 
-def _prepared(
+def _prepare(
     assets: GemmaAssets, checkpoint: Checkpoint, dtype: torch.dtype | None
 ) -> tuple[EmbeddingsProcessor, Loader]:
     """Layers between the language model and the transformer, without data, and what fills them."""

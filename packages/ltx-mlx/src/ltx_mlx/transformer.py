@@ -564,8 +564,8 @@ class Passes:
         for segment in self.perturbations.segments(self.model.num_blocks):
             groups = []
             for samples in batched(segment.samples, self.max_batch_size):
-                tokens = joined([rows[row_of[s]] for s in samples]) if rows else self._embedded(samples)
-                groups.append(Group(tokens, self._prepared(samples), self._keeps(samples)))
+                tokens = joined([rows[row_of[s]] for s in samples]) if rows else self._embed(samples)
+                groups.append(Group(tokens, self._prepare(samples), self._keeps(samples)))
             self._run(groups, segment)
             rows, row_of = [row for group in groups for row in split(group.tokens)], segment.row_of
         heads = [row for group in groups for row in split(self._headed(group))]
@@ -588,10 +588,10 @@ class Passes:
     def _headed(self, group: Group) -> Tokens:
         return {name: self.model.head(name, x, group.inputs[name].embedded) for name, x in group.tokens.items()}
 
-    def _embedded(self, samples: tuple[int, ...]) -> Tokens:
+    def _embed(self, samples: tuple[int, ...]) -> Tokens:
         return {name: self.model.embed(name, modality) for name, modality in self._chosen(samples).items()}
 
-    def _prepared(self, samples: tuple[int, ...]) -> dict[str, StreamInputs]:
+    def _prepare(self, samples: tuple[int, ...]) -> dict[str, StreamInputs]:
         """The inputs of these samples; once for samples whose inputs are equal."""
         labels = tuple(self.perturbations.same_as[sample] for sample in samples)
         if labels not in self._inputs:

@@ -43,14 +43,14 @@ class LatentUpsampler(nn.Module):
         for block in self.res_blocks:
             x = block(x)
             mx.eval(x)
-        x = self._upsampled(x)
+        x = self._upsample(x)
         for block in self.post_upsample_res_blocks:
             x = block(x)
             mx.eval(x)
         x = self.final_conv(x)
         return channels_first(x.reshape(latent.shape[0], -1, *x.shape[1:]) if flat else x, latent)
 
-    def _upsampled(self, x: mx.array) -> mx.array:
+    def _upsample(self, x: mx.array) -> mx.array:
         if self.config.temporal_upsample:
             first, second = self.upsampler
             return second(first(x))[:, 1:]  # the first latent frame is one pixel frame: it stays one

@@ -243,9 +243,9 @@ class ResnetBlock(nn.Module):
         if embedding is not None:
             rows = mx.unstack(self.scale_shift_table + embedding.reshape(embedding.shape[0], 4, -1), axis=1)
         shift1, scale1, shift2, scale2 = rows
-        h = self.conv1(silu(_modulated(self.norm1(x), scale1, shift1)), cache)
+        h = self.conv1(silu(_modulate(self.norm1(x), scale1, shift1)), cache)
         h = self._add_noise(h, cache, "per_channel_scale1")
-        h = self.conv2(silu(_modulated(self.norm2(h), scale2, shift2)), cache)
+        h = self.conv2(silu(_modulate(self.norm2(h), scale2, shift2)), cache)
         h = self._add_noise(h, cache, "per_channel_scale2")
         x = cache.catch_up(self, x, h.shape[1])
         if "conv_shortcut" in self and x.shape[1]:
@@ -260,7 +260,7 @@ class ResnetBlock(nn.Module):
         return h + noise[..., None] * self[name].reshape(-1).astype(h.dtype)
 
 
-def _modulated(h: mx.array, scale: mx.array | None, shift: mx.array | None) -> mx.array:
+def _modulate(h: mx.array, scale: mx.array | None, shift: mx.array | None) -> mx.array:
     return h if scale is None or shift is None else modulate(h, scale, shift)
 
 

@@ -221,13 +221,13 @@ class Pipeline(ABC):
         gives the seed: its next number. Raises `ConfigError`, `ConditioningError` or `MediaError` that names the field
         and the nearest valid value.
         """
-        return self._planned(self.read(prompt, generator, request))
+        return self._plan(self.read(prompt, generator, request))
 
     def stream(self, prompt: str | None = None, *, generator: Any = None, **request: Any) -> Iterator[Event]:
         """Run a request event by event; the last event carries the `Generation`. Close the iterator to cancel."""
         from ltx_pipelines.running.engine import generate
 
-        return generate(self._announced(self.read(prompt, generator, request)), self.ledger)
+        return generate(self._announce(self.read(prompt, generator, request)), self.ledger)
 
     def __call__(
         self,
@@ -252,7 +252,7 @@ class Pipeline(ABC):
 
         read = self.read(prompt, generator, request)
         decode = Option("output_type", Literal["media", "latent"], "media", "").read(output_type) == "media"
-        plan, generation = self._announced(read), None
+        plan, generation = self._announce(read), None
         reporter = Reporter("bars" if (is_watched() if progress is None else progress) else "quiet")
         if preview:
             reporter.show_previews(self.ledger)
@@ -267,7 +267,7 @@ class Pipeline(ABC):
         assert generation is not None
         return replace(generation, request=self.kept(read, plan))
 
-    def _planned(self, read: Mapping[str, Any]) -> Plan:
+    def _plan(self, read: Mapping[str, Any]) -> Plan:
         from ltx_pipelines.planning.validation import validate_plan
 
         plan = self.make_plan(self.filled(read))
@@ -276,9 +276,9 @@ class Pipeline(ABC):
 
         return plan.with_(dtype=self.ledger.precision.name, notes=notes_of(plan, self.ledger))
 
-    def _announced(self, read: Mapping[str, Any]) -> Plan:
+    def _announce(self, read: Mapping[str, Any]) -> Plan:
         """The plan of a request, its notes logged."""
-        plan = self._planned(read)
+        plan = self._plan(read)
         for note in plan.notes:
             logger.warning(note)
         return plan

@@ -84,7 +84,7 @@ class PrecomputedDataset:
         example: Example = {"idx": index}
         for directory, key in self.sources.items():
             record = read_record(self.root / directory / self.examples[index][directory])
-            example[key] = _unpatchified(record) if "latent" in directory else record
+            example[key] = _unpatchify(record) if "latent" in directory else record
         return example
 
     def relative_paths(self) -> dict[str, list[Path]]:
@@ -212,7 +212,7 @@ def _files(directory: Path) -> list[Path]:
     return [path.relative_to(directory) for path in stems.values()]
 
 
-def _unpatchified(record: dict[str, Any]) -> dict[str, Any]:
+def _unpatchify(record: dict[str, Any]) -> dict[str, Any]:
     """Latents stored as tokens ``[F*H*W, C]`` in their grid ``[C, F, H, W]``; others as they are."""
     latents = record["latents"]
     if latents.ndim != 2:
@@ -228,7 +228,7 @@ def collate(examples: Sequence[Any]) -> Any:
     """
     first = examples[0]
     if not isinstance(first, Mapping):
-        return _stacked(examples)
+        return _stack(examples)
     names = dict.fromkeys(name for example in examples for name in example)
     batch: Batch = {}
     for name in names:
@@ -242,7 +242,7 @@ def collate(examples: Sequence[Any]) -> Any:
     return batch
 
 
-def _stacked(values: Sequence[Any]) -> Tensor:
+def _stack(values: Sequence[Any]) -> Tensor:
     if isinstance(values[0], Tensor):
         return torch.stack(list(values))
     return torch.tensor(values, dtype=torch.float64 if isinstance(values[0], float) else torch.int64)
@@ -312,12 +312,12 @@ def read_batches(
         epoch, offset = divmod(position, order.batches_per_epoch)
         indices = epochs(epoch)[offset][rank * share : (rank + 1) * share]
         batch = collate([dataset[index] for index in indices])
-        return _pinned(batch) if pin else batch
+        return _pin(batch) if pin else batch
 
     return in_background(read, count(first), workers)
 
 
-def _pinned(batch: Any) -> Any:
+def _pin(batch: Any) -> Any:
     if isinstance(batch, Tensor):
         return batch.pin_memory()
-    return {name: _pinned(value) for name, value in batch.items()}
+    return {name: _pin(value) for name, value in batch.items()}

@@ -120,7 +120,7 @@ class BlockSwap:
             for store in stores:
                 for leaf, tensor in store.items():
                     if tensor is not None and id(tensor) not in held:
-                        store[leaf] = _moved(tensor, self.device)
+                        store[leaf] = _move(tensor, self.device)
 
     def _enter(self, block: nn.Module, args: Any) -> None:
         waiting = list(_frozen(block))
@@ -149,6 +149,6 @@ def _host(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
     return nn.Parameter(tensor.pin_memory() if device.type == "cuda" else tensor, requires_grad=False)
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
     moved = tensor.detach().to(device)
     return nn.Parameter(moved, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved

@@ -306,7 +306,7 @@ def _validation(mode: Mode, facts: Facts, half: Mapping[str, str]) -> str:
     width, height, frames = facts.size
     files = facts.files or {column: f"clips/one_{column}.mp4" for column in ("video", *mode.columns)}
     region = [0, 0, int(half["{half_height}"]), int(half["{half_width}"])]
-    conditions = [_filled(condition, {**files, "region": region}) for condition in mode.sample]
+    conditions = [_fill(condition, {**files, "region": region}) for condition in mode.sample]
     sample: dict[str, Any] = {"prompt": facts.prompt}
     if conditions:
         sample["conditions"] = conditions
@@ -326,7 +326,7 @@ def _validation(mode: Mode, facts: Facts, half: Mapping[str, str]) -> str:
     )
 
 
-def _filled(condition: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def _fill(condition: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """A condition with the files of a row in place of ``{column}``."""
     return {
         key: values.get(value[1:-1], value) if isinstance(value, str) and value.startswith("{") else value

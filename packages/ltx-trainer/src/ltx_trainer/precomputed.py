@@ -84,7 +84,7 @@ def read_record(path: Path) -> dict[str, Tensor | int | float]:
             record |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is no precomputed file: {error}") from error
-    return _padded(record, path) if PADDED_LENGTH in record else record
+    return _pad(record, path) if PADDED_LENGTH in record else record
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def _length_of(values: Mapping[str, Any], path: Path) -> int:
     return length
 
 
-def _padded(record: Mapping[str, Tensor | int | float], path: Path) -> dict[str, Tensor | int | float]:
+def _pad(record: Mapping[str, Tensor | int | float], path: Path) -> dict[str, Tensor | int | float]:
     """Caption tensors with zeros in front, and the mask that tells where the caption is."""
     length, padded = _length_of(record, path), {}
     count = 0

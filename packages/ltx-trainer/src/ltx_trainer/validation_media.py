@@ -82,11 +82,11 @@ class Studio:
             None if config.generate_audio and config.generate_video else "audio" if config.generate_audio else "video"
         )
         return [
-            self._prepared(config, sample, contexts[index], contexts[-1], only)
+            self._prepare(config, sample, contexts[index], contexts[-1], only)
             for index, sample in enumerate(config.samples)
         ]
 
-    def _prepared(
+    def _prepare(
         self,
         config: ValidationConfig,
         sample: ValidationSample,

@@ -46,11 +46,11 @@ def append_tokens(
         positions=torch.cat((state.positions, positions.to(state.positions)), dim=2),
         attention_mask=update_attention_mask(state, None, tools.token_count, tokens.shape[1]),
         keyframes_mask=None if keyframes is None else torch.cat((keyframes, torch.zeros_like(mask).to(keyframes)), 1),
-        release=_released(state, tokens.shape[1], release),
+        release=_release(state, tokens.shape[1], release),
     )
 
 
-def _released(state: LatentState, count: int, release: Curve) -> Tensor | None:
+def _release(state: LatentState, count: int, release: Curve) -> Tensor | None:
     """Release curves of every token when ``count`` more follow."""
     if state.release is None and release == "hold":
         return None

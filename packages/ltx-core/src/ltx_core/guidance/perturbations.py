@@ -187,10 +187,10 @@ class BatchedPerturbationConfig:
         return self._segments[num_blocks]
 
     def _cut(self, num_blocks: int) -> Iterator[Segment]:
-        rows, first = _numbered(self.same_as), 0
+        rows, first = _number(self.same_as), 0
         for block in range(num_blocks):
             differing = [tuple(config.holds(kind, block) for kind in PerturbationType) for config in self.configs]
-            apart = _numbered(list(zip(rows, differing, strict=True)))
+            apart = _number(list(zip(rows, differing, strict=True)))
             if apart != rows:
                 if block > first:
                     yield _segment(first, block, rows)
@@ -243,7 +243,7 @@ class BatchedPerturbationConfig:
         return keeps
 
 
-def _numbered(labels: Sequence[Any]) -> tuple[int, ...]:
+def _number(labels: Sequence[Any]) -> tuple[int, ...]:
     """Labels as numbers in the order they first occur."""
     numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
     return tuple(numbers[label] for label in labels)

@@ -147,7 +147,7 @@ def read_names(kind: str, tensors: Mapping[str, Source], blocks: Pairs = ()) -> 
             if part == QUERY_KEY_VALUE[0]:
                 parts = tuple(tensors[name.replace(part, other)] for other in QUERY_KEY_VALUE)
                 shape = (3 * source.info.shape[0], *source.info.shape[1:])
-                joined = Derived.of(source, shape, source.info.stored_as, parts, _joined)
+                joined = Derived.of(source, shape, source.info.stored_as, parts, _join)
                 named[from_diffusers(kind, name.replace(part, FUSED), blocks)] = joined
         else:
             named[from_diffusers(kind, name, blocks)] = source
@@ -169,7 +169,7 @@ def written_names(kind: str, tensors: Mapping[str, Source], blocks: Pairs = ()) 
     return named
 
 
-def _joined(*tensors: Tensor) -> Tensor:
+def _join(*tensors: Tensor) -> Tensor:
     import torch
 
     return torch.cat(tensors)

@@ -228,12 +228,12 @@ def _write_vae(config: Mapping[str, Any]) -> Json:
     known = ("res_x", *(f"compress_{axis}_res" for axis in AXES), *(f"compress_{axis}" for axis in AXES))
     if foreign := [b.name for b in (*vae.encoder_blocks, *vae.decoder_blocks) if b.name not in known]:
         raise ConfigError(f"VAE block {foreign[0]} has no counterpart in AutoencoderKLLTX2Video")
-    counts, samplings = _grouped(vae.encoder_blocks)
+    counts, samplings = _group(vae.encoder_blocks)
     widths, width = [], vae.latent_channels
     for block in samplings:
         width *= 2 if block.multiplier is None else block.multiplier
         widths.append(width)
-    decoder_counts, upsamplings = _grouped(vae.decoder_blocks)
+    decoder_counts, upsamplings = _group(vae.decoder_blocks)
     factors = [1 if block.multiplier is None else block.multiplier for block in upsamplings]
     decoder_widths, width = [], vae.decoder_base_channels
     for factor in factors:
@@ -269,7 +269,7 @@ def _write_vae(config: Mapping[str, Any]) -> Json:
     }
 
 
-def _grouped(blocks: Sequence[BlockConfig]) -> tuple[list[int], list[BlockConfig]]:
+def _group(blocks: Sequence[BlockConfig]) -> tuple[list[int], list[BlockConfig]]:
     """Counts of resnets before, between and after the resamplings, and these."""
     counts, samplings = [0], []
     for block in blocks:

@@ -35,18 +35,18 @@ def merged_pieces(checkpoint: Checkpoint, loras: Sequence[Lora]) -> list[Piece]:
             pieces.append(Piece.copied(name, source))
         elif path not in seen:
             seen.add(path)
-            pieces.append(_merged(name.removesuffix(module), path, weights, fitted))
+            pieces.append(_merge(name.removesuffix(module), path, weights, fitted))
     return pieces
 
 
-def _merged(prefix: str, path: str, weights: ComponentWeights, loras: Sequence[Lora]) -> Piece:
+def _merge(prefix: str, path: str, weights: ComponentWeights, loras: Sequence[Lora]) -> Piece:
     """One layer with adapters in it, in the type it has where nothing is quantised."""
     plain = {leaf: source for leaf, source in weights.layers[path].items() if leaf in ("weight", "bias")}
     kinds = {f"{prefix}{path}.{leaf}": Kind(plain_type(source), source.info.shape) for leaf, source in plain.items()}
-    return Piece(kinds, partial(_fused, prefix, path, weights, loras, kinds))
+    return Piece(kinds, partial(_fuse, prefix, path, weights, loras, kinds))
 
 
-def _fused(
+def _fuse(
     prefix: str, path: str, weights: ComponentWeights, loras: Sequence[Lora], kinds: dict[str, Kind]
 ) -> dict[str, Tensor]:
     tensors = weights.load_layer(path, loras)

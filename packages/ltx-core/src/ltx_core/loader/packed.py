@@ -52,7 +52,7 @@ def plain_layers(path: Path, tensors: Mapping[str, Source], metadata: Mapping[st
     """
     _refuse_foreign(path, tensors)
     formats = _formats(path, tensors, metadata)
-    named = {_renamed(name): source for name, source in tensors.items() if not _is_marker(name)}
+    named = {_rename(name): source for name, source in tensors.items() if not _is_marker(name)}
     for layer, settings in formats.items():
         if settings["format"] not in PLAIN and f"{layer}.weight" in named:
             _widen_layer(path, named, layer, settings)
@@ -73,7 +73,7 @@ def _is_marker(name: str) -> bool:
     return name.rpartition(".")[2] in ("scaled_fp8", "comfy_quant")
 
 
-def _renamed(name: str) -> str:
+def _rename(name: str) -> str:
     layer, dot, leaf = name.rpartition(".")
     return layer + dot + RENAMED.get(leaf, leaf)
 
@@ -121,7 +121,7 @@ def _widen_layer(path: Path, named: dict[str, Source], layer: str, settings: Map
     groups = _rotation(path, layer, columns, settings)
     more = [leaf for leaf in OPTIONAL if f"{layer}.{leaf}" in named]
     parts = tuple(named.pop(f"{layer}.{leaf}") for leaf in (*leaves, *more))
-    widen = partial(_widened, kind, (*leaves, *more), groups, rows)
+    widen = partial(_widen, kind, (*leaves, *more), groups, rows)
     named[f"{layer}.weight"] = Derived.of(weight, (rows, columns), "F32", (weight, *parts), widen)
 
 
@@ -155,7 +155,7 @@ def _columns_scaled(weight: Tensor, columns: Tensor, scale: Tensor | None = None
     return wide * (scale.float() if scale.numel() == 1 else scale.float().reshape(-1, 1))
 
 
-def _widened(kind: str, leaves: tuple[str, ...], groups: int | None, rows: int, *tensors: Tensor) -> Tensor:
+def _widen(kind: str, leaves: tuple[str, ...], groups: int | None, rows: int, *tensors: Tensor) -> Tensor:
     """The float32 weight of a layer's stored tensors."""
     weight = tensors[0]
     parts = dict(zip(leaves, tensors[1:], strict=True))

@@ -108,9 +108,9 @@ class TokenLevelSampler(DeterministicSampler):
             latent = torch.where(state.denoise_mask < TOLERANCE, noisy, state.latent)
             states = {**states, "video": replace(state, latent=latent)}
         results = predict(states, index)
-        return {name: self._moved(name, states[name], results[name], level, below) for name in states}
+        return {name: self._move(name, states[name], results[name], level, below) for name in states}
 
-    def _moved(
+    def _move(
         self, name: str, state: LatentState, result: DenoisedLatentResult, level: float, below: float
     ) -> LatentState:
         """One stream's tokens a level further down."""

@@ -89,7 +89,7 @@ def rotation_homography(start: Pose, end: Pose, first: Intrinsics, second: Intri
     if start.position != end.position:
         raise ConfigError("the camera changes its place, expected turns and zooms alone; give a depth or a plane")
     turn, _ = relative(start, end)
-    return _scaled(second.matrix @ turn @ np.linalg.inv(first.matrix))
+    return _scale(second.matrix @ turn @ np.linalg.inv(first.matrix))
 
 
 def plane_homography(
@@ -108,10 +108,10 @@ def plane_homography(
     turn, shift = relative(start, end)
     unit = np.array(normal, dtype=np.float64) / np.linalg.norm(normal)
     first, second = cameras
-    return _scaled(second.matrix @ (turn + np.outer(shift, unit) / distance) @ np.linalg.inv(first.matrix))
+    return _scale(second.matrix @ (turn + np.outer(shift, unit) / distance) @ np.linalg.inv(first.matrix))
 
 
-def _scaled(matrix: Array) -> Array:
+def _scale(matrix: Array) -> Array:
     """With 1 in the corner, or -1 where the first view's centre lies behind the second camera: the sign is kept."""
     return matrix / abs(matrix[2, 2])
 

@@ -125,11 +125,11 @@ def _key_at(moves: Sequence[Move], t: float, seconds: float, fov: float, ease: b
         if move.kind == "zoom":
             zoom *= move.amount ** (share * DIRECTIONS["zoom"][move.direction])
         else:
-            pose = _moved(pose, move, move.signed * share)
+            pose = _move(pose, move, move.signed * share)
     return Key(t, pose, math.degrees(2 * math.atan(math.tan(math.radians(fov) / 2) / zoom)))
 
 
-def _moved(pose: Pose, move: Move, amount: float) -> Pose:
+def _move(pose: Pose, move: Move, amount: float) -> Pose:
     pan, tilt, roll = pose.rotation
     right, down, forward = pose.matrix.T
     match move.kind:
@@ -140,19 +140,19 @@ def _moved(pose: Pose, move: Move, amount: float) -> Pose:
         case "roll":
             return Pose(pose.position, (pan, tilt, roll + amount))
         case "dolly":
-            return _shifted(pose, amount * forward)
+            return _shift(pose, amount * forward)
         case "truck":
-            return _shifted(pose, amount * right)
+            return _shift(pose, amount * right)
         case "pedestal":
-            return _shifted(pose, -amount * down)
+            return _shift(pose, -amount * down)
         case "jib":
-            risen = _shifted(pose, -amount * down)
+            risen = _shift(pose, -amount * down)
             return Pose(risen.position, (pan, tilt - math.degrees(math.atan(amount / move.radius)), roll))
         case _:
             across = move.direction in ("left", "right")
             return orbit(pose, move.radius, amount if across else 0.0, 0.0 if across else amount)
 
 
-def _shifted(pose: Pose, by: np.ndarray) -> Pose:
+def _shift(pose: Pose, by: np.ndarray) -> Pose:
     x, y, z = pose.centre + by
     return Pose((float(x), float(y), float(z)), pose.rotation)

@@ -138,14 +138,14 @@ def _warp_one(
         return warp_by_homography(image, rotation_homography(first.pose, key.pose, *cameras), size)
     if depth is not None:
         seen = reproject(image, depth, first.pose, key.pose, cameras)
-        return _closed_cracks(Warped(seen.image, torch.from_numpy(seen.hole)))
+        return _close_cracks(Warped(seen.image, torch.from_numpy(seen.hole)))
     if plane is not None:
         homography = plane_homography(first.pose, key.pose, cameras, distance=plane)
         return warp_by_homography(image, homography, size)
     raise ConfigError("the camera changes its place: expected a depth file or the distance of a plane")
 
 
-def _closed_cracks(seen: Warped) -> Warped:
+def _close_cracks(seen: Warped) -> Warped:
     """Cracks one cell wide filled by the mean of their valid neighbours; larger holes stay."""
     valid = (~seen.hole).to(seen.image.dtype)[None, None]
     kernel = torch.ones(1, 1, 3, 3, dtype=valid.dtype)

@@ -131,7 +131,7 @@ def request_again(
 
     known, request, models = every_option(), recipe["request"], recipe["plan"]["models"]
     asked = read_all(known, request["options"], "ltx rerun", where=f"{finder.file}: ")
-    asked = {name: value for name, value in asked.items() if not _replaced(name, changes)}
+    asked = {name: value for name, value in asked.items() if not _replace(name, changes)}
     hints = {name: File if _is_file(name, asked[name], found) else known[name].hint for name in asked}
     found = dict(found)
     if (model := asked.get("model", "")).startswith(NEAR):
@@ -198,7 +198,7 @@ def written(given: dict[str, Any]) -> dict[str, Any]:
     return {"contact_sheet": sheet, "crf": given.get("crf"), **switches}
 
 
-def _replaced(name: str, changes: Mapping[str, Any]) -> bool:
+def _replace(name: str, changes: Mapping[str, Any]) -> bool:
     """Whether an option of the first request gives way to a change under another name."""
     rivals: dict[str, tuple[str, ...]] = {"duration": ("num_frames",), "sigmas": ("num_inference_steps",)}
     rivals |= dict.fromkeys(("model", "checkpoint_path"), ("model", "checkpoint_path"))

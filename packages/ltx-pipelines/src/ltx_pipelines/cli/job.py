@@ -93,7 +93,7 @@ def execute(job: Job, reporter: Reporter) -> Path:
                 keep_stage(resume, job)
         recipe = recipe_of(delivered)
         total = delivered.plan.shape.frames
-        watch = partial(_counted, total=total, reporter=reporter)
+        watch = partial(_count, total=total, reporter=reporter)
         if delivered.plan.long is not None and delivered.output.suffix.lower() in VIDEO:
             write_long(delivered, recipe, reporter)
         else:
@@ -159,7 +159,7 @@ def write_long(job: Job, recipe: Mapping[str, Any], reporter: Reporter) -> None:
                     store.write(
                         event.stage,
                         event.media,
-                        partial(_counted, total=plan.shape.frames, reporter=reporter, done=before),
+                        partial(_count, total=plan.shape.frames, reporter=reporter, done=before),
                     )
                 if event.state is not None:
                     store.commit(event.state)
@@ -218,7 +218,7 @@ def load_stage(path: Path, plan: Plan) -> Generation:
     return Generation(plan, (tensors,), rng_state=rng_state)
 
 
-def _counted(chunks: Iterable[Tensor], total: int, reporter: Reporter, done: int = 0) -> Iterator[Tensor]:
+def _count(chunks: Iterable[Tensor], total: int, reporter: Reporter, done: int = 0) -> Iterator[Tensor]:
     for chunk in chunks:
         done += chunk.shape[0]
         reporter.wrote_frames(done, total)

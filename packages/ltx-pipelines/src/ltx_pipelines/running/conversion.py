@@ -147,13 +147,13 @@ def plain_pieces(tensors: Mapping[str, Source]) -> list[Piece]:
             continue
         if source.info.stored_as.startswith("F8"):
             kind = Kind(plain_type(source), source.info.shape)
-            pieces.append(Piece({name: kind}, partial(_widened, name, source, scale)))
+            pieces.append(Piece({name: kind}, partial(_widen, name, source, scale)))
         else:
             pieces.append(Piece.copied(name, source, plain_type(source)))
     return pieces
 
 
-def _widened(name: str, weight: Source, scale: Source | None) -> dict[str, Tensor]:
+def _widen(name: str, weight: Source, scale: Source | None) -> dict[str, Tensor]:
     return {name: converted(_wide(weight, scale), "BF16")}
 
 
@@ -172,7 +172,7 @@ def pieces_of(tensors: Mapping[str, Source], quantization: str | None) -> list[P
     for piece in plain_pieces(tensors):
         (name,) = piece.kinds
         shape = piece.kinds[name].shape
-        pieces += _quantised(name, shape, piece, quantization) if _covered(name, shape, quantization) else [piece]
+        pieces += _quantise(name, shape, piece, quantization) if _covered(name, shape, quantization) else [piece]
     return pieces
 
 
@@ -183,7 +183,7 @@ def _covered(name: str, shape: tuple[int, ...], quantization: str) -> bool:
     return linear and "to_gate_logits" not in path and (quantization != "nvfp4" or sides)
 
 
-def _quantised(name: str, shape: tuple[int, ...], plain: Piece, quantization: str) -> list[Piece]:
+def _quantise(name: str, shape: tuple[int, ...], plain: Piece, quantization: str) -> list[Piece]:
     """A weight, its scales and the marker that says what they are."""
     layer = name.removesuffix(".weight")
     rows, columns = shape
@@ -272,13 +272,13 @@ def _copy_others(model: Model, made: Path, layout: Layout, say: Say) -> None:
 def _copy(source: Path, target: Path) -> None:
     """A file or folder, its files linked where they can be."""
     if source.is_dir():
-        shutil.copytree(source, target, copy_function=_linked, dirs_exist_ok=True)
+        shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
     elif not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        _linked(source, target)
+        _link(source, target)
 
 
-def _linked(source: str | Path, target: str | Path) -> None:
+def _link(source: str | Path, target: str | Path) -> None:
     if Path(target).exists():
         return
     try:

@@ -39,7 +39,7 @@ def kept_frames(plan: Plan, made: Iterable[Tensor], time_factor: int) -> Iterato
     """
     shape, span = plan.shape, new_frames(plan)
     pairs = zip(range(shape.frames), _own_frames(plan), made if span[1] else repeat(None), strict=False)
-    for frame in _joined(pairs, span, fade_length(span, time_factor, shape.frames), shape.frames):
+    for frame in _join(pairs, span, fade_length(span, time_factor, shape.frames), shape.frames):
         yield frame[None]
 
 
@@ -102,7 +102,7 @@ def _at_size(frame: Tensor, shape: VideoPixelShape) -> Tensor:
     return fitted[0].permute(1, 2, 0) / 255
 
 
-def _joined(
+def _join(
     pairs: Iterable[tuple[int, Tensor | None, Tensor | None]], span: tuple[int, int], fade: int, count: int
 ) -> Iterator[Tensor]:
     """Frames of the source outside ``span`` and new ones inside, cross-faded at those of its edges inside the clip."""

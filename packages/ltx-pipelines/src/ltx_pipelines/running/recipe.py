@@ -75,7 +75,7 @@ def without_folders(recipe: Mapping[str, Any], clip: Path) -> dict[str, Any]:
     }
     if isinstance(request := recipe.get("request"), dict):
         options = {
-            name: value if name in PROMPTS else _renamed(value, names, folder)
+            name: value if name in PROMPTS else _rename(value, names, folder)
             for name, value in request["options"].items()
         }
         made["request"] = {**request, "options": options}
@@ -189,12 +189,12 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(one)
 
 
-def _renamed(value: Any, names: Mapping[str, str], folder: Path) -> Any:
+def _rename(value: Any, names: Mapping[str, str], folder: Path) -> Any:
     """JSON values with names for paths."""
     if isinstance(value, dict):
-        return {key: _renamed(one, names, folder) for key, one in value.items()}
+        return {key: _rename(one, names, folder) for key, one in value.items()}
     if isinstance(value, list):
-        return [_renamed(one, names, folder) for one in value]
+        return [_rename(one, names, folder) for one in value]
     if isinstance(value, str) and value not in names and Path(value).is_absolute() and exists(value):
         return NEAR + _name_from(folder, value)
     return names.get(value, value) if isinstance(value, str) else value

@@ -90,10 +90,10 @@ def plain_of_mlx(tensors: Mapping[str, Source], metadata: Mapping[str, str]) -> 
         parts = tuple(plain.pop(f"{layer}.{leaf}") for leaf in leaves)
         rows, words = parts[0].info.shape
         shape = (rows, words * 32 // given["bits"])
-        plain[f"{layer}.weight"] = Derived.of(parts[0], shape, "F32", parts, partial(_dequantized, given))
+        plain[f"{layer}.weight"] = Derived.of(parts[0], shape, "F32", parts, partial(_dequantize, given))
     return plain
 
 
-def _dequantized(given: Mapping[str, Any], *tensors: Tensor) -> Tensor:
+def _dequantize(given: Mapping[str, Any], *tensors: Tensor) -> Tensor:
     widened: Tensor = import_module("ltx_mlx.convert").dequantized(given, *tensors)
     return widened

@@ -61,7 +61,7 @@ def _block(clip: Clip, frames: int, side: int) -> Image.Image:
     wide = round(side * clip.video.shape[2] / clip.video.shape[1])
     width = frames * (wide + GAP) - GAP
     font = ImageFont.load_default(13)
-    lines = _wrapped(clip.title, font, width)
+    lines = _wrap(clip.title, font, width)
     head = 18 * len(lines) + 2
     block = Image.new("RGB", (width, head + side + GAP + side // 2), PAPER)
     pen = ImageDraw.Draw(block)
@@ -75,7 +75,7 @@ def _block(clip: Clip, frames: int, side: int) -> Image.Image:
     return block
 
 
-def _wrapped(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -113,7 +113,7 @@ def _locate(rest: Pixels) -> _Blob:
         near = (body > 0.5) & (squared < 5.5 * spread[:, None, None])
     whole = np.where(squared < 6.5 * spread[:, None, None], _firm(cover), 0.0)
     area = np.maximum(whole.sum(axis=(1, 2)), 1e-9)
-    filled = _filled(whole)
+    filled = _fill(whole)
     total = np.maximum(filled.sum(axis=(1, 2)), 1e-9)
     cx, cy = filled.sum(axis=1) @ x / total, filled.sum(axis=2) @ y / total
     seen = (presence > 0.55) & (count / side**2 > SMALLEST)
@@ -152,7 +152,7 @@ def find_outline(cover: Pixels) -> Array:
     few = cover[:: max(len(cover) // 3, 1)]
 
     def fits(covers: Pixels, shape: str) -> Array:
-        return outline_fits(covers if shape == "ring" else _filled(covers), _crop_axis(), shape)
+        return outline_fits(covers if shape == "ring" else _fill(covers), _crop_axis(), shape)
 
     return fits(cover, max(SHAPES, key=lambda shape: float(np.median(fits(few, shape)))))
 
@@ -180,7 +180,7 @@ def _turning(colour: Pixels, cover: Pixels, shape: str) -> Array:
     Highlights and reflections make the body paler on one side; where the paleness goes round, it is measured from the
     centre of its circle, so that they do not count.
     """
-    body = _filled(cover)
+    body = _fill(cover)
     whiteness = colour.min(axis=-1)
     plain = float(np.median(whiteness[cover > 0.9]))
     pale = body * (whiteness - plain) / (235.0 - plain)
@@ -196,7 +196,7 @@ def _turning(colour: Pixels, cover: Pixels, shape: str) -> Array:
     return np.arctan2(across, -down)
 
 
-def _filled(cover: Pixels) -> Pixels:
+def _fill(cover: Pixels) -> Pixels:
     """Covers in which what has cover on all four sides is covered too."""
     sides = [np.maximum.accumulate(cover, axis=axis) for axis in (1, 2)]
     sides += [np.flip(np.maximum.accumulate(np.flip(cover, axis), axis=axis), axis) for axis in (1, 2)]

@@ -187,14 +187,14 @@ def _sample(rng: np.random.Generator, seconds: float) -> Scene:
         size=size,
         motion=motion,
         pitch=pitch,
-        x=_rounded(rng.uniform(-room, room)),
-        y=_rounded(rng.uniform(0.0, 0.12)),
-        period=_rounded(rng.uniform(*PERIOD.get(motion, (1.0, 1.0)))),
-        phase=_rounded(rng.uniform(0.0, 1.0)),
-        tilt=_rounded(rng.uniform(-0.25, 0.25)) if motion in ("rises", "falls", "blinks") else 0.0,
+        x=_round(rng.uniform(-room, room)),
+        y=_round(rng.uniform(0.0, 0.12)),
+        period=_round(rng.uniform(*PERIOD.get(motion, (1.0, 1.0)))),
+        phase=_round(rng.uniform(0.0, 1.0)),
+        tilt=_round(rng.uniform(-0.25, 0.25)) if motion in ("rises", "falls", "blinks") else 0.0,
     )
     return Scene((body,), background, camera, seconds)
 
 
-def _rounded(value: float) -> float:
+def _round(value: float) -> float:
     return round(float(value), 4)

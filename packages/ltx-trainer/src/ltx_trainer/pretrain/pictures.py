@@ -73,7 +73,7 @@ def _plot(name: str, points: Sequence[tuple[int, float]]) -> Image:
     draw = ImageDraw.Draw(image)
     left, top, right, bottom = MARGIN
     wide, tall = PLOT_SIZE[0] - left - right, PLOT_SIZE[1] - top - bottom
-    points = _thinned(points, wide // 2)
+    points = _thin(points, wide // 2)
     steps, values = [step for step, _ in points], [value for _, value in points]
     low, high = min(values), max(values)
     first, last = min(steps), max(steps)
@@ -93,7 +93,7 @@ def _plot(name: str, points: Sequence[tuple[int, float]]) -> Image:
     return image
 
 
-def _thinned(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+def _thin(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
     """Means of runs of points so that at most ``most`` remain."""
     run = -(-len(points) // most)
     groups = [points[i : i + run] for i in range(0, len(points), run)]

@@ -216,7 +216,7 @@ class Attention(nn.Module):
         out = values if bypass.is_total else self._attend(x, context, rope, bias)
         out = keep_or_replace(out, values, bypass.keep)
         out = keep_or_replace(out, x, bypass.keep_from_input)
-        return self.to_out[0](self._gated(out, x))
+        return self.to_out[0](self._gate(out, x))
 
     def project_context(
         self, context: Tensor, rope: RotaryTable | None = None, *, values_only: bool = False
@@ -249,7 +249,7 @@ class Attention(nn.Module):
             return torch.cat(parts, dim=1)
         return attention(q, k, v, None if bias is None else with_head_axis(bias), self.backend)
 
-    def _gated(self, out: Tensor, x: Tensor) -> Tensor:
+    def _gate(self, out: Tensor, x: Tensor) -> Tensor:
         """Multiply each head by ``2 sigmoid(logit)``, so that a zero logit changes nothing."""
         if self.to_gate_logits is None:
             return out

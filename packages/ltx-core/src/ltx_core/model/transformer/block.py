@@ -101,13 +101,13 @@ class CrossLayers(NamedTuple):
 
     def __call__(self, normed: Tokens, to: CrossInputs, by: CrossInputs, kept: Keep) -> tuple[Tensor, Tensor]:
         """Gate and result for the target's tokens, from both streams' normalised ones ``[B, T, w]``."""
-        queries = self._modulated(normed[self.target], to, self.target_table)
-        context = self._modulated(normed[self.source], by, self.source_table)
+        queries = self._modulate(normed[self.target], to, self.target_table)
+        context = self._modulate(normed[self.source], by, self.source_table)
         gate = to.gate.row(0, self.target_table[CROSS_GATE:])
         y = self.attention(queries, context, rope=to.rope, key_rope=by.rope)
         return gate * kept if isinstance(kept, Tensor) else gate, y
 
-    def _modulated(self, x: Tensor, cross: CrossInputs, table: Tensor) -> Tensor:
+    def _modulate(self, x: Tensor, cross: CrossInputs, table: Tensor) -> Tensor:
         scale, shift = (cross.scale_shift.row(self.first + offset, table) for offset in range(2))
         return scale_and_shift(x, scale, shift)
 

@@ -135,7 +135,7 @@ class TransformerConfig:
             raise ConfigError("config has no 'transformer' section, expected the sizes of the transformer there")
         name = section.get("_class_name", LTX2_CLASS)
         if name == LTX2_CLASS:
-            return _ltx2(section, _described(section) if streams is None else streams)
+            return _ltx2(section, _describe(section) if streams is None else streams)
         if name == LTX_VIDEO_CLASS:
             found = _ltx_video(section, config.get(AUDIO_ADAPTER))
             return found.with_streams(*(streams or found.streams))
@@ -171,7 +171,7 @@ class TransformerConfig:
         return not self.use_prompt_adaln_single
 
 
-def _described(section: Mapping[str, Any]) -> Sequence[str]:
+def _describe(section: Mapping[str, Any]) -> Sequence[str]:
     """Both streams, or video alone where the section has no sizes of audio heads."""
     return STREAMS if {"audio_num_attention_heads", "audio_attention_head_dim"} & section.keys() else ("video",)
 
@@ -183,14 +183,14 @@ def _ltx2(section: Mapping[str, Any], streams: Sequence[str]) -> TransformerConf
     if len(set(streams)) == 2:
         _check_constants(section, AUDIO_VIDEO_CONSTANTS)
         for key in ("num_attention_heads", "audio_num_attention_heads"):
-            _required(section, key)
+            _require(section, key)
     adaln = section.get("cross_attention_adaln", False)
     text_is_ready = section.get("caption_proj_before_connector", False)
     return TransformerConfig(
         num_layers=section.get("num_layers", 48),
         video=_ltx2_video(section) if "video" in streams else None,
         audio=_ltx2_audio(section) if "audio" in streams else None,
-        caption_channels=None if text_is_ready else _required(section, "caption_channels"),
+        caption_channels=None if text_is_ready else _require(section, "caption_channels"),
         norm_eps=section.get("norm_eps", 1e-6),
         qk_norm_eps=section.get("norm_eps", 1e-6),
         out_norm_eps=section.get("norm_eps", 1e-6),
@@ -238,19 +238,19 @@ def _ltx_video(section: Mapping[str, Any], adapter: Mapping[str, Any] | None) ->
     if section.get("adaptive_norm", "single_scale_shift") != "single_scale_shift":
         raise ConfigError(f"adaptive_norm is {section['adaptive_norm']!r}, expected 'single_scale_shift'")
     video = StreamConfig(
-        heads=_required(section, "num_attention_heads"),
-        head_dim=_required(section, "attention_head_dim"),
+        heads=_require(section, "num_attention_heads"),
+        head_dim=_require(section, "attention_head_dim"),
         in_channels=section.get("in_channels", 128),
         out_channels=section.get("out_channels", 128),
         max_pos=tuple(section.get("positional_embedding_max_pos", (20, 2048, 2048))),
     )
     _check_text_width(section, "cross_attention_dim", video.width, video)
     return TransformerConfig(
-        num_layers=_required(section, "num_layers"),
+        num_layers=_require(section, "num_layers"),
         video=video,
         audio=None if adapter is None else _adapter_audio(adapter, video),
         audio_blocks=None if adapter is None or adapter.get("blocks") is None else tuple(adapter["blocks"]),
-        caption_channels=_required(section, "caption_channels"),
+        caption_channels=_require(section, "caption_channels"),
         norm_eps=section.get("norm_eps", 1e-6),
         qk_norm_eps=1e-5,
         out_norm_eps=1e-6,
@@ -268,14 +268,14 @@ def _adapter_audio(adapter: Mapping[str, Any], video: StreamConfig) -> StreamCon
     """The audio stream of an adapter: as many heads as the video has."""
     return StreamConfig(
         heads=video.heads,
-        head_dim=_required(adapter, "attention_head_dim"),
+        head_dim=_require(adapter, "attention_head_dim"),
         in_channels=adapter.get("in_channels", 128),
         out_channels=adapter.get("out_channels", 128),
         max_pos=(adapter.get("positional_embedding_max_pos", video.max_pos[0]),),
     )
 
 
-def _required(section: Mapping[str, Any], key: str) -> Any:
+def _require(section: Mapping[str, Any], key: str) -> Any:
     if section.get(key) is None:
         raise ConfigError(f"transformer config has no {key!r}, expected a number")
     return section[key]

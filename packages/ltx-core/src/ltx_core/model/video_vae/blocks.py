@@ -74,10 +74,10 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor, cache: ConvCache, embedding: Tensor | None = None) -> Tensor:
         """``embedding`` is the stack's timestep embedding ``[B, 4*C]``."""
         shift1, scale1, shift2, scale2 = self.modulation(embedding) if embedding is not None else (None,) * 4
-        h = _modulated(self.norm1(x), scale1, shift1)
+        h = _modulate(self.norm1(x), scale1, shift1)
         h = self.conv1(silu(h), cache)
         h = self._add_noise(h, cache, "per_channel_scale1")
-        h = _modulated(self.norm2(h), scale2, shift2)
+        h = _modulate(self.norm2(h), scale2, shift2)
         h = self.conv2(silu(h), cache)
         h = self._add_noise(h, cache, "per_channel_scale2")
         x = cache.catch_up(self, x, h.shape[2])
@@ -101,7 +101,7 @@ def _shortcut_norm(family: Family, channels: int) -> nn.Module:
     return ChannelLayerNorm(channels) if family == "ltxv" else nn.GroupNorm(1, channels, eps=NORM_EPS)
 
 
-def _modulated(h: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+def _modulate(h: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
     return h if scale is None or shift is None else modulate(h, scale, shift)
 
 

@@ -42,11 +42,11 @@ class CausalConv3d(nn.Module):
             raise ConfigError(f"reflect padding of {x.shape[3]} x {x.shape[4]} cells, expected at least 2 x 2")
         x = cache.conv_window(self, x, self.conv.stride[0])
         if x.shape[2]:
-            return self.conv(x) if _torch_chooses_well(x) else self._convolved(x)
+            return self.conv(x) if _torch_chooses_well(x) else self._convolve(x)
         height, width = ((side - 1) // step + 1 for side, step in zip(x.shape[3:], self.conv.stride[1:], strict=True))
         return x.new_empty(x.shape[0], self.conv.out_channels, 0, height, width)
 
-    def _convolved(self, x: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor) -> Tensor:
         """``self.conv(x)`` by oneDNN."""
         conv, padding = self.conv, (0, 1, 1)
         if conv.padding_mode != "zeros":
