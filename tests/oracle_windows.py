@@ -78,7 +78,7 @@ class OracleRun(stages.Run):
             shown = torch.arange(-7, 1) + last if number else last[None]
             yield shown.float().view(-1, 1, 1, 1).expand(-1, 4, 4, 3)
 
-    def delivered(self, chunk: Tensor) -> Tensor:
+    def deliver(self, chunk: Tensor) -> Tensor:
         return chunk
 
     def encode_frame(self, frame: Tensor, stage: StagePlan) -> Tensor:

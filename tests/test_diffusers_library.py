@@ -25,7 +25,7 @@ from ltx_pipelines.running.conversion import convert
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.utils.model_ledger import ModelLedger
-from ltx_trainer.adapters import learned
+from ltx_trainer.adapters import trained_tensors
 from ltx_trainer.lora import LoraSettings, add_lora, lora_layers, lora_tensors, save_lora
 
 pytestmark = pytest.mark.slow
@@ -145,7 +145,7 @@ def write_adapter(path: Path, kind: str) -> Path:
     weights = {
         f"{name}.{part}": value + 0.1 * torch.randn(value.shape, generator=generator)
         for name, layer in lora_layers(network)
-        for part, value in learned(layer).items()
+        for part, value in trained_tensors(layer).items()
     }
     return save_lora(path, lora_tensors(network, weights), torch.float32)
 

@@ -17,7 +17,7 @@ from ltx_core.errors import CheckpointError
 from ltx_core.loader import Checkpoint
 from ltx_core.loader.fp8 import quantize_per_tensor
 from ltx_core.loader.nvfp4 import quantize_layer, to_tiles
-from ltx_core.loader.packed import plain_layers, unrotated
+from ltx_core.loader.packed import plain_layers, unrotate
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.loader.sources import Source
 
@@ -91,8 +91,8 @@ def test_published_numbers_of_four_bit_integers(tmp_path: Path) -> None:
 
 def test_a_rotation_undoes_itself() -> None:
     weight = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(unrotated(unrotated(weight, 64), 64), weight, atol=1e-5)
-    assert not torch.allclose(unrotated(weight, 64), weight, atol=0.1)
+    assert torch.allclose(unrotate(unrotate(weight, 64), 64), weight, atol=1e-5)
+    assert not torch.allclose(unrotate(weight, 64), weight, atol=0.1)
 
 
 def dialects() -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:

@@ -180,7 +180,7 @@ def test_no_step_reads_a_value(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     def seeded(*_: object) -> torch.Generator:
         return torch.Generator()
 
-    monkeypatch.setattr(samplers, "seeded", seeded)
+    monkeypatch.setattr(samplers, "make_generator", seeded)
     monkeypatch.setattr(res2s, "seeded", seeded)
     monkeypatch.setattr(TimestepGroups, "of", classmethod(lambda cls, mask, _: cls(mask, mask.flatten(), None)))
     states = {

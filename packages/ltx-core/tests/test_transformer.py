@@ -202,7 +202,7 @@ def test_groups_scaled_per_step_equal_groups_of_the_scaled_tensor(model: LTXMode
     video, audio = both(model, 1)
     mask = torch.ones(1, 12, 1)
     mask[:, :4] = 0.0
-    at_step = TimestepGroups.of(mask).scaled(torch.tensor(0.7))
+    at_step = TimestepGroups.of(mask).scale_by(torch.tensor(0.7))
     given = replace(video, timesteps=at_step.timesteps, timestep_groups=at_step)
     assert given.grouped_timesteps() is at_step
     assert_same(model(given, audio), model(replace(video, timesteps=0.7 * mask), audio), atol=0)

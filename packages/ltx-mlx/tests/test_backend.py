@@ -166,7 +166,7 @@ def test_quantised_linears_stay_near(deep: Checkpoint, name: str, most: float, s
 
 
 def test_few_bits_spare_the_end_blocks_and_all_that_is_sensitive(deep: Checkpoint) -> None:
-    network, loader = prepare("transformer", deep, torch.float32, Quantization.named("mlx-q4"))
+    network, loader = prepare("transformer", deep, torch.float32, Quantization.parse("mlx-q4"))
     layers = {path: layer for path, layer in network.named_modules() if isinstance(layer, mlx.nn.QuantizedLinear)}
     assert layers.keys() == loader.formats.keys()
     blocks = {int(path.split(".")[1]) for path in layers}
@@ -175,18 +175,18 @@ def test_few_bits_spare_the_end_blocks_and_all_that_is_sensitive(deep: Checkpoin
 
 
 def test_names_of_quantisations() -> None:
-    assert Quantization.named("mlx-q8") == Quantization(8, 64)
-    assert Quantization.named("mlx-q4-g128") == Quantization(4, 128)
-    assert Quantization.named("mlx-mxfp4") == Quantization(4, 32, "mxfp4")
+    assert Quantization.parse("mlx-q8") == Quantization(8, 64)
+    assert Quantization.parse("mlx-q4-g128") == Quantization(4, 128)
+    assert Quantization.parse("mlx-mxfp4") == Quantization(4, 32, "mxfp4")
     with pytest.raises(ConfigError, match="quantization is 'fp8-cast', expected one such as mlx-q8"):
-        Quantization.named("fp8-cast")
+        Quantization.parse("fp8-cast")
 
 
 @pytest.mark.parametrize("name", ["mlx-q8", "mlx-q4-g32", "mlx-mxfp4"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_widened_linears_are_quantised_ones(name: str, bias: bool) -> None:
     plain = mlx.nn.Linear(128, 96, bias)
-    form = Quantization.named(name)
+    form = Quantization.parse(name)
     weights = list({**plain.parameters(), **form.quantize(plain.weight)}.items())
     x = mlx.core.random.normal((3, 128))
     answers = []

@@ -13,7 +13,7 @@ mx = pytest.importorskip("mlx.core", reason="mlx is not installed: `pip install 
 
 import ltx_mlx  # noqa: E402
 from ltx_core.errors import ConfigError  # noqa: E402
-from ltx_mlx.generate import main, named  # noqa: E402
+from ltx_mlx.generate import main, split_pipeline  # noqa: E402
 from ltx_pipelines.utils.media_io import read_recipe  # noqa: E402
 
 pytestmark = pytest.mark.backend("mlx")
@@ -75,5 +75,5 @@ def test_the_module_is_the_command_with_mlx(tmp_path: Path, monkeypatch: pytest.
     assert main([*line, "--height", "64", "--width", "64", "--frames", "9", "--seed", "1"]) == 0
     recipe = read_recipe(tmp_path / "bell.mp4")
     assert recipe is not None and recipe["plan"]["backend"] == "mlx" and recipe["pipeline"] == "DistilledPipeline"
-    assert named(["x", "--pipeline=two-stage"]) == ("ti2vid-two-stages", ["x"])
+    assert split_pipeline(["x", "--pipeline=two-stage"]) == ("ti2vid-two-stages", ["x"])
     assert main(["a bell", "--pipeline", "none"]) == 2

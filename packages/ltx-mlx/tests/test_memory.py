@@ -48,7 +48,7 @@ def test_limits_follow_the_recommended_working_set(asked: dict[str, list[int]]) 
 
 
 def test_weights_are_wired_while_they_are_used(asked: dict[str, list[int]], caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), memory.wired(20_000_000_000):
+    with caplog.at_level(logging.WARNING), memory.wire(20_000_000_000):
         assert asked["wired"] == [LIMIT]
     assert asked["wired"] == [LIMIT, 7] and not caplog.records
 
@@ -56,14 +56,14 @@ def test_weights_are_wired_while_they_are_used(asked: dict[str, list[int]], capl
 def test_weights_that_crowd_the_memory_get_one_warning(
     asked: dict[str, list[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING), memory.wired(44_000_000_000):
+    with caplog.at_level(logging.WARNING), memory.wire(44_000_000_000):
         pass
     (message,) = caplog.messages
     assert message.startswith("44.0 GB of weights, of 48.0 GB") and "\n" not in message
 
 
 def test_a_cpu_is_asked_for_nothing() -> None:
-    with memory.wired(10**15):
+    with memory.wire(10**15):
         assert memory.recommended_bytes() is None
     assert MLXBackend().precision("auto", None) == Precision("float32")
     assert memory.free_bytes() > 0

@@ -26,7 +26,7 @@ from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.errors import describe
 from ltx_pipelines.cli.fields import every_option, options_for
 from ltx_pipelines.cli.session import Known, choose, open_session
-from ltx_pipelines.pipeline import Pipeline, pipeline_named, pipelines
+from ltx_pipelines.pipeline import Pipeline, find_pipeline, pipelines
 from ltx_pipelines.planning.plan import ImageCondition, Lora
 from ltx_pipelines.planning.schema import options_of
 from ltx_pipelines.request import AutoDuration, Networks, Output
@@ -93,7 +93,7 @@ def test_a_pipeline_offers_exactly_the_options_that_have_an_effect(kind: type[Pi
 @pytest.mark.parametrize("asked", [True, False])
 def test_compiling_is_left_to_the_line(asked: bool) -> None:
     given = {"prompt": "x"} | ({"compile_blocks": True} if asked else {})
-    block = open_session(given, pipeline_named("one-stage")).ledger.transformer().transformer_blocks[0]
+    block = open_session(given, find_pipeline("one-stage")).ledger.transformer().transformer_blocks[0]
     assert ("compute" in vars(block)) is asked
 
 
@@ -164,7 +164,7 @@ def test_generate_chooses(given: dict[str, Any], known: Known, command: str) -> 
 
 def test_some_guidance_given_leaves_the_rest_at_the_models_values(here: Path) -> None:
     def guidance(name: str, **given: Any) -> list[Any]:
-        session = open_session({"prompt": "x", **given}, pipeline_named(name))
+        session = open_session({"prompt": "x", **given}, find_pipeline(name))
         streams = session.pipeline.plan(**session.request).stages[0].streams
         return [streams[stream].guidance for stream in ("video", "audio")]
 

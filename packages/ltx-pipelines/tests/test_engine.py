@@ -142,7 +142,9 @@ def test_weights_are_read_once_and_the_video_encoder_never() -> None:
     once = sum(needed.values()) + sum(s.info.nbytes for s in upsampler.sources("latent_upsampler").values())
     adapted = ledger.checkpoint.weights("transformer")
     lora = ledger.lora(pipeline.distilled_loras[0])
-    again = sum(source.info.nbytes for path in adapted.changed_by([lora]) for source in adapted.layers[path].values())
+    again = sum(
+        source.info.nbytes for path in adapted.layers_changed_by([lora]) for source in adapted.layers[path].values()
+    )
     statistics = 4 * 2 * 128 * 2  # per-channel mean and deviation, which decoder and upsampler share
     assert once <= read <= once + again + statistics
     encoder = set(ledger.checkpoint.sources("video_encoder")) - set(ledger.checkpoint.sources("video_decoder"))

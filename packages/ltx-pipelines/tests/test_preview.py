@@ -22,7 +22,7 @@ from ltx_pipelines import TI2VidOneStagePipeline
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.cli.preview import Picture, PicturedProgress, escape_code, way_of
 from ltx_pipelines.cli.progress import Reporter
-from ltx_pipelines.running.preview import ENOUGH, SIDE, cached, find_map, fitting
+from ltx_pipelines.running.preview import ENOUGH, SIDE, cache_path, find_map, fitting
 
 CHANNELS, SIZE = 12, (3, 4, 5)  # of a latent: channels; frames, rows, columns
 
@@ -55,7 +55,7 @@ def test_the_map_of_a_linear_decoder_is_found(ledger: Any) -> None:
         assert torch.equal(torch.cat(passed), frames)
         preview = find_map(ledger)
         assert preview is not None
-        assert float(load_file(cached(ledger))["gram"][-1, -1]) == (clip + 1) * 60
+        assert float(load_file(cache_path(ledger))["gram"][-1, -1]) == (clip + 1) * 60
     other = torch.randn(1, CHANNELS, *SIZE, generator=generator)
     made = preview.frames(other, 99)
     assert made.shape == (3, 16, 20, 3) and made.dtype == torch.uint8
@@ -69,13 +69,13 @@ def test_the_map_of_a_linear_decoder_is_found(ledger: Any) -> None:
 def test_a_map_that_has_seen_enough_or_cannot_be_kept_changes_nothing(ledger: Any, tmp_path: Path) -> None:
     many = torch.randn(1, CHANNELS, 1, 100, ENOUGH // 100)
     list(fitting(many, iter([decoded(many)]), ledger))
-    before = cached(ledger).read_bytes()
+    before = cache_path(ledger).read_bytes()
     few = torch.randn(1, CHANNELS, *SIZE)
     assert len(torch.cat(list(fitting(few, iter([decoded(few)]), ledger)))) == 17
-    assert cached(ledger).read_bytes() == before
+    assert cache_path(ledger).read_bytes() == before
     ledger.decoder_digest = "c"
-    shutil.rmtree(cached(ledger).parent)
-    cached(ledger).parent.write_text("in the way")
+    shutil.rmtree(cache_path(ledger).parent)
+    cache_path(ledger).parent.write_text("in the way")
     assert len(torch.cat(list(fitting(few, iter([decoded(few)]), ledger)))) == 17
 
 

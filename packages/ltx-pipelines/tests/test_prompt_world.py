@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ltx_core.errors import ConfigError
-from ltx_pipelines.cli.generate import planned
+from ltx_pipelines.cli.generate import make_plan
 from ltx_pipelines.cli.progress import Reporter
 from ltx_pipelines.cli.session import open_session
 from ltx_pipelines.planning.prompt_world import PromptWorld
@@ -45,7 +45,7 @@ def test_who_asks_for_more_is_told_once(
     given = {"model": str(small_model), "prompt": prompt}
     session = open_session(given)
     session.ledger.__dict__["prompt_world"] = WORLD
-    assert planned(session, given, Reporter("lines")).prompt == prompt
+    assert make_plan(session, given, Reporter("lines")).prompt == prompt
     said = [line for line in capsys.readouterr().err.splitlines() if "knows balls alone" in line]
     assert len(said) == told
     assert all("--model" in line and "ltx models" in line for line in said)

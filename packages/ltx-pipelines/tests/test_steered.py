@@ -18,7 +18,7 @@ from ltx_core.types import SpatioTemporalScaleFactors, VideoLatentShape, VideoPi
 from ltx_media.camera import CameraPath, Key, Pose
 from ltx_media.metrics import global_motion
 from ltx_pipelines.distilled import DistilledPipeline
-from ltx_pipelines.planning.camera import ADAPTER, adapter_for, steered
+from ltx_pipelines.planning.camera import ADAPTER, adapter_for, steer
 from ltx_pipelines.planning.plan import CameraCondition, Lora, plan_from_json
 from ltx_pipelines.planning.schema import UsageError
 from ltx_pipelines.request import Request
@@ -95,11 +95,11 @@ def test_published_adapters_are_taken_by_name(ledger: ModelLedger, tmp_path: Pat
     assert adapter_for(parse_moves("dolly in 1"), tmp_path) == (Lora(str(path)), "The camera pushes in.")
     assert adapter_for(parse_moves("dolly in 1, pan left 5"), tmp_path) is None, "one move each"
     stages = DistilledPipeline(ledger).plan("a bell", height=64, width=64, num_frames=9).stages
-    request, steered_stages = steered(Request("a bell", camera="dolly in 1"), stages, tmp_path, (2, 0))
+    request, steered_stages = steer(Request("a bell", camera="dolly in 1"), stages, tmp_path, (2, 0))
     assert request.prompt == "a bell The camera pushes in."
     assert all(stage.loras == (Lora(str(path)),) for stage in steered_stages)
     with pytest.raises(ConfigError, match="camera needs a picture at frame 0"):
-        steered(Request("a bell", camera="dolly in 1"), stages, tmp_path, (2, 3))
+        steer(Request("a bell", camera="dolly in 1"), stages, tmp_path, (2, 3))
 
 
 def test_wrong_requests_are_named(ledger: ModelLedger, photo: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ltx_tiny import bundle, stages
 from ltx_tiny.cli import app
 from ltx_tiny.examples import FPS, VideoExamples, captions, held_out_clips
 from ltx_tiny.latents import LatentClips, beginning
-from ltx_tiny.recipe import Recipe, merged, read_recipe
+from ltx_tiny.recipe import Recipe, merge, read_recipe
 from ltx_tiny.train import run
 from ltx_trainer.distillation import DistillSettings, adapters_off, teacher_targets
 from ltx_trainer.draws import step_draws
@@ -102,8 +102,8 @@ def test_the_outline_adapter_fits_and_saw_drawings(out: Path, recipe: Recipe) ->
 
 
 def test_the_exported_transformer_comes_back_whole(recipe: Recipe) -> None:
-    trainer = stages.make_trainer(recipe, recipe.exported("transformer"))
-    checkpoint = Checkpoint.open(recipe.exported("transformer"))
+    trainer = stages.make_trainer(recipe, recipe.exported_file("transformer"))
+    checkpoint = Checkpoint.open(recipe.exported_file("transformer"))
     for name, tensor in checkpoint.build("transformer").state_dict().items():
         assert torch.equal(trainer.transformer.get_parameter(name), tensor)
 
@@ -170,7 +170,7 @@ def test_video_examples_are_a_function_of_position() -> None:
 
 
 def test_overlays_replace_values_and_keep_the_rest() -> None:
-    assert merged({"a": {"b": 1, "c": [1, 2]}, "d": 3}, {"a": {"c": [5]}}) == {"a": {"b": 1, "c": [5]}, "d": 3}
+    assert merge({"a": {"b": 1, "c": [1, 2]}, "d": 3}, {"a": {"c": [5]}}) == {"a": {"b": 1, "c": [5]}, "d": 3}
     for overlay in (None, "gpu", "smoke"):
         recipe = Recipe(read_recipe(overlay), Path())
         assert all(recipe.settings(name).steps > 0 for name in set(stages.STAGES) - {"latents", "bundle"})

@@ -21,7 +21,7 @@ from ltx_pipelines.running.preview import beside, find_map
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
 from ltx_pipelines.utils.model_ledger import ModelLedger
 from ltx_tiny import bundle
-from ltx_tiny.preview import encoded
+from ltx_tiny.preview import encode
 from ltx_tiny.recipe import read_recipe
 from ltx_tiny.world.captions import prompt_world
 from ltx_trainer.pretrain.task import STATISTICS
@@ -130,7 +130,7 @@ def test_the_bundled_preview_map_fits_the_bundled_vae() -> None:
     ledger = ModelLedger(find_model("tiny").files, device="cpu")
     preview = find_map(ledger)
     assert preview is not None and beside(ledger).is_file(), "the VAE has changed: run `ltx tiny preview`"
-    latent, frames = next(encoded(ledger, range(1000, 1001), length=9))  # none of the scenes it was fitted on
+    latent, frames = next(encode(ledger, range(1000, 1001), length=9))  # none of the scenes it was fitted on
     error = (preview.frames(latent, 9) / 255 - frames).square().mean()
     spread = (frames - frames.mean((0, 1, 2))).square().mean()
     assert error < spread / 3, "a picture of one colour would be as near"

@@ -21,7 +21,7 @@ from ltx_trainer.draws import step_draws
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.precomputed import read_record, write_record
 from ltx_trainer.processing.buckets import parse_buckets
-from ltx_trainer.processing.controls import control_named
+from ltx_trainer.processing.controls import find_control
 from ltx_trainer.processing.dataset import check_dataset
 from ltx_trainer.processing.masks import weights_on_grid
 from ltx_trainer.processing.metadata import Row
@@ -86,7 +86,7 @@ def test_controls_keep_the_shape_and_lose_detail(name):
     frames = -torch.ones(3, 2, 64, 64)
     frames[:, :, 16:48, 16:48] = 1.0
     frames += 0.02 * torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
-    made = control_named(name)(frames)
+    made = find_control(name)(frames)
     assert made.shape == frames.shape and made.min() >= -1.1 and made.max() <= 1.1
     if name == "canny":
         assert set(made.unique().tolist()) == {-1.0, 1.0}
@@ -100,15 +100,15 @@ def test_controls_keep_the_shape_and_lose_detail(name):
 
 def test_an_unknown_control_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match=r"control is 'cany', expected one of canny, .*nearest valid: canny"):
-        control_named("cany")
+        find_control("cany")
 
 
 def test_a_control_of_an_extra_package(monkeypatch):
     with pytest.raises(ConfigError, match="control 'depth' is made by a network of its own: install a package that"):
-        control_named("depth")
+        find_control("depth")
     installed = EntryPoint("depth", "tests.tiny_training:raw_config", "ltx.controls")
     monkeypatch.setattr("ltx_trainer.processing.controls.entry_points", lambda group: [installed])
-    assert control_named("depth") is raw_config, "what a package registers is taken"
+    assert find_control("depth") is raw_config, "what a package registers is taken"
 
 
 def test_a_reference_is_made_of_the_clip(tmp_path):

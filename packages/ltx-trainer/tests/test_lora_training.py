@@ -15,7 +15,7 @@ from torch import nn
 from ltx_core.errors import CheckpointError, ConfigError
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.lora import Lora
-from ltx_trainer.adapters import learned
+from ltx_trainer.adapters import trained_tensors
 from ltx_trainer.lora import (
     LoraSettings,
     add_lora,
@@ -198,7 +198,7 @@ def moved(network):
     """Adapters that change something: every value a little elsewhere."""
     generator = torch.Generator().manual_seed(5)
     for _, layer in lora_layers(network):
-        for value in learned(layer).values():
+        for value in trained_tensors(layer).values():
             value.add_(torch.randn(value.shape, generator=generator) * 0.1)
     return network
 

@@ -242,7 +242,7 @@ def diffusion_blocks(case: Case) -> dict[str, Tensor]:
     pixels = channels_last(case.inputs["x_t"])
     modulation = decoder.shared_adaln(decoder.t_embedder(inputs["t"] * decoder.config.timestep_scale, pixels.dtype))
     x = decoder.conv_in_x_t(net.patchify(pixels, decoder.config.patch_size))
-    results["out.diff_block0"] = decoder.diff_blocks[0].denoised(x, inputs["context"], modulation)
+    results["out.diff_block0"] = decoder.diff_blocks[0].denoise_frames(x, inputs["context"], modulation)
     found = {name: to_torch(value) for name, value in results.items() if name in case.tensors}
     return found | {"out.diff_step": channels_first(decoder.step(pixels, inputs["context"], inputs["t"]))}
 

@@ -13,7 +13,7 @@ from ltx_core.loader.fp8 import FP8, ScaledLinear, quantize_input, quantize_per_
 from ltx_core.loader.gguf import GgufFile
 from ltx_core.loader.lora import Lora
 from ltx_core.loader.metadata import detect_version, parse_metadata, parse_version, version_defaults
-from ltx_core.loader.quantization import nvfp4_prequant, policy_named
+from ltx_core.loader.quantization import find_policy, nvfp4_prequant
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.loader.streaming import block_layout
 from ltx_core.model.transformer.foreign import from_diffusers_name, to_diffusers_name
@@ -126,7 +126,7 @@ def linear_of(state: Mapping[str, Tensor], layer: str, policy: str) -> nn.Module
     tensors = {name.removeprefix(f"{layer}."): t for name, t in state.items() if name.startswith(f"{layer}.")}
     out_features, in_features = tensors["weight"].shape
     with torch.device("meta"):
-        module = policy_named(policy).module(nn.Linear(in_features, out_features, "bias" in tensors), {})
+        module = find_policy(policy).module(nn.Linear(in_features, out_features, "bias" in tensors), {})
     module.load_state_dict(tensors, assign=True)
     return module
 

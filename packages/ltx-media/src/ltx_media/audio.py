@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ltx_core.errors import MediaError
 from ltx_core.model.audio_vae.waveform import to_stereo
 from ltx_core.types import Audio
-from ltx_media.containers import opened, origin
+from ltx_media.containers import open_file, origin
 from ltx_media.errors import media_errors
 from ltx_media.files import replacing
 from ltx_media.recipe import container_tags
@@ -33,7 +33,7 @@ def read_audio(path: str | Path, start: float = 0.0, duration: float | None = No
     in the window. Sound that begins later than the file is preceded by silence, so it stays in step with the picture.
     Raises ``MediaError``.
     """
-    with opened(path, "read sound") as source:
+    with open_file(path, "read sound") as source:
         if (stream := _sound_of(source, path)) is None:
             return None
         zero, end = origin(source), float("inf") if duration is None else start + duration
@@ -72,7 +72,7 @@ class SoundInfo:
 
 def probe_sound(path: str | Path) -> SoundInfo | None:
     """Channels, rate and length of the first audio stream; None where there is none. Raises ``MediaError``."""
-    with opened(path, "read sound") as source:
+    with open_file(path, "read sound") as source:
         if (stream := _sound_of(source, path)) is None:
             return None
         length = stream.duration * stream.time_base if stream.duration else Fraction(source.duration or 0, av.time_base)

@@ -89,11 +89,11 @@ def optical_flow(first: Tensor, second: Tensor) -> Tensor:
         scale = torch.tensor([size[1] / flow.shape[3], size[0] / flow.shape[2]]).view(1, 2, 1, 1)
         flow = F.interpolate(flow, size, mode="bilinear", align_corners=False) * scale
         for _ in range(STEPS):
-            flow = smoothed(flow + _step(one, _move(other, flow)))
+            flow = smooth(flow + _step(one, _move(other, flow)))
     return flow[0]
 
 
-def smoothed(values: Tensor) -> Tensor:
+def smooth(values: Tensor) -> Tensor:
     """The mean of the window around each pixel."""
     return F.avg_pool2d(values, WINDOW, 1, WINDOW // 2, count_include_pad=False)
 
@@ -104,7 +104,7 @@ def _step(one: Tensor, moved: Tensor) -> Tensor:
     x = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     y = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
     products = torch.cat((x * x, x * y, y * y, x * (one - moved), y * (one - moved)), dim=1)
-    xx, xy, yy, xt, yt = smoothed(products)[0]
+    xx, xy, yy, xt, yt = smooth(products)[0]
     xx, yy = xx + STIFFNESS, yy + STIFFNESS
     step = torch.stack((yy * xt - xy * yt, xx * yt - xy * xt)) / (xx * yy - xy * xy)
     return step[None].clamp(-1, 1)

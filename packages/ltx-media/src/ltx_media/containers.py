@@ -36,7 +36,7 @@ def open_container(path: str | Path) -> av.container.InputContainer:
 
 
 @contextmanager
-def opened(path: str | Path, action: str) -> Iterator[av.container.InputContainer]:
+def open_file(path: str | Path, action: str) -> Iterator[av.container.InputContainer]:
     """The file, open for reading. Raises ``MediaError`` for files that are cut off or of no known kind."""
     with media_errors(path, action):
         check_regular(path)

@@ -74,11 +74,11 @@ def upright(frame: av.VideoFrame, aspect: Fraction = Fraction(1), look: Look = S
 
 def composite(pixels: Tensor, background: str) -> Tensor:
     """uint8 ``[h, w, 4]`` over a colour: uint8 ``[h, w, 3]``."""
-    alpha, color = pixels[..., 3:].float() / 255, torch.tensor(color_named(background)).float()
+    alpha, color = pixels[..., 3:].float() / 255, torch.tensor(parse_color(background)).float()
     return torch.lerp(color, pixels[..., :3].float(), alpha).round().to(torch.uint8)
 
 
-def color_named(name: str) -> tuple[int, ...]:
+def parse_color(name: str) -> tuple[int, ...]:
     """Red, green and blue of a colour: an HTML name, or ``#rrggbb``. Raises ``ConfigError``."""
     try:
         return ImageColor.getrgb(name)[:3]

@@ -20,7 +20,7 @@ from torch import Tensor
 from ltx_core.errors import MediaError
 from ltx_media import images
 from ltx_media.color import srgb_to_linear
-from ltx_media.containers import opened, origin
+from ltx_media.containers import open_file, origin
 from ltx_media.images import check_size, decode_image, is_image, open_image
 from ltx_media.pixels import (
     SDR_LOOK,
@@ -234,7 +234,7 @@ def _decode(path: str | Path, start: float = 0.0) -> Iterator[_Frame]:
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    with opened(path, "read video") as source:
+    with open_file(path, "read video") as source:
         if not source.streams.video:
             raise MediaError(f"{path}: it holds no picture, expected a video")
         stream = source.streams.video[0]

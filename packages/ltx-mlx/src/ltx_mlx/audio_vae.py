@@ -30,7 +30,7 @@ DOWNSAMPLE_PADDING: dict[CausalityAxis, Padding] = {
 }
 
 
-def padded(x: mx.array, padding: Padding) -> mx.array:
+def pad_with(x: mx.array, padding: Padding) -> mx.array:
     return mx.pad(x, [(0, 0), *padding, (0, 0)])
 
 
@@ -46,7 +46,7 @@ class AxisCausalConv2d(nn.Module):
         self.conv = Conv(in_channels, out_channels, (kernel_size, kernel_size))
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.conv(padded(x, self.padding))
+        return self.conv(pad_with(x, self.padding))
 
 
 class PixelNorm(nn.Module):
@@ -105,7 +105,7 @@ class Downsample(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         if "conv" in self:
-            return self.conv(padded(x, self.padding))
+            return self.conv(pad_with(x, self.padding))
         b, t, f, c = x.shape
         return mx.mean(x[:, : t // 2 * 2, : f // 2 * 2].reshape(b, t // 2, 2, f // 2, 2, c), axis=(2, 4))
 
@@ -215,7 +215,7 @@ class AudioDecoder(nn.Module):
             frames = max(frames - (AUDIO_LATENT_DOWNSAMPLE_FACTOR - 1), 1)
         bins = self.config.mel_bins or latent_bins
         mel = mel[:, :frames, :bins, : self.config.out_ch]
-        return padded(mel, ((0, frames - mel.shape[1]), (0, bins - mel.shape[2])))
+        return pad_with(mel, ((0, frames - mel.shape[1]), (0, bins - mel.shape[2])))
 
 
 class DownLevel(nn.Module):

@@ -26,7 +26,7 @@ from ltx_mlx.audio_vae import AudioDecoder, AudioEncoder
 from ltx_mlx.diffusion_decoder import DiffusionVideoDecoder
 from ltx_mlx.duration_head import DurationHead
 from ltx_mlx.embeddings import EmbeddingsProcessor
-from ltx_mlx.memory import free_bytes, recommended_bytes, set_limits, wired
+from ltx_mlx.memory import free_bytes, recommended_bytes, set_limits, wire
 from ltx_mlx.quantization import Quantization
 from ltx_mlx.streaming import StreamedBlocks
 from ltx_mlx.text_encoder import check_gemma, load_gemma, load_t5
@@ -121,7 +121,7 @@ class MLXBackend:
         """The transformer in memory, or with its blocks read when they are needed."""
         if settings.compile_blocks:
             raise ConfigError("compile is asked for with backend mlx, which fuses on its own; leave it out")
-        quantization = None if settings.quantization is None else Quantization.named(settings.quantization)
+        quantization = None if settings.quantization is None else Quantization.parse(settings.quantization)
         component = transformer_component(checkpoint.config, streams)
         network, loader = prepare(component, checkpoint, settings.dtype, quantization)
         assert isinstance(network, LTXModel)
@@ -157,11 +157,11 @@ class MLXBackend:
 
     def check_quantization(self, name: str) -> None:
         """A name that `Quantization` knows."""
-        Quantization.named(name)
+        Quantization.parse(name)
 
     def transformer_bytes(self, checkpoint: Checkpoint, streams: Sequence[str], settings: BuildSettings) -> int:
         """Of the empty network, its linears quantised."""
-        quantization = None if settings.quantization is None else Quantization.named(settings.quantization)
+        quantization = None if settings.quantization is None else Quantization.parse(settings.quantization)
         component = transformer_component(checkpoint.config, streams)
         network, _ = prepare(component, checkpoint, settings.dtype, quantization)
         return sum(
@@ -178,16 +178,16 @@ class ResidentTransformer:
         self.loras: tuple[Lora, ...] = ()
         self.network = loader.fill(network)
         self._held = ExitStack()
-        self._held.enter_context(wired(sum(array.nbytes for array in flat_parameters(network).values())))
+        self._held.enter_context(wire(sum(array.nbytes for array in flat_parameters(network).values())))
 
     def serves(self, streams: Sequence[str]) -> bool:
         return self.loader.weights.name in ("transformer", transformer_component(self.config, streams))
 
     def switch(self, loras: Sequence[Lora]) -> None:
         """Reads the layers that change from their files again, so that removed adapters leave nothing."""
-        wanted = self.loader.fitted(loras)
+        wanted = self.loader.fitting(loras)
         if not same(wanted, self.loras):
-            self.loader.fill(self.network, wanted, self.loader.changed(self.loras, wanted))
+            self.loader.fill(self.network, wanted, self.loader.changed_layers(self.loras, wanted))
             self.loras = wanted
 
     def close(self) -> None:
@@ -210,9 +210,9 @@ class StreamedTransformer:
 
     def switch(self, loras: Sequence[Lora]) -> None:
         """Adapters are fused into each block as it is read."""
-        wanted = self.loader.fitted(loras)
+        wanted = self.loader.fitting(loras)
         if not same(wanted, self.loras):
-            changed = self.loader.changed(self.loras, wanted)
+            changed = self.loader.changed_layers(self.loras, wanted)
             self.loras = wanted
             self.loader.fill(self.network, wanted, [path for path in changed if not path.startswith(BLOCKS)])
             self.blocks.forget()

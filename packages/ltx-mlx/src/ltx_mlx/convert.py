@@ -49,7 +49,7 @@ def convert(source: Path, target: Path, quantization: str, say: Say = print) -> 
     Raises ``CheckpointError`` when ``target`` exists, when ``source`` holds no transformer, or what it holds does not
     fit; and ``ConfigError`` for an unknown quantisation.
     """
-    form = Quantization.named(quantization)
+    form = Quantization.parse(quantization)
     files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     if target.exists():
         raise CheckpointError(f"{target} exists, expected a folder that is not there yet")
@@ -71,7 +71,7 @@ def convert(source: Path, target: Path, quantization: str, say: Say = print) -> 
         shutil.rmtree(made, ignore_errors=True)
 
 
-def dequantized(given: Mapping[str, Any], weight: Tensor, scales: Tensor, biases: Tensor | None = None) -> Tensor:
+def widen_weight(given: Mapping[str, Any], weight: Tensor, scales: Tensor, biases: Tensor | None = None) -> Tensor:
     """The float32 weight of a layer that `convert` stored with these settings."""
     other = None if biases is None else to_mlx(biases)
     form = {"group_size": given["group_size"], "bits": given["bits"], "mode": given.get("mode", "affine")}

@@ -40,8 +40,8 @@ from ltx_core.model.video_vae.diffusion.config import (
 )
 from ltx_core.model.video_vae.diffusion.tiling import (
     MemoryBudget,
-    extended,
-    padded,
+    extend_axis,
+    pad_edges,
     recommended_tiling,
     tile_plan,
 )
@@ -222,12 +222,12 @@ class Block(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         return self.mixed(self.attended(x, self.norm1), self.norm2)
 
-    def attended(self, x: mx.array, norm: Norm) -> mx.array:
+    def apply_attention(self, x: mx.array, norm: Norm) -> mx.array:
         known = [self.attn.keys_values(norm(part), first) for first, part in slabs(x, x.shape[-1])]
         keys, values = (mx.concatenate(list(parts), axis=1) for parts in zip(*known, strict=True))
         return add_in_slabs(x, x.shape[-1], lambda part, first: self.attn.attend(norm(part), (keys, values), first))
 
-    def mixed(self, x: mx.array, norm: Norm) -> mx.array:
+    def apply_feed_forward(self, x: mx.array, norm: Norm) -> mx.array:
         return add_in_slabs(x, 4 * x.shape[-1], lambda part, first: self.mlp(norm(part)))
 
 
@@ -239,7 +239,7 @@ class DenoisingBlock(Block):
         self.context_proj = nn.Linear(context_width, config.width)
         self.scale_shift_table = mx.zeros((MODULATIONS, config.width))
 
-    def denoised(self, x: mx.array, context: mx.array, modulation: mx.array) -> mx.array:
+    def denoise_frames(self, x: mx.array, context: mx.array, modulation: mx.array) -> mx.array:
         """``context`` is ``[B, T, H, W, C']``, ``modulation`` ``[B, 7, C]``; their gates are not used."""
         table = (modulation + self.scale_shift_table)[:, :, None, None, None]
         scale_a, shift_a, _, scale_m, shift_m, _, _ = mx.unstack(table, axis=1)
@@ -358,7 +358,7 @@ class DiffusionVideoDecoder(nn.Module):
         A decoder of one step draws noise for each tile, in order; others draw one canvas that tiles are cut from.
         """
         dtype = TORCH_DTYPES[self.conv_in.weight.dtype]
-        z, crop = padded(latent.cpu().to(dtype), self.config)
+        z, crop = pad_edges(latent.cpu().to(dtype), self.config)
         plan = tile_plan(self.config, (z.shape[2], z.shape[3], z.shape[4]), tiling)
         noise, cells = self._noise(z, plan, conditioning), self.cells(channels_last(z))
 
@@ -448,6 +448,6 @@ class DiffusionVideoDecoder(nn.Module):
 
         def cut(tile: Tile) -> Tensor:
             part = canvas[(..., *pixels_of_tile(tile))]
-            return extended(part, 2, 0, frames_of(tile) - part.shape[2])
+            return extend_axis(part, 2, 0, frames_of(tile) - part.shape[2])
 
         return cut

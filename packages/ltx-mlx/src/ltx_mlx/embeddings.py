@@ -54,7 +54,7 @@ class FeatureExtractor(nn.Module):
             raise ConfigError(f"feature extractor got {len(states)} states, expected {config.num_states}")
         x = mx.stack(list(states), axis=-1).reshape(states[0].shape[0], -1)  # [n, D * L]
         if not config.per_token:
-            features = unpacked(self.aggregate_embed(x), None, mask)
+            features = unpack(self.aggregate_embed(x), None, mask)
             return features, None if config.audio_width is None else features
         video = self._rescale(x, self.video_aggregate_embed, mask)
         audio = None if config.audio_width is None else self._rescale(x, self.audio_aggregate_embed, mask)
@@ -63,7 +63,7 @@ class FeatureExtractor(nn.Module):
     def _rescale(self, x: mx.array, linear: nn.Linear, mask: Tensor) -> mx.array:
         scale = math.sqrt(linear.weight.shape[0] / self.config.hidden_size)
         rows = (x @ linear.weight.T).astype(mx.float32) * scale + linear.bias.astype(mx.float32)
-        return unpacked(rows.astype(x.dtype), linear.bias, mask)
+        return unpack(rows.astype(x.dtype), linear.bias, mask)
 
     def normalize(self, state: mx.array, lengths: Sequence[int]) -> mx.array:
         """One state ``[n, D]`` of prompts with ``lengths`` valid tokens, computed in float32."""
@@ -84,7 +84,7 @@ def normalize_per_prompt(x: mx.array, lengths: Sequence[int]) -> mx.array:
     return mx.concatenate(rows)
 
 
-def unpacked(rows: mx.array, padding: mx.array | None, mask: Tensor) -> mx.array:
+def unpack(rows: mx.array, padding: mx.array | None, mask: Tensor) -> mx.array:
     """Packed rows ``[n, C]`` in the layout of ``mask`` ``[B, T]``, with zeros or ``padding`` where it is 0."""
     filler = mx.zeros((1, rows.shape[1])) if padding is None else padding[None]
     table = mx.concatenate([rows, filler.astype(rows.dtype)])

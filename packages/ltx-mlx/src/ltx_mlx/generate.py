@@ -25,14 +25,14 @@ def main(arguments: Sequence[str]) -> int:
     from ltx_pipelines.cli.app import run
 
     try:
-        command, line = named(arguments)
+        command, line = split_pipeline(arguments)
     except ConfigError as error:
         print(f"ltx: {error}", file=sys.stderr)  # noqa: T201
         return 2
     return run([command, *line, "--backend", "mlx"])
 
 
-def named(arguments: Sequence[str]) -> tuple[str, list[str]]:
+def split_pipeline(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The command of ``--pipeline``, ``generate`` without, and the rest of the line."""
     line = [part for one in arguments for part in (one.split("=", 1) if one.startswith("--pipeline=") else [one])]
     if "--pipeline" not in line:

@@ -72,7 +72,9 @@ class ConvTranspose1d(nn.Module):
         hops = -(-kernel // self.stride)  # inputs whose taps meet in one output
         weight = mx.pad(self.weight.astype(x.dtype), [(0, 0), (0, hops * self.stride - kernel), (0, 0)])
         shares = (x @ weight.reshape(inputs, -1)).reshape(batch, length, hops, self.stride, outputs)
-        total = added(mx.pad(shares[:, :, hop], [(0, 0), (hop, hops - 1 - hop), (0, 0), (0, 0)]) for hop in range(hops))
+        total = add_up(
+            mx.pad(shares[:, :, hop], [(0, 0), (hop, hops - 1 - hop), (0, 0), (0, 0)]) for hop in range(hops)
+        )
         y = total.reshape(batch, -1, outputs)
         end = (length - 1) * self.stride + kernel - self.padding
         return y[:, self.padding : end] + self.bias.astype(x.dtype)
@@ -95,7 +97,7 @@ def rms_norm(x: mx.array, eps: float = 1e-6, weight: mx.array | None = None) -> 
     return mx.fast.rms_norm(x, None if weight is None else weight.astype(x.dtype), eps)
 
 
-def added(terms: Iterable[mx.array]) -> mx.array:
+def add_up(terms: Iterable[mx.array]) -> mx.array:
     """The sum of at least one array."""
     return reduce(mx.add, terms)
 

@@ -49,7 +49,7 @@ def set_limits() -> None:
 
 
 @contextmanager
-def wired(weights: int) -> Iterator[None]:
+def wire(weights: int) -> Iterator[None]:
     """Inside, ``weights`` bytes and what is computed with them stay in memory; nothing changes on a CPU.
 
     One warning where weights alone come near the recommended working set: the system then swaps, or ends the process.

@@ -80,20 +80,20 @@ class Door:
 
     def plan(self, prompt: str, config: GenerationConfig | None = None, **request: Any) -> Plan:
         """The plan of the clip; reads no weights."""
-        return self.pipeline.plan(prompt, **asked(config), **request)
+        return self.pipeline.plan(prompt, **request_of(config), **request)
 
     def stream(self, prompt: str, config: GenerationConfig | None = None, **request: Any) -> Iterator[Event]:
         """The run as events; close it to cancel."""
-        return self.pipeline.stream(prompt, **asked(config), **request)
+        return self.pipeline.stream(prompt, **request_of(config), **request)
 
     def generate(self, prompt: str, config: GenerationConfig | None = None, **request: Any) -> Generation:
         """Frames and sound of a prompt. ``request`` are further fields of the pipeline, such as ``images``."""
-        return self.pipeline(prompt, **asked(config), **request)
+        return self.pipeline(prompt, **request_of(config), **request)
 
     __call__ = generate
 
 
-def asked(config: GenerationConfig | None) -> Mapping[str, Any]:
+def request_of(config: GenerationConfig | None) -> Mapping[str, Any]:
     return {} if config is None else config.request()
 
 

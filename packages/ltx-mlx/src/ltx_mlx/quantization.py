@@ -33,7 +33,7 @@ class Quantization:
     mode: str = "affine"  # or "mxfp4", "mxfp8"
 
     @classmethod
-    def named(cls, name: str) -> Quantization:
+    def parse(cls, name: str) -> Quantization:
         """``mlx-q<bits>[-g<group>]`` or ``mlx-mxfp<bits>``; ``ConfigError`` for another name."""
         found = NAME.fullmatch(name)
         if found is None:
@@ -44,7 +44,7 @@ class Quantization:
         return cls(bits, int(found["group"] or DEFAULT_GROUP[bits]))
 
     @classmethod
-    def stored(cls, path: str, shapes: Mapping[str, tuple[int, ...]], in_features: int) -> Quantization:
+    def detect(cls, path: str, shapes: Mapping[str, tuple[int, ...]], in_features: int) -> Quantization:
         """Format in which a file stores a layer of ``in_features`` inputs, from the shapes of its tensors."""
         packed, groups = shapes["weight"][1], shapes["scales"][1]
         bits, group_size = 32 * packed / in_features, in_features / groups

@@ -563,13 +563,13 @@ class Passes:
         groups: list[Group] = []
         for segment in self.perturbations.segments(self.model.num_blocks):
             groups = []
-            for samples in batched(segment.samples, self.max_batch_size):
-                tokens = joined([rows[row_of[s]] for s in samples]) if rows else self._embed(samples)
+            for samples in sub_batches(segment.samples, self.max_batch_size):
+                tokens = join([rows[row_of[s]] for s in samples]) if rows else self._embed(samples)
                 groups.append(Group(tokens, self._prepare(samples), self._keeps(samples)))
             self._run(groups, segment)
             rows, row_of = [row for group in groups for row in split(group.tokens)], segment.row_of
         heads = [row for group in groups for row in split(self._headed(group))]
-        return joined([heads[row] for row in row_of])
+        return join([heads[row] for row in row_of])
 
     def _run(self, groups: list[Group], segment: Segment) -> None:
         for count, index in enumerate(range(segment.first, segment.last), 1):
@@ -607,7 +607,7 @@ class Passes:
         return [{kind: to_mlx(k) if isinstance(k, Tensor) else k for kind, k in each.items()} for each in keeps]
 
 
-def joined(rows: Sequence[Tokens]) -> Tokens:
+def join(rows: Sequence[Tokens]) -> Tokens:
     if len(rows) == 1:
         return rows[0]
     return {name: mx.concatenate([row[name] for row in rows]) for name in rows[0]}
@@ -619,6 +619,6 @@ def split(tokens: Tokens) -> Iterator[Tokens]:
         yield {name: x[row : row + 1] for name, x in tokens.items()}
 
 
-def batched(samples: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
+def sub_batches(samples: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
     for start in range(0, len(samples), size):
         yield samples[start : start + size]

@@ -16,7 +16,7 @@ from torch import Tensor
 from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.config import STEREO, BandwidthExtensionConfig, GeneratorConfig, VocoderConfig
 from ltx_mlx.arrays import to_mlx, to_torch
-from ltx_mlx.layers import Conv, ConvTranspose1d, added
+from ltx_mlx.layers import Conv, ConvTranspose1d, add_up
 
 MEL_BINS = 64
 EDGE_KERNEL = 7  # of conv_pre and conv_post
@@ -39,7 +39,7 @@ def upsample(x: mx.array, taps: mx.array, ratio: int, margin: int, drop: int) ->
     held = mx.pad(x, [(0, 0), (margin, margin), (0, 0)], mode="edge")
     held = mx.pad(held, [(0, 0), (hops - 1, hops - 1), (0, 0)])[:, :, None]
     length = held.shape[1] - hops + 1
-    total = added(held[:, hops - 1 - hop : hops - 1 - hop + length] * phases[hop] for hop in range(hops))
+    total = add_up(held[:, hops - 1 - hop : hops - 1 - hop + length] * phases[hop] for hop in range(hops))
     return total.reshape(x.shape[0], length * ratio, -1)[:, drop : drop + ratio * samples]
 
 
@@ -54,7 +54,7 @@ def downsample_2x(x: mx.array, taps: mx.array) -> mx.array:
     taps = taps.astype(x.dtype)
     held = mx.pad(x, [(0, 0), (FILTER_TAPS // 2 - 1, FILTER_TAPS // 2), (0, 0)], mode="edge")
     length = (held.shape[1] - FILTER_TAPS) // 2 + 1
-    return added(held[:, tap : tap + 2 * length - 1 : 2] * taps[tap] for tap in range(FILTER_TAPS))
+    return add_up(held[:, tap : tap + 2 * length - 1 : 2] * taps[tap] for tap in range(FILTER_TAPS))
 
 
 def upsample_hann(x: mx.array, ratio: int) -> mx.array:

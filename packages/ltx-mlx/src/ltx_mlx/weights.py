@@ -95,7 +95,7 @@ class Loader:
             path: shapes for path, shapes in _stored_shapes(weights).items() if isinstance(modules.get(path), nn.Linear)
         }
         formats = {
-            path: Quantization.stored(path, shapes, expected[f"{path}.weight"].shape[1])
+            path: Quantization.detect(path, shapes, expected[f"{path}.weight"].shape[1])
             for path, shapes in stored.items()
         }
         given = weights.kinds()
@@ -141,13 +141,13 @@ class Loader:
         module.eval()
         return module
 
-    def fitted(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
+    def fitting(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
         """The adapters that change anything; ``CheckpointError`` for one of which nothing fits."""
         return fit_loras([lora for lora in loras if lora.strength != 0], self.shapes)
 
-    def changed(self, old: Sequence[Lora], new: Sequence[Lora]) -> list[str]:
+    def changed_layers(self, old: Sequence[Lora], new: Sequence[Lora]) -> list[str]:
         """Paths of the layers that either set changes."""
-        return sorted(self.weights.changed_by(old) | self.weights.changed_by(new))
+        return sorted(self.weights.layers_changed_by(old) | self.weights.layers_changed_by(new))
 
     def layer(self, path: str, loras: Sequence[Lora] = ()) -> Iterator[tuple[str, mx.array]]:
         """The parameters of one module by their full names."""

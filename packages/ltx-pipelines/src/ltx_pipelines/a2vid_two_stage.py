@@ -6,7 +6,7 @@ from ltx_core.errors import ConfigError
 from ltx_pipelines.pipeline import COMMON, GUIDANCE, GUIDED, LARGE, TwoStagePipeline
 from ltx_pipelines.planning.plan import Plan, Source, StreamPlan
 from ltx_pipelines.planning.schema import File
-from ltx_pipelines.planning.stages import guided_stage, halved, refinement_stage, with_stream
+from ltx_pipelines.planning.stages import guided_stage, halve_size, refinement_stage, with_stream
 from ltx_pipelines.request import Request, condition
 
 
@@ -33,9 +33,9 @@ class A2VidPipelineTwoStage(TwoStagePipeline):
             raise ConfigError("audio_path is not given, expected a sound or a clip with sound")
         shape = self.shape(request)
         sound = StreamPlan(start="source", noise_scale=0.0, frozen=True)
-        first = guided_stage(request, self.ledger.defaults, halved(shape), request.images, self.loras)
+        first = guided_stage(request, self.ledger.defaults, halve_size(shape), request.images, self.loras)
         second = refinement_stage(shape, request.images, self.loras + self.distilled_loras)
-        return self.finished(
+        return self.finish_plan(
             request,
             [with_stream(first, "audio", sound), with_stream(second, "audio", sound)],
             sources={"audio": Source(request.audio_path, request.audio_start_time, request.audio_max_duration)},

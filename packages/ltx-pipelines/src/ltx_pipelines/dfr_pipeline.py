@@ -29,7 +29,7 @@ from ltx_pipelines.planning.plan import (
     StreamPlan,
     Window,
 )
-from ltx_pipelines.planning.stages import distilled_stage, halved, refinement_stage
+from ltx_pipelines.planning.stages import distilled_stage, halve_size, refinement_stage
 from ltx_pipelines.request import Request, condition, network
 
 ANCHOR_STRENGTH = 0.95
@@ -63,20 +63,20 @@ class DFRPipeline(TwoStagePipeline):
         whole = shape._replace(frames=canvas.frames)
         slots = KeyframeSlots(canvas.keyframes)
         loras = self.loras + self.distilled_loras
-        first = distilled_stage(request, halved(whole), (*request.images, slots), loras)
+        first = distilled_stage(request, halve_size(whole), (*request.images, slots), loras)
         conditions: tuple[Condition, ...] = (
             *request.images,
             replace(slots, seeded=True),
             *self.detail_references(request),
         )
         second = refinement_stage(whole, conditions, loras + request.detailing_loras)
-        stages = [replace(first, delivered=halved(shape)), replace(second, delivered=shape)]
+        stages = [replace(first, delivered=halve_size(shape)), replace(second, delivered=shape)]
         seams: Sequence[int] = canvas.keyframes
         for number in range(1, request.temporal_upsample_rounds + 1):
             whole, shape, seams = faster(whole), faster(shape), [2 * seam for seam in seams]
             stage, seams = round_stage(request, number, whole, seams, loras)
             stages.append(replace(stage, delivered=shape))
-        return self.finished(request, stages, audio="first")
+        return self.finish_plan(request, stages, audio="first")
 
     def detail_references(self, request: RoundsRequest) -> list[ReferenceCondition]:
         """The video of the first stage as reference, where there is an adapter to follow it."""

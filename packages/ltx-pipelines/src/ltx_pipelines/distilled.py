@@ -2,7 +2,7 @@
 
 from ltx_pipelines.pipeline import CAMERA, COMMON, LARGE, TwoStagePipeline
 from ltx_pipelines.planning.plan import Plan
-from ltx_pipelines.planning.stages import distilled_stage, halved, refinement_stage
+from ltx_pipelines.planning.stages import distilled_stage, halve_size, refinement_stage
 from ltx_pipelines.request import Request
 
 
@@ -16,6 +16,6 @@ class DistilledPipeline(TwoStagePipeline):
         shape = self.shape(request)
         conditions = self.first_stage_conditions(request, shape.frames)
         ancestral = self.ledger.defaults.ancestral_stage_1
-        first = distilled_stage(request, halved(shape), conditions, self.loras, ancestral)
+        first = distilled_stage(request, halve_size(shape), conditions, self.loras, ancestral)
         second = refinement_stage(shape, request.images, self.loras)
-        return self.finished(request, [first, second])
+        return self.finish_plan(request, [first, second])

@@ -6,7 +6,7 @@ from ltx_core.errors import ConfigError
 from ltx_pipelines.pipeline import COMMON, TIME, TwoStagePipeline
 from ltx_pipelines.planning.plan import AudioReferenceCondition, Condition, Plan, ReferenceCondition, StagePlan
 from ltx_pipelines.planning.schema import File
-from ltx_pipelines.planning.stages import distilled_stage, halved, refinement_stage, with_stream
+from ltx_pipelines.planning.stages import distilled_stage, halve_size, refinement_stage, with_stream
 from ltx_pipelines.request import Request, condition
 
 
@@ -42,18 +42,21 @@ class DubItPipeline(TwoStagePipeline):
             *request.images,
             ReferenceCondition(path, request.reference_strength, factor),
         )
-        first = distilled_stage(request, halved(shape), conditions, self.loras)
+        first = distilled_stage(request, halve_size(shape), conditions, self.loras)
         second = refinement_stage(shape, conditions, self.loras)
-        stages = [heard(first, path), replace(held(second), delivered=shape._replace(frames=clip.frames))]
-        return self.finished(request, stages, audio="first")
+        stages = [
+            with_voice(first, path),
+            replace(with_own_sound(second), delivered=shape._replace(frames=clip.frames)),
+        ]
+        return self.finish_plan(request, stages, audio="first")
 
 
-def heard(stage: StagePlan, path: str) -> StagePlan:
+def with_voice(stage: StagePlan, path: str) -> StagePlan:
     """The stage with the voice of a clip as reference."""
     return with_stream(stage, "audio", replace(stage.streams["audio"], conditions=(AudioReferenceCondition(path),)))
 
 
-def held(stage: StagePlan) -> StagePlan:
+def with_own_sound(stage: StagePlan) -> StagePlan:
     """The stage with the sound of the one before, unchanged, which is its own reference."""
     conditions = (AudioReferenceCondition(None),)
     return with_stream(

@@ -48,4 +48,4 @@ class ExtendPipeline(Pipeline):
         given = ("video", "audio") if clip.has_audio else ("video",)
         held = {name: replace(stage.streams[name], start="source", conditions=(region,)) for name in given}
         stage = replace(stage, streams={**stage.streams, **held}, delivered=shown)
-        return self.finished(request, [stage], sources=dict.fromkeys(given, source))
+        return self.finish_plan(request, [stage], sources=dict.fromkeys(given, source))

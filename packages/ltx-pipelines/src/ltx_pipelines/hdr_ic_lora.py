@@ -9,7 +9,7 @@ from ltx_pipelines.pipeline import TwoStagePipeline
 from ltx_pipelines.planning.layout import apart_tiles
 from ltx_pipelines.planning.plan import Plan, ReferenceCondition, TransferName
 from ltx_pipelines.planning.schema import File, UsageError
-from ltx_pipelines.planning.stages import distilled_stage, halved, refinement_stage
+from ltx_pipelines.planning.stages import distilled_stage, halve_size, refinement_stage
 from ltx_pipelines.request import Request, condition
 
 SIGMAS = (0.909375, 0.725, 0.0)  # of the second stage
@@ -49,12 +49,12 @@ class HDRICLoraPipeline(TwoStagePipeline):
         if request.high_quality_hdr:
             shape = shape._replace(frames=2 * shape.frames - 1, fps=2 * shape.fps)
         clip = (ReferenceCondition(request.video_path, downscale_factor=factor),)
-        first = distilled_stage(request, halved(shape), clip, self.loras)
+        first = distilled_stage(request, halve_size(shape), clip, self.loras)
         second = replace(refinement_stage(shape, clip, self.loras), sigmas=SIGMAS, delivered=shown, apart=True)
         second = replace(second, tiles=apart_tiles(shape, self.ledger.scale_factors, TILES))
         stages = [replace(stage, streams={"video": stage.streams["video"]}) for stage in (first, second)]
         embeddings = request.text_embeddings
-        return self.finished(request, stages, audio="none", transfer=transfer, text_embeddings=embeddings)
+        return self.finish_plan(request, stages, audio="none", transfer=transfer, text_embeddings=embeddings)
 
     def adapter(self) -> tuple[TransferName, int]:
         """The curve of the one adapter's codes, and how much smaller its references are."""

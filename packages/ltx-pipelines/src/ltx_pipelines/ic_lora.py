@@ -6,7 +6,7 @@ from ltx_core.errors import ConfigError
 from ltx_pipelines.pipeline import COMMON, LARGE, TwoStagePipeline
 from ltx_pipelines.planning.plan import Condition, Plan, ReferenceCondition
 from ltx_pipelines.planning.schema import UsageError
-from ltx_pipelines.planning.stages import distilled_stage, halved, refinement_stage
+from ltx_pipelines.planning.stages import distilled_stage, halve_size, refinement_stage
 from ltx_pipelines.request import Reference, Request, condition
 
 
@@ -33,10 +33,10 @@ class ICLoraPipeline(TwoStagePipeline):
     def make_plan(self, request: ReferenceRequest) -> Plan:
         shape = self.shape(request)
         conditions: tuple[Condition, ...] = (*request.images, *self.references(request))
-        first = distilled_stage(request, halved(shape), conditions, self.loras)
+        first = distilled_stage(request, halve_size(shape), conditions, self.loras)
         if request.skip_stage_2:
-            return self.finished(request, [first])
-        return self.finished(request, [first, refinement_stage(shape, request.images)])
+            return self.finish_plan(request, [first])
+        return self.finish_plan(request, [first, refinement_stage(shape, request.images)])
 
     def references(self, request: ReferenceRequest) -> list[ReferenceCondition]:
         """The request's references with the scale factors the adapters were trained with."""

@@ -47,4 +47,4 @@ class InterpolatePipeline(Pipeline):
             tiles=tiles_of(doubled, self.ledger.scale_factors, self.tile_side()),
         )
         request = replace(request, prompt=self.prompt_of(request, PROMPT))
-        return self.finished(request, [first, stage], sources=sources, audio="source" if clip.has_audio else "none")
+        return self.finish_plan(request, [first, stage], sources=sources, audio="source" if clip.has_audio else "none")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ltx_pipelines.pipeline import COMMON, GUIDED, LARGE, TwoStagePipeline
 from ltx_pipelines.planning.plan import Plan
-from ltx_pipelines.planning.stages import guided_stage, halved, refinement_stage
+from ltx_pipelines.planning.stages import guided_stage, halve_size, refinement_stage
 from ltx_pipelines.request import Request
 
 
@@ -18,6 +18,6 @@ class KeyframeInterpolationPipeline(TwoStagePipeline):
     def make_plan(self, request: Request) -> Plan:
         shape = self.shape(request)
         keyframes = [replace(image, as_keyframe=True) for image in request.images]
-        first = guided_stage(request, self.ledger.defaults, halved(shape), keyframes, self.loras)
+        first = guided_stage(request, self.ledger.defaults, halve_size(shape), keyframes, self.loras)
         second = refinement_stage(shape, keyframes, self.loras + self.distilled_loras)
-        return self.finished(request, [first, second])
+        return self.finish_plan(request, [first, second])

@@ -66,7 +66,7 @@ class LongVideoPipeline(Pipeline):
     usual: ClassVar[Mapping[str, Any]] = {"height": 512, "width": 768, "num_frames": 241}
     aliases = ("long-video",)
 
-    def filled(self, read: Mapping[str, Any]) -> LongRequest:
+    def fill(self, read: Mapping[str, Any]) -> LongRequest:
         useless = [name for name in read if name in GUIDED]
         distilled = read.get("distilled")
         if distilled is None:
@@ -81,7 +81,7 @@ class LongVideoPipeline(Pipeline):
             raise UsageError(f"{given[0]} has no effect with a storyboard, whose scenes have their own length")
         if "anchor" in read and read.get("anchor_first"):
             raise UsageError("the anchor is given twice: anchor and anchor_first")
-        request = super().filled({**read, "distilled": distilled})
+        request = super().fill({**read, "distilled": distilled})
         assert isinstance(request, LongRequest)
         return request
 
@@ -112,7 +112,7 @@ class LongVideoPipeline(Pipeline):
         delivered = asked if self.ledger.is_ltx_video else stage.shape._replace(frames=asked.frames)
         anchor = "first" if request.anchor_first else request.anchor
         held = (request.overlap_strength, request.overlap_curve)
-        return self.finished(
+        return self.finish_plan(
             replace(request, prompt=board.scenes[0].prompt),
             [replace(stage, windows=windows, delivered=None if delivered == stage.shape else delivered)],
             long=LongClip(board.scenes, *held, anchor, request.adain),

@@ -23,7 +23,7 @@ from ltx_pipelines.planning.plan import Condition, Lora, ModelFiles, Plan, Stage
 from ltx_pipelines.planning.schema import (
     Option,
     UsageError,
-    documented,
+    document,
     options_of,
     plain,
     read_all,
@@ -44,7 +44,7 @@ from ltx_pipelines.request import (
     Guidance,
     Networks,
     Request,
-    fitted,
+    fit_shape,
     guidance_options,
     request_options,
 )
@@ -110,9 +110,9 @@ class Pipeline(ABC):
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         for method in (Pipeline.__call__, Pipeline.plan, Pipeline.stream):
-            setattr(cls, method.__name__, documented(method, cls.fields(), cls.__qualname__))
+            setattr(cls, method.__name__, document(method, cls.fields(), cls.__qualname__))
         inherited: Any = inspect.getattr_static(cls, "from_pretrained")
-        opened: Any = documented(inspect.unwrap(inherited.__func__), cls.network_fields(), cls.__qualname__)
+        opened: Any = document(inspect.unwrap(inherited.__func__), cls.network_fields(), cls.__qualname__)
         setattr(cls, "from_pretrained", classmethod(opened))  # noqa: B010 - mypy refuses the plain assignment
 
     @classmethod
@@ -145,7 +145,7 @@ class Pipeline(ABC):
             device, dtype = None, device
         changes = {"device": checked_device(str(device))} if device is not None else {}
         changes |= {"dtype": str(dtype).removeprefix("torch.")} if dtype is not None else {}
-        self.ledger = self.ledger.moved(**read_all(options_of(Networks), changes, "to"))
+        self.ledger = self.ledger.move(**read_all(options_of(Networks), changes, "to"))
         return self
 
     def enable_4k_mode(self) -> Self:
@@ -265,12 +265,12 @@ class Pipeline(ABC):
                 generation = event.generation or generation
             reporter.finish()
         assert generation is not None
-        return replace(generation, request=self.kept(read, plan))
+        return replace(generation, request=self.recipe_request(read, plan))
 
     def _plan(self, read: Mapping[str, Any]) -> Plan:
         from ltx_pipelines.planning.validation import validate_plan
 
-        plan = self.make_plan(self.filled(read))
+        plan = self.make_plan(self.fill(read))
         validate_plan(plan, self.ledger)
         from ltx_pipelines.planning.notes import notes_of  # takes torch, as what follows a plan does
 
@@ -305,7 +305,7 @@ class Pipeline(ABC):
             read["seed"] = random.SystemRandom().randrange(2**31)
         return read
 
-    def filled(self, read: Mapping[str, Any]) -> Request:
+    def fill(self, read: Mapping[str, Any]) -> Request:
         """The request with what the model, then this pipeline, puts where nothing is given."""
         merged = {**self.usual, **self.wishes(), **self.preset, **read}
         single = {name for stream in STREAMS for name in guidance_options(stream)}
@@ -315,7 +315,7 @@ class Pipeline(ABC):
         values["num_frames"] = self._length(read, merged)
         return self.request_type()(**values)
 
-    def kept(self, read: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    def recipe_request(self, read: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         """The request as it is kept in the recipe: with it `ltx rerun` can change something."""
         files = {**dict(plan.models.paths()), "checkpoint_path": plan.models.checkpoint}
         networks: dict[str, Any] = {**files, "loras": self.loras, "distilled_loras": self.distilled_loras}
@@ -392,7 +392,7 @@ class Pipeline(ABC):
     def shape(self, request: Request, frames: int | None = None, fps: float | None = None) -> VideoPixelShape:
         """The delivered shape of a request, fitted to what the VAE can hold."""
         count = self.predicted_frames(request) if frames is None else frames
-        return fitted(request.shape(count, fps), self.ledger.scale_factors, self.size_multiple, bool(request.snap))
+        return fit_shape(request.shape(count, fps), self.ledger.scale_factors, self.size_multiple, bool(request.snap))
 
     def source_shapes(
         self, request: Request, clip: VideoInfo, more_frames: int | None = None
@@ -410,7 +410,7 @@ class Pipeline(ABC):
         work = factors.covering(own, step)
         even = own._replace(height=max(own.height // 2, 1) * 2, width=max(own.width // 2, 1) * 2)
         if asked:
-            even = work = fitted(work._replace(**asked), factors, step, bool(request.snap))
+            even = work = fit_shape(work._replace(**asked), factors, step, bool(request.snap))
         return work, even._replace(frames=own.frames if more_frames is None else work.frames)
 
     def predicted_frames(self, request: Request) -> int | None:
@@ -427,13 +427,13 @@ class Pipeline(ABC):
             head, contexts.video, contexts.audio, fps, (duration.min_seconds, duration.max_seconds)
         )
 
-    def finished(self, request: Request, stages: Sequence[StagePlan], **fields: Any) -> Plan:
+    def finish_plan(self, request: Request, stages: Sequence[StagePlan], **fields: Any) -> Plan:
         """The plan of these stages and of those that enlarge their result, with what all plans share."""
         if "camera" in self.accepts:
-            from ltx_pipelines.planning.camera import steered  # numpy
+            from ltx_pipelines.planning.camera import steer  # numpy
 
             folder = Path(self.ledger.files.checkpoint).parent
-            request, stages = steered(request, stages, folder, self.ledger.version)
+            request, stages = steer(request, stages, folder, self.ledger.version)
         stages = [*stages, *self.enlarging_stages(request, stages[-1])]
         if request.sparse_attention is not None:
             stages = attending_sparsely(stages, request.sparse_attention)
@@ -508,7 +508,7 @@ def pipelines() -> dict[str, type[Pipeline]]:
     return {one.command(): one for one in found}
 
 
-def pipeline_named(name: str) -> type[Pipeline]:
+def find_pipeline(name: str) -> type[Pipeline]:
     """The pipeline of a command, of one of its other names, or of ``module:Class`` in the current folder."""
     if ":" in name:
         return _own_pipeline(*name.split(":", 1))
@@ -536,7 +536,7 @@ def _own_pipeline(module: str, name: str) -> type[Pipeline]:
 def request_schema(name: str) -> dict[str, Any]:
     """The request of a pipeline, named as its command or class, as JSON schema."""
     kinds = pipelines()
-    kind = next((one for one in kinds.values() if one.__name__ == name), None) or pipeline_named(name)
+    kind = next((one for one in kinds.values() if one.__name__ == name), None) or find_pipeline(name)
     fields = {field: one.json_schema() for field, one in kind.fields().items() if not one.hidden}
     shared = {"title": kind.__name__, "description": kind.summary(), "type": "object"}
     return {**shared, "properties": fields, "additionalProperties": False}

@@ -379,7 +379,9 @@ def _wishes(known: Mapping[str, Option], asked: Mapping[str, Any], place: str) -
 # Sizes -------------------------------------------------------------------------------------------------------------
 
 
-def fitted(shape: VideoPixelShape, factors: SpatioTemporalScaleFactors, multiple: int, snap: bool) -> VideoPixelShape:
+def fit_shape(
+    shape: VideoPixelShape, factors: SpatioTemporalScaleFactors, multiple: int, snap: bool
+) -> VideoPixelShape:
     """The nearest shape the VAE can hold; without ``snap`` any other is refused."""
     if snap:
         shape = shape._replace(

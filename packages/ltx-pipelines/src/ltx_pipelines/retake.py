@@ -46,13 +46,13 @@ class RetakePipeline(Pipeline):
     usual: ClassVar[Mapping[str, Any]] = {"num_frames": 121}  # the size is that of the clip
     variant = "distilled"
 
-    def filled(self, read: Mapping[str, Any]) -> RetakeRequest:
+    def fill(self, read: Mapping[str, Any]) -> RetakeRequest:
         distilled = read.get("distilled")
         if distilled is None:
             distilled = "distilled" in Path(self.ledger.files.checkpoint).name
         if distilled and (useless := [name for name in read if name in GUIDED]):
             raise UsageError(f"{useless[0]} has no effect on a distilled model; leave it out or say --full-model")
-        request = super().filled({**read, "distilled": distilled})
+        request = super().fill({**read, "distilled": distilled})
         assert isinstance(request, RetakeRequest)
         return request
 
@@ -72,7 +72,7 @@ class RetakePipeline(Pipeline):
             if name == "video" or clip.has_audio
         }
         source = Source(request.video_path, 0.0, shape.duration)
-        return self.finished(
+        return self.finish_plan(
             request,
             [replace(stage, streams={**stage.streams, **streams}, delivered=shown)],
             sources=dict.fromkeys(streams, source),

@@ -22,4 +22,4 @@ class T2AOneStagePipeline(Pipeline):
     def make_plan(self, request: Request) -> Plan:
         shape = request.shape(self.predicted_frames(request))  # any length: no picture to hold
         stage = guided_stage(request, self.ledger.defaults, shape, (), self.loras)
-        return self.finished(request, [replace(stage, streams={"audio": stage.streams["audio"]})])
+        return self.finish_plan(request, [replace(stage, streams={"audio": stage.streams["audio"]})])

@@ -19,4 +19,4 @@ class TI2VidOneStagePipeline(Pipeline):
         shape = self.shape(request)
         conditions = self.first_stage_conditions(request, shape.frames)
         stage = guided_stage(request, self.ledger.defaults, shape, conditions, self.loras)
-        return self.finished(request, [stage])
+        return self.finish_plan(request, [stage])

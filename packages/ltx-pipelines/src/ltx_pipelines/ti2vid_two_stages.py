@@ -2,7 +2,7 @@
 
 from ltx_pipelines.pipeline import CAMERA, COMMON, GUIDED, LARGE, TwoStagePipeline
 from ltx_pipelines.planning.plan import Plan
-from ltx_pipelines.planning.stages import guided_stage, halved, refinement_stage
+from ltx_pipelines.planning.stages import guided_stage, halve_size, refinement_stage
 from ltx_pipelines.request import Request
 
 
@@ -18,6 +18,6 @@ class TI2VidTwoStagesPipeline(TwoStagePipeline):
     def make_plan(self, request: Request) -> Plan:
         shape = self.shape(request)
         conditions = self.first_stage_conditions(request, shape.frames)
-        first = guided_stage(request, self.ledger.defaults, halved(shape), conditions, self.loras)
+        first = guided_stage(request, self.ledger.defaults, halve_size(shape), conditions, self.loras)
         second = refinement_stage(shape, request.images, self.loras + self.distilled_loras)
-        return self.finished(request, [first, second], audio="first")
+        return self.finish_plan(request, [first, second], audio="first")

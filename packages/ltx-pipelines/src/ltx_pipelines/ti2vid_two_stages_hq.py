@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from ltx_core.components.guiders import MultiModalGuiderParams
 from ltx_pipelines.pipeline import CAMERA, COMMON, GUIDED, LARGE, TwoStagePipeline
 from ltx_pipelines.planning.plan import Lora, Plan
-from ltx_pipelines.planning.stages import guided_stage, halved, refinement_stage, scheduled_for_size
+from ltx_pipelines.planning.stages import guided_stage, halve_size, refinement_stage, schedule_for_size
 from ltx_pipelines.request import Request, network
 
 GUIDANCE = {
@@ -49,12 +49,12 @@ class TI2VidTwoStagesHQPipeline(TwoStagePipeline):
 
     def make_plan(self, request: HQRequest) -> Plan:
         shape = self.shape(request)
-        request = scheduled_for_size(request, halved(shape), self.ledger.scale_factors)
+        request = schedule_for_size(request, halve_size(shape), self.ledger.scale_factors)
         conditions = self.first_stage_conditions(request, shape.frames)
         weak, strong = map(self._adapters, (request.distilled_strength_1, request.distilled_strength_2))
-        first = guided_stage(request, self.ledger.defaults, halved(shape), conditions, weak)
+        first = guided_stage(request, self.ledger.defaults, halve_size(shape), conditions, weak)
         second = refinement_stage(shape, request.images, strong, first.sampler)
-        return self.finished(request, [first, second], audio="first")
+        return self.finish_plan(request, [first, second], audio="first")
 
     def _adapters(self, strength: float) -> tuple[Lora, ...]:
         distilled = [Lora(lora.path, strength) for lora in self.distilled_loras[:1]]

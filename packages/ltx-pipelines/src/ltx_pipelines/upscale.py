@@ -35,4 +35,4 @@ class UpscalePipeline(Pipeline):
         stage, sources = encoded_clip(request.video_path, shape, shown, clip.has_audio)
         stage = replace(stage, loras=self.loras + self.distilled_loras)
         request = replace(request, prompt=self.prompt_of(request, PROMPT))
-        return self.finished(request, [stage], sources=sources, audio="source" if clip.has_audio else "none")
+        return self.finish_plan(request, [stage], sources=sources, audio="source" if clip.has_audio else "none")

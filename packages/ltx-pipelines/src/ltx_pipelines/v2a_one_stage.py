@@ -28,4 +28,4 @@ class V2AOneStagePipeline(Pipeline):
         stage = guided_stage(request, self.ledger.defaults, shape, (), self.loras)
         picture = StreamPlan(start="source", noise_scale=0.0, frozen=True)
         stage = replace(with_stream(stage, "video", picture), delivered=shown)
-        return self.finished(request, [stage], sources={"video": Source(request.video_path, 0.0, shape.duration)})
+        return self.finish_plan(request, [stage], sources={"video": Source(request.video_path, 0.0, shape.duration)})

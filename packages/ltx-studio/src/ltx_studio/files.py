@@ -72,7 +72,7 @@ class Files:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"upload_{secrets.token_hex(16)}.{suffix}"
 
-    def named(self, name: str) -> Path:
+    def find(self, name: str) -> Path:
         """The file of an upload's name or of a clip's id. Raises `MediaError`."""
         return self.clip(name) if JOB_ID.fullmatch(name) else self.upload(name)
 

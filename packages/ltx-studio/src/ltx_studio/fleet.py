@@ -116,7 +116,7 @@ class Fleet(Worker):
             return name
 
         with_files(job.request, noted)
-        paths = [self.files.named(name) for name in names]
+        paths = [self.files.find(name) for name in names]
         return {str(path.relative_to(self.files.folder)): path.read_bytes() for path in paths}
 
     def seen(self, worker: int, asked: Asked | None, far: str) -> bool:

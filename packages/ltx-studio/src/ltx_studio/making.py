@@ -14,7 +14,7 @@ from typing import Any
 from ltx_core.errors import LtxError
 from ltx_pipelines.cli.progress import Reporter
 from ltx_studio.files import Files
-from ltx_studio.requests import resolved
+from ltx_studio.requests import resolve
 from ltx_studio.store import Job
 
 #: Takes the kind of an event and its facts: ``planned`` once, ``progress``, ``note``. What it raises ends the run.
@@ -83,13 +83,13 @@ def make_clip(
     from ltx_pipelines.cli.job import Job as ClipJob
     from ltx_pipelines.cli.job import execute, kept_recipe, load_stage
     from ltx_pipelines.cli.session import open_session
-    from ltx_pipelines.pipeline import pipeline_named
+    from ltx_pipelines.pipeline import find_pipeline
     from ltx_pipelines.running.preview import find_map
     from ltx_pipelines.running.recipe import is_of
 
-    given = from_json({**defaults, **resolved(job.request, files)}, "request")
+    given = from_json({**defaults, **resolve(job.request, files)}, "request")
     named = given.pop("pipeline", None)
-    session = open_session(given, pipeline_named(named) if named else None, share=ledgers)
+    session = open_session(given, find_pipeline(named) if named else None, share=ledgers)
     folder = files.job(job.id)
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / f"clip{session.pipeline.suffix}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ltx_core.errors import ConfigError, LtxError
 from ltx_studio.api import Plan
 from ltx_studio.files import Files
-from ltx_studio.requests import resolved
+from ltx_studio.requests import resolve
 
 if TYPE_CHECKING:
     from ltx_pipelines.utils.model_ledger import ModelLedger
@@ -40,7 +40,7 @@ class Planner:
         return Plan(**self._ask(request, costed=True))
 
     def _ask(self, request: Mapping[str, Any], costed: bool) -> dict[str, Any]:
-        answer = self._answer({"request": {"model": self.model, **resolved(request, self.files)}, "costed": costed})
+        answer = self._answer({"request": {"model": self.model, **resolve(request, self.files)}, "costed": costed})
         if "error" in answer:
             raise ConfigError(answer["error"].replace(f"{self.files.folder}/", ""))
         return answer
@@ -78,12 +78,12 @@ def answer(request: Mapping[str, Any], ledgers: dict[str, ModelLedger], costed: 
     from ltx_pipelines.cli.fields import from_json
     from ltx_pipelines.cli.plan import print_plan
     from ltx_pipelines.cli.session import open_session
-    from ltx_pipelines.pipeline import pipeline_named
+    from ltx_pipelines.pipeline import find_pipeline
     from ltx_pipelines.planning.cost import cost_of
 
     given = from_json(request, "request")
     named = given.pop("pipeline", None)
-    session = open_session(given, pipeline_named(named) if named else None, share=ledgers)
+    session = open_session(given, find_pipeline(named) if named else None, share=ledgers)
     plan = session.pipeline.plan(**session.request)
     if not costed:
         return {}

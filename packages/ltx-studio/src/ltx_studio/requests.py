@@ -75,9 +75,9 @@ def checked_storyboard(scenes: Any) -> list[dict[str, Any]]:
     return made
 
 
-def resolved(request: Mapping[str, Any], files: Files) -> dict[str, Any]:
+def resolve(request: Mapping[str, Any], files: Files) -> dict[str, Any]:
     """A canonical request with paths for names of files. Raises `MediaError` for one that is gone."""
-    made = with_files(request, lambda _, text: str(files.named(text)))
+    made = with_files(request, lambda _, text: str(files.find(text)))
     return made | ({"storyboard": str(files.keep_text(json.dumps(board)))} if (board := made.get("storyboard")) else {})
 
 

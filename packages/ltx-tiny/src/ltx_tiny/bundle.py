@@ -85,11 +85,11 @@ def write_bundle(folder: Path, config: Mapping[str, Any], files: Mapping[str, Pa
     parts = [files[name] for name in ("transformer", "video_decoder", "audio_vae", "vocoder")]
     metadata = {"config": dict(config), "model_version": MODEL_VERSION, "demo_prompt": DEMO_PROMPT}
     metadata |= {"default_request": DEFAULT_REQUEST, "prompt_world": prompt_world()}
-    save_checkpoint(checkpoint, rounded(parts), metadata)
-    save_checkpoint(upscaler, rounded([files["upsampler"]]), SafetensorsFile(files["upsampler"]).metadata)
+    save_checkpoint(checkpoint, round_tensors(parts), metadata)
+    save_checkpoint(upscaler, round_tensors([files["upsampler"]]), SafetensorsFile(files["upsampler"]).metadata)
     adapters = {folder / DISTILLED_LORA: files["distill"], folder / OUTLINE_LORA: files["in_context"]}
     for path, file in adapters.items():
-        save_checkpoint(path, rounded([file]), SafetensorsFile(file).metadata)
+        save_checkpoint(path, round_tensors([file]), SafetensorsFile(file).metadata)
     written = [checkpoint, upscaler, *adapters, *unpack(files["gemma"], folder / GEMMA)]
     size = sum(path.stat().st_size for path in written)
     if size > MOST_BYTES:
@@ -97,7 +97,7 @@ def write_bundle(folder: Path, config: Mapping[str, Any], files: Mapping[str, Pa
     return written
 
 
-def rounded(paths: Sequence[Path]) -> dict[str, Tensor]:
+def round_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
     """All tensors of some files, in bfloat16 but for the latents' statistics."""
     import torch
 

@@ -27,7 +27,7 @@ from ltx_core.textfiles import parse_json
 from ltx_core.types import Audio, AudioLatentShape
 from ltx_tiny.examples import FPS, FRAMES, spoken
 from ltx_tiny.world.code import CHANNELS, scene_code
-from ltx_tiny.world.drawing import drawn
+from ltx_tiny.world.drawing import drawable
 from ltx_tiny.world.scene import SECONDS, Scene, sample_scene
 from ltx_tiny.world.sound import SAMPLE_RATE, play
 from ltx_trainer.pretrain.data import Stage, leave_stopping_to_the_parent
@@ -121,7 +121,7 @@ class LatentExamples:
         audio, scene = clips[int(rng.integers(len(clips)))]
         reference: dict[str, Tensor] = {}
         if self.drawings:
-            scene = drawn(scene)
+            scene = drawable(scene)
             reference = {"reference": video_latent(scene, stage.frames, stage.side, drawing=True)}
         texts = [spoken(scene, rng, self.caption_dropout, self.leave_out), ""]
         batch = self.tokenizer(texts, stage.tokens or None)

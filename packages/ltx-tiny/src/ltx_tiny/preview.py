@@ -21,12 +21,12 @@ SEED, EXTENT = 98, 256
 def fit(ledger: ModelLedger, count: int) -> PreviewMap:
     """A map that has seen ``count`` scenes."""
     sums = Sums.empty(ledger.latent_channels)
-    for latent, frames in encoded(ledger, range(count)):
+    for latent, frames in encode(ledger, range(count)):
         sums = sums.seeing(latent, frames)
     return sums.solve()
 
 
-def encoded(ledger: ModelLedger, scenes: range, length: int = FRAMES) -> Iterator[tuple[Tensor, Tensor]]:
+def encode(ledger: ModelLedger, scenes: range, length: int = FRAMES) -> Iterator[tuple[Tensor, Tensor]]:
     """Latents ``[1, C, F, h, w]`` of scenes, with the frame of each latent frame, ``[F, 4h, 4w, 3]`` in [0, 1]."""
     encoder, step = ledger.network("video_encoder"), ledger.scale_factors.time
     for number in scenes:

@@ -62,7 +62,7 @@ class Recipe:
         """The folder that a stage exports to."""
         return self.out / name / CHECKPOINT_FOLDER
 
-    def exported(self, name: str) -> Path:
+    def exported_file(self, name: str) -> Path:
         """The newest file a stage has exported. Raises `ConfigError` when there is none yet."""
         folder = self.exports(name)
         files = newest(folder.glob(f"{name}_step_*.safetensors"))
@@ -74,13 +74,13 @@ class Recipe:
 def read_recipe(overlay: str | None = None) -> dict[str, Any]:
     """The recipe, with the values of an overlay (``gpu`` or ``smoke``) put over it."""
     values: dict[str, Any] = read_yaml(RECIPES / "tiny.yaml")
-    return values if overlay is None else merged(values, read_yaml(RECIPES / f"{overlay}.yaml"))
+    return values if overlay is None else merge(values, read_yaml(RECIPES / f"{overlay}.yaml"))
 
 
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """``above`` over ``below``, mapping by mapping; lists and plain values are replaced whole."""
     both = dict(below)
     for key, value in above.items():
         old = both.get(key)
-        both[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        both[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return both

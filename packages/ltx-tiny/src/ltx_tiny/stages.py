@@ -59,7 +59,7 @@ def video_vae(recipe: Recipe) -> Task:
 
 def video_decoder(recipe: Recipe) -> Task:
     examples = recipe.examples("video_decoder", VideoExamples(recipe.seed))
-    trained = recipe.exported("video_vae")
+    trained = recipe.exported_file("video_vae")
     return VideoDecoderTask(recipe.config, trained, examples, held_out_videos(recipe), code_channels=len(CHANNELS))
 
 
@@ -89,7 +89,9 @@ def gemma(recipe: Recipe) -> Task:
 
 def latents(recipe: Recipe) -> None:
     stage = recipe.stage("latents")
-    encoder: Any = Checkpoint.open(recipe.exported("audio_vae")).build("audio_encoder", torch.float32, recipe.device)
+    encoder: Any = Checkpoint.open(recipe.exported_file("audio_vae")).build(
+        "audio_encoder", torch.float32, recipe.device
+    )
     plan = LatentsPlan(
         recipe.seed, stage["counts"], int(stage["shard_size"]), int(stage["frames"]), int(recipe.values["workers"])
     )
@@ -116,7 +118,7 @@ def transformer(recipe: Recipe) -> Task:
 
 def distill(recipe: Recipe) -> Task:
     stage, tokenizer = recipe.stage("distill"), text_tokenizer(recipe)
-    trainer = make_trainer(recipe, recipe.exported("transformer"))
+    trainer = make_trainer(recipe, recipe.exported_file("transformer"))
     lora = LoraSettings(rank=int(stage["rank"]), target_modules=tuple(block_linears(trainer)))
     settings = DistillSettings(float(stage["guidance_scale"]), int(stage["substeps"]))
     examples, held_out = latent_examples(recipe, "distill", 0.0)
@@ -126,7 +128,7 @@ def distill(recipe: Recipe) -> Task:
 
 def in_context(recipe: Recipe) -> Task:
     stage = recipe.stage("in_context")
-    trainer = make_trainer(recipe, recipe.exported("transformer"), stage["modes"])
+    trainer = make_trainer(recipe, recipe.exported_file("transformer"), stage["modes"])
     lora = LoraSettings(rank=int(stage["rank"]), target_modules=tuple(block_linears(trainer)))
     made = LatentExamples(recipe.seed, *training_clips(recipe), text_tokenizer(recipe), 0.0, drawings=True)
     return InContextTask(trainer, recipe.examples("in_context", made), lora)
@@ -134,7 +136,7 @@ def in_context(recipe: Recipe) -> Task:
 
 def bundle(recipe: Recipe) -> None:
     stages = ("video_decoder", "audio_vae", "vocoder", "transformer", "gemma", "upsampler", "distill", "in_context")
-    files = {name: recipe.exported(name) for name in stages}
+    files = {name: recipe.exported_file(name) for name in stages}
     written = write_bundle(recipe.out / "bundle", recipe.config, files)
     size = sum(path.stat().st_size for path in written)
     typer.echo(f"bundle of {len(written)} files, {size / 1e6:.1f} MB, in {recipe.out / 'bundle'}")
@@ -162,7 +164,7 @@ def held_out_videos(recipe: Recipe) -> list[Tensor]:
 
 
 def text_tokenizer(recipe: Recipe) -> GemmaTokenizer:
-    return load_tokenizer(GemmaAssets.open(recipe.exported("gemma")))
+    return load_tokenizer(GemmaAssets.open(recipe.exported_file("gemma")))
 
 
 def latent_examples(recipe: Recipe, name: str, dropout: float) -> tuple[Examples, dict[str, Tensor]]:
@@ -194,7 +196,7 @@ def make_trainer(
 
     It is trained in the ``modes`` of its own stage, or in those given.
     """
-    assets = GemmaAssets.open(recipe.exported("gemma"))
+    assets = GemmaAssets.open(recipe.exported_file("gemma"))
     text = TextModel(load_backbone(assets, torch.float32), assets.config)
     given = [
         Mode(
@@ -221,7 +223,9 @@ def sample_judge(recipe: Recipe, name: str, sigmas: tuple[float, ...], tokenizer
     """Clips and eval figures of a transformer at each validation; of its latents where the decoder is not trained."""
     decoders = None
     if recipe.exports("video_decoder").is_dir():
-        checkpoint = Checkpoint.open([recipe.exported(stage) for stage in ("video_decoder", "audio_vae", "vocoder")])
+        checkpoint = Checkpoint.open(
+            [recipe.exported_file(stage) for stage in ("video_decoder", "audio_vae", "vocoder")]
+        )
         parts = ("video_decoder", "audio_decoder", "vocoder")
         networks: list[Any] = [checkpoint.build(part, torch.float32, recipe.device) for part in parts]
         decoders = Decoders(*networks)

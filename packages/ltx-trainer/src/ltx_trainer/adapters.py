@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.adapter_layers import LoraLayer
-from ltx_trainer.memory import widened
-from ltx_trainer.targets import divided
+from ltx_trainer.memory import widen
+from ltx_trainer.targets import divide
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Adapter(nn.Module):
         if not self.enabled:
             return y
         low = x if torch.is_autocast_enabled(x.device.type) else x.float()
-        return self.adapted(y, self.dropout(low))
+        return self.adapt(y, self.dropout(low))
 
-    def adapted(self, y: Tensor, x: Tensor) -> Tensor:
+    def adapt(self, y: Tensor, x: Tensor) -> Tensor:
         """The result for the input ``x``, given the base's result ``y``."""
         raise NotImplementedError
 
-    def saved(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def to_file(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a file by the end of their names, from the learned ``values`` by theirs."""
         raise NotImplementedError
 
@@ -84,10 +84,10 @@ class LoraLinear(Adapter):
         self.lora_A.weight = nn.Parameter(kaiming((settings.rank, inputs), generator).to(device))
         self.lora_B.weight = nn.Parameter(torch.zeros(outputs, settings.rank, device=device))
 
-    def adapted(self, y: Tensor, x: Tensor) -> Tensor:
+    def adapt(self, y: Tensor, x: Tensor) -> Tensor:
         return y + (self.lora_B(self.lora_A(x)) * self.scale).to(y.dtype)
 
-    def saved(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def to_file(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         a, b = values["lora_A.weight"].float(), values["lora_B.weight"].float()
         return {"lora_A.weight": a, "lora_B.weight": b * self.scale if self.scale != 1 else b}
 
@@ -106,7 +106,7 @@ class DoraLinear(LoraLinear):
         super().__init__(base, settings, generator)
         self.lora_magnitude_vector = nn.Parameter(dense_weight(base).norm(dim=1))
 
-    def adapted(self, y: Tensor, x: Tensor) -> Tensor:
+    def adapt(self, y: Tensor, x: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
             changed = dense_weight(self.base) + self.scale * (self.lora_B.weight @ self.lora_A.weight)
             norm = changed.norm(dim=1)
@@ -116,8 +116,8 @@ class DoraLinear(LoraLinear):
         turned = factor * (turned + (self.lora_B(self.lora_A(x)) * self.scale).to(y.dtype))
         return turned if bias is None else turned + bias.to(y.dtype)
 
-    def saved(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {**super().saved(values), "lora_magnitude_vector": values["lora_magnitude_vector"].float()}
+    def to_file(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**super().to_file(values), "lora_magnitude_vector": values["lora_magnitude_vector"].float()}
 
     def load(self, saved: LoraLayer) -> bool:
         if saved.magnitude is None or not super().load(saved):
@@ -132,7 +132,7 @@ class LokrLinear(Adapter):
     def __init__(self, base: nn.Module, settings: LayerSettings, generator: torch.Generator | None = None) -> None:
         super().__init__(base, settings)
         (inputs, outputs), device = linear_size(base), next(base.parameters()).device
-        (o1, o2), (i1, i2) = (divided(size, settings.factor) for size in (outputs, inputs))
+        (o1, o2), (i1, i2) = (divide(size, settings.factor) for size in (outputs, inputs))
         self.lokr_w1 = nn.Parameter(kaiming((o1, i1), generator).to(device))
         self.is_whole = settings.rank >= min(o2, i2)
         if self.is_whole:
@@ -142,13 +142,13 @@ class LokrLinear(Adapter):
             self.lokr_w2_a = nn.Parameter(kaiming((o2, settings.rank), generator).to(device))
             self.lokr_w2_b = nn.Parameter(torch.zeros(settings.rank, i2, device=device))
 
-    def adapted(self, y: Tensor, x: Tensor) -> Tensor:
+    def adapt(self, y: Tensor, x: Tensor) -> Tensor:
         w2 = self.lokr_w2 if self.is_whole else self.lokr_w2_a @ self.lokr_w2_b
         parts = x.unflatten(-1, (self.lokr_w1.shape[1], -1))  # [..., i1, i2]
         change = (self.lokr_w1.to(x.dtype) @ parts) @ w2.to(x.dtype).T  # [..., o1, o2]
         return y + (change.flatten(-2) * self.scale).to(y.dtype)
 
-    def saved(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def to_file(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {name: value.float() for name, value in values.items()}
         return {**found, "lokr_w1": found["lokr_w1"] * self.scale}
 
@@ -177,7 +177,7 @@ KINDS: dict[str, type[LoraLinear] | type[LokrLinear]] = {
 }
 
 
-def learned(layer: Adapter) -> dict[str, Tensor]:
+def trained_tensors(layer: Adapter) -> dict[str, Tensor]:
     """Trained tensors of an adapted linear, by name in it."""
     return {name: value.detach() for name, value in layer.named_parameters() if not name.startswith("base.")}
 
@@ -210,4 +210,4 @@ def linear_size(linear: nn.Module) -> tuple[int, int]:
 def dense_weight(linear: nn.Module) -> Tensor:
     """The matrix of a linear in any storage format, float32 ``[out, in]``."""
     weight, scale = linear.get_parameter("weight"), getattr(linear, "weight_scale", None)
-    return weight.detach().float() if scale is None else widened(weight.detach(), scale, torch.float32)
+    return weight.detach().float() if scale is None else widen(weight.detach(), scale, torch.float32)

@@ -49,18 +49,18 @@ def choose(config: TrainerConfig, wanted: tuple[Keys, ...], machine: Machine | N
     model = MemoryModel.of(config, machine)
     room = machine.free * USABLE
 
-    def needed(choice: Choice) -> int:
+    def bytes_needed(choice: Choice) -> int:
         return model.plan(with_choice(config, choice)).device
 
     levels = list(frugality(config, wanted, model.num_blocks))
-    choice = next((level for level in levels if needed(level) <= room), levels[-1])
+    choice = next((level for level in levels if bytes_needed(level) <= room), levels[-1])
     if ("optimization", "batch_size") in wanted:
         for size in BATCHES:
             larger = {**choice, ("optimization", "batch_size"): size}
-            if size <= model.examples and needed(larger) <= room:
+            if size <= model.examples and bytes_needed(larger) <= room:
                 choice = larger
                 break
-    taken = needed(choice)
+    taken = bytes_needed(choice)
     said = ", ".join(f"{key} {_said(value)}" for (_, key), value in choice.items())
     logger.info("chosen for %s: %s (%.2f GiB needed)", machine.describe(), said, taken / GIB)
     if taken > room:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ltx_core.errors import LtxError
-from ltx_trainer.command_options import expanded
+from ltx_trainer.command_options import expand_options
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.processing.options import Columns, ProcessingOptions, SceneOptions, default_device
 
@@ -34,7 +34,7 @@ OF_CAPTIONS = ("trigger", "remove_openings", "overwrite", "batch_size", "device"
 
 
 @dataset.command()
-@expanded
+@expand_options
 def process(
     metadata: Metadata,
     models: ModelFiles,
@@ -57,7 +57,7 @@ def process(
 
 
 @dataset.command()
-@expanded
+@expand_options
 def videos(
     metadata: Metadata,
     models: Annotated[ModelFiles, ("model_path", "video_vae_path")],
@@ -74,7 +74,7 @@ def videos(
 
 
 @dataset.command()
-@expanded
+@expand_options
 def captions(
     metadata: Metadata,
     models: Annotated[ModelFiles, ("model_path", "text_encoder_path")],
@@ -90,7 +90,7 @@ def captions(
 
 
 @dataset.command()
-@expanded
+@expand_options
 def check(
     metadata: Metadata,
     columns: Columns,
@@ -136,7 +136,7 @@ def caption(
 
 
 @dataset.command("split-scenes")
-@expanded
+@expand_options
 def split_scenes_command(
     video: Annotated[Path, typer.Argument()],
     output: Annotated[Path, typer.Argument(help="Folder of the scenes.")],
@@ -152,7 +152,7 @@ def split_scenes_command(
 
 
 @dataset.command("decode")
-@expanded
+@expand_options
 def decode_command(
     root: Annotated[Path, typer.Argument(help="Precomputed data set, or one of its directories of latents.")],
     output: Annotated[Path, typer.Argument(help="Folder of the videos.")],

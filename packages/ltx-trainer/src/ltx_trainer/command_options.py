@@ -18,7 +18,7 @@ def shown(help: str, *flags: str, **limits: Any) -> dict[str, Any]:
     return {OPTION: (help, flags, limits)}
 
 
-def expanded(command: Callable[..., None]) -> Callable[..., None]:
+def expand_options(command: Callable[..., None]) -> Callable[..., None]:
     """``command`` with an option for every `shown` field of its parameters that are dataclasses.
 
     ``Annotated[Options, ("fps", "device")]`` offers these fields alone. A field whose default is made when it is needed

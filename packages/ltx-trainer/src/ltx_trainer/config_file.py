@@ -58,18 +58,18 @@ def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainerConfig:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path} holds a {type(raw).__name__}, expected sections model, data, ...")
     for change in changes:
-        raw = changed(raw, *_split_change(change))
+        raw = replace_at(raw, *_split_change(change))
     return parse_config(raw, str(path))
 
 
-def changed(raw: Any, keys: Sequence[str], value: Any) -> Any:
+def replace_at(raw: Any, keys: Sequence[str], value: Any) -> Any:
     """``raw`` with ``value`` at a path of keys; a number picks an item of a list."""
     key, *rest = keys
     if isinstance(raw, list | tuple) and key.isdigit() and int(key) < len(raw):
         place = int(key)
-        return [*raw[:place], changed(raw[place], rest, value) if rest else value, *raw[place + 1 :]]
+        return [*raw[:place], replace_at(raw[place], rest, value) if rest else value, *raw[place + 1 :]]
     mapping = raw if isinstance(raw, Mapping) else {}
-    return {**mapping, key: changed(mapping.get(key), rest, value) if rest else value}
+    return {**mapping, key: replace_at(mapping.get(key), rest, value) if rest else value}
 
 
 def _split_change(change: str) -> tuple[list[str], Any]:

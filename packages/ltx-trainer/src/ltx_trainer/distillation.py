@@ -66,7 +66,7 @@ def teacher_targets(
 def at_level(inputs: TrainingInputs, sigma: float) -> TrainingInputs:
     """The same tokens, said to be at another noise level; what is given stays at 0."""
 
-    def moved(modality: ModalityInputs) -> ModalityInputs:
+    def move(modality: ModalityInputs) -> ModalityInputs:
         level = modality.sigma.new_tensor(sigma)
         return replace(
             modality,
@@ -74,7 +74,7 @@ def at_level(inputs: TrainingInputs, sigma: float) -> TrainingInputs:
             timesteps=torch.where(modality.timesteps > 0, level, modality.timesteps),
         )
 
-    return replace(inputs, modalities={name: moved(modality) for name, modality in inputs.modalities.items()})
+    return replace(inputs, modalities={name: move(modality) for name, modality in inputs.modalities.items()})
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from ltx_core.errors import ConfigError, LtxError
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_trainer.model_files import ModelFiles, open_trainable
-from ltx_trainer.modes import Facts, configuration, mode_named
+from ltx_trainer.modes import Facts, configuration, find_mode
 from ltx_trainer.processing.metadata import Row, read_rows
 
 AREA, SMALL_AREA = 768 * 512, 256 * 256  # pixels; of a model with at least, and with fewer than:
@@ -53,7 +53,7 @@ def usual_mode(data: Path) -> str:
 
 def gather(mode: str, data: Path | None, models: ModelFiles | None) -> Facts:
     """Facts about the clips and the model; placeholders for the rest."""
-    facts, wanted = Facts(), mode_named(mode)
+    facts, wanted = Facts(), find_mode(mode)
     factors, area = SpatioTemporalScaleFactors.default(), AREA
     if models is not None:
         blocks = open_trainable(models, wanted.training_mode).network_config("transformer").num_layers

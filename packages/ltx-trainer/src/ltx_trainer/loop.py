@@ -180,7 +180,7 @@ def rate_groups(module: nn.Module, factors: Mapping[str, float]) -> list[dict[st
     return [{"params": members, "factor": factor} for factor, members in groups.items()]
 
 
-def prepared(module: nn.Module, accelerator: Accelerator, mesh: TrainingMesh) -> nn.Module:
+def prepare(module: nn.Module, accelerator: Accelerator, mesh: TrainingMesh) -> nn.Module:
     """The module as this launch needs it: as it is, replicated, or sharded where the mesh or the launcher says so.
 
     Frozen tensors are the same files in every process, so replication leaves them alone.
@@ -276,7 +276,7 @@ class _Run:
             task.module.compile(dynamic=False)
         rank, size = accelerator.process_index, accelerator.num_processes
         self.mesh = settings.mesh or TrainingMesh(rank, size)
-        self.module = prepared(task.module, accelerator, self.mesh)
+        self.module = prepare(task.module, accelerator, self.mesh)
         self.trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(self.module, settings)
         self.step = 0
@@ -377,8 +377,8 @@ class _Run:
         state = self.collect()
         kept = {**state.model, **state.ema}
         wrong = next((name for name, tensor in kept.items() if not local(tensor).isfinite().all()), None)
-        if self.agreed(wrong is not None):
-            raise self.diverged(f"{wrong or 'a weight'} is no longer finite")
+        if self.any_process(wrong is not None):
+            raise self.divergence(f"{wrong or 'a weight'} is no longer finite")
         folder, main, files = self.folder / CHECKPOINT_FOLDER, self.accelerator.is_main_process, list[Path]()
         weights: dict[str, Tensor] = {}
         for name, tensor in (state.ema or state.model).items():
@@ -399,7 +399,7 @@ class _Run:
         scaler = self.accelerator.scaler
         return scaler is not None and all(map(math.isfinite, report.losses.values())) and scaler.get_scale() >= 1
 
-    def diverged(self, what: str) -> ConfigError:
+    def divergence(self, what: str) -> ConfigError:
         """The error that ends a run before anything that is no number gets into a checkpoint."""
         kept = checkpoint_files(self.folder / CHECKPOINT_FOLDER)
         last = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
@@ -462,7 +462,7 @@ class _Run:
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
-    def agreed(self, stop: bool) -> bool:
+    def any_process(self, stop: bool) -> bool:
         """Whether any process was asked to stop: all stop after the same step, for saving takes all of them."""
         if self.accelerator.num_processes == 1:
             return stop
@@ -544,8 +544,8 @@ def train(
             report = run.optimizer_step(batches)
             if (wrong := report.non_finite) and not run.was_skipped(report):
                 yield report
-                raise run.diverged(wrong)
-            stopping = run.agreed(stop.is_set())  # asked once: a later signal is for the next step
+                raise run.divergence(wrong)
+            stopping = run.any_process(stop.is_set())  # asked once: a later signal is for the next step
             last = run.step == settings.steps or stopping
             due = {
                 "validation": settings.validation_interval and run.step % settings.validation_interval == 0,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.lora import Lora
 from ltx_core.loader.safetensors_file import save_tensors
-from ltx_trainer.adapters import KINDS, Adapter, LayerSettings, learned, refuse
+from ltx_trainer.adapters import KINDS, Adapter, LayerSettings, refuse, trained_tensors
 from ltx_trainer.targets import SHORT_TARGETS, LoraGroup, adapted_linears
 
 PREFIX = "diffusion_model."
@@ -80,7 +80,7 @@ def rate_factors(network: nn.Module, prefix: str = "") -> dict[str, float]:
         f"{prefix}{name}.{part}": layer.settings.rate
         for name, layer in lora_layers(network)
         if layer.settings.rate != 1
-        for part in learned(layer)
+        for part in trained_tensors(layer)
     }
 
 
@@ -92,9 +92,10 @@ def lora_tensors(network: nn.Module, weights: Mapping[str, Tensor] | None = None
     tensors: dict[str, Tensor] = {}
     for name, layer in lora_layers(network):
         values = {
-            part: value if weights is None else weights[f"{name}.{part}"] for part, value in learned(layer).items()
+            part: value if weights is None else weights[f"{name}.{part}"]
+            for part, value in trained_tensors(layer).items()
         }
-        tensors |= {f"{PREFIX}{name}.{part}": value for part, value in layer.saved(values).items()}
+        tensors |= {f"{PREFIX}{name}.{part}": value for part, value in layer.to_file(values).items()}
     return tensors
 
 

@@ -44,15 +44,15 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        return F.linear(x, widened(weight, scale, x.dtype))
+        return F.linear(x, widen(weight, scale, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         weight, scale = ctx.saved_tensors
-        return gradients[0] @ widened(weight, scale, gradients[0].dtype), None, None
+        return gradients[0] @ widen(weight, scale, gradients[0].dtype), None, None
 
 
-def widened(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+def widen(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype) * scale.to(dtype)
 
 

@@ -209,7 +209,7 @@ class Facts:
     has_video: bool | None = None  # whether the rows name videos; None: as the mode needs
 
 
-def mode_named(name: str) -> Mode:
+def find_mode(name: str) -> Mode:
     """A mode. Raises `ConfigError` with the nearest name."""
     if name not in MODES:
         raise ConfigError(f"mode is {name!r}, expected one of {', '.join(MODES)}{nearest_hint(name, MODES)}")
@@ -218,7 +218,7 @@ def mode_named(name: str) -> Mode:
 
 def configuration(name: str, facts: Facts) -> str:
     """The text of a configuration file for a mode. Raises `ConfigError` for an unknown mode."""
-    mode, file = mode_named(name), f"{name}.yaml"
+    mode, file = find_mode(name), f"{name}.yaml"
     width, height, _ = facts.size
     half = {"{half_height}": str(height // 64 * 32 or 32), "{half_width}": str(width // 64 * 32 or 32)}
     strategy = mode.strategy

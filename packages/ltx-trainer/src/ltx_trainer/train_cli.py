@@ -14,7 +14,7 @@ import typer
 
 from ltx_core.errors import ConfigError
 from ltx_trainer.cli import log_to_stderr, one_line_errors
-from ltx_trainer.command_options import expanded, shown
+from ltx_trainer.command_options import expand_options, shown
 
 Resume = Literal["latest", "none"]
 STOPPED = 130
@@ -45,7 +45,7 @@ class First:
 
 
 @app.command(no_args_is_help=True)
-@expanded
+@expand_options
 def train(
     first: First,
     source: Annotated[
@@ -80,7 +80,7 @@ def train(
         if source is None:
             raise ConfigError("nothing to train from, expected a YAML file or a folder of clips")
         log_to_stderr(int(os.environ.get("RANK", "0")))
-        path = source if source.suffix.lower() in (".yaml", ".yml") else configured(source, first.model, first.output)
+        path = source if source.suffix.lower() in (".yaml", ".yml") else configure(source, first.model, first.output)
         parsed = read_config(path, change or ())
         if plan:
             from ltx_trainer.memory_plan import plan_memory
@@ -113,7 +113,7 @@ def initial(mode: str, data: Path | None, model: str | None, output: Path | None
     return f"{path}: look through it, then `ltx train {path}`"
 
 
-def configured(clips: Path, model: str | None, output: Path | None) -> Path:
+def configure(clips: Path, model: str | None, output: Path | None) -> Path:
     """The configuration of a LoRA of ``clips``: the one written for them before, or a new one for what they hold."""
     from ltx_trainer.init import usual_mode, write_configuration
     from ltx_trainer.model_files import find_model

@@ -304,7 +304,7 @@ class LtxvTrainer:
         found: dict[str, list[float]] = {}
         for sample, clip in zip(self.samples, clips, strict=True):
             if sample.truth is not None:
-                measured = agreement(clip, sample.truth, sampler.given(sample), sampler.scale_factors)
+                measured = agreement(clip, sample.truth, sampler.given_cells(sample), sampler.scale_factors)
                 for name, value in measured.items():
                     found.setdefault(f"val/{name}", []).append(value)
         return {name: sum(values) / len(values) for name, values in found.items()}

@@ -153,14 +153,14 @@ class ValidationSampler:
             own = [e for e in sample.conditions if e.condition.targets() == name]
             whole = next((e for e in own if isinstance(e.condition, SampleVideoToAudio | SampleAudioToVideo)), None)
             if whole is not None:
-                latent = fitted(whole.latent, tools.target_shape.frames).to(self.device, self.dtype)
+                latent = fit_frames(whole.latent, tools.target_shape.frames).to(self.device, self.dtype)
                 starts[name] = StreamStart(tools, latent, noise_scale=None, frozen=True)
                 continue
             own.sort(key=lambda e: isinstance(e.condition, SampleReference))  # references last
             starts[name] = StreamStart(tools, items=[conditioning_item(encoded, tools) for encoded in own])
         return starts
 
-    def given(self, sample: PreparedSample) -> Tensor | None:
+    def given_cells(self, sample: PreparedSample) -> Tensor | None:
         """Mask of the cells of the video latent ``[F, H, W]`` that conditions hold as they are; None for no video."""
         start = self.starts(sample).get("video")
         if start is None:
@@ -248,14 +248,14 @@ def _audio_item(encoded: EncodedCondition, tools: AudioLatentTools) -> Condition
     match condition:
         case SamplePrefix():
             given[:frames] = 1
-            return HeldAudio(fitted(latent, total), given)
+            return HeldAudio(fit_frames(latent, total), given)
         case SampleSuffix():
             given[total - frames :] = 1
             tail = latent[:, :, latent.shape[2] - frames :]
             padding = latent.new_zeros(*latent.shape[:2], total - frames, latent.shape[3])
             return HeldAudio(torch.cat((padding, tail), dim=2), given)
         case SampleMask() if encoded.mask is not None:
-            return HeldAudio(fitted(latent, total), encoded.mask)
+            return HeldAudio(fit_frames(latent, total), encoded.mask)
     raise ConditioningError(f"condition {condition.type!r} does not apply to audio")
 
 
@@ -268,7 +268,7 @@ def crop_mask(condition: SampleSpatialCrop, grid: Sequence[int], factors: Spatio
     return mask
 
 
-def fitted(latent: Tensor, frames: int) -> Tensor:
+def fit_frames(latent: Tensor, frames: int) -> Tensor:
     """A latent cut, or continued with zeros, to ``frames`` latent frames."""
     missing = frames - latent.shape[2]
     if missing <= 0:

@@ -197,21 +197,22 @@ class BatchedPerturbationConfig:
                 rows, first = apart, block
         yield _segment(first, num_blocks, rows)
 
-    def kept(self, kind: PerturbationType, block: int) -> tuple[bool, ...]:
+    def keep_mask(self, kind: PerturbationType, block: int) -> tuple[bool, ...]:
         """Per sample, whether the operation is kept."""
         return tuple(not config.holds(kind, block) for config in self.configs)
 
     def any_in_batch(self, kind: PerturbationType, block: int) -> bool:
         """Whether some sample is perturbed."""
-        return not all(self.kept(kind, block))
+        return not all(self.keep_mask(kind, block))
 
     def all_in_batch(self, kind: PerturbationType, block: int) -> bool:
         """Whether every sample is perturbed."""
-        return not any(self.kept(kind, block))
+        return not any(self.keep_mask(kind, block))
 
     def mask(self, kind: PerturbationType, block: int) -> Tensor:
         """The keep mask ``[B, 1, 1]`` of one operation."""
-        return torch.tensor(self.kept(kind, block), device=self.device, dtype=self.dtype or torch.bool)[:, None, None]
+        keep = self.keep_mask(kind, block)
+        return torch.tensor(keep, device=self.device, dtype=self.dtype or torch.bool)[:, None, None]
 
     def masks(self, num_blocks: int | None = None) -> Tensor:
         """All keep masks ``[type, block, sample]`` of the four LTX-2 types.
@@ -222,7 +223,7 @@ class BatchedPerturbationConfig:
         if count is None:
             raise ConfigError("num_blocks is None, expected the number of blocks of the model the masks are for")
         kinds = list(PerturbationType)[: PerturbationType.SKIP_V2A_CROSS_ATTN + 1]
-        rows = [[self.kept(kind, block) for block in range(count)] for kind in kinds]
+        rows = [[self.keep_mask(kind, block) for block in range(count)] for kind in kinds]
         return torch.tensor(rows, device=self.device, dtype=self.dtype or torch.bool)
 
     def block_keeps(self, num_blocks: int, device: torch.device, dtype: torch.dtype) -> tuple[BlockKeep, ...]:
@@ -235,7 +236,7 @@ class BatchedPerturbationConfig:
     def _block_keep(self, block: int, device: torch.device, dtype: torch.dtype) -> BlockKeep:
         keeps: dict[PerturbationType, Keep] = {}
         for kind in PerturbationType:
-            kept = self.kept(kind, block)
+            kept = self.keep_mask(kind, block)
             if not any(kept):
                 keeps[kind] = False
             elif not all(kept):

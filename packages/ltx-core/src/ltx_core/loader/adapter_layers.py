@@ -82,7 +82,7 @@ class LoraLayer:
         assert total is not None, "a layer without a weight difference"
         return total
 
-    def normalised(self, weight: Tensor, strength: float) -> Tensor:
+    def normalise(self, weight: Tensor, strength: float) -> Tensor:
         """The weight ``(out, in)`` float32 that a DoRA layer makes of ``weight``."""
         assert self.magnitude is not None
         g = self.magnitude.to(weight.device).float()
@@ -126,7 +126,7 @@ def weight_change(
             continue
         assert base is not None, "DoRA needs the weight itself"
         weight = base if total is None else base + total.float()
-        total = layer.normalised(weight, strength) - base
+        total = layer.normalise(weight, strength) - base
     return total
 
 

@@ -108,7 +108,7 @@ def flat_table(modules: Collection[str]) -> Mapping[str, str]:
     return table
 
 
-def unflattened(module: str, table: Mapping[str, str]) -> str | None:
+def unflatten(module: str, table: Mapping[str, str]) -> str | None:
     """The model's module that a flattened name means: as it is, without ``model_``, or with ``video_`` before it."""
     prefix = next(prefix for prefix in FLAT_PREFIXES if module.startswith(prefix))
     rest = module.removeprefix(prefix)

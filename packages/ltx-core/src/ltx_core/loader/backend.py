@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.components import transformer_component
 from ltx_core.loader.lora import Lora
-from ltx_core.loader.quantization import policy_named
+from ltx_core.loader.quantization import find_policy
 from ltx_core.loader.sources import Derived
 from ltx_core.loader.streaming import Hold, StreamingModel, build_streaming
 from ltx_core.loader.weights import ComponentWeights
@@ -87,7 +87,7 @@ class TorchBackend:
 
     def check_quantization(self, name: str) -> None:
         """One of `ltx_core.loader.quantization`."""
-        policy_named(name)
+        find_policy(name)
 
     def transformer_bytes(self, checkpoint: Checkpoint, streams: Sequence[str], settings: BuildSettings) -> int:
         """A byte for each weight of a quantised layer, the rest in what matrices are kept in."""
@@ -141,7 +141,7 @@ class ResidentTransformer:
         if [(lora.path, lora.strength) for lora in wanted] == [(lora.path, lora.strength) for lora in self.loras]:
             return
         wanted = self.weights.fit_loras(wanted)
-        self._hold(self.weights.changed_by(wanted))
+        self._hold(self.weights.layers_changed_by(wanted))
         self.weights.swap_loras(self.network, self.loras, wanted)
         self.loras = wanted
 

@@ -168,7 +168,7 @@ class Checkpoint:
         quantization: str | QuantizationPolicy | None = None,
     ) -> ComponentWeights:
         """A lazy reader of the component's tensors."""
-        from ltx_core.loader.quantization import policy_named
+        from ltx_core.loader.quantization import find_policy
         from ltx_core.loader.weights import ComponentWeights
 
         sources = self.sources(name)
@@ -178,8 +178,8 @@ class Checkpoint:
             return ComponentWeights.of(name, sources, dtype, device)
         if not COMPONENTS[name].quantizable:
             raise CheckpointError(f"{name} cannot be quantised, only the transformer can")
-        policy = policy_named(quantization) if isinstance(quantization, str) else quantization
-        sources = policy.stored(sources)
+        policy = find_policy(quantization) if isinstance(quantization, str) else quantization
+        sources = policy.keep_stored(sources)
         if policy.folds_scales:
             _check_scale_names(self.parts_of(name))
         return ComponentWeights.of(name, sources, dtype, device, policy)

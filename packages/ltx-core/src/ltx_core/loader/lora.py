@@ -30,7 +30,7 @@ from ltx_core.loader.adapter_names import (
     is_flat,
     module_path,
     parse_key,
-    unflattened,
+    unflatten,
 )
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.textfiles import parse_object, read_text
@@ -91,7 +91,7 @@ class Lora:
         table = flat_table(modules) if any(is_flat(path) for path in self.layers) else {}
         layers: dict[str, LoraLayer] = {}
         for written, layer in self.layers.items():
-            path = (unflattened(written, table) or written) if is_flat(written) else written
+            path = (unflatten(written, table) or written) if is_flat(written) else written
             if path in layers:
                 raise CheckpointError(f"{self.path}: {path} is changed by two entries of the file")
             _check_shapes(self.path, path, layer, shapes)

@@ -14,7 +14,7 @@ from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.components import TRANSFORMER
 from ltx_core.loader.lora import Lora
 from ltx_core.loader.weights import ComponentWeights
-from ltx_core.loader.writing import Kind, Piece, converted, plain_type
+from ltx_core.loader.writing import Kind, Piece, as_type, plain_type
 
 EXACT_UP_TO = 1024  # rows or columns of a difference that is decomposed exactly
 
@@ -26,13 +26,13 @@ def merged_pieces(checkpoint: Checkpoint, loras: Sequence[Lora]) -> list[Piece]:
     """
     weights = checkpoint.weights("transformer")
     fitted = weights.fit_loras(loras)
-    changed = weights.changed_by(fitted)
+    changed = weights.layers_changed_by(fitted)
     pieces, seen = [], set()
     for name, source in ((name, source) for part in checkpoint.parts for name, source in part.tensors.items()):
         module = TRANSFORMER.module_name(name)
         path = (module or "").rpartition(".")[0]
         if module is None or path not in changed:
-            pieces.append(Piece.copied(name, source))
+            pieces.append(Piece.copy_of(name, source))
         elif path not in seen:
             seen.add(path)
             pieces.append(_merge(name.removesuffix(module), path, weights, fitted))
@@ -51,7 +51,7 @@ def _fuse(
 ) -> dict[str, Tensor]:
     tensors = weights.load_layer(path, loras)
     named = {f"{prefix}{path}.{leaf}": tensor for leaf, tensor in tensors.items()}
-    return {name: converted(named[name], kind.stored_as) for name, kind in kinds.items()}
+    return {name: as_type(named[name], kind.stored_as) for name, kind in kinds.items()}
 
 
 class Extracted(NamedTuple):

@@ -160,7 +160,7 @@ def _widen(kind: str, leaves: tuple[str, ...], groups: int | None, rows: int, *t
     weight = tensors[0]
     parts = dict(zip(leaves, tensors[1:], strict=True))
     wide = _DEQUANTIZE[kind](weight, parts)
-    return unrotated(wide, groups) if groups else wide
+    return unrotate(wide, groups) if groups else wide
 
 
 def _nvfp4(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
@@ -227,7 +227,7 @@ def _nibbles(packed: Tensor) -> Tensor:
     return torch.stack([raw & 15, raw >> 4], dim=-1).flatten(-2)
 
 
-def unrotated(weight: Tensor, size: int) -> Tensor:
+def unrotate(weight: Tensor, size: int) -> Tensor:
     """A float32 weight whose groups of ``size`` inputs were multiplied by a Hadamard matrix, without that."""
     import torch
 

@@ -67,7 +67,7 @@ class QuantizationPolicy:
     streamable: bool = False
     spares_ends: bool = False  # the first and the last block keep their precision
 
-    def stored(self, sources: Mapping[str, Source]) -> dict[str, Source]:
+    def keep_stored(self, sources: Mapping[str, Source]) -> dict[str, Source]:
         """The tensors of a component, those of layers this covers as the file stores them."""
         result = dict(sources)
         for name, source in sources.items() if self.prequantized else ():
@@ -262,7 +262,7 @@ POLICIES: dict[str, QuantizationPolicy] = {
 }
 
 
-def policy_named(name: str) -> QuantizationPolicy:
+def find_policy(name: str) -> QuantizationPolicy:
     """The policy a user names; ``ConfigError`` lists the known ones."""
     if name not in POLICIES:
         raise ConfigError(f"quantization is {name!r}, expected one of {', '.join(POLICIES)}")

@@ -290,12 +290,12 @@ class StreamedBlocks:
         for path in self.weights.layers:
             if not path.startswith(f"{self.name}."):
                 is_table = isinstance(network.get_submodule(path), nn.Embedding)
-                for name, tensor in self.weights.named(path, self.loras):
+                for name, tensor in self.weights.module_tensors(path, self.loras):
                     yield name, tensor if is_table else tensor.to(self.device)
 
     def _load(self, layers: Sequence[Sequence[str]], index: int) -> PackedBlock:
         start = f"{self.name}.{index}."
-        named = (pair for path in layers[index] for pair in self.weights.named(path, self.loras))
+        named = (pair for path in layers[index] for pair in self.weights.module_tensors(path, self.loras))
         return pack({name.removeprefix(start): tensor for name, tensor in named}, self.device.type == "cuda")
 
 

@@ -151,10 +151,10 @@ class ComponentWeights:
     def state_dict(self, loras: Sequence[Lora] = ()) -> dict[str, Tensor]:
         """Every tensor by module name, adapters fused in; several layers are read and converted at once."""
         with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as readers:
-            layers = readers.map(lambda path: list(self.named(path, loras)), self.layers)
+            layers = readers.map(lambda path: list(self.module_tensors(path, loras)), self.layers)
             return {name: tensor for layer in layers for name, tensor in layer}
 
-    def changed_by(self, loras: Iterable[Lora]) -> set[str]:
+    def layers_changed_by(self, loras: Iterable[Lora]) -> set[str]:
         """Paths of the layers these adapters change."""
         return {path for lora in loras if lora.strength != 0 for path in lora.layers if path in self.layers}
 
@@ -166,11 +166,11 @@ class ComponentWeights:
         """
         state = network.state_dict()
         with torch.no_grad():
-            for path in sorted(self.changed_by(old) | self.changed_by(new)):
-                for name, tensor in self.named(path, new):
+            for path in sorted(self.layers_changed_by(old) | self.layers_changed_by(new)):
+                for name, tensor in self.module_tensors(path, new):
                     state[name].copy_(tensor)
 
-    def named(self, path: str, loras: Sequence[Lora] = ()) -> Iterator[tuple[str, Tensor]]:
+    def module_tensors(self, path: str, loras: Sequence[Lora] = ()) -> Iterator[tuple[str, Tensor]]:
         """The tensors of one module by their full names."""
         for leaf, tensor in self.load_layer(path, loras).items():
             yield _join(path, leaf), tensor

@@ -45,13 +45,13 @@ class Piece:
     make: Callable[[], Mapping[str, Tensor]]
 
     @classmethod
-    def copied(cls, name: str, source: Source, stored_as: str | None = None) -> Piece:
+    def copy_of(cls, name: str, source: Source, stored_as: str | None = None) -> Piece:
         """A tensor as it is stored, or as another type."""
         kind = Kind(stored_as or source.info.stored_as, source.info.shape)
-        return cls({name: kind}, lambda: {name: converted(source.read(), kind.stored_as)})
+        return cls({name: kind}, lambda: {name: as_type(source.read(), kind.stored_as)})
 
 
-def converted(tensor: Tensor, stored_as: str) -> Tensor:
+def as_type(tensor: Tensor, stored_as: str) -> Tensor:
     """A tensor as a safetensors type."""
     import torch
 

@@ -36,7 +36,7 @@ class PassParallel:
         if rows or self.all_compute:
             computed = tuple(rows) or (0,)
             own = {name: None if one is None else one.select(computed) for name, one in given.items()}
-            chosen = None if perturbations is None else perturbed(perturbations, computed)
+            chosen = None if perturbations is None else select_rows(perturbations, computed)
             made = dict(zip(given, self.transformer(**own, perturbations=chosen), strict=True))
         video_x0, audio_x0 = (
             None if one is None else self._all(one, made.get(name) if rows else None, counts)
@@ -49,7 +49,7 @@ class PassParallel:
         return self.ranks.gather(empty if own is None else own, counts, dim=0)
 
 
-def perturbed(given: BatchedPerturbationConfig, rows: tuple[int, ...]) -> BatchedPerturbationConfig:
+def select_rows(given: BatchedPerturbationConfig, rows: tuple[int, ...]) -> BatchedPerturbationConfig:
     """The perturbations of some samples, which still say which of them have equal inputs."""
 
     def among(labels: tuple[int, ...]) -> list[int]:

@@ -29,7 +29,7 @@ def modality_from_latent_state(
     of its attention mask.
     """
     sigma = torch.zeros_like(sigma) if state.frozen else sigma
-    groups = None if mask_groups is None else mask_groups.scaled(sigma[:1])
+    groups = None if mask_groups is None else mask_groups.scale_by(sigma[:1])
     return Modality(
         latent=state.latent,
         sigma=sigma,

@@ -50,7 +50,7 @@ class VelocityDenoiser:
         guidance, modalities = self.guidance[call.step_index], {}
         for name, state in states.items():
             groups = call.memory.mask_groups.get(name) or TimestepGroups.of(state.denoise_mask)
-            levels = groups.limited(call.sigma)
+            levels = groups.limit_to(call.sigma)
             modalities[name] = Modality(
                 latent=state.latent,
                 timesteps=levels.timesteps,

@@ -162,10 +162,10 @@ def with_fov(path: CameraPath, fov: float) -> CameraPath:
     """The path with every field of view scaled so that the first key has ``fov`` degrees."""
     ratio = math.tan(math.radians(fov) / 2) / math.tan(math.radians(path.keys[0].fov) / 2)
 
-    def scaled(angle: float) -> float:
+    def scale_angle(angle: float) -> float:
         return math.degrees(2 * math.atan(math.tan(math.radians(angle) / 2) * ratio))
 
-    return replace(path, keys=tuple(replace(key, fov=scaled(key.fov)) for key in path.keys))
+    return replace(path, keys=tuple(replace(key, fov=scale_angle(key.fov)) for key in path.keys))
 
 
 def values(keys: Sequence[Key]) -> dict[str, Any]:

@@ -37,10 +37,10 @@ that of an uninterrupted run.
 def rerun(given: dict[str, Any]) -> None:
     """From a recipe to a second clip."""
     from ltx_core.errors import ConfigError
-    from ltx_pipelines.cli.generate import kept_request, planned
+    from ltx_pipelines.cli.generate import kept_request, make_plan
     from ltx_pipelines.cli.progress import Reporter, style_of
     from ltx_pipelines.cli.session import open_session
-    from ltx_pipelines.pipeline import pipeline_named
+    from ltx_pipelines.pipeline import find_pipeline
     from ltx_pipelines.planning.validation import validate_plan
     from ltx_pipelines.running.recipe import changes_since, plan_of
 
@@ -62,8 +62,8 @@ def rerun(given: dict[str, Any]) -> None:
         reporter.note(f"since then: {line}")
     if changes and isinstance(request, dict):
         merged = options | changes | {name: given[name] for name in PLACES if name in given}
-        session = open_session(merged, pipeline_named(request["command"]))
-        plan, ledger = planned(session, merged, reporter), session.ledger
+        session = open_session(merged, find_pipeline(request["command"]))
+        plan, ledger = make_plan(session, merged, reporter), session.ledger
         request = kept_request(merged, session, plan)
     else:
         ledger = ledger_for(plan, given)
@@ -71,7 +71,7 @@ def rerun(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.job import Job, execute
 
     output = Path(given.get("output") or free_name(file, "again"))
-    execute(Job(plan, ledger, output, request, **written(given)), reporter)
+    execute(Job(plan, ledger, output, request, **encoding_fields(given)), reporter)
 
 
 def finish(given: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ def finish(given: dict[str, Any]) -> None:
     validate_plan(plan, ledger)
     stem = Path(file.name.removesuffix(".stage1.safetensors")).stem
     output = Path(given.get("output") or free_name(file.with_name(f"{stem}.mp4"), "finished"))
-    execute(Job(plan, ledger, output, resume=load_stage(kept, plan), **written(given)), reporter)
+    execute(Job(plan, ledger, output, resume=load_stage(kept, plan), **encoding_fields(given)), reporter)
 
 
 def where_files_are(recipe: Mapping[str, Any], plan: Plan, finder: Finder) -> dict[str, Path | None]:
@@ -191,7 +191,7 @@ def free_name(file: Path, label: str) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def written(given: dict[str, Any]) -> dict[str, Any]:
+def encoding_fields(given: dict[str, Any]) -> dict[str, Any]:
     """Encoding of a clip, as fields of a job."""
     sheet = Path(given["contact_sheet"]) if "contact_sheet" in given else None
     switches = {name: bool(given.get(name)) for name in ("overwrite", "force", "absolute_paths")}

@@ -86,7 +86,7 @@ def entry(name: str, summary: str, width: int = 80) -> list[str]:
 def load(name: str) -> Callable[[Sequence[str]], Any]:
     """The command of a name: one of ours, a pipeline (also ``module:Class``), or one of another package."""
     from ltx_pipelines.cli.generate import pipeline_command
-    from ltx_pipelines.pipeline import pipeline_named, pipelines
+    from ltx_pipelines.pipeline import find_pipeline, pipelines
 
     if name in OWN:
         module, _, attribute = OWN[name].target.partition(":")
@@ -95,7 +95,7 @@ def load(name: str) -> Callable[[Sequence[str]], Any]:
         made = added.load()
     else:
         try:
-            return pipeline_command(pipeline_named(name))
+            return pipeline_command(find_pipeline(name))
         except UsageError:
             near = nearest(name, [*OWN, *pipelines(), *foreign()])
             hint = f"; did you mean {near}?" if near else ", see `ltx --help`"

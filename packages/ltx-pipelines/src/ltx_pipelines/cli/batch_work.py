@@ -14,7 +14,7 @@ from typing import Any
 from ltx_core.errors import MediaError
 from ltx_pipelines.cli.overview import Relayed
 from ltx_pipelines.cli.progress import Reporter, Style
-from ltx_pipelines.pipeline import pipeline_named
+from ltx_pipelines.pipeline import find_pipeline
 from ltx_pipelines.planning.schema import MODEL_VARIABLE
 from ltx_pipelines.running.output import exr_folder, latents_path, taken
 from ltx_pipelines.running.storage import exists, fetched, is_url, put, renamed
@@ -91,13 +91,13 @@ class Maker:
 
     def _make(self, asked: Asked, given: dict[str, Any], reporter: Reporter) -> None:
         """Make one clip, on the networks of an earlier line where they are the same; skip one that is there."""
-        from ltx_pipelines.cli.generate import job_of, planned
+        from ltx_pipelines.cli.generate import job_of, make_plan
         from ltx_pipelines.cli.session import open_session
 
         reporter.note(f"[{asked.index} of {asked.clips}] {asked}", clip=asked.index, clips=asked.clips)
         named = asked.line.pipeline
-        session = open_session(given, pipeline_named(named) if named else None, share=self.ledgers)
-        plan = planned(session, {**given, "overwrite": True}, reporter)  # what is there may be this very clip
+        session = open_session(given, find_pipeline(named) if named else None, share=self.ledgers)
+        plan = make_plan(session, {**given, "overwrite": True}, reporter)  # what is there may be this very clip
         from ltx_pipelines.cli.job import execute
         from ltx_pipelines.running.recipe import is_of
 

@@ -54,7 +54,7 @@ class Command:
         """The values that are given, each of its type and in its range."""
         known = {flag: one for one in self.options.values() for flag in one.spellings}
         given: dict[str, Any] = {}
-        alone, tokens = [], [dashed(token) for token in arguments]
+        alone, tokens = [], [with_dashes(token) for token in arguments]
         while tokens:
             token = tokens.pop(0)
             if token == "--":
@@ -63,7 +63,7 @@ class Command:
             if is_value(token):
                 alone.append(token)
                 continue
-            flag, value, rest = separated(token, known)
+            flag, value, rest = split_token(token, known)
             if flag not in known:
                 raise self._unknown(flag, known)
             one = known[flag]
@@ -123,13 +123,13 @@ def rows(one: Option, width: int) -> list[str]:
     return [name.ljust(NAME_WIDTH) + text[0], *(" " * NAME_WIDTH + row for row in text[1:])]
 
 
-def dashed(token: str) -> str:
+def with_dashes(token: str) -> str:
     """``--num_frames`` as ``--num-frames``; values are left alone."""
     flag, equals, value = token.partition("=")
     return flag.replace("_", "-") + equals + value if flag.startswith("--") else token
 
 
-def separated(token: str, known: Mapping[str, Option]) -> tuple[str, str | None, list[str]]:
+def split_token(token: str, known: Mapping[str, Option]) -> tuple[str, str | None, list[str]]:
     """The option of a token, the value joined to it, and further short options: ``--seed=3``, ``-s3``, ``-qk``."""
     if token.startswith("--"):
         flag, equals, value = token.partition("=")
@@ -158,14 +158,14 @@ def from_tokens(one: Option, tokens: Sequence[str]) -> Any:
         raise UsageError(f"{one.flag} has {len(tokens)} values, expected {one.value}")
     if one.by_level and (len(tokens) > 1 or ":" in tokens[0]):
         pairs = [token.partition(":") for token in tokens]
-        return {converted(one, float, level): converted(one, one.element, value) for level, _, value in pairs}
+        return {parse_value(one, float, level): parse_value(one, one.element, value) for level, _, value in pairs}
     kinds = [kind for _, kind, _ in one.parts]
-    values = [converted(one, kinds[min(index, len(kinds) - 1)], token) for index, token in enumerate(tokens)]
+    values = [parse_value(one, kinds[min(index, len(kinds) - 1)], token) for index, token in enumerate(tokens)]
     alone = not one.several or (len(values) == 1 and one.kinds[0] is one.element)
     return values[0] if alone and not is_dataclass(one.element) else values
 
 
-def converted(one: Option, kind: Any, token: str) -> Any:
+def parse_value(one: Option, kind: Any, token: str) -> Any:
     """One value of a line as its type."""
     convert, words = next((found for key, found in KINDS.items() if kind == key or kind == key | None), (str, ""))
     try:

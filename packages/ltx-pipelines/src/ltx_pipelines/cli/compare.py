@@ -126,12 +126,12 @@ def coherent(path: Path) -> dict[str, Any] | None:
 
 def has_picture(path: Path) -> bool:
     """Whether a file is a picture or holds a video."""
-    from ltx_media.containers import opened
+    from ltx_media.containers import open_file
     from ltx_media.images import is_image
 
     if is_image(path):
         return True
-    with opened(path, "compare") as source:
+    with open_file(path, "compare") as source:
         return bool(source.streams.video)
 
 

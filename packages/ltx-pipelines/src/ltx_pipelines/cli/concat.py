@@ -50,7 +50,7 @@ def concat(given: dict[str, Any]) -> None:
         if changes:
             reporter.note(f"{clip.path.name}: {'; '.join(changes)}")
     counts: list[int] = []
-    frames = (frame for clip in clips for frame in counted(fitted(clip, wanted), counts))
+    frames = (frame for clip in clips for frame in count_frames(fit_frames(clip, wanted), counts))
     with_sound = any(clip.has_audio for clip in clips)
     sound = (lambda: joined_sound(clips, counts, first.fps)) if with_sound else None
     total = write_video(output, frames, first.fps, sound, sdr_encoding(given.get("crf"), output.suffix))
@@ -58,7 +58,7 @@ def concat(given: dict[str, Any]) -> None:
     reporter.note(f"wrote {output}: {total} frames ({' + '.join(map(str, counts))}), {seconds:.3f} s")
 
 
-def fitted(clip: VideoInfo, wanted: Wanted) -> Iterator[Tensor]:
+def fit_frames(clip: VideoInfo, wanted: Wanted) -> Iterator[Tensor]:
     """The frames of a clip, uint8 ``[H, W, 3]``, at the size and rate of the first one."""
     from ltx_media.fit import center_crop_fit
     from ltx_media.source import source_frames
@@ -71,7 +71,7 @@ def fitted(clip: VideoInfo, wanted: Wanted) -> Iterator[Tensor]:
             yield center_crop_fit(frame.permute(2, 0, 1)[None], wanted.height, wanted.width)[0].permute(1, 2, 0)
 
 
-def counted(frames: Iterator[Tensor], counts: list[int]) -> Iterator[Tensor]:
+def count_frames(frames: Iterator[Tensor], counts: list[int]) -> Iterator[Tensor]:
     """The frames as they are; their number is added to ``counts``."""
     counts.append(0)
     for frame in frames:

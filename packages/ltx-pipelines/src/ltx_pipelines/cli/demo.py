@@ -30,7 +30,7 @@ def demo(given: dict[str, Any]) -> None:
     make({**given, "model": TINY, "output": str(output), "contact_sheet": str(sheet), "prompt": asked})
     if not given.get("quiet"):
         print(f'Made {output} (video with sound) and {sheet} (frames over the spectrogram) of "{asked}".')
-        print(f'Next, in words of your own: ltx generate "{proposed(model)}" -o mine.mp4 (see ltx --help)')
+        print(f'Next, in words of your own: ltx generate "{propose_prompt(model)}" -o mine.mp4 (see ltx --help)')
         if entry_points(group="ltx.commands", name="serve"):
             print("Or on a page, with a queue and a gallery: ltx serve")
 
@@ -41,7 +41,7 @@ def free_output() -> Path:
     return next(name for name in names if not name.exists() and not name.with_suffix(".png").exists())
 
 
-def proposed(model: Checkpoint) -> str:
+def propose_prompt(model: Checkpoint) -> str:
     """A prompt to try that a model gives as an example of what it knows."""
     from ltx_pipelines.planning.prompt_world import PromptWorld
 

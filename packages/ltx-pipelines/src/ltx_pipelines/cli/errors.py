@@ -29,7 +29,7 @@ def exit_code(command: Callable[[], None], debug: bool = False, as_json: bool = 
     """
     open_standard_streams()
     try:
-        with ended_like_ctrl_c():
+        with signals_as_interrupts():
             command()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -62,7 +62,7 @@ def open_standard_streams() -> None:
 
 
 @contextmanager
-def ended_like_ctrl_c() -> Iterator[None]:
+def signals_as_interrupts() -> Iterator[None]:
     """Inside, being told to end and losing the terminal raise `KeyboardInterrupt`, where they would have killed."""
     names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     main = threading.current_thread() is threading.main_thread()

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from ltx_core.errors import ConfigError, nearest_hint
-from ltx_pipelines.pipeline import Pipeline, every_field, pipeline_named
+from ltx_pipelines.pipeline import Pipeline, every_field, find_pipeline
 from ltx_pipelines.planning.schema import Option, UsageError, options_of
 from ltx_pipelines.request import Networks, Output
 
@@ -42,16 +42,16 @@ PIPELINE = Option("pipeline", str | None, None, "Take this pipeline.", group="Re
 @cache
 def every_option() -> dict[str, Option]:
     """The options of all pipelines together."""
-    return grouped({**every_field(), **options_of(Networks), **options_of(Output)})
+    return group_options({**every_field(), **options_of(Networks), **options_of(Output)})
 
 
 def options_for(kind: type[Pipeline]) -> dict[str, Option]:
     """The options that have an effect in a pipeline."""
     outputs = {k: one for k, one in options_of(Output).items() if k not in SOME_OUTPUTS or k in kind.uses}
-    return grouped({**kind.fields(), **kind.network_fields(), **outputs})
+    return group_options({**kind.fields(), **kind.network_fields(), **outputs})
 
 
-def grouped(options: Mapping[str, Option]) -> dict[str, Option]:
+def group_options(options: Mapping[str, Option]) -> dict[str, Option]:
     """The options with those of one group together, the prompt and the file to write first."""
     groups = list(dict.fromkeys(one.group for one in options.values()))
     return dict(sorted(options.items(), key=lambda item: groups.index(item[1].group)))
@@ -62,7 +62,7 @@ def from_json(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     options = {**every_option(), "pipeline": PIPELINE}
     spelled = {flag.lstrip("-"): (one, flag) for one in options.values() for flag in one.spellings if len(flag) > 2}
     try:
-        named = pipeline_named(str(entry["pipeline"])) if "pipeline" in entry else None
+        named = find_pipeline(str(entry["pipeline"])) if "pipeline" in entry else None
     except UsageError as error:
         raise ConfigError(f"{where}: {error}") from error
     used = options if named is None else {**options_for(named), "pipeline": PIPELINE}

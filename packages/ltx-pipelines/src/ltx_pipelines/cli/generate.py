@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.config import with_settings
 from ltx_pipelines.cli.fields import COMMON, DEVICES, PIPELINE, every_option, options_for
-from ltx_pipelines.pipeline import Pipeline, pipeline_named
+from ltx_pipelines.pipeline import Pipeline, find_pipeline
 from ltx_pipelines.planning.schema import UsageError, plain
 from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.running.output import SOUND, VIDEO, check_beside, check_free, check_output, free_output
@@ -44,7 +44,7 @@ def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
     devices = join_devices(given)
     reporter = Reporter("quiet" if devices is not None and devices.helping else style_of(given))
     if named := given.pop("pipeline", None):
-        kind = pipeline_named(named)
+        kind = find_pipeline(named)
     if (count := given.pop("count", 1)) > 1:
         if devices is not None:
             raise UsageError("--count makes several clips, --devices one; leave one of them out")
@@ -52,7 +52,7 @@ def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
         return
     session = open_session(given, kind)
     session.ledger.devices = devices
-    plan = planned(session, given, reporter)
+    plan = make_plan(session, given, reporter)
     from ltx_pipelines.cli.job import execute  # torch and the networks, once the plan is known to be good
 
     execute(job_of(session, plan, given), reporter)
@@ -68,14 +68,14 @@ def make_several(given: dict[str, Any], kind: type[Pipeline] | None, count: int,
     sheet, ledgers, jobs = given.pop("contact_sheet", None), dict[str, ModelLedger](), list[Job]()
     session = open_session(given, kind, share=ledgers)
     named = given.pop("output", None)
-    plan = planned(session, given, reporter)
+    plan = make_plan(session, given, reporter)
     path = Path(named or free_output(plan.prompt, plan.seed, session.pipeline.suffix))
     # The seed that is drawn, and the prompt that is written out, are those of all.
     given = {name: value for name, value in given.items() if name not in ENHANCING} | {"prompt": plan.prompt}
     for seed in range(plan.seed, plan.seed + count):
         one = {**given, "seed": seed, "output": str(path.with_name(f"{path.stem}-{seed}{path.suffix}"))}
         session = open_session(one, kind, share=ledgers)
-        jobs.append(job_of(session, planned(session, one, Reporter("quiet")), one))
+        jobs.append(job_of(session, make_plan(session, one, Reporter("quiet")), one))
     sheet = Path(sheet) if sheet else path.with_name(f"{path.stem}-sheet.png")
     check_free(sheet, bool(given.get("overwrite")))
     for number, job in enumerate(jobs, 1):
@@ -124,7 +124,7 @@ def job_of(session: Session, plan: Plan, given: Mapping[str, Any]) -> Job:
     )
 
 
-def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> Plan:
+def make_plan(session: Session, given: Mapping[str, Any], reporter: Reporter) -> Plan:
     """The validated plan of a session, with a line on what was chosen and what was moved."""
     output = Path(given.get("output") or f"clip{session.pipeline.suffix}")
     hdr = "hdr" in session.pipeline.usual or "hdr" in given
@@ -133,7 +133,7 @@ def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> P
     check_beside(output, Path(given["contact_sheet"]) if "contact_sheet" in given else None, given.get("crf"), hdr)
     request = session.request
     if given.get("enhance_prompt"):
-        request = enhanced(session, given, reporter)
+        request = enhance_request(session, given, reporter)
     plan = session.pipeline.plan(**request)
     if given.get("preview"):
         reporter.show_previews(session.ledger)
@@ -155,7 +155,7 @@ def planned(session: Session, given: Mapping[str, Any], reporter: Reporter) -> P
     return plan
 
 
-def enhanced(session: Session, given: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+def enhance_request(session: Session, given: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
     """The request with its prompt written out by a language model, which sees the first picture if there is one.
 
     What else is wrong with the request is said before that model is loaded.

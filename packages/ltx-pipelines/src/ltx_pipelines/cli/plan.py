@@ -11,7 +11,7 @@ from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.config import with_settings
 from ltx_pipelines.cli.fields import DEVICES, PIPELINE, every_option
 from ltx_pipelines.cli.generate import ENHANCING
-from ltx_pipelines.pipeline import pipeline_named
+from ltx_pipelines.pipeline import find_pipeline
 from ltx_pipelines.planning.schema import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Takes the options of `ltx generate`.
 
 def show(given: dict[str, Any]) -> None:
     """Plan a line and print the plan with its cost."""
-    from ltx_pipelines.cli.generate import planned
+    from ltx_pipelines.cli.generate import make_plan
     from ltx_pipelines.cli.progress import Reporter
     from ltx_pipelines.cli.session import open_session
 
@@ -38,13 +38,13 @@ def show(given: dict[str, Any]) -> None:
         raise UsageError("--mesh has no effect on one device, expected --devices too")
     as_json = given.pop("json", False)
     named = given.pop("pipeline", None)
-    session = open_session(given, pipeline_named(named) if named else None)
+    session = open_session(given, find_pipeline(named) if named else None)
     reporter = Reporter("quiet" if as_json else "lines")
     if size > 1:
         from ltx_core.parallel.mesh import Devices, check_mesh
 
         session.ledger.devices = Devices(0, size, mesh, spread_over=check_mesh(mesh, size))
-    plan = planned(session, given, reporter)
+    plan = make_plan(session, given, reporter)
     from ltx_pipelines.planning.cost import cost_of  # torch, once the plan is known to be good
 
     cost = cost_of(plan, session.ledger)
@@ -95,7 +95,7 @@ def print_plan(plan: Plan, cost: Cost) -> None:
         f"{plan.pipeline}: {size}{shape.frames} frames, {shape.duration:.2f} s at {shape.fps:g} fps", markup=False
     )
     console.print(f"model {plan.models.checkpoint}", markup=False, soft_wrap=True)
-    console.print(computed_in(plan.dtype))
+    console.print(precision_in_words(plan.dtype))
     console.print(f"seed {plan.seed}, prompt {plan.prompt!r}", markup=False, soft_wrap=True)
     names = ("stage", "size", "steps", "passes", "sampler", "streams", "conditions", "adapters")
     stages = Table(*(Column(name, overflow="fold") for name in names), box=SIMPLE)  # narrow terminals cut no name
@@ -134,7 +134,7 @@ def shared(plan: Plan, cost: Cost, ledger: ModelLedger) -> Iterator[str]:
             yield f"stage {index}: {mesh}, {amount} sent in a step"
 
 
-def computed_in(dtype: DtypeName) -> str:
+def precision_in_words(dtype: DtypeName) -> str:
     """The precision of a plan in words."""
     widened = "computed in float32, weights kept in bfloat16 and widened layer by layer"
     return widened if dtype == WIDENED else f"computed in {dtype}"

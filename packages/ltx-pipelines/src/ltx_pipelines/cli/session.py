@@ -43,7 +43,7 @@ def open_session(
     found = find_networks(given, kind.variant if kind is not None else "distilled")
     loras = existing(given.get("loras", ()), "loras")
     why = "expected it left out" if kind else "which follows from the other options; leave it out"
-    kind = kind or pipelines()[choose(given, known_of(found, given))]
+    kind = kind or pipelines()[choose(given, read_known(found, given))]
     if "prompt_enhancer" in given and not given.get("enhance_prompt"):
         raise UsageError("--prompt-enhancer-gemma-root has no effect without --enhance-prompt")
     refuse_unused(given, kind, why)
@@ -76,7 +76,7 @@ class Known:
     ltx_video: bool = False  # LTX-Video 0.9.x
 
 
-def known_of(found: FoundModel, given: Mapping[str, Any]) -> Known:
+def read_known(found: FoundModel, given: Mapping[str, Any]) -> Known:
     """Read the facts from the headers of files."""
     metadata = (SafetensorsFile(lora.path).metadata for lora in given.get("loras", ()))
     return Known(

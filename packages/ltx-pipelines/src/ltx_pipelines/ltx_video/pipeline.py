@@ -119,7 +119,7 @@ class LTXVideoPipeline(Pipeline):
         ]
         last = replace(stages[-1], delivered=None if shapes[-1] == asked else asked)
         decoding = (config.decode_timestep, config.decode_noise_scale, config.passes[-1].tone_map_compression_ratio)
-        return self.finished(
+        return self.finish_plan(
             request,
             [*stages[:-1], last],
             sources={"video": Source(request.input_media_path)} if request.input_media_path else {},

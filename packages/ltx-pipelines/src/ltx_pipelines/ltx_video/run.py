@@ -174,7 +174,7 @@ class LTXVideoRun:
         left = self.settings.asked.frames
         for chunk in self.frames(latent):
             if left > 0:
-                yield self.delivered(chunk[:left])
+                yield self.deliver(chunk[:left])
             left -= len(chunk)
 
     def frames(self, latent: Tensor) -> Iterator[Tensor]:
@@ -192,7 +192,7 @@ class LTXVideoRun:
         chunks = finite_frames(decoder.decode_frames(latent, conditioning))
         yield from fitting(latent, chunks, self.ledger)
 
-    def delivered(self, chunk: Tensor) -> Tensor:
+    def deliver(self, chunk: Tensor) -> Tensor:
         """Frames resized to the padded size and cut back to the one that is asked for."""
         if self.plan.stages[-1].delivered is None:
             return chunk

@@ -65,12 +65,12 @@ class SchedulerConfig:
         else:
             levels = torch.linspace(1.0, 1 / steps, steps)
         if self.sampler == "Constant" and self.shift is not None:
-            levels = shifted(levels, self.shift)
+            levels = shift_levels(levels, self.shift)
         if self.shifting == "SD3":
             slope = (SHIFTS[1] - SHIFTS[0]) / (SHIFT_TOKENS[1] - SHIFT_TOKENS[0])
-            levels = shifted(levels, slope * cells + SHIFTS[0] - slope * SHIFT_TOKENS[0])
+            levels = shift_levels(levels, slope * cells + SHIFTS[0] - slope * SHIFT_TOKENS[0])
             if self.target_shift_terminal is not None:
-                levels = stretched(levels, self.target_shift_terminal)
+                levels = stretch_levels(levels, self.target_shift_terminal)
         elif self.shifting == "SimpleDiffusion" and self.base_resolution:
             levels = torch.sigmoid(torch.log(levels / (1 - levels)) + math.log(cells / self.base_resolution))
         return levels
@@ -86,12 +86,12 @@ class SchedulerConfig:
                 raise ConfigError(f"timestep is {level:.4f}, which this distilled model lacks; nearest: {nearest}")
 
 
-def shifted(levels: Tensor, mu: float) -> Tensor:
+def shift_levels(levels: Tensor, mu: float) -> Tensor:
     """``e^mu / (e^mu + 1/s - 1)``."""
     return math.exp(mu) / (math.exp(mu) + (1 / levels - 1))
 
 
-def stretched(levels: Tensor, terminal: float) -> Tensor:
+def stretch_levels(levels: Tensor, terminal: float) -> Tensor:
     """Scale the distance to 1 so that the last level is ``terminal``; a single level at 1 stays."""
     clean = 1 - levels
     if clean[-1] == 0:

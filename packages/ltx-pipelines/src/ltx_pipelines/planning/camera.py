@@ -31,7 +31,7 @@ ADAPTERS = {
 }
 
 
-def steered(
+def steer(
     request: Request, stages: Sequence[StagePlan], folder: Path, generation: tuple[int, ...]
 ) -> tuple[Request, list[StagePlan]]:
     """The request and the stages of a clip whose camera follows what the request says.

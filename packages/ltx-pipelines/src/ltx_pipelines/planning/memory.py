@@ -72,20 +72,20 @@ def fitting_changes(plan: Plan, ledger: ModelLedger, cost: Cost, free: int) -> I
     share = free / cost.peak
     for _ in range(TRIES):
         fewer = int((frames - 1) * share) // factor * factor + 1
-        if fewer < frames and cost_of(resized(plan, fewer, 1.0), ledger).peak <= free:
+        if fewer < frames and cost_of(resize(plan, fewer, 1.0), ledger).peak <= free:
             yield f"{fewer} frames fit"
             break
         share *= 0.8
     side = (free / cost.peak) ** 0.5
     for _ in range(TRIES):
-        smaller = resized(plan, frames, side)
+        smaller = resize(plan, frames, side)
         if min(smaller.shape.height, smaller.shape.width) >= SMALLEST and cost_of(smaller, ledger).peak <= free:
             yield f"{smaller.shape.width} x {smaller.shape.height} fits"
             break
         side *= 0.85
 
 
-def resized(plan: Plan, frames: int, side: float) -> Plan:
+def resize(plan: Plan, frames: int, side: float) -> Plan:
     """A plan of other sizes, to be costed and not run: every stage of the share of its sides and frames."""
     stages = []
     for stage in plan.stages:

@@ -468,7 +468,7 @@ def json_type(hint: Any) -> dict[str, Any]:
     return {"type": "object", "properties": parts, "required": needed, "additionalProperties": False}
 
 
-def documented(method: Callable[..., Any], options: Mapping[str, Option], owner: str) -> Callable[..., Any]:
+def document(method: Callable[..., Any], options: Mapping[str, Option], owner: str) -> Callable[..., Any]:
     """A method of a class that takes ``options`` by name, each in its signature and docstring."""
 
     own = [one for one in signature(method).parameters.values() if one.kind is not one.VAR_KEYWORD]

@@ -191,7 +191,7 @@ def tiled_stages(
     """
     levels = last.sigmas if last.steps else STAGE_2_SIGMAS
     for _ in range(times.bit_length() - 1):
-        shape, shown = doubled(last.shape), last.delivered and doubled(last.delivered)
+        shape, shown = double_size(last.shape), last.delivered and double_size(last.delivered)
         video = last.streams["video"]
         seen = tuple(one for one in video.conditions if isinstance(one, ImageCondition | ReferenceCondition))
         video = replace(video, start="previous", noise_scale=level, conditions=seen)
@@ -237,12 +237,12 @@ def caching_blocks(stages: Sequence[StagePlan], cache: BlockCache) -> list[Stage
     return [replace(stage, first_block_cache=cache) if fits(stage) else stage for stage in stages]
 
 
-def doubled(shape: VideoPixelShape) -> VideoPixelShape:
+def double_size(shape: VideoPixelShape) -> VideoPixelShape:
     """The size of a stage that begins with an enlarged result."""
     return shape._replace(height=2 * shape.height, width=2 * shape.width)
 
 
-def halved(shape: VideoPixelShape) -> VideoPixelShape:
+def halve_size(shape: VideoPixelShape) -> VideoPixelShape:
     """The size of a first stage whose result is enlarged twofold."""
     return shape._replace(height=shape.height // 2, width=shape.width // 2)
 
@@ -262,7 +262,7 @@ def keyframe_slots(request: Request, frames: int) -> tuple[KeyframeSlots, ...]:
     return (KeyframeSlots(tuple(resolve_keyframe_positions(request.generated_keyframes, frames))),)
 
 
-def scheduled_for_size(request: Asked, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors) -> Asked:
+def schedule_for_size(request: Asked, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors) -> Asked:
     """The request with the schedule of its steps shifted by the real number of tokens of ``shape``."""
     if request.sigmas is not None or request.num_inference_steps is None or request.scheduler not in (None, "ltx2"):
         return request

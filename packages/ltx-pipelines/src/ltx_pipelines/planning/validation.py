@@ -50,9 +50,9 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
     if not -(2**63) <= plan.seed < 2**63:
         raise ConfigError(f"seed is {plan.seed}, expected a 64-bit integer")
     if plan.background != "black":
-        from ltx_media.pixels import color_named
+        from ltx_media.pixels import parse_color
 
-        color_named(plan.background)
+        parse_color(plan.background)
     check_files(plan, ledger)
     if ledger.is_ltx_video != (plan.ltx_video is not None):
         kind = "an LTX-Video 0.9.x model" if ledger.is_ltx_video else "no LTX-Video 0.9.x model"

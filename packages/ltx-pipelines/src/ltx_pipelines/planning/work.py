@@ -222,7 +222,9 @@ class CallCounter:
         """The kind of a block in a call."""
         is_inner = block in range(self.dense_blocks, self.config.num_layers - self.dense_blocks)
         has_audio = self.config.of_block(block).audio is not None
-        return BlockKind(tuple(left_out(each, block) for each in call.passes), call.sparse and is_inner, has_audio)
+        return BlockKind(
+            tuple(skipped_layers(each, block) for each in call.passes), call.sparse and is_inner, has_audio
+        )
 
     def count(self, call: Call, blocks: Sequence[BlockKind]) -> Counted:
         """A call of a network of such blocks."""
@@ -268,7 +270,7 @@ class CallCounter:
         )
 
 
-def left_out(each: GuidancePass, block: int) -> tuple[PerturbationType, ...]:
+def skipped_layers(each: GuidancePass, block: int) -> tuple[PerturbationType, ...]:
     """Layers that a pass leaves out in a block."""
     return tuple(kind for kind in PerturbationType if each.perturbations.holds(kind, block))
 

@@ -41,7 +41,7 @@ def seen_cells(frames: list[Warped], factors: SpatioTemporalScaleFactors) -> Ten
     return around >= SEEN_SHARE
 
 
-def filled(frames: list[Warped]) -> Tensor:
+def fill_frames(frames: list[Warped]) -> Tensor:
     """The frames ``[1, 3, F, H, W]`` with their holes filled from around them."""
     return torch.stack([fill_holes(frame) for frame in frames], dim=1)[None]
 

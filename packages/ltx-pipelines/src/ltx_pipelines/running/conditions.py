@@ -49,7 +49,7 @@ from ltx_pipelines.planning.plan import (
     Source,
     StagePlan,
 )
-from ltx_pipelines.running.camera import filled, seen_cells, warped_clip
+from ltx_pipelines.running.camera import fill_frames, seen_cells, warped_clip
 from ltx_pipelines.running.stage_inputs import Continuation, StageInputs
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -77,7 +77,7 @@ def _items(
             yield _reference_item(condition, wanted_reference(condition, shape, plan), shape, ledger, inputs)
         case CameraCondition():
             frames = warped_clip(condition, shape, plan.background)
-            latent = encode_video(filled(frames), ledger)
+            latent = encode_video(fill_frames(frames), ledger)
             yield VideoConditionBySeen(latent, seen_cells(frames, ledger.scale_factors), condition.release)
         case AudioReferenceCondition():
             yield _audio_reference_item(condition, ledger, inputs)
@@ -195,7 +195,7 @@ def encoded_reference(reference: ReferenceCondition, wanted: Wanted, ledger: Mod
     """A reference clip as a latent, and how many frames it was made of."""
     assert reference.path is not None
     every = reference.temporal_scale_factor
-    clip = continued(normalize_source(reference.path, wanted).video, every * ledger.scale_factors.time)
+    clip = mirror_in_time(normalize_source(reference.path, wanted).video, every * ledger.scale_factors.time)
     return encode_video(temporal_subsample(clip, every), ledger), clip.shape[2]
 
 
@@ -248,7 +248,7 @@ def source_latent(plan: Plan, modality: str, shape: VideoPixelShape, ledger: Mod
     clip = normalize_source(source.path, wanted_source(source, shape, factors, plan)).video
     if first:  # a clip that begins later is preceded by its first frame, so that the causal encoder sees no jump
         clip = torch.cat((clip[:, :, :1].expand(-1, -1, first, -1, -1), clip), dim=2)
-    return conform_latent_length(encode_video(continued(clip, factors.time), ledger), target.frames)
+    return conform_latent_length(encode_video(mirror_in_time(clip, factors.time), ledger), target.frames)
 
 
 def wanted_source(source: Source, shape: VideoPixelShape, factors: SpatioTemporalScaleFactors, plan: Plan) -> Wanted:
@@ -263,7 +263,7 @@ def wanted_source(source: Source, shape: VideoPixelShape, factors: SpatioTempora
     return Wanted(shape.height, shape.width, frames, shape.fps, source.start, fit, **looks_of(plan))
 
 
-def continued(clip: Tensor, step: int) -> Tensor:
+def mirror_in_time(clip: Tensor, step: int) -> Tensor:
     """Frames ``[1, 3, F, h, w]`` continued by their mirror image in time to a whole number of latent frames."""
     count = clip.shape[2]
     total, period = -(-(count - 1) // step) * step + 1, max(2 * (count - 1), 1)

@@ -16,7 +16,7 @@ from ltx_core.loader.components import DIFFUSION_MODEL
 from ltx_core.loader.gguf import TYPES, GgufFile
 from ltx_core.loader.safetensors_file import HEADER_DIGEST, SafetensorsFile
 from ltx_core.loader.sources import Source
-from ltx_core.loader.writing import Kind, Piece, converted, plain_type, save_gguf, save_safetensors
+from ltx_core.loader.writing import Kind, Piece, as_type, plain_type, save_gguf, save_safetensors
 from ltx_pipelines.running.diffusers_folder import WEIGHTS, component_files, write_side_cars
 from ltx_pipelines.running.model_files import FoundModel
 from ltx_pipelines.running.whole_model import Model
@@ -149,12 +149,12 @@ def plain_pieces(tensors: Mapping[str, Source]) -> list[Piece]:
             kind = Kind(plain_type(source), source.info.shape)
             pieces.append(Piece({name: kind}, partial(_widen, name, source, scale)))
         else:
-            pieces.append(Piece.copied(name, source, plain_type(source)))
+            pieces.append(Piece.copy_of(name, source, plain_type(source)))
     return pieces
 
 
 def _widen(name: str, weight: Source, scale: Source | None) -> dict[str, Tensor]:
-    return {name: converted(_wide(weight, scale), "BF16")}
+    return {name: as_type(_wide(weight, scale), "BF16")}
 
 
 def _wide(weight: Source, scale: Source | None) -> Tensor:
@@ -240,7 +240,7 @@ def _gguf_piece(item: tuple[str, Kind], plain: Piece, wanted: str) -> Piece:
     def make() -> dict[str, Tensor]:
         tensor = plain.make()[name]
         if kind not in QUANTIZE:
-            return {own: converted(tensor, kind)}
+            return {own: as_type(tensor, kind)}
         return {own: QUANTIZE[kind](tensor.float().reshape(-1, elements[kind]))}
 
     return Piece({own: Kind(kind, shape)}, make)

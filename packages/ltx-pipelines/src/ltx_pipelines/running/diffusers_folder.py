@@ -130,7 +130,7 @@ def _write_gemma(assets: GemmaAssets, made: Path) -> None:
     _write_json(made / "text_encoder" / "config.json", config)
     for file in assets.weights:
         metadata = {key: text for key, text in file.metadata.items() if key not in (HEADER_DIGEST, TENSOR_DIGESTS)}
-        pieces = [Piece.copied(name, Source(file, name)) for name in file.tensors]
+        pieces = [Piece.copy_of(name, Source(file, name)) for name in file.tensors]
         if "vision_config" not in assets.config:
             pieces += _empty_tower(config)
         target = made / "text_encoder" / file.path.name

@@ -95,7 +95,7 @@ def first_frame(latent: int) -> int:
     return FRAMES_PER_LATENT * latent - 7 if latent else 0
 
 
-def kept_from(stage: StagePlan, number: int) -> tuple[int, int]:
+def first_kept(stage: StagePlan, number: int) -> tuple[int, int]:
     """The first latent frame and the first audio token that window ``number`` and its piece need."""
     piece, window = pieces(stage)[number], stage.windows[number]
     token = min(piece.tokens[0], window.tokens[0]) if window.tokens else 0
@@ -116,7 +116,7 @@ def continuation(plan: Plan, number: int, state: LongState) -> Continuation:
     assert long is not None
     if number == 0 or state.video is None or state.picture is None:
         return Continuation(anchor=state.anchor)
-    window, (latent, token) = stage.windows[number], kept_from(stage, number)
+    window, (latent, token) = stage.windows[number], first_kept(stage, number)
     rest = state.video[:, :, window.first // FRAMES_PER_LATENT + 1 - latent :]
     latents = {"video": torch.cat((state.picture, rest), dim=2)}
     if state.audio is not None and window.tokens is not None:
@@ -134,7 +134,7 @@ def overlap_strengths(long: LongClip, count: int) -> tuple[float, ...]:
     return (1.0, *falling[1:])
 
 
-def joined(plan: Plan, number: int, state: LongState, result: StageResult) -> LongState:
+def join(plan: Plan, number: int, state: LongState, result: StageResult) -> LongState:
     """The state with a window's latents behind those before it, blended where both have some."""
     stage, long = plan.stages[0], plan.long
     assert long is not None
@@ -142,7 +142,7 @@ def joined(plan: Plan, number: int, state: LongState, result: StageResult) -> Lo
     if number == 0 or state.video is None:
         anchor = video[:, :, :1] if long.anchor == "first" else state.anchor
         return replace(state, video=video, audio=audio, anchor=anchor, reference=video if long.adain else None)
-    window, (_, token) = stage.windows[number], kept_from(stage, number)
+    window, (_, token) = stage.windows[number], first_kept(stage, number)
     if state.reference is not None:
         held = sum(strength == 1 for strength in overlap_strengths(long, window.shared))
         moved = adain(video, state.reference, long.adain)
@@ -165,10 +165,10 @@ def latents_of(state: LongState) -> dict[str, Tensor]:
     return {name: latent for name in ("video", "audio") if (latent := getattr(state, name)) is not None}
 
 
-def decoded(plan: Plan, number: int, state: LongState) -> dict[str, Tensor]:
+def to_decode(plan: Plan, number: int, state: LongState) -> dict[str, Tensor]:
     """The latents of a window's piece with what is decoded around it."""
     assert state.video is not None
-    piece, (latent, token) = pieces(plan.stages[0])[number], kept_from(plan.stages[0], number)
+    piece, (latent, token) = pieces(plan.stages[0])[number], first_kept(plan.stages[0], number)
     latents = {"video": state.video[:, :, piece.latents[0] - latent :]}
     if state.audio is not None:
         latents["audio"] = state.audio[:, :, piece.tokens[0] - token :]
@@ -180,7 +180,7 @@ def after(plan: Plan, number: int, state: LongState, picture: Tensor | None) -> 
     stage = plan.stages[0]
     if number + 1 == len(stage.windows):
         return LongState(number + 1, state.samples)
-    now, following = kept_from(stage, number), kept_from(stage, number + 1)
+    now, following = first_kept(stage, number), first_kept(stage, number + 1)
     tensors = state.tensors() | ({} if picture is None else {"picture": picture})
     for name, origin, start in zip(("video", "audio"), now, following, strict=True):
         if name in tensors:

@@ -21,13 +21,13 @@ from ltx_pipelines.running.long import (
     after,
     anchor_image,
     continuation,
-    decoded,
-    joined,
-    kept_from,
+    first_kept,
+    join,
     latents_of,
     piece_of_sound,
     pieces,
     prompt_of,
+    to_decode,
 )
 from ltx_pipelines.running.stage_inputs import (
     StageInputs,
@@ -54,7 +54,7 @@ def generate_windows(plan: Plan, ledger: ModelLedger, state: LongState | None = 
         inputs = StageInputs(start=continuation(plan, number, state))
         result = yield from run_stage(parts[number], number, inputs, run)
         run.watch.check(plan, ledger)
-        state = joined(plan, number, state, result)
+        state = join(plan, number, state, result)
         yield Event("decode", number)
         run = window_run(plan.with_(seed=plan.seed + DECODING_SEED_OFFSET), number, ledger, contexts)
         media = window_media(plan, number, state, run)
@@ -73,8 +73,8 @@ def window_run(plan: Plan, number: int, ledger: ModelLedger, contexts: Mapping[s
 
 def window_media(plan: Plan, number: int, state: LongState, run: Run | LTXVideoRun) -> WindowMedia:
     """The media that can be delivered after a window."""
-    piece, latents = pieces(plan.stages[0])[number], decoded(plan, number, state)
-    frames = PieceFrames(run.frames(latents["video"]), piece, run.delivered)
+    piece, latents = pieces(plan.stages[0])[number], to_decode(plan, number, state)
+    frames = PieceFrames(run.frames(latents["video"]), piece, run.deliver)
     if "audio" not in latents:
         return WindowMedia(frames, None, latents, state)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def generate_long(plan: Plan, ledger: ModelLedger, decode: bool) -> Iterator[Eve
             continue
         parts.append(media.latents["video"])
         sounds += [media.sound] if media.sound is not None else []
-        starts = kept_from(plan.stages[0], event.stage)
+        starts = first_kept(plan.stages[0], event.stage)
         for (name, latent), start in zip(latents_of(media.state).items(), starts, strict=False):
             whole[name] = torch.cat((whole[name][:, :, :start], latent), dim=2) if name in whole else latent
     generation = Generation(plan, (whole,))
@@ -110,4 +110,4 @@ def long_frames(plan: Plan, ledger: ModelLedger, parts: Sequence[Tensor]) -> Ite
     contexts = dict(zip(plan.prompts, ledger.texts.contexts(plan.prompts), strict=True))
     for number, (piece, latent) in enumerate(zip(pieces(plan.stages[0]), parts, strict=True)):
         run = window_run(plan.with_(seed=plan.seed + DECODING_SEED_OFFSET), number, ledger, contexts)
-        yield from PieceFrames(run.frames(latent), piece, run.delivered)
+        yield from PieceFrames(run.frames(latent), piece, run.deliver)

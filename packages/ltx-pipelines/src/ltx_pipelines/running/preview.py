@@ -85,7 +85,7 @@ def cells_of(latent: Tensor) -> Tensor:
 
 def find_map(ledger: ModelLedger) -> PreviewMap | None:
     """The map of a model's decoder; None where it brings none along and no clip was decoded yet."""
-    file = of_decoder(beside(ledger), ledger) or of_decoder(cached(ledger), ledger)
+    file = of_decoder(beside(ledger), ledger) or of_decoder(cache_path(ledger), ledger)
     return None if file is None else PreviewMap(file.read("map").float())
 
 
@@ -103,7 +103,7 @@ def beside(ledger: ModelLedger) -> Path:
     return checkpoint.with_name(f"{checkpoint.stem}-preview.safetensors")
 
 
-def cached(ledger: ModelLedger) -> Path:
+def cache_path(ledger: ModelLedger) -> Path:
     """Path of a map that was fitted here."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return cache / "ltx" / "previews" / f"{ledger.decoder_digest}.safetensors"
@@ -111,7 +111,7 @@ def cached(ledger: ModelLedger) -> Path:
 
 def fitting(latent: Tensor, chunks: Iterator[Tensor], ledger: ModelLedger) -> Iterator[Tensor]:
     """The chunks of frames ``[f, H, W, 3]`` a latent decodes to, as they are; on their way the map is fitted."""
-    kept = of_decoder(cached(ledger), ledger)
+    kept = of_decoder(cache_path(ledger), ledger)
     sums = Sums.empty(latent.shape[1]) if kept is None else Sums(kept.read("gram"), kept.read("cross"))
     if sums.cells >= ENOUGH or of_decoder(beside(ledger), ledger) is not None:
         yield from chunks
@@ -129,4 +129,4 @@ def fitting(latent: Tensor, chunks: Iterator[Tensor], ledger: ModelLedger) -> It
         sums = sums.seeing(latent, frames)
         tensors = {"map": sums.solve().weights, "gram": sums.gram, "cross": sums.cross}
         with suppress(CheckpointError, OSError):  # a cache that cannot be written costs previews, not the clip
-            save_tensors(cached(ledger), tensors, {KEY: ledger.decoder_digest})
+            save_tensors(cache_path(ledger), tensors, {KEY: ledger.decoder_digest})

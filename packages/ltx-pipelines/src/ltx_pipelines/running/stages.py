@@ -185,7 +185,7 @@ class Run:
         most = self.plan.stages[-1].decoded_cells
         return finite_frames(decode_frames(latent, self.ledger, self.noise, self.plan.hdr, most, self.plan.transfer))
 
-    def delivered(self, chunk: Tensor) -> Tensor:
+    def deliver(self, chunk: Tensor) -> Tensor:
         """The part of frames that is delivered."""
         return chunk[:, : self.plan.shape.height, : self.plan.shape.width]
 

@@ -167,7 +167,7 @@ class ModelLedger(ModelFacts):
         shards = None if self.devices is None else self.devices.shards
         return replace(self._unplaced, streamed=self.policy == "streamed", shards=shards)
 
-    def moved(self, **changes: Any) -> ModelLedger:
+    def move(self, **changes: Any) -> ModelLedger:
         """The same model with other settings, this one emptied."""
         self.release()
         ledger = ModelLedger(self.files, **{**self._asked, **changes})

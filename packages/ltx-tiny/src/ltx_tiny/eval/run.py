@@ -42,7 +42,7 @@ Item = TypeVar("Item")
 Track = Callable[[Iterable[Item], str, int], Iterator[Item]]  # items, what they are, how many
 
 
-def distilled(ledger: ModelLedger, found: FoundModel) -> Pipeline:
+def distilled_pipeline(ledger: ModelLedger, found: FoundModel) -> Pipeline:
     """Two stages with the distilled adapter in both."""
     from ltx_pipelines.distilled import DistilledPipeline
 
@@ -56,7 +56,7 @@ def two_stages(ledger: ModelLedger, found: FoundModel) -> Pipeline:
     return TI2VidTwoStagesPipeline(ledger, (), found.distilled_loras)
 
 
-def guided(ledger: ModelLedger, found: FoundModel) -> Pipeline:
+def guided_pipeline(ledger: ModelLedger, found: FoundModel) -> Pipeline:
     """One guided stage at full size."""
     from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 
@@ -64,9 +64,9 @@ def guided(ledger: ModelLedger, found: FoundModel) -> Pipeline:
 
 
 PATHS: dict[str, Callable[[ModelLedger, FoundModel], Pipeline]] = {
-    "distilled": distilled,
+    "distilled_pipeline": distilled_pipeline,
     "two-stages": two_stages,
-    "guided": guided,
+    "guided_pipeline": guided_pipeline,
 }
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ltx_tiny.eval.outline import outline_fits
 from ltx_tiny.eval.path import Path, find_events, find_motion
-from ltx_tiny.eval.stage import UNKNOWN, Array, Pixels, camera_move, find_background, find_camera, reduced, remains
+from ltx_tiny.eval.stage import UNKNOWN, Array, Pixels, camera_move, find_background, find_camera, reduce, remains
 from ltx_tiny.world.picture import MARK, distance, grid
 from ltx_tiny.world.scene import COLOURS, RADIUS, SHAPES
 
@@ -58,7 +58,7 @@ class _Blob:
 
 def look(video: NDArray[np.uint8], fps: float) -> Sight:
     """Look at a clip, uint8 ``[F, H, W, 3]``."""
-    pixels = reduced(video)
+    pixels = reduce(video)
     nothing = Path.empty(len(video), fps)
     background = find_background(pixels)
     if background == UNKNOWN:

@@ -19,7 +19,7 @@ WORK_SIDE = 128  # pixels of the shorter side that are looked at
 MAX_BACKDROP_ERROR = 40.0  # of 255, over the three channels
 
 
-def reduced(video: NDArray[np.uint8]) -> Pixels:
+def reduce(video: NDArray[np.uint8]) -> Pixels:
     """Means of square blocks ``[F, h, w, 3]``, so that the shorter side is about ``WORK_SIDE``."""
     frames, height, width, _ = video.shape
     block = max(min(height, width) // WORK_SIDE, 1)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_tiny.world.drawing import INK, PAPER, drawn
+from ltx_tiny.world.drawing import INK, PAPER, drawable
 from ltx_tiny.world.motion import GROUND_Y, camera, track
 from ltx_tiny.world.picture import Window, backdrop, distance
 from ltx_tiny.world.scene import COLOURS, SHAPES, Scene
@@ -90,7 +90,7 @@ def scene_code(
 
     ``frames`` must be ``8k + 1``. The code of a drawing says a black stage and a white body.
     """
-    grid, scene = Grid.of(height, width, window), drawn(scene) if drawing else scene
+    grid, scene = Grid.of(height, width, window), drawable(scene) if drawing else scene
     instants = np.maximum(np.arange(-SPAN + 1, frames), 0).reshape(-1, SPAN)  # of each latent frame
     t = start + instants / fps
     code = np.concatenate([_stage(scene, grid, t), _body(scene, grid, t)]).astype(np.float32)

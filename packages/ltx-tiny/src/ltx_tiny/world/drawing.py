@@ -17,14 +17,14 @@ LINE = 0.014  # width of a line in stage units
 PAPER, INK = 0, 255
 
 
-def drawn(scene: Scene) -> Scene:
+def drawable(scene: Scene) -> Scene:
     """The scene with a camera whose motion a drawing can show."""
     return replace(scene, camera="still") if scene.camera.startswith("pans") else scene
 
 
 def draw_lines(scene: Scene, frames: int, height: int, width: int, fps: float, start: float = 0.0) -> Image:
     """The drawing of a scene from ``start`` seconds on: uint8 ``[F, H, W, 3]``."""
-    scene = drawn(scene)
+    scene = drawable(scene)
     t = start + np.arange(frames) / fps
     x, y = grid(height, width)
     path, view = track(scene, scene.body, t), camera(scene, t)

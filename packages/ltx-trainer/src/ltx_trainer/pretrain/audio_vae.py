@@ -23,9 +23,9 @@ from ltx_trainer.pretrain.task import (
     STATISTICS,
     PretrainTask,
     Spread,
+    add_prefix,
     centre_input,
     centre_output,
-    prefixed,
 )
 
 FIRST_LOG_VARIANCE = -4.0
@@ -99,9 +99,9 @@ class AudioVaeTask(PretrainTask):
 
     def tensors(self) -> dict[str, Tensor]:
         encoder, decoder = self.module.encoder.state_dict(), self.module.decoder.state_dict()
-        both = prefixed("audio_vae.encoder.", encoder) | prefixed("audio_vae.decoder.", decoder)
+        both = add_prefix("audio_vae.encoder.", encoder) | add_prefix("audio_vae.decoder.", decoder)
         tensors = {name: tensor for name, tensor in both.items() if STATISTICS not in name}
-        return tensors | prefixed(f"audio_vae.{STATISTICS}", self.statistics().tensors())
+        return tensors | add_prefix(f"audio_vae.{STATISTICS}", self.statistics().tensors())
 
     def config(self) -> dict[str, Any]:
         return {"audio_vae": self.given_config["audio_vae"]}

@@ -19,7 +19,7 @@ from ltx_core.loader.safetensors_file import save_checkpoint
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_trainer.draws import Draws
 from ltx_trainer.pretrain.data import Examples
-from ltx_trainer.pretrain.task import PretrainTask, holding, prefixed
+from ltx_trainer.pretrain.task import PretrainTask, add_prefix, holding
 
 TURN, TURN_END = "<start_of_turn>", "<end_of_turn>"
 IMAGE = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
@@ -160,7 +160,7 @@ class GemmaTask(PretrainTask):
         return [path]
 
     def tensors(self) -> dict[str, Tensor]:
-        body = prefixed(f"{LANGUAGE_MODEL}model.", self.module.language_model.model.state_dict())
+        body = add_prefix(f"{LANGUAGE_MODEL}model.", self.module.language_model.model.state_dict())
         text = torch.frombuffer(bytearray(self.tokenizer_json.encode()), dtype=torch.uint8)
         return {**body, **vision_tensors(self.text_config), "tokenizer_json": text}
 
@@ -190,7 +190,9 @@ def vision_tensors(text_config: Mapping[str, Any]) -> dict[str, Tensor]:
         torch.manual_seed(0)
         tower, projector = SiglipVisionModel(config.vision_config), Gemma3MultiModalProjector(config)
         torch.nn.init.normal_(projector.mm_input_projection_weight, std=0.02)
-    tensors = prefixed("vision_tower.", tower.state_dict()) | prefixed("multi_modal_projector.", projector.state_dict())
+    tensors = add_prefix("vision_tower.", tower.state_dict()) | add_prefix(
+        "multi_modal_projector.", projector.state_dict()
+    )
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 

@@ -123,6 +123,6 @@ def holding(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
                 parameter.copy_(kept[name])
 
 
-def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors with a prefix before their names."""
     return {prefix + name: tensor for name, tensor in tensors.items()}

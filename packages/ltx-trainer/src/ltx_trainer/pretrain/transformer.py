@@ -28,7 +28,7 @@ from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_trainer.draws import Draws
 from ltx_trainer.pretrain.data import Examples
-from ltx_trainer.pretrain.task import PretrainTask, prefixed, read_first, say_first
+from ltx_trainer.pretrain.task import PretrainTask, add_prefix, read_first, say_first
 from ltx_trainer.timestep_samplers import ShiftedLogitNormalTimestepSampler
 from ltx_trainer.training_strategies.config import FlexibleConfig
 from ltx_trainer.training_strategies.inputs import (
@@ -125,12 +125,12 @@ class TransformerTrainer(nn.Module):
         inputs = strategy.prepare_training_inputs(sources, draws)
         isolated = (draws.rand((batch["video"].shape[0],)) < self.isolated_share).tolist()
         predictions = self.predict(inputs, self.contexts(batch), isolated)
-        losses = strategy.compute_loss(self.counted(predictions, inputs), inputs)
+        losses = strategy.compute_loss(self.mask_channels(predictions, inputs), inputs)
         return {"loss": losses.total.mean(), "loss_video": zero(device), "loss_audio": zero(device)} | mean_losses(
             losses, inputs
         )
 
-    def counted(self, predictions: Mapping[str, Tensor], inputs: TrainingInputs) -> dict[str, Tensor]:
+    def mask_channels(self, predictions: Mapping[str, Tensor], inputs: TrainingInputs) -> dict[str, Tensor]:
         """Predictions whose mean squared error is that of the channels that count."""
         found, count = dict(predictions), self.code_channels
         targets = inputs.modalities["video"].targets if "video" in found else None
@@ -239,7 +239,7 @@ class TransformerTask(PretrainTask):
             else DIFFUSION_MODEL + name.replace("_connector.", "_embeddings_connector.", 1): tensor
             for name, tensor in self.module.embeddings.state_dict().items()
         }
-        return prefixed(DIFFUSION_MODEL, self.module.transformer.state_dict()) | embeddings
+        return add_prefix(DIFFUSION_MODEL, self.module.transformer.state_dict()) | embeddings
 
     def config(self) -> dict[str, Any]:
         return {name: self.given_config[name] for name in ("transformer", "scheduler") if name in self.given_config}
@@ -280,7 +280,7 @@ def held_out_losses(trainer: TransformerTrainer, batch: Mapping[str, Tensor]) ->
     contexts = trainer.contexts(batch)
     for sigma in FIXED_SIGMAS:
         inputs = trainer.at_sigma(batch, sigma, step_draws("cpu", HELD_OUT_SEED, sigma))
-        for name, velocity in trainer.counted(trainer.predict(inputs, contexts), inputs).items():
+        for name, velocity in trainer.mask_channels(trainer.predict(inputs, contexts), inputs).items():
             target = inputs.modalities[name].targets
             assert target is not None
             figures[f"held_out_{name}_{sigma:g}"] = float((velocity - target.float()).square().mean())

@@ -28,7 +28,7 @@ from ltx_core.model.video_vae.video_vae import LatentDistribution, VideoDecoder,
 from ltx_trainer.draws import Draws
 from ltx_trainer.pretrain.data import Examples
 from ltx_trainer.pretrain.pictures import frames_sheet
-from ltx_trainer.pretrain.task import STATISTICS, PretrainTask, Spread, prefixed, read_first, say_first
+from ltx_trainer.pretrain.task import STATISTICS, PretrainTask, Spread, add_prefix, read_first, say_first
 
 TAUGHT_LOG_VARIANCE = -6.0  # what an encoder says of a taught latent
 STANDS_OUT = 0.15  # distance from the row's mean, of a range of 2
@@ -70,7 +70,7 @@ class VideoVae(nn.Module):
         latent = self.encoder.moments(video)
         noise = draws.randn(latent.mean.shape)
         if self.code_channels:
-            z, kept = self.taught(latent.mean.float(), batch["code"], noise, draws)
+            z, kept = self.taught_latent(latent.mean.float(), batch["code"], noise, draws)
             terms = {"code": (self.loss.code, kept)}
         else:
             z = latent.sample(noise)
@@ -85,7 +85,7 @@ class VideoVae(nn.Module):
         total = torch.stack([factor * term for factor, term in terms.values()]).sum()
         return {"loss": total, **{name: term for name, (_, term) in terms.items()}}
 
-    def taught(self, said: Tensor, code: Tensor, noise: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def taught_latent(self, said: Tensor, code: Tensor, noise: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """The latent to decode, of what the encoder ``said`` and of the code, and the error of what was said."""
         count = self.code_channels
         code = code.to(said)
@@ -139,9 +139,9 @@ class VideoVaeTask(PretrainTask):
 
     def tensors(self) -> dict[str, Tensor]:
         encoder, decoder = self.module.encoder.state_dict(), self.module.decoder.state_dict()
-        both = prefixed("vae.encoder.", encoder) | prefixed("vae.decoder.", decoder)
+        both = add_prefix("vae.encoder.", encoder) | add_prefix("vae.decoder.", decoder)
         tensors = {name: tensor for name, tensor in both.items() if STATISTICS not in name}
-        return tensors | prefixed(f"vae.{STATISTICS}", self.statistics())
+        return tensors | add_prefix(f"vae.{STATISTICS}", self.statistics())
 
     def config(self) -> dict[str, Any]:
         return {"vae": self.given_config["vae"]}

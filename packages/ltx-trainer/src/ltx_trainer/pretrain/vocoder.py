@@ -24,7 +24,7 @@ from ltx_core.model.audio_vae.vocoder import Generator
 from ltx_trainer.draws import Draws
 from ltx_trainer.pretrain.data import Examples
 from ltx_trainer.pretrain.pictures import spectrogram_sheet
-from ltx_trainer.pretrain.task import PretrainTask, centre_input, prefixed
+from ltx_trainer.pretrain.task import PretrainTask, add_prefix, centre_input
 
 RESOLUTIONS = ((2048, 512), (1024, 256), (512, 128), (128, 32))  # samples per window and hop
 MAGNITUDE_FLOOR = 1e-3
@@ -95,7 +95,7 @@ class VocoderTask(PretrainTask):
         return {"held_out_mel_error": float((after - before).abs().mean())}
 
     def tensors(self) -> dict[str, Tensor]:
-        return prefixed("vocoder.", side_by_side(self.module.side.state_dict()))
+        return add_prefix("vocoder.", side_by_side(self.module.side.state_dict()))
 
     def config(self) -> dict[str, Any]:
         return {"vocoder": self.given_config["vocoder"]}

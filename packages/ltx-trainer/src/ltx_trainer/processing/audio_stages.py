@@ -36,7 +36,7 @@ def audio_stage(work: Workspace) -> Stage:
                 raise MediaError(f"{row.media['audio']}: it holds no sound")
             silence = torch.zeros(2, round(max(duration, SHORTEST) * AUDIO_SAMPLE_RATE))
             return Audio(silence, AUDIO_SAMPLE_RATE), {"duration": duration, "present": 0}
-        work.report.changed(row.target, sound_changes(audio.waveform.shape[-2]))
+        work.report.note_changes(row.target, sound_changes(audio.waveform.shape[-2]))
         if duration is None:
             duration = bucket_duration(audio.duration, work.options.audio_durations, str(row.media["audio"]))
         return fit_duration(audio, duration), {"duration": duration, "present": 1}

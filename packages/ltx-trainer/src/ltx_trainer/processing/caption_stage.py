@@ -12,7 +12,7 @@ from ltx_core.text_encoders.t5 import T5TextEncoder
 from ltx_trainer.datasets import EMPTY_CAPTION
 from ltx_trainer.precomputed import Record, caption_record, read_inputs, write_record
 from ltx_trainer.processing.captions import prompt_of
-from ltx_trainer.processing.inputs import changed
+from ltx_trainer.processing.inputs import changed_inputs
 from ltx_trainer.processing.metadata import Row
 from ltx_trainer.processing.stage import Prepared, Stage, run_stage
 from ltx_trainer.processing.workspace import Workspace
@@ -35,7 +35,7 @@ def run_caption_stage(rows: Sequence[Row], work: Workspace) -> None:
 
     empty = work.output / EMPTY_CAPTION
     made_of = {"model": work.print_of("text_encoder")}
-    if options.overwrite or not empty.is_file() or changed(read_inputs(empty), made_of):
+    if options.overwrite or not empty.is_file() or changed_inputs(read_inputs(empty), made_of):
         write_record(empty, encode([""])[0], made_of)
     run_stage(Stage("conditions", prepare, encode, options.batch_size), rows, work)
 

@@ -24,7 +24,7 @@ MOST_ROUNDS = 1000
 EXTRAS = ("depth", "pose")
 
 
-def control_named(name: str) -> Control:
+def find_control(name: str) -> Control:
     """A control that is built in or installed. Raises `ConfigError` with the nearest name."""
     if name in CONTROLS:
         return CONTROLS[name]

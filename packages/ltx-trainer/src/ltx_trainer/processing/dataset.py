@@ -18,7 +18,7 @@ from ltx_trainer.precomputed import ROLES_OF, listed_rows, read_inputs, record_p
 from ltx_trainer.processing.audio_stages import audio_mask_stage, audio_reference_stage, audio_stage, has_sound
 from ltx_trainer.processing.buckets import Bucket, parse_buckets
 from ltx_trainer.processing.caption_stage import run_caption_stage
-from ltx_trainer.processing.inputs import changed, list_path, listed_parts, orphans, table_inputs, write_list
+from ltx_trainer.processing.inputs import changed_inputs, list_path, listed_parts, orphans, table_inputs, write_list
 from ltx_trainer.processing.metadata import Row, read_rows
 from ltx_trainer.processing.options import ProcessingOptions, default_device
 from ltx_trainer.processing.parts import asked_rows
@@ -162,7 +162,7 @@ def check_dataset(
             path = record_path(root, directory, row.stem)
             if path is None:
                 missing.append(f"missing {directory}/{row.stem}")
-            elif other := changed(read_inputs(path), table_inputs(directory, row)):
+            elif other := changed_inputs(read_inputs(path), table_inputs(directory, row)):
                 stale.append(f"stale {directory}/{row.stem}: another {other[0]}")
     listed = listed_rows(root, but=list_path(root, metadata)) or {}
     for row, roles in rows:

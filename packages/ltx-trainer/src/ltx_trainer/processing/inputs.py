@@ -68,7 +68,7 @@ def caption_inputs(options: ProcessingOptions) -> dict[str, str]:
     return {"trigger": options.trigger or "", "openings": opened, "8 bit": str(options.text_encoder_in_8bit)}
 
 
-def changed(then: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
+def changed_inputs(then: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
     """Names of inputs that are others now; a record that does not tell an input is not known to be stale."""
     return [name for name, value in now.items() if then is not None and then.get(name, value) != value]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ltx_core.errors import MediaError
 from ltx_core.types import SpatioTemporalScaleFactors
-from ltx_media.containers import opened, origin
+from ltx_media.containers import open_file, origin
 from ltx_media.images import is_image, open_image
 from ltx_media.video import probe_video
 
@@ -69,7 +69,7 @@ def alpha_planes(path: Path, count: int, fps: float, start: float = 0.0) -> Tens
             alpha = np.array(image.convert("RGBA").getchannel("A"))
         return torch.from_numpy(alpha)[None, None].float() / 255
     planes: list[Tensor] = []
-    with opened(path, "read alpha") as source:
+    with open_file(path, "read alpha") as source:
         for frame in source.decode(source.streams.video[0]):
             at = (frame.time or 0.0) - origin(source) - start
             while len(planes) < count and at >= (len(planes) - 0.5) / fps:

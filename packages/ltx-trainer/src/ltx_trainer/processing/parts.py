@@ -10,7 +10,7 @@ from ltx_media.images import is_image
 from ltx_media.source import sampling_rate
 from ltx_media.video import probe_video
 from ltx_trainer.processing.buckets import select_bucket
-from ltx_trainer.processing.controls import control_named
+from ltx_trainer.processing.controls import find_control
 from ltx_trainer.processing.inputs import PART
 from ltx_trainer.processing.metadata import Row
 from ltx_trainer.processing.options import ProcessingOptions
@@ -19,7 +19,7 @@ from ltx_trainer.processing.options import ProcessingOptions
 def asked_rows(rows: Sequence[Row], options: ProcessingOptions) -> list[Row]:
     """``rows`` with what ``options`` make of them. Raises `ConfigError` for an unknown control."""
     if options.control is not None:
-        control_named(options.control)
+        find_control(options.control)
         rows = [with_control(row, options.control) for row in rows]
     if options.long_clips == "first":
         return list(rows)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ltx_core.errors import ConfigError, LtxError
 from ltx_trainer.background import in_background
 from ltx_trainer.precomputed import SUFFIXES, Record, read_inputs, write_record
-from ltx_trainer.processing.inputs import changed, inputs_of
+from ltx_trainer.processing.inputs import changed_inputs, inputs_of
 from ltx_trainer.processing.metadata import Row
 from ltx_trainer.processing.progress import progress
 from ltx_trainer.processing.workspace import Workspace
@@ -48,7 +48,7 @@ def work_left(stage: Stage, rows: Sequence[Row], work: Workspace) -> Todo:
         todo.inputs[row.stem] = inputs
         record = None if work.options.overwrite else work.record(name, row)
         then = None if record is None else read_inputs(record)
-        other = changed(then, inputs)
+        other = changed_inputs(then, inputs)
         if record is not None and not other:
             report.present[name] += 1
             report.unknown[name] += then is None

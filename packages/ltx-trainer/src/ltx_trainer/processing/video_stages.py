@@ -17,7 +17,7 @@ from ltx_media.source import Wanted, normalize_source, sampling_rate, source_fra
 from ltx_media.video import STILL_FPS, VideoInfo, probe_video
 from ltx_trainer.precomputed import Record
 from ltx_trainer.processing.buckets import Bucket, select_bucket
-from ltx_trainer.processing.controls import control_named
+from ltx_trainer.processing.controls import find_control
 from ltx_trainer.processing.masks import alpha_planes, image_mask, kept_frames, video_mask, weights_on_grid
 from ltx_trainer.processing.metadata import Row
 from ltx_trainer.processing.stage import Prepared, Stage
@@ -52,7 +52,7 @@ def reference_stage(work: Workspace) -> Stage:
         frames = fitted_frames(path, target.frames, (height, width), fps, work, work.crop(row), row.start)
         if len(frames[0]) < target.frames:
             raise MediaError(f"{path}: it holds {len(frames[0])} frames, its target has {target.frames}")
-        frames = frames if row.control is None else control_named(row.control)(frames)
+        frames = frames if row.control is None else find_control(row.control)(frames)
         return frames[:, kept_frames(target.frames, factor)], {"fps": fps / factor}
 
     return Stage("reference_latents", prepare, lambda clips: encode_clips(clips, work), work.options.batch_size)
@@ -162,7 +162,7 @@ def fitted_frames(
     first = probe_video(path).start + start if start else 0.0
     wanted = Wanted(*size, count, fps, first, fit="cover", at=crop, dtype=work.options.dtype)
     source = normalize_source(path, wanted)
-    work.report.changed(path, source.changes)
+    work.report.note_changes(path, source.changes)
     return source.video[0]
 
 

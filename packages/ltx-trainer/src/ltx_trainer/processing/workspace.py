@@ -33,7 +33,7 @@ class Report:
     changes: dict[str, list[str]] = field(default_factory=dict)  # by kind: what of which source
     notes: list[str] = field(default_factory=list)
 
-    def changed(self, path: Path, changes: Sequence[Change]) -> None:
+    def note_changes(self, path: Path, changes: Sequence[Change]) -> None:
         """Keep what was changed of a source."""
         for change in changes:
             self.changes.setdefault(change.what, []).append(f"{path.name}: {change.how}")

@@ -78,7 +78,7 @@ class Strategy:
         """Tokens of a stored video latent."""
         return video_tokens(source, self.scale_factors, causal=self.causal)
 
-    def noised(self, tokens: Tokens, draws: Draws, sigma: Tensor | None = None) -> ModalityInputs:
+    def add_noise(self, tokens: Tokens, draws: Draws, sigma: Tensor | None = None) -> ModalityInputs:
         """Noise ``tokens`` at ``sigma``, drawn for their number when not given."""
         batch, count = tokens.clean.shape[:2]
         if sigma is None:
@@ -99,7 +99,7 @@ class FlexibleStrategy(Strategy):
         for name, modality in self.config.modalities():
             source = batch[f"{name}_latents"]
             tokens = self.video_tokens(source) if name == "video" else audio_tokens(source)
-            inputs = self.noised(tokens, draws) if modality.is_generated else frozen_inputs(tokens)
+            inputs = self.add_noise(tokens, draws) if modality.is_generated else frozen_inputs(tokens)
             if modality.is_generated:
                 inputs = self._apply_intrinsic(inputs, tokens, modality, batch, draws)
             for condition in modality.conditions:
@@ -182,7 +182,7 @@ class TextToVideoStrategy(Strategy):
         video = first_frame_then_noise(self, tokens, self.config.first_frame_conditioning_p, draws)
         modalities = {"video": video}
         if self.config.with_audio:
-            modalities["audio"] = self.noised(audio_tokens(batch["audio_latents"]), draws, video.sigma)
+            modalities["audio"] = self.add_noise(audio_tokens(batch["audio_latents"]), draws, video.sigma)
         return TrainingInputs(modalities)
 
 
@@ -223,7 +223,7 @@ def first_frame_then_noise(strategy: Strategy, tokens: Tokens, probability: floa
     if probability > 0 and tokens.tokens_per_frame < count:
         selected = draws.rand((batch,)).to(given.device) < probability
         given[:, : tokens.tokens_per_frame] = selected.unsqueeze(1)
-    return give_tokens(strategy.noised(tokens, draws), tokens.clean, given)
+    return give_tokens(strategy.add_noise(tokens, draws), tokens.clean, given)
 
 
 def reference_factors(target: tuple[int, ...], reference: tuple[int, ...]) -> tuple[int, int]:

@@ -42,7 +42,7 @@ def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
         raise MediaError(f"sample rates are {source_rate} and {target_rate}, expected positive whole numbers of Hz")
     if source_rate == target_rate:
         return waveform
-    p, q = reduced(source_rate, target_rate)
+    p, q = reduce_ratio(source_rate, target_rate)
     dtype = waveform.dtype if waveform.dtype == torch.float64 else torch.float32
     kernel = resample_kernel(source_rate, target_rate, dtype, waveform.device)
     half_width = (kernel.shape[1] - p) // 2
@@ -58,7 +58,7 @@ def resample_kernel(source_rate: int, target_rate: int, dtype: torch.dtype, devi
 
     Output sample n*q + j is the sum over i of ``kernel[j, i + W] * x[n*p + i]``. Built in ``dtype``.
     """
-    p, q = reduced(source_rate, target_rate)
+    p, q = reduce_ratio(source_rate, target_rate)
     cutoff = min(p, q) * ROLLOFF
     half_width = ceil(LOWPASS_WIDTH * p / cutoff)
     with torch.inference_mode(False):
@@ -69,7 +69,7 @@ def resample_kernel(source_rate: int, target_rate: int, dtype: torch.dtype, devi
         return torch.sinc(time) * (window * (cutoff / p))
 
 
-def reduced(source_rate: int, target_rate: int) -> tuple[int, int]:
+def reduce_ratio(source_rate: int, target_rate: int) -> tuple[int, int]:
     """Both rates divided by their greatest common divisor."""
     divisor = gcd(source_rate, target_rate)
     return source_rate // divisor, target_rate // divisor

@@ -53,11 +53,11 @@ class TimestepGroups:
             return tokens[:, 0].flatten()
         return torch.empty_like(self.values).scatter_(0, self.index.flatten(), tokens.flatten().to(self.values.dtype))
 
-    def scaled(self, sigma: Tensor | float) -> TimestepGroups:
+    def scale_by(self, sigma: Tensor | float) -> TimestepGroups:
         """The groups of ``sigma * timesteps``; ``sigma`` is one number for the whole batch."""
         return TimestepGroups(self.timesteps * sigma, self.values * sigma, self.index)
 
-    def limited(self, sigma: Tensor | float) -> TimestepGroups:
+    def limit_to(self, sigma: Tensor | float) -> TimestepGroups:
         """The groups of ``min(timesteps, sigma)``: tokens of LTX-Video wait at their own level for the others."""
         limit = float(sigma)
         return TimestepGroups(self.timesteps.clamp(max=limit), self.values.clamp(max=limit), self.index)

@@ -59,7 +59,7 @@ from ltx_core.model.transformer.modality import (
     check_modalities,
     check_perturbations,
 )
-from ltx_core.model.transformer.passage import Group, Passage, batched, join, select, split
+from ltx_core.model.transformer.passage import Group, Passage, join, select, split, sub_batches
 from ltx_core.model.transformer.rope import cross_rope, self_rope, token_points
 from ltx_core.optimizations import optimizations
 from ltx_core.utils import to_denoised
@@ -181,7 +181,7 @@ class LTXModel(nn.Module):
                 passage.texts(perturbations.alike(samples)),
                 perturbations.select(samples).block_keeps(self.num_blocks, latent.device, latent.dtype),
             )
-            for samples in batched(segment.samples, passage.batch)
+            for samples in sub_batches(segment.samples, passage.batch)
         ]
         passage.segment = segment
 

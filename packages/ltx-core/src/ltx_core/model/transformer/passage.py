@@ -48,7 +48,7 @@ def select(modalities: Mapping[str, Modality], samples: tuple[int, ...]) -> dict
     return {name: modality.select(samples) for name, modality in modalities.items()}
 
 
-def batched(samples: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
+def sub_batches(samples: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
     """Up to ``size`` samples at a time."""
     for start in range(0, len(samples), size):
         yield samples[start : start + size]

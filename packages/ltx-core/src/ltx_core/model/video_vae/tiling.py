@@ -56,11 +56,11 @@ class TileSizeConfig:
         """Tiles of ``tile`` pixels along the longer side, and in proportion along the shorter one."""
         longest, smallest = max(height, width) // factor, max(2, overlap // factor + 1)
 
-        def coupled(side: int) -> tuple[int, int]:
+        def couple(side: int) -> tuple[int, int]:
             cells = max(smallest, round((tile // factor) * (side // factor) / longest))
             return max(cells * factor, max(2 * factor, overlap + factor)), overlap
 
-        return cls(frames, coupled(height), coupled(width))
+        return cls(frames, couple(height), couple(width))
 
     def axes(self) -> tuple[tuple[int, int], ...]:
         return self.frames, self.height, self.width

@@ -104,14 +104,14 @@ class Block(nn.Module):
         self.mlp = GatedMlp(config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mixed(self.attended(x, self.norm1), self.norm2)
+        return self.apply_feed_forward(self.apply_attention(x, self.norm1), self.norm2)
 
-    def attended(self, x: Tensor, norm: Norm) -> Tensor:
+    def apply_attention(self, x: Tensor, norm: Norm) -> Tensor:
         known = self._keys_values(x, norm)
         frames = round_up(slab_frames(x, x.shape[-1]), BOX)
         return add_in_slabs(x, frames, lambda part, first: self.attn.attend(norm(part), known, first))
 
-    def mixed(self, x: Tensor, norm: Norm) -> Tensor:
+    def apply_feed_forward(self, x: Tensor, norm: Norm) -> Tensor:
         return add_in_slabs(x, slab_frames(x, self.mlp.hidden), lambda part, first: self.mlp(norm(part)))
 
     def _keys_values(self, x: Tensor, norm: Norm) -> KeysValues:
@@ -144,8 +144,8 @@ class DenoisingBlock(Block):
         scale_a, shift_a, _, scale_m, shift_m, _, _ = table.unbind(dim=1)
         frames = slab_frames(x, x.shape[-1])
         x = add_in_slabs(x, frames, lambda part, first: self.context_proj(context[:, first : first + part.shape[1]]))
-        x = self.attended(x, lambda part: torch.addcmul(shift_a, self.norm1(part), 1 + scale_a))
-        return self.mixed(x, lambda part: torch.addcmul(shift_m, self.norm2(part), 1 + scale_m))
+        x = self.apply_attention(x, lambda part: torch.addcmul(shift_a, self.norm1(part), 1 + scale_a))
+        return self.apply_feed_forward(x, lambda part: torch.addcmul(shift_m, self.norm2(part), 1 + scale_m))
 
 
 class Upsample(nn.Module):

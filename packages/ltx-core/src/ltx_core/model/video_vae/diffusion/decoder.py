@@ -31,8 +31,8 @@ from ltx_core.model.video_vae.diffusion.blocks import (
 from ltx_core.model.video_vae.diffusion.config import MODULATIONS, DiffusionDecoderConfig
 from ltx_core.model.video_vae.diffusion.tiling import (
     MemoryBudget,
-    extended,
-    padded,
+    extend_axis,
+    pad_edges,
     recommended_tiling,
     tile_plan,
 )
@@ -109,7 +109,7 @@ class DiffusionVideoDecoder(nn.Module):
     ) -> Iterator[Tensor]:
         weight = self.conv_in.weight
         latent = latent.to(weight.device)
-        z, crop = padded(latent.to(weight.dtype), self.config)
+        z, crop = pad_edges(latent.to(weight.dtype), self.config)
         plan = tile_plan(self.config, (z.shape[2], z.shape[3], z.shape[4]), tiling)
         noise = self._noise(latent, plan, conditioning or DecodeConditioning())
         cells = self.cells(z)
@@ -130,7 +130,7 @@ class DiffusionVideoDecoder(nn.Module):
 
         The last frame is repeated ``config.ghost_frames`` times first, and the result holds their cells too.
         """
-        z = extended(self.per_channel_statistics.un_normalize(z), 2, 0, self.config.ghost_frames)
+        z = extend_axis(self.per_channel_statistics.un_normalize(z), 2, 0, self.config.ghost_frames)
         x = self.conv_in(z.movedim(1, -1))
         for blocks, upsample in zip(self.det_stages[:-1], self.upsamples[:-1], strict=True):
             x = upsample(blocks(x))
@@ -199,7 +199,7 @@ class DiffusionVideoDecoder(nn.Module):
 
         def cut(tile: Tile) -> Tensor:
             part = canvas[(..., *pixels_of_tile(tile))]
-            return extended(part, 2, 0, frames_of(tile) - part.shape[2])
+            return extend_axis(part, 2, 0, frames_of(tile) - part.shape[2])
 
         return cut
 

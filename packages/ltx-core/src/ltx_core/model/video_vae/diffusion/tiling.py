@@ -185,7 +185,7 @@ class Crop:
                 yield chunk
 
 
-def padded(latent: Tensor, config: DiffusionDecoderConfig) -> tuple[Tensor, Crop]:
+def pad_edges(latent: Tensor, config: DiffusionDecoderConfig) -> tuple[Tensor, Crop]:
     """Copy the edges of a latent below ``config.min_latent`` outwards: after the last frame, around the picture."""
     factors, slices = config.scale_factors, []
     frames = (latent.shape[2] - 1) * factors.time + 1
@@ -193,12 +193,12 @@ def padded(latent: Tensor, config: DiffusionDecoderConfig) -> tuple[Tensor, Crop
         size = latent.shape[axis]
         missing = max(smallest - size, 0)
         before = missing // 2 if axis > 2 else 0
-        latent = extended(latent, axis, before, missing - before)
+        latent = extend_axis(latent, axis, before, missing - before)
         slices.append(slice(before * factor, (before + size) * factor))
     return latent, Crop(frames, slices[1], slices[2])
 
 
-def extended(x: Tensor, axis: int, before: int, after: int) -> Tensor:
+def extend_axis(x: Tensor, axis: int, before: int, after: int) -> Tensor:
     """Copies of the first and of the last location of an axis around it."""
     if not before and not after:
         return x
