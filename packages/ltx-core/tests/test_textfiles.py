@@ -94,6 +94,7 @@ BY_THEMSELVES = {
     "ltx_pipelines/running/recipe.py": "text it has just written",
     "ltx_pipelines/cli/plan.py": "text it has just written",
     "ltx_studio/supervisor.py": "lines of its own worker",
+    "ltx_studio/fleet.py": "lines of its own worker",
     "ltx_studio/store.py": "its own database",
     "ltx_studio/planner.py": "lines of its own server",
     "ltx_trainer/run_log.py": "its own table",

@@ -183,7 +183,7 @@ def test_plan_as_json_names_stages_and_costs_and_reads_no_weights(
     shown = json.loads(capsys.readouterr().out)
     assert shown["plan"]["stages"][0]["streams"]["video"]["conditions"][0]["kind"] == "image"
     phases = {phase["name"]: phase for phase in shown["cost"]["phases"]}
-    assert list(phases) == ["text", "conditions", "stage 1", "video", "sound"]
+    assert list(phases) == ["text", "conditions", "stage 1", "sound", "video"]
     assert phases["stage 1"]["flops"] > 0 and phases["video"]["activation_bytes"] > 0
     assert shown["cost"]["peak_bytes"] >= max(phase["peak_bytes"] for phase in phases.values())
 

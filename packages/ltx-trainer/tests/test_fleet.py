@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +128,19 @@ def test_the_documented_plan_of_a_run(files, tmp_path, monkeypatch, capsys):
     Path("run.yaml").write_text(yaml.safe_dump(configuration(files, tmp_path / "out", "", 3)))
     app(shlex.split(line), standalone_mode=False)
     assert "activations" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_documented_launch(files, tmp_path):
+    """As many processes as here, which share tokens and hold the weights together."""
+    page = (Path(__file__).parents[3] / "docs" / "scale.md").read_text()
+    (line,) = re.findall(r"^torchrun (.*)$", page, re.M)
+    line = line.replace("--nproc-per-node 8", "--nproc-per-node 2").replace("fsdp=8", "fsdp=2")
+    raw = configuration(files, tmp_path / "out", "", 3, **FULL)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    command = [sys.executable, "-m", "torch.distributed.run", *shlex.split(line)]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, check=True, timeout=300)
+    assert (tmp_path / "out" / CHECKPOINT_FOLDER).is_dir()
 
 
 def test_the_plan_is_that_of_one_process(files, tmp_path):

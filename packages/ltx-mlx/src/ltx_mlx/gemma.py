@@ -121,6 +121,7 @@ class GemmaBackbone(nn.Module):
 
     def __call__(self, tokens: TokenBatch, visit: Callable[[mx.array], None]) -> None:
         """Call ``visit`` with each state ``[n, D]`` as it is computed; n counts the valid tokens, row by row."""
+        tokens.check_vocabulary(self.config.vocab_size)
         valid = tokens.attention_mask.bool()
         prompts, positions = valid.nonzero(as_tuple=True)
         embedded = self.embed_tokens(to_mlx(tokens.input_ids[valid])[None])

@@ -244,7 +244,8 @@ def decoder_work(plan: Plan, ledger: ModelLedger) -> Work:
     most = plan.stages[-1].decoded_cells
     together = ledger.devices is not None and ledger.devices.together(decoder, whole, most)
     if ledger.devices is not None and together:
-        whole = whole[:, :, :, : shares(latent.height, ledger.devices.size)[0]]
+        own = shares(latent.height, ledger.devices.size)[0]
+        whole = whole[:, :, :, : max(own, 2)]  # a convolution has one of a neighbour's too
     work = measure(decoder, lambda: decoder(whole), on_cpu(ledger))
     if not decoder.can_stream:
         return work

@@ -40,6 +40,7 @@ class GemmaBackbone(nn.Module):
     @torch.no_grad()
     def forward(self, tokens: TokenBatch, visit: Callable[[Tensor], None]) -> None:
         """Call ``visit`` with each state ``[n, D]`` as it is computed; n counts the valid tokens, row by row."""
+        tokens.check_vocabulary(self.config.vocab_size)
         dtype, device = self.norm.weight.dtype, self.norm.weight.device
         packed = _pack(tokens)
         positions = packed.positions.to(device)

@@ -21,6 +21,12 @@ class TokenBatch:
     input_ids: Tensor  # [B, T] int64
     attention_mask: Tensor  # [B, T] int64; 1 = token of the prompt, 0 = padding
 
+    def check_vocabulary(self, size: int) -> None:
+        """Raises ``CheckpointError`` for a token of a prompt that a model of ``size`` tokens lacks."""
+        largest = int((self.input_ids * self.attention_mask).max())
+        if largest >= size:
+            raise CheckpointError(f"tokenizer.json gives a prompt token {largest}, expected below {size} of the model")
+
 
 def prompt_length(config: Mapping[str, Any], max_length: int = MAX_LENGTH) -> int:
     """Tokens that prompts are padded to: ``max_length``, or the ``model_max_length`` of the config where that is less.
