@@ -21,7 +21,7 @@ from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.diffusion import attention, blocks
 from ltx_core.model.video_vae.diffusion.attention import BACKENDS, axis_widths, neighbourhood_attention, rotate
 from ltx_core.model.video_vae.diffusion.config import DiffusionDecoderConfig
-from ltx_core.model.video_vae.diffusion.decoder import DiffusionVideoDecoder, padded
+from ltx_core.model.video_vae.diffusion.decoder import DiffusionVideoDecoder, pad_edges
 from ltx_core.model.video_vae.diffusion.tiling import (
     MemoryBudget,
     cells_of,
@@ -184,7 +184,7 @@ def test_small_latents_are_padded_and_cropped(sides: tuple[int, int, int]) -> No
     with torch.no_grad():
         video = decoder(latent, seeded())
     assert video.shape == (1, 3, 8 * sides[0] - 7, 32 * sides[1], 32 * sides[2])
-    z, crop = padded(latent, decoder.config)
+    z, crop = pad_edges(latent, decoder.config)
     assert all(got >= least for got, least in zip(z.shape[2:], decoder.config.min_latent, strict=True))
     top, left = crop.height.start // 32, crop.width.start // 32
     assert torch.equal(z[:, :, : sides[0], top : top + sides[1], left : left + sides[2]], latent)

@@ -181,7 +181,7 @@ def test_no_step_reads_a_value(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         return torch.Generator()
 
     monkeypatch.setattr(samplers, "make_generator", seeded)
-    monkeypatch.setattr(res2s, "seeded", seeded)
+    monkeypatch.setattr(res2s, "make_generator", seeded)
     monkeypatch.setattr(TimestepGroups, "of", classmethod(lambda cls, mask, _: cls(mask, mask.flatten(), None)))
     states = {
         key: replace(state, **{part: value.to("meta") for part, value in vars(state).items() if torch.is_tensor(value)})

@@ -29,7 +29,7 @@ from ltx_core.model.video_vae.config import Family, VideoVaeConfig
 from ltx_core.model.video_vae.conv_cache import ConvCache, NoiseSource
 from ltx_core.model.video_vae.diffusion.attention import axis_frequencies, axis_widths, neighbourhood_attention, rotate
 from ltx_core.model.video_vae.diffusion.config import DiffusionDecoderConfig
-from ltx_core.model.video_vae.diffusion.decoder import DiffusionVideoDecoder, padded
+from ltx_core.model.video_vae.diffusion.decoder import DiffusionVideoDecoder, pad_edges
 from ltx_core.model.video_vae.diffusion.tiling import MemoryBudget, recommended_tiling
 from ltx_core.model.video_vae.frames import decode_video
 from ltx_core.model.video_vae.layers import CausalConv3d, TimestepEmbedder, pixel_norm, sinusoidal_embedding
@@ -458,7 +458,7 @@ def diffusion_decode(case: Case) -> dict[str, Tensor]:
     tiling = tiling_of(case) if "frames" in case.args else None
     chunks = list(decoder.decode_tiled(latent, tiling, DecodeConditioning(noise=given_noise(draws))))
     video = torch.cat(chunks, dim=2)
-    cells = decoder.cells(padded(latent, decoder.config)[0])
+    cells = decoder.cells(pad_edges(latent, decoder.config)[0])
     results = {
         "out.video": video,
         "out.shape": torch.tensor(video.shape),

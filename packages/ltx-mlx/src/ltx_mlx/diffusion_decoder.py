@@ -220,7 +220,7 @@ class Block(nn.Module):
         self.mlp = GatedMlp(config.width)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.mixed(self.attended(x, self.norm1), self.norm2)
+        return self.apply_feed_forward(self.apply_attention(x, self.norm1), self.norm2)
 
     def apply_attention(self, x: mx.array, norm: Norm) -> mx.array:
         known = [self.attn.keys_values(norm(part), first) for first, part in slabs(x, x.shape[-1])]
@@ -246,8 +246,8 @@ class DenoisingBlock(Block):
         x = add_in_slabs(
             x, x.shape[-1], lambda part, first: self.context_proj(context[:, first : first + part.shape[1]])
         )
-        x = self.attended(x, lambda part: self.norm1(part) * (1 + scale_a) + shift_a)
-        return self.mixed(x, lambda part: self.norm2(part) * (1 + scale_m) + shift_m)
+        x = self.apply_attention(x, lambda part: self.norm1(part) * (1 + scale_a) + shift_a)
+        return self.apply_feed_forward(x, lambda part: self.norm2(part) * (1 + scale_m) + shift_m)
 
 
 class Upsample(nn.Module):
@@ -398,7 +398,7 @@ class DiffusionVideoDecoder(nn.Module):
         x = self.conv_in_x_t(patchify(x_t, self.config.patch_size))
         modulation = self.shared_adaln(self.t_embedder(t * self.config.timestep_scale, x.dtype))  # [B, 7, C5]
         for block in self.diff_blocks:
-            x = block.denoised(x, context, modulation)
+            x = block.denoise_frames(x, context, modulation)
         return unpatchify(self.conv_out(self.norm_out(x)), self.config.patch_size)
 
     def denoise(self, noise: mx.array, context: mx.array) -> mx.array:

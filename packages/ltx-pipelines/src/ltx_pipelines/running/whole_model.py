@@ -95,5 +95,5 @@ def plain_of_mlx(tensors: Mapping[str, Source], metadata: Mapping[str, str]) -> 
 
 
 def _dequantize(given: Mapping[str, Any], *tensors: Tensor) -> Tensor:
-    widened: Tensor = import_module("ltx_mlx.convert").dequantized(given, *tensors)
+    widened: Tensor = import_module("ltx_mlx.convert").widen_weight(given, *tensors)
     return widened

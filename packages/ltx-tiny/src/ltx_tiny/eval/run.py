@@ -64,9 +64,9 @@ def guided_pipeline(ledger: ModelLedger, found: FoundModel) -> Pipeline:
 
 
 PATHS: dict[str, Callable[[ModelLedger, FoundModel], Pipeline]] = {
-    "distilled_pipeline": distilled_pipeline,
+    "distilled": distilled_pipeline,
     "two-stages": two_stages,
-    "guided_pipeline": guided_pipeline,
+    "guided": guided_pipeline,
 }
 
 

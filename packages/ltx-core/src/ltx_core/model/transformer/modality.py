@@ -24,7 +24,7 @@ class TimestepGroups:
     loop groups its denoise mask once and scales the groups at every step::
 
         groups = TimestepGroups.of(denoise_mask)
-        at_step = groups.scaled(sigma)
+        at_step = groups.scale_by(sigma)
         Modality(timesteps=at_step.timesteps, timestep_groups=at_step, ...)
     """
 
