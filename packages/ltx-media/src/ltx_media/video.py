@@ -21,6 +21,7 @@ from ltx_core.errors import MediaError
 from ltx_media import images
 from ltx_media.color import srgb_to_linear
 from ltx_media.containers import open_file, origin
+from ltx_media.errors import media_errors
 from ltx_media.images import check_size, decode_image, is_image, open_image
 from ltx_media.pixels import (
     SDR_LOOK,
@@ -190,8 +191,9 @@ def read_frames_at(
 
 @dataclass(frozen=True)
 class _Frame:
-    """A decoded frame."""
+    """A decoded frame of a file."""
 
+    path: str | Path
     frame: av.VideoFrame
     aspect: Fraction
     time: float | None  # seconds from the start of the file
@@ -202,7 +204,8 @@ class _Frame:
         return float((self.frame.duration or 0) * self.frame.time_base)
 
     def picture(self, look: Look) -> Tensor:
-        return upright(self.frame, self.aspect, look)
+        with media_errors(self.path, "show a frame"):  # of a format that none is converted from
+            return upright(self.frame, self.aspect, look)
 
 
 def _still(path: str | Path, look: Look) -> Tensor:
@@ -229,7 +232,7 @@ def _decode(path: str | Path, start: float = 0.0) -> Iterator[_Frame]:
             if frame is None:
                 return
             count += 1
-            yield _Frame(frame, aspect, None if frame.pts is None else float(frame.pts * frame.time_base) - zero)
+            yield _Frame(path, frame, aspect, None if frame.pts is None else float(frame.pts * frame.time_base) - zero)
 
 
 @contextmanager
