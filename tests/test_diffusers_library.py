@@ -111,15 +111,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_guided_clip_is_the_same(python: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[torch.Tensor] = []
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The noise of a run, in the order in which it is drawn."""
+    noises: list[torch.Tensor] = []
     draw = noisers.plain_noise
 
     def noted(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        drawn.append(draw(like, generator))
-        return drawn[-1]
+        noises.append(draw(like, generator))
+        return noises[-1]
 
     monkeypatch.setattr(noisers, "plain_noise", noted)
+    return noises
+
+
+def test_a_guided_clip_is_the_same(python: str, tiny: Path, tmp_path: Path, drawn: list[torch.Tensor]) -> None:
     ledger = ModelLedger(find_model("tiny").files, torch.float32, "cpu", policy="resident")
     guided = {"video_guider_params": GUIDED, "audio_guider_params": GUIDED}
     made = TI2VidOneStagePipeline(ledger)(**ASKED, **guided, frame_rate=25.0, seed=3, num_inference_steps=4)
@@ -150,16 +156,8 @@ def write_adapter(path: Path, kind: str) -> Path:
     return save_lora(path, lora_tensors(network, weights), torch.float32)
 
 
-def test_adapters_act_alike(python: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_act_alike(python: str, tiny: Path, tmp_path: Path, drawn: list[torch.Tensor]) -> None:
     files = [write_adapter(tmp_path / f"{kind}.safetensors", kind) for kind in ("lora", "rslora", "dora")]
-    drawn: list[torch.Tensor] = []
-    draw = noisers.plain_noise
-
-    def noted(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        drawn.append(draw(like, generator))
-        return drawn[-1]
-
-    monkeypatch.setattr(noisers, "plain_noise", noted)
     ledger = ModelLedger(find_model("tiny").files, torch.float32, "cpu", policy="resident")
     plain = {f"{name}_guider_params": UNGUIDED for name in ("video", "audio")}
     asked = {key: value for key, value in ASKED.items() if key != "negative_prompt"}

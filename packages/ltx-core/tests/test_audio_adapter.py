@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.tiny_transformers import LTX_VIDEO, random_model
 from torch import Tensor
 
 from ltx_core.errors import CheckpointError, ConfigError
@@ -28,31 +29,17 @@ from ltx_core.model.transformer.config import TransformerConfig, is_adapter_tens
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
 
-SECTION: dict[str, Any] = {
-    "_class_name": "Transformer3DModel",
-    "num_layers": 3,
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 16,
-    "in_channels": 6,
-    "out_channels": 6,
-    "caption_channels": 14,
-}
 ADAPTER: dict[str, Any] = {"attention_head_dim": 6, "in_channels": 5, "out_channels": 5, "blocks": [0, 2]}
 SKIPPED = PerturbationConfig((Perturbation(PerturbationType.SKIP_VIDEO_BLOCK, (1,)),))
 
 
 def config_of(section: Mapping[str, Any] = MappingProxyType({}), **adapter: Any) -> TransformerConfig:
-    return TransformerConfig.from_metadata({"transformer": SECTION | dict(section), "audio_adapter": ADAPTER | adapter})
+    sections = {"transformer": LTX_VIDEO | dict(section), "audio_adapter": ADAPTER | adapter}
+    return TransformerConfig.from_metadata(sections)
 
 
 def video_model(section: Mapping[str, Any] = MappingProxyType({})) -> LTXModel:
-    torch.manual_seed(0)
-    model = LTXModel(TransformerConfig.from_metadata({"transformer": SECTION | dict(section)})).eval()
-    for name, parameter in model.named_parameters():
-        if "norm" not in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.requires_grad_(False)
+    return random_model(LTX_VIDEO | dict(section))
 
 
 def inputs(seed: int = 1) -> tuple[Modality, Modality]:
@@ -146,7 +133,7 @@ class TestFile:
         for name, tensor in joint.state_dict().items():
             prefix = "audio_adapter." if is_adapter_tensor(name) else "model.diffusion_model."
             parts[is_adapter_tensor(name)][prefix + name] = tensor.clone()
-        save_file(parts[False], model, {"config": json.dumps({"transformer": SECTION})})
+        save_file(parts[False], model, {"config": json.dumps({"transformer": LTX_VIDEO})})
         save_file(parts[True], adapter, {"config": json.dumps({"audio_adapter": ADAPTER})})
         return model, adapter
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_transformers import random_transformer
+from tests.tiny_transformers import V23, random_model
 from torch import Tensor
 
 from ltx_core.guidance.perturbations import (
@@ -31,7 +31,7 @@ class Counting(LTXModel):
 
 @pytest.fixture(scope="module")
 def model() -> Counting:
-    network = random_transformer(Counting)
+    network = random_model(V23, 0.2, Counting)
     network.ran = []
     return network
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny_transformers import V19B, V23, random_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,7 +27,7 @@ from ltx_core.loader import Checkpoint
 from ltx_core.loader.safetensors_file import save_checkpoint
 from ltx_core.loader.streaming import build_streaming
 from ltx_core.model.transformer.block import StreamLayers
-from ltx_core.model.transformer.config import AUDIO_VIDEO_CONSTANTS, LTX2_CONSTANTS, TransformerConfig
+from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.masks import MAX_GROUPS, StrengthGroups, self_attention_bias
 from ltx_core.model.transformer.modality import Modality, TextMemory
 from ltx_core.model.transformer.model import LTXModel, X0Model
@@ -38,40 +39,10 @@ from ltx_core.sampling.denoisers import GuidedDenoiser
 from ltx_core.sampling.loop import denoise
 from ltx_core.types import LatentState
 
-SECTION: dict[str, Any] = {
-    **LTX2_CONSTANTS,
-    **AUDIO_VIDEO_CONSTANTS,
-    "_class_name": "AVTransformer3DModel",
-    "frequencies_precision": "float64",
-    "av_ca_timestep_scale_multiplier": 1000.0,
-    "num_layers": 4,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "cross_attention_dim": 32,
-    "in_channels": 6,
-    "out_channels": 6,
-    "audio_num_attention_heads": 2,
-    "audio_attention_head_dim": 8,
-    "audio_cross_attention_dim": 16,
-    "audio_in_channels": 5,
-    "audio_out_channels": 5,
-}
-V19B = SECTION | {"caption_channels": 14}
-V23 = SECTION | {"caption_proj_before_connector": True, "cross_attention_adaln": True, "apply_gated_attention": True}
 TOKENS = {"video": 12, "audio": 7}
 STG = PerturbationConfig([Perturbation(Skip.SKIP_VIDEO_SELF_ATTN, (2,)), Perturbation(Skip.SKIP_AUDIO_SELF_ATTN, (2,))])
 ISOLATED = PerturbationConfig([Perturbation(Skip.SKIP_A2V_CROSS_ATTN), Perturbation(Skip.SKIP_V2A_CROSS_ATTN)])
 PLAIN = PerturbationConfig()
-
-
-def random_model(section: dict[str, Any]) -> LTXModel:
-    """Weights large enough that every branch moves the result."""
-    torch.manual_seed(0)
-    model = LTXModel(TransformerConfig.from_metadata({"transformer": section})).eval()
-    for name, parameter in model.named_parameters():
-        if "norm" not in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.requires_grad_(False)
 
 
 @pytest.fixture(scope="module", params=[V19B, V23], ids=["19b", "2.3"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.tiny_transformers import random_transformer
+from tests.tiny_transformers import V23, random_model
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
@@ -136,7 +136,7 @@ GRID, MORE = (3, 5, 7), 6
 
 @pytest.fixture(scope="module")
 def model() -> LTXModel:
-    return random_transformer(LTXModel)
+    return random_model(V23, std=0.2)
 
 
 @pytest.fixture(scope="module")

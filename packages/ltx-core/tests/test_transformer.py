@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.tiny_transformers import LTX_VIDEO, OF_19B, OF_23, SIZES, random_model
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
@@ -44,46 +45,14 @@ SECTION = {
     "frequencies_precision": "float64",
     "av_ca_timestep_scale_multiplier": 1000.0,
     "num_layers": 3,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "cross_attention_dim": 32,
-    "in_channels": 6,
-    "out_channels": 6,
-    "audio_num_attention_heads": 2,
-    "audio_attention_head_dim": 8,
-    "audio_cross_attention_dim": 16,
-    "audio_in_channels": 5,
-    "audio_out_channels": 5,
+    **SIZES,
 }
-V19B = {"caption_channels": 14}
-V23 = {"caption_proj_before_connector": True, "cross_attention_adaln": True, "apply_gated_attention": True}
-V25 = V23 | {"ff_bias": False, "use_keyframes_abs_pos_embedding": True}
-LTX_VIDEO = {
-    "_class_name": "Transformer3DModel",
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 16,
-    "in_channels": 6,
-    "out_channels": 6,
-    "caption_channels": 14,
-}
-
+OF_25 = OF_23 | {"ff_bias": False, "use_keyframes_abs_pos_embedding": True}
 SKIP = PerturbationType
 
 
 def config_of(version: dict) -> TransformerConfig:
     return TransformerConfig.from_metadata({"transformer": SECTION | version})
-
-
-def random_model(config: TransformerConfig) -> LTXModel:
-    """Weights large enough that every branch moves the result."""
-    torch.manual_seed(0)
-    model = LTXModel(config).eval()
-    for name, parameter in model.named_parameters():
-        if "norm" not in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.requires_grad_(False)
 
 
 def random_modality(model: LTXModel, name: str, batch: int, seed: int = 1) -> Modality:
@@ -120,15 +89,14 @@ def assert_differ(left: Tensor | None, right: Tensor | None) -> None:
     assert left is not None and right is not None and (left - right).abs().max() > 1e-3
 
 
-@pytest.fixture(scope="module", params=[V19B, V23, V25], ids=["19b", "2.3", "2.5"])
+@pytest.fixture(scope="module", params=[OF_19B, OF_23, OF_25], ids=["19b", "2.3", "2.5"])
 def model(request: pytest.FixtureRequest) -> LTXModel:
-    return random_model(config_of(request.param))
+    return random_model(SECTION | request.param)
 
 
-@pytest.mark.parametrize("version", [V19B, V23, V25])
+@pytest.mark.parametrize("version", [OF_19B, OF_23, OF_25])
 def test_a_model_built_on_meta_and_assigned_runs(version: dict) -> None:
-    config = config_of(version)
-    source = random_model(config)
+    config, source = config_of(version), random_model(SECTION | version)
     with torch.device("meta"):
         built = LTXModel(config)
     built.load_state_dict(source.state_dict(), strict=True, assign=True)
@@ -136,7 +104,7 @@ def test_a_model_built_on_meta_and_assigned_runs(version: dict) -> None:
     assert_same(built.eval()(*inputs), source(*inputs), atol=0)
 
 
-@pytest.mark.parametrize(("version", "in_block", "outside"), [(V19B, 72, 54), (V23, 86, 58), (V25, 84, 59)])
+@pytest.mark.parametrize(("version", "in_block", "outside"), [(OF_19B, 72, 54), (OF_23, 86, 58), (OF_25, 84, 59)])
 def test_tensor_counts_are_those_of_the_published_files(version: dict, in_block: int, outside: int) -> None:
     with torch.device("meta"):
         names = list(LTXModel(config_of(version)).state_dict())
@@ -145,7 +113,7 @@ def test_tensor_counts_are_those_of_the_published_files(version: dict, in_block:
 
 
 def test_ltx_video_has_the_published_tensor_count_and_runs() -> None:
-    model = random_model(TransformerConfig.from_metadata({"transformer": LTX_VIDEO}))
+    model = random_model(LTX_VIDEO | {"num_layers": 2})
     assert len(model.state_dict()) == 2 * 25 + 15
     video = random_modality(model, "video", 1)
     starts = replace(video, positions=video.positions[..., 0])
@@ -153,7 +121,7 @@ def test_ltx_video_has_the_published_tensor_count_and_runs() -> None:
 
 
 def test_ltx_video_reads_a_flat_text_mask_of_any_dtype_as_keep_and_drop() -> None:
-    model = random_model(TransformerConfig.from_metadata({"transformer": LTX_VIDEO}))
+    model = random_model(LTX_VIDEO)
     video = random_modality(model, "video", 2)
     kept = torch.ones(video.context.shape[:2], dtype=torch.int64)
     kept[1, 1:] = 0
@@ -169,22 +137,22 @@ def test_timesteps_of_any_shape_are_read_batch_major(model: LTXModel) -> None:
 
 
 def test_one_stream_alone_needs_nothing_the_section_says_of_the_other() -> None:
-    section = SECTION | V23
+    section = SECTION | OF_23
     joined = ("use_audio_video_cross_attention", "share_ff", "av_cross_ada_norm")
     for names, foreign in ((("video",), "audio_"), (("audio",), "num_attention_heads")):
         alone = {key: value for key, value in section.items() if not key.startswith(foreign) and key not in joined}
         alone |= {"cross_attention_dim": 4096, "attention_head_dim": 128} if names == ("audio",) else {}
         config = TransformerConfig.from_metadata({"transformer": alone}, names)
-        assert config == config_of(V23).with_streams(*names)
+        assert config == config_of(OF_23).with_streams(*names)
     with pytest.raises(ConfigError, match="share_ff"):
         TransformerConfig.from_metadata({"transformer": {**section, "share_ff": True}}, ("video", "audio"))
 
 
 def test_interleaved_rotation_takes_odd_head_widths() -> None:
     odd = {"num_attention_heads": 2, "attention_head_dim": 15, "cross_attention_dim": 30}
-    assert config_of(V23 | odd | {"rope_type": "interleaved"}).video.width == 30
+    assert config_of(OF_23 | odd | {"rope_type": "interleaved"}).video.width == 30
     with pytest.raises(ConfigError, match="attention_head_dim is 15"):
-        config_of(V23 | odd)
+        config_of(OF_23 | odd)
 
 
 def test_distinct_levels_give_what_every_token_alone_gives(model: LTXModel) -> None:
@@ -311,7 +279,7 @@ def test_an_attention_strength_of_zero_hides_a_token(model: LTXModel) -> None:
 
 
 def test_the_keyframe_marker_moves_marked_tokens_whatever_the_mark() -> None:
-    model = random_model(config_of(V25))
+    model = random_model(SECTION | OF_25)
     video, _ = both(model, 1)
     mask = torch.zeros(1, 12, 1)
     mask[:, :2] = 0.4
@@ -391,11 +359,11 @@ def test_rotation_keeps_lengths_and_depends_on_distance(rope_type: str) -> None:
 )
 def test_a_config_that_cannot_be_built_is_refused(change: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        config_of(V23 | change)
+        config_of(OF_23 | change)
 
 
 def test_a_missing_constant_or_section_is_refused() -> None:
-    section = SECTION | V23
+    section = SECTION | OF_23
     del section["share_ff"]
     with pytest.raises(ConfigError, match="share_ff"):
         TransformerConfig.from_metadata({"transformer": section})
