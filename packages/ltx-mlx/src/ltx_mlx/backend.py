@@ -17,7 +17,6 @@ from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.components import COMPONENTS, transformer_component
 from ltx_core.loader.lora import Lora
 from ltx_core.loader.weights import ComponentWeights
-from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.networks import AdaptedTransformer, BuildSettings, TextEncoder
 from ltx_core.precision import DtypeName, Precision, resolve
@@ -111,7 +110,7 @@ class MLXBackend:
 
     def text_encoder(self, gemma: str, checkpoint: Checkpoint, settings: BuildSettings) -> TextEncoder:
         """Gemma with the checkpoint's connectors, or the T5 encoder of LTX-Video."""
-        if checkpoint.config.get("transformer", {}).get("_class_name") == LTX_VIDEO_CLASS:
+        if checkpoint.is_ltx_video:
             return load_t5(gemma, settings.dtype)
         return load_gemma(gemma, checkpoint, settings.dtype)
 
@@ -152,7 +151,7 @@ class MLXBackend:
 
     def check_text_encoder(self, gemma: str, checkpoint: Checkpoint) -> None:
         """Of Gemma; that of LTX-Video is read when it is built."""
-        if checkpoint.config.get("transformer", {}).get("_class_name") != LTX_VIDEO_CLASS:
+        if not checkpoint.is_ltx_video:
             check_gemma(gemma, checkpoint)
 
     def check_quantization(self, name: str) -> None:

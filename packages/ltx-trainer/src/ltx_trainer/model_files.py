@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_core.errors import CheckpointError, ConfigError
-from ltx_core.model.transformer.config import AUDIO_ADAPTER, LTX_VIDEO_CLASS, TransformerConfig
+from ltx_core.model.transformer.config import AUDIO_ADAPTER, TransformerConfig
 from ltx_core.textfiles import path_of
 from ltx_trainer.command_options import shown
 
@@ -120,7 +120,7 @@ class ModelFiles:
         model = self.model()
         if self.text_encoder_path is None:
             raise ConfigError(f"captions for {self.model_path} cannot be encoded: text_encoder_path is missing")
-        if is_ltx_video(model):
+        if model.is_ltx_video:
             from ltx_core.text_encoders.t5 import load_t5
 
             if in_8bit:
@@ -208,23 +208,18 @@ def open_trainable(files: ModelFiles, mode: str = "lora") -> Checkpoint:
     if "transformer" not in checkpoint.components:
         raise CheckpointError(f"{checkpoint.where} holds no transformer but {', '.join(checkpoint.components)}")
     adds_audio = mode == "audio_adapter"
-    if is_ltx_video(checkpoint) and not adds_audio:
+    if checkpoint.is_ltx_video and not adds_audio:
         raise CheckpointError(
             f"{checkpoint.where} is an LTX-Video model, expected one of the LTX-2 family or training_mode audio_adapter"
         )
-    if adds_audio and not is_ltx_video(checkpoint):
+    if adds_audio and not checkpoint.is_ltx_video:
         raise CheckpointError(f"{checkpoint.where} is no LTX-Video model, which training_mode audio_adapter needs")
     return checkpoint
 
 
-def is_ltx_video(checkpoint: Checkpoint) -> bool:
-    """Whether it is an LTX-Video 0.9.x model."""
-    return checkpoint.config.get("transformer", {}).get("_class_name") == LTX_VIDEO_CLASS
-
-
 def has_causal_positions(checkpoint: Checkpoint) -> bool:
     """Whether the first latent frame stands for one pixel frame in the positions of the model."""
-    return not is_ltx_video(checkpoint) or bool(checkpoint.config["transformer"].get("causal_temporal_positioning"))
+    return not checkpoint.is_ltx_video or bool(checkpoint.config["transformer"].get("causal_temporal_positioning"))
 
 
 def trained_config(checkpoint: Checkpoint, config: TrainerConfig) -> TransformerConfig:

@@ -31,7 +31,7 @@ from ltx_trainer.hub import push_to_hub
 from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, StepReport, launched_device, train
 from ltx_trainer.lora import LoraSettings, add_lora, load_lora, rate_factors, reference_metadata
 from ltx_trainer.memory import BlockSwap, quantize_frozen
-from ltx_trainer.model_files import ModelFiles, has_causal_positions, is_ltx_video, open_trainable, trained_config
+from ltx_trainer.model_files import ModelFiles, has_causal_positions, open_trainable, trained_config
 from ltx_trainer.models import (
     DTYPES,
     AudioAdapterWriter,
@@ -213,14 +213,15 @@ class LtxvTrainer:
         sampling = config.flow_matching
         sampler = make_timestep_sampler(sampling.timestep_sampling_mode, sampling.timestep_sampling_params)
         dtype = torch.bfloat16 if self.is_mixed else torch.float32
-        network = trained_config(self.checkpoint, config)
+        connectors = None
+        if not self.checkpoint.is_ltx_video:
+            audio = trained_config(self.checkpoint, config).audio is not None
+            connectors = load_connectors(self.checkpoint, dtype, self.accelerator.device, audio)
         dropout, chosen = config.optimization.caption_dropout, config.training_strategy
         distills = isinstance(chosen, DistillationConfig)
         objective = (DistillObjective if distills else TransformerObjective)(
             self.transformer,
-            None
-            if is_ltx_video(self.checkpoint)
-            else load_connectors(self.checkpoint, dtype, self.accelerator.device, network.audio is not None),
+            connectors,
             make_strategy(chosen, sampler, self.files.scale_factors(), has_causal_positions(self.checkpoint)),
             caption_dropout=dropout,
             empty_caption=self.dataset.empty_caption() if dropout > 0 or distills else None,

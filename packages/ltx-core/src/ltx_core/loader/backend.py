@@ -20,7 +20,6 @@ from ltx_core.loader.sources import Derived
 from ltx_core.loader.streaming import Hold, StreamingModel, build_streaming
 from ltx_core.loader.weights import ComponentWeights
 from ltx_core.model.common.memory import free_bytes
-from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.model.video_vae.frames import AnyVideoDecoder, decode_video
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
@@ -41,16 +40,14 @@ class TorchBackend:
 
     def text_encoder(self, gemma: str, checkpoint: Checkpoint, settings: BuildSettings) -> TextEncoder:
         """Gemma with the checkpoint's connectors, or the T5 encoder of LTX-Video."""
-        if checkpoint.config.get("transformer", {}).get("_class_name") == LTX_VIDEO_CLASS:
+        if checkpoint.is_ltx_video:
             from ltx_core.text_encoders.t5 import load_t5
 
             return load_t5(gemma, settings.precision, settings.device)
         from ltx_core.text_encoders.gemma.encoder import load_text_encoder
 
-        how = settings.precision, settings.device
-        return load_text_encoder(
-            gemma, checkpoint, *how, hold=settings.shards or ("file" if settings.streamed else None)
-        )
+        hold: Hold | None = settings.shards or ("file" if settings.streamed else None)
+        return load_text_encoder(gemma, checkpoint, settings.precision, settings.device, hold=hold)
 
     def transformer(
         self, checkpoint: Checkpoint, streams: Sequence[str], settings: BuildSettings
@@ -80,7 +77,7 @@ class TorchBackend:
 
     def check_text_encoder(self, gemma: str, checkpoint: Checkpoint) -> None:
         """Of Gemma; that of LTX-Video is read when it is built."""
-        if checkpoint.config.get("transformer", {}).get("_class_name") != LTX_VIDEO_CLASS:
+        if not checkpoint.is_ltx_video:
             from ltx_core.text_encoders.gemma.encoder import check_text_encoder
 
             check_text_encoder(gemma, checkpoint)

@@ -14,6 +14,7 @@ from ltx_core.loader.layouts import Part, as_paths, find_files, open_file, read_
 from ltx_core.loader.lora import Lora, is_lora
 from ltx_core.loader.metadata import Version, detect_version
 from ltx_core.loader.sources import Source
+from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
 from ltx_core.text_encoders.gemma.config import infer_connectors
 
 if TYPE_CHECKING:
@@ -80,6 +81,11 @@ class Checkpoint:
     def has_text_projection(self) -> bool:
         """Whether states of the language model can be projected; connectors are the other half of ``embeddings``."""
         return any(name.startswith("text_embedding_projection.") for part in self.parts for name in part.tensors)
+
+    @property
+    def is_ltx_video(self) -> bool:
+        """Whether its transformer is of LTX-Video 0.9.x."""
+        return bool(self.config.get("transformer", {}).get("_class_name") == LTX_VIDEO_CLASS)
 
     @cached_property
     def config(self) -> dict[str, Any]:

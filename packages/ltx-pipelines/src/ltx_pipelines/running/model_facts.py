@@ -14,7 +14,6 @@ from ltx_core.errors import ConfigError
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.lora import Lora as LoraWeights
 from ltx_core.loader.metadata import Version, VersionDefaults, version_defaults
-from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_pipelines.planning.plan import Lora, ModelFiles
 from ltx_pipelines.planning.prompt_world import PromptWorld
@@ -96,7 +95,7 @@ class ModelFacts:
     @property
     def is_ltx_video(self) -> bool:
         """Whether this is an LTX-Video 0.9.x model."""
-        return self.config.get("transformer", {}).get("_class_name") == LTX_VIDEO_CLASS
+        return self.checkpoint.is_ltx_video
 
     @property
     def defaults(self) -> VersionDefaults:

@@ -13,7 +13,6 @@ from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.layouts import INDEX, SUFFIXES, diffusers_kind, find_files, is_diffusers_model
 from ltx_core.loader.lora import is_lora
 from ltx_core.loader.safetensors_file import SafetensorsFile
-from ltx_core.model.transformer.config import LTX_VIDEO_CLASS
 from ltx_core.textfiles import path_of, read_json
 from ltx_pipelines.planning.plan import Lora, ModelFiles
 from ltx_pipelines.running import hub
@@ -99,8 +98,7 @@ def find_in_folder(folder: Path, variant: str | None = None, chosen: Path | None
     own = {"video_vae": "video_decoder", "audio_vae": "audio_decoder"}
     held = {slot for slot, component in own.items() if component in opened.components}
     held |= {"text_projection"} if opened.has_text_projection else set()
-    is_ltx_video = opened.config.get("transformer", {}).get("_class_name") == LTX_VIDEO_CLASS
-    held |= set() if is_ltx_video else {"audio_adapter"}
+    held |= set() if opened.is_ltx_video else {"audio_adapter"}
     for slot in KINDS:
         if slots.get(slot) and slot not in held:
             files = replace(files, **{slot: str(_fitting(slot, slots[slot], checkpoint))})
