@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from ltx_core.errors import CheckpointError, ConfigError
-from ltx_core.loader.safetensors_file import DTYPES, save_tensors
+from ltx_core.loader.safetensors_file import DTYPES, build_header, save_tensors
 from ltx_core.textfiles import parse_json
 
 logger = logging.getLogger(__name__)
@@ -67,34 +66,21 @@ def save_whole(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         save_tensors(path, tensors, metadata)
 
 
-def header_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int], int]:
-    """The header of a safetensors file, where each tensor begins, and where the file ends."""
-    names = {f"torch.{kind}": stored_as for stored_as, (kind, _) in DTYPES.items()}
-    described: dict[str, Any] = {"__metadata__": dict(metadata)}
-    begins, end = {}, 0
-    for name, tensor in tensors.items():
-        begins[name], end = end, end + tensor.numel() * tensor.element_size()
-        span = [begins[name], end]
-        described[name] = {"dtype": names[str(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": span}
-    text = json.dumps(described).encode()
-    text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
-    return struct.pack("<Q", len(text)) + text, {name: start + begin for name, begin in begins.items()}, start + end
-
-
 def save_parts(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Every process writes its rows of sharded tensors into one file, the first the header and all that is whole.
 
     Raises `CheckpointError` where the disk is full or the folder cannot be written.
     """
-    header, begins, end = header_of(tensors, metadata)
+    types = {f"torch.{kind}": stored_as for stored_as, (kind, _) in DTYPES.items()}
+    kinds = {name: (types[str(tensor.dtype)], tuple(tensor.shape)) for name, tensor in tensors.items()}
+    header, spans = build_header(kinds, metadata)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         if is_main():
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 file.write(header)
-                file.truncate(end)
+                file.truncate(max(end for _, end in spans.values()))
         dist.barrier()
         with temporary.open("r+b") as file:
             for name, tensor in tensors.items():
@@ -102,7 +88,7 @@ def save_parts(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
                 if row is None or not (part := local(tensor).detach().cpu().contiguous()).numel():
                     continue
                 offset = row * part[0].nbytes if part.ndim else 0
-                file.seek(begins[name] + offset)
+                file.seek(spans[name][0] + offset)
                 file.write(part.reshape(-1).view(torch.uint8).numpy().data)
             file.flush()
             os.fsync(file.fileno())

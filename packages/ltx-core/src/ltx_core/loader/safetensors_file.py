@@ -173,6 +173,26 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         temporary.unlink(missing_ok=True)
 
 
+def build_header(
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The beginning of a safetensors file of tensors ``{name: (type, shape)}``, and which bytes of it each takes.
+
+    A type is a key of ``DTYPES``; tensors follow each other in the order given.
+    """
+    described: dict[str, Any] = {"__metadata__": dict(metadata)}
+    spans, end = {}, 0
+    for name, (stored_as, shape) in kinds.items():
+        start, end = end, end + math.prod(shape) * DTYPES[stored_as][1]
+        spans[name] = start, end
+        described[name] = {"dtype": stored_as, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)
+    begin = 8 + len(text)
+    moved = {name: (begin + start, begin + end) for name, (start, end) in spans.items()}
+    return struct.pack("<Q", len(text)) + text, moved
+
+
 def tensor_digest(raw: Tensor) -> str:
     """128-bit BLAKE2b of a uint8 tensor, in hexadecimal."""
     return hashlib.blake2b(raw.numpy().data, digest_size=16).hexdigest()

@@ -13,13 +13,12 @@ import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.gguf import DEFAULT_ALIGNMENT, STRING, TYPES, BlockType, GgufFile
-from ltx_core.loader.safetensors_file import DTYPES, HEADER_DIGEST, TENSOR_DIGESTS, header_digest
+from ltx_core.loader.safetensors_file import DTYPES, HEADER_DIGEST, TENSOR_DIGESTS, build_header, header_digest
 from ltx_core.loader.sources import Derived, Source
 
 if TYPE_CHECKING:
@@ -78,28 +77,17 @@ def save_safetensors(path: Path, pieces: Sequence[Piece], metadata: Mapping[str,
     temporary name, and the same call goes on from there.
     """
     kinds = {name: kind for piece in pieces for name, kind in piece.kinds.items()}
-    sizes = [math.prod(kind.shape) * DTYPES[kind.stored_as][1] for kind in kinds.values()]
-    ends = list(accumulate(sizes, initial=0))
-    described = {
-        name: {"dtype": kind.stored_as, "shape": list(kind.shape), "data_offsets": [start, start + size]}
-        for (name, kind), start, size in zip(kinds.items(), ends, sizes, strict=False)
-    }
 
-    def header(digests: Mapping[str, str], of_header: str) -> bytes:
+    def header(digests: Mapping[str, str], of_header: str) -> tuple[bytes, dict[str, tuple[int, int]]]:
         own = {TENSOR_DIGESTS: json.dumps(dict(digests)), HEADER_DIGEST: of_header}
-        text = json.dumps({"__metadata__": {**metadata, **own}, **described}).encode()
-        text += b" " * (-len(text) % 8)
-        return struct.pack("<Q", len(text)) + text
+        return build_header(kinds, {**metadata, **own})
 
-    start = header(dict.fromkeys(kinds, NO_DIGEST), NO_DIGEST)
-    spans = {
-        name: (len(start) + end, len(start) + end + size) for name, end, size in zip(kinds, ends, sizes, strict=False)
-    }
+    start, spans = header(dict.fromkeys(kinds, NO_DIGEST), NO_DIGEST)
     torch_kinds = {name: (f"torch.{DTYPES[kind.stored_as][0]}", kind.shape) for name, kind in kinds.items()}
 
     def finished(digests: Mapping[str, str]) -> bytes:
         strings = {**metadata, TENSOR_DIGESTS: json.dumps(dict(digests))}
-        return header(digests, header_digest(torch_kinds, strings))
+        return header(digests, header_digest(torch_kinds, strings))[0]
 
     return _write(path, pieces, start, spans, finished)
 
