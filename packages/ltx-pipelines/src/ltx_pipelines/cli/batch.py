@@ -62,10 +62,10 @@ def batch(given: dict[str, Any]) -> None:
     # What lies elsewhere its maker looks at itself.
     there = (None if is_url(line.output) else what_is_there(line.given) for line in lines)
     clips = (Asked(line, index, len(lines), at) for index, (line, at) in enumerate(zip(lines, there, strict=True), 1))
-    view, failed = Overview(style if cluster else "lines" if style == "bars" else style), 0
+    view, failed = Overview(style if cluster else "lines" if style == "bars" else style, clips=len(lines)), 0
     model = os.environ.get(MODEL_VARIABLE)
     make = partial(Maker, style, cluster is not None, model and with_absolute_files({}, {"model": model})["model"])
-    with view.running(len(lines)), workers(make, cluster, view.seen) as run:
+    with view.running(), workers(make, cluster, view.seen) as run:
         for clip, made in run(clips):
             if not isinstance(made, LtxError):
                 take_over(made.files)

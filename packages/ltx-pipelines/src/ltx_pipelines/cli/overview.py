@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from ltx_pipelines.cli.progress import PHASES, Reporter, Style
+from ltx_pipelines.cli.progress import PHASES, Reporter
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 @dataclass
@@ -29,30 +31,20 @@ class Relayed(Reporter):
 
 
 @dataclass
-class Overview:
+class Overview(Reporter):
     """Bars on a terminal, one of all clips and one for each worker; elsewhere the lines on each clip as it ends."""
 
-    style: Style
+    clips: int = 0
     _rows: dict[int, Any] = field(default_factory=dict)  # bars of workers
-    _bars: Any = None
-    _all: Any = None
 
-    @contextmanager
-    def running(self, total: int) -> Iterator[Overview]:
-        """Bars live inside this block."""
-        if self.style == "bars":
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    def _make_bars(self) -> Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[far]}"))
-            self._bars = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
-            self._all = self._bars.add_task("clips", total=total, far=f"0/{total}")
-            self._bars.start()
-        try:
-            yield self
-        finally:
-            if self._bars is not None:
-                self._bars.stop()
+        columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[far]}"))
+        bars = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+        self._bar = bars.add_task("clips", total=self.clips, far=f"0/{self.clips}")
+        return bars
 
     def seen(self, worker: int, job: Any, far: str) -> None:
         """A worker is so far with its job; with none it has just started, or ended one."""
@@ -67,10 +59,10 @@ class Overview:
     def ended(self, lines: Iterable[str]) -> None:
         """A clip has ended, and this is said of it."""
         for line in lines:
-            if self._bars is not None:
-                self._bars.console.print(line, markup=False, highlight=False)
+            if self.style == "json":
+                self._send(sys.stdout, line)
             else:
-                print(line, file=sys.stdout if self.style == "json" else sys.stderr, flush=True)
+                self._print(line)
         if self._bars is not None:
-            every = self._bars.tasks[self._all]
-            self._bars.update(self._all, advance=1, far=f"{every.completed + 1:.0f}/{every.total:.0f}")
+            done = self._bars.tasks[self._bar].completed + 1
+            self._bars.update(self._bar, advance=1, far=f"{done:.0f}/{self.clips}")

@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from ltx_pipelines.running.preview import PreviewMap
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -53,19 +55,10 @@ class Reporter:
     _bar: Any = None
 
     @contextmanager
-    def running(self) -> Iterator[Reporter]:
+    def running(self) -> Iterator[Self]:
         """Bars live inside this block."""
         if self.style == "bars":
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            kind: type[Progress] = Progress
-            if self.preview is not None:
-                from ltx_pipelines.cli.preview import PicturedProgress
-
-                kind = PicturedProgress
-            self._bars = kind(*columns, console=Console(stderr=True), transient=False)
+            self._bars = self._make_bars()
             self._bars.start()
         try:
             yield self
@@ -120,6 +113,18 @@ class Reporter:
     def emit(self, kind: str, **fields: Any) -> None:
         """One JSON object on standard output."""
         self._send(sys.stdout, json.dumps({"event": kind, **fields}))
+
+    def _make_bars(self) -> Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        kind: type[Progress] = Progress
+        if self.preview is not None:
+            from ltx_pipelines.cli.preview import PicturedProgress
+
+            kind = PicturedProgress
+        return kind(*columns, console=Console(stderr=True))
 
     def _begin(self, name: str, event: Any) -> None:
         self._close()
