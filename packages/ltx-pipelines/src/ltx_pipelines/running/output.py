@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ltx_core.errors import ConfigError, MediaError
+from ltx_pipelines.running.storage import exists
 
 VIDEO, PREVIEW = (".mp4", ".mov", ".m4v", ".mkv", ".webm"), (".gif", ".webp")
 SOUND, STILL = (".wav", ".flac", ".mp3"), (".png",)
@@ -51,8 +52,7 @@ def check_beside(output: Path, contact_sheet: Path | None = None, crf: float | N
 
 def check_free(path: Path, overwrite: bool) -> None:
     """Refuse a name that is taken; an empty folder is not."""
-    is_taken = any(path.iterdir()) if path.is_dir() else path.exists()
-    if is_taken and not overwrite:
+    if exists(str(path)) and not overwrite:
         raise taken(str(path))
 
 
