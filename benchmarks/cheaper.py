@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -45,20 +46,18 @@ def errors(options: Options) -> Table:
     table = Table(f"On the bundled model, {STEPS} steps, means over prompts", columns)
     pipeline = TI2VidOneStagePipeline.from_pretrained("tiny", device=str(options.device), dtype="float32")
     steps, prompts = (3, PROMPTS[:1]) if options.quick else (STEPS, PROMPTS)
-    arms: dict[str, dict[str, Any]] = {named(one): {"sparse_attention": one} for one in SPARSE if one.steps < steps}
-    arms |= {named(one): {"first_block_cache": one} for one in CACHES if one.steps < steps}
+    arms: dict[str, dict[str, Any]] = {label(one): {"sparse_attention": one} for one in SPARSE if one.steps < steps}
+    arms |= {label(one): {"first_block_cache": one} for one in CACHES if one.steps < steps}
     arms["nothing, but another seed"] = {"seed": 11}
     exact = [Made.of(pipeline, prompt, steps) for prompt in prompts]
     whole = exact[0].flops
     for name, more in arms.items():
         made = [Made.of(pipeline, prompt, steps, **more) for prompt in prompts]
         pairs = list(zip(made, exact, strict=True))
-        errors = [[one.difference(want, stream) for one, want in pairs] for stream in ("video", "audio")]
-        noise = [one.decibels(want) for one, want in pairs]
-        share = mean([one.flops for one in made]) / whole
-        table.rows.append(
-            [name, f"{share:.3f}", f"{mean(errors[0]):.1e}", f"{mean(noise):.1f}", f"{mean(errors[1]):.1e}"]
-        )
+        video, audio = (fmean(one.difference(want, stream) for one, want in pairs) for stream in ("video", "audio"))
+        decibels = fmean(one.decibels(want) for one, want in pairs)
+        share = fmean(one.flops for one in made) / whole
+        table.rows.append([name, f"{share:.3f}", f"{video:.1e}", f"{decibels:.1f}", f"{audio:.1e}"])
     table.notes.append("latent and sound error: root mean square of the difference over the spread of the latent")
     return table
 
@@ -92,13 +91,9 @@ class Made:
         return float(-10 * (self.frames - want.frames).square().mean().clamp(min=1e-12).log10())
 
 
-def named(one: SparseAttention | BlockCache) -> str:
+def label(one: SparseAttention | BlockCache) -> str:
     kind = "sparse" if isinstance(one, SparseAttention) else "first block"
     return " ".join((kind, *map(str, astuple(one))))
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 # Operations -----------------------------------------------------------------------------------------------------------

@@ -30,14 +30,14 @@ def run(options: Options) -> list[Table]:
     title = f"Stems after {steps} steps of {BATCH} clips of {FRAMES} x {SIDE} x {SIDE}: dB on {CLIPS} held-out clips"
     table = Table(title, ("stem", "parameters", *(f"seed {seed}" for seed in seeds), "mean", "loss, last tenth"))
     for stem in STEMS:
-        made = [trained(stem, seed, steps) for seed in seeds]
+        made = [train_stem(stem, seed, steps) for seed in seeds]
         ratios, losses = [[one[name] for one in made] for name in ("psnr", "loss")]
         figures = [*(f"{ratio:.2f}" for ratio in ratios), f"{statistics.mean(ratios):.2f}"]
         table.rows.append([stem, f"{made[0]['parameters']:.0f}", *figures, f"{statistics.mean(losses):.4f}"])
     return [table]
 
 
-def trained(stem: str, seed: int, steps: int) -> Mapping[str, float]:
+def train_stem(stem: str, seed: int, steps: int) -> Mapping[str, float]:
     """Figures of a VAE like the bundled one, but without a taught code, after so many steps."""
     torch.manual_seed(seed)
     examples = Examples(VideoExamples(seed), Curriculum((Stage(steps, BATCH, FRAMES, SIDE),)))

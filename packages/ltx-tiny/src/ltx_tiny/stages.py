@@ -89,9 +89,8 @@ def gemma(recipe: Recipe) -> Task:
 
 def latents(recipe: Recipe) -> None:
     stage = recipe.stage("latents")
-    encoder: Any = Checkpoint.open(recipe.exported_file("audio_vae")).build(
-        "audio_encoder", torch.float32, recipe.device
-    )
+    audio_vae = Checkpoint.open(recipe.exported_file("audio_vae"))
+    encoder: Any = audio_vae.build("audio_encoder", torch.float32, recipe.device)
     plan = LatentsPlan(
         recipe.seed, stage["counts"], int(stage["shard_size"]), int(stage["frames"]), int(recipe.values["workers"])
     )
