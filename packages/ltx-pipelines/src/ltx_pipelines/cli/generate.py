@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,17 +92,23 @@ def join_devices(given: dict[str, Any]) -> Devices | None:
     from ltx_core.parallel.launch import world_size
 
     size = world_size()
-    count, mesh = given.pop("devices", size), given.pop("mesh", None)
+    count, mesh = take_devices(given, size)
     if count != size:
         raise UsageError(f"--devices is {count} in a run of {size} processes, expected it left out")
     if size == 1:
-        if mesh is not None:
-            raise UsageError("--mesh has no effect on one device, expected --devices too")
         return None
     from ltx_core.parallel.mesh import Devices
 
     device = given.get("device")
     return Devices.begin(mesh, on_cards=None if device is None else device.startswith("cuda"))
+
+
+def take_devices(given: dict[str, Any], usual: int = 1) -> tuple[int, str | None]:
+    """The number of devices and their mesh, taken out of a line. Raises `UsageError` for a mesh of one."""
+    count, mesh = given.pop("devices", usual), given.pop("mesh", None)
+    if count == 1 and mesh is not None:
+        raise UsageError("--mesh has no effect on one device, expected --devices too")
+    return count, mesh
 
 
 def job_of(session: Session, plan: Plan, given: Mapping[str, Any]) -> Job:
@@ -186,7 +193,7 @@ def pipeline_command(kind: type[Pipeline]) -> Command:
     """The sub-command of one pipeline."""
     text = f"{kind.summary()}\n\n{(kind.__doc__ or '').strip()}"
     options, shown = {**options_for(kind), **DEVICES}, COMMON | kind.own_fields().keys()
-    run = lambda given: make(given, kind)  # noqa: E731
+    run = partial(make, kind=kind)
     return Command(kind.command(), text, options, run, kind.alone, every_option, shown, on_devices=True)
 
 

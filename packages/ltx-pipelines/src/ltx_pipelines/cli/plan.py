@@ -10,9 +10,8 @@ from ltx_core.precision import WIDENED, DtypeName
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.config import with_settings
 from ltx_pipelines.cli.fields import DEVICES, PIPELINE, every_option
-from ltx_pipelines.cli.generate import ENHANCING
+from ltx_pipelines.cli.generate import ENHANCING, take_devices
 from ltx_pipelines.pipeline import find_pipeline
-from ltx_pipelines.planning.schema import UsageError
 
 if TYPE_CHECKING:
     from ltx_pipelines.planning.cost import Cost
@@ -33,9 +32,7 @@ def show(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.session import open_session
 
     given = with_settings(given)
-    size, mesh = given.pop("devices", 1), given.pop("mesh", None)
-    if size == 1 and mesh is not None:
-        raise UsageError("--mesh has no effect on one device, expected --devices too")
+    size, mesh = take_devices(given)
     as_json = given.pop("json", False)
     named = given.pop("pipeline", None)
     session = open_session(given, find_pipeline(named) if named else None)
@@ -52,7 +49,7 @@ def show(given: dict[str, Any]) -> None:
         print(json.dumps({"plan": json.loads(plan.to_json()), "cost": cost_json(cost)}, ensure_ascii=False))
     else:
         print_plan(plan, cost)
-        for line in shared(plan, cost, session.ledger):
+        for line in sharing_lines(plan, cost, session.ledger):
             print(line)
         if (slow := session.ledger.precision.warning) is not None:
             reporter.note(slow)
@@ -116,7 +113,7 @@ def print_plan(plan: Plan, cost: Cost) -> None:
     )
 
 
-def shared(plan: Plan, cost: Cost, ledger: ModelLedger) -> Iterator[str]:
+def sharing_lines(plan: Plan, cost: Cost, ledger: ModelLedger) -> Iterator[str]:
     """Lines on how several devices share the stages, and what each sends."""
     from ltx_core.model.transformer.config import TransformerConfig
     from ltx_pipelines.cli.progress import human_bytes

@@ -20,9 +20,8 @@ from ltx_pipelines.planning.schema import MODEL_VARIABLE, File, Option
 
 TRUST = Option("trust", bool, False, "Open the files its recipe names, wherever they lie.", group="Request")
 LOOK_IN = Option(
-    "look_in", File | None, None, "Look for the files its recipe names in this folder too.", group="Request",
-    metavar="FOLDER",
-)  # fmt: skip
+    "look_in", File | None, None, "Look for files that its recipe names here too.", group="Request", metavar="FOLDER"
+)
 SHOWN = 8  # files in a message
 NAMED = ("look_in", "model", "checkpoint_path", "gemma_root")  # options that name files to trust
 

@@ -38,8 +38,8 @@ def decode_latents(generation: Generation, run: Decoding) -> Generation:
     plan, made = generation.plan, decode_streams(generation, run)
     video, audio = made.video, made.audio
     if plan.new_span("video") is not None:
-        single = lambda: (frame for chunk in made.video or () for frame in chunk)  # noqa: E731
-        video = Frames(lambda: kept_frames(plan, single(), run.ledger.scale_factors.time))
+        factor = run.ledger.scale_factors.time
+        video = Frames(lambda: kept_frames(plan, (frame for chunk in made.video or () for frame in chunk), factor))
     if plan.new_span("audio") is not None:
         audio = kept_sound(plan, made.audio)
     return replace(generation, video=video, audio=audio)
