@@ -38,7 +38,7 @@ def test_a_maker_needs_nothing_but_what_it_is_sent(fleet: Fleet, tmp_path: Path)
     half_way = fleet.store.get(job.id)
     assert half_way is not None and half_way.progress == 1 and half_way.phase == "decode"
     assert half_way.facts["frames"] == 9
-    fleet.end(job, fleet.kept(job, made))
+    fleet.end(job, fleet.keep(job, made))
     done = fleet.store.get(job.id)
     assert done is not None and done.status == "completed" and done.facts["bytes"] == len(made.files["clip.mp4"])
     names = {path.name for path in fleet.files.job(job.id).iterdir()}

@@ -27,7 +27,7 @@ ACCURATE = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
 @dataclass(frozen=True)
 class Look:
-    """Settings for showing a source as it looks."""
+    """Settings that sources are read with."""
 
     background: str = "black"  # behind transparent pictures, by name or as #rrggbb
     hdr: bool = False  # scene-linear light instead of sRGB codes

@@ -133,7 +133,7 @@ def changes_of(info: VideoInfo, wanted: Wanted) -> tuple[Change, ...]:
         changes.append(Change("background", f"transparent parts filled with {wanted.background}"))
     size = wanted.height or info.height, wanted.width or info.width
     if (info.height, info.width) != size:
-        verb = "continued by its mirror image" if wanted.fit == "mirror" else _resize(info, *size)
+        verb = "continued by its mirror image" if wanted.fit == "mirror" else _resize_verb(info, *size)
         changes.append(Change("size", f"{info.width} x {info.height} {verb} to {size[1]} x {size[0]}"))
     rate = sampling_rate(info, wanted.fps)
     if rate is not None:
@@ -189,6 +189,6 @@ def _exr(path: str | Path, wanted: Wanted) -> Tensor:
     return torch.stack(codes, 2)
 
 
-def _resize(info: VideoInfo, height: int, width: int) -> str:
+def _resize_verb(info: VideoInfo, height: int, width: int) -> str:
     aspect = info.width * height / (info.height * width)
     return "scaled" if abs(aspect - 1) * min(height, width) < 1 else "scaled and cropped"

@@ -46,7 +46,7 @@ class DubItPipeline(TwoStagePipeline):
         second = refinement_stage(shape, conditions, self.loras)
         stages = [
             with_voice(first, path),
-            replace(with_own_sound(second), delivered=shape._replace(frames=clip.frames)),
+            replace(with_kept_sound(second), delivered=shape._replace(frames=clip.frames)),
         ]
         return self.finish_plan(request, stages, audio="first")
 
@@ -56,7 +56,7 @@ def with_voice(stage: StagePlan, path: str) -> StagePlan:
     return with_stream(stage, "audio", replace(stage.streams["audio"], conditions=(AudioReferenceCondition(path),)))
 
 
-def with_own_sound(stage: StagePlan) -> StagePlan:
+def with_kept_sound(stage: StagePlan) -> StagePlan:
     """The stage with the sound of the one before, unchanged, which is its own reference."""
     conditions = (AudioReferenceCondition(None),)
     return with_stream(

@@ -20,23 +20,15 @@ from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines import PIPELINES
 from ltx_pipelines.planning.plan import Condition, Lora, ModelFiles, Plan, StagePlan
-from ltx_pipelines.planning.schema import (
-    Option,
-    UsageError,
-    document,
-    options_of,
-    plain,
-    read_all,
-    with_absolute_files,
-)
+from ltx_pipelines.planning.schema import Option, UsageError, document, options_of, plain, read_all, with_absolute_files
 from ltx_pipelines.planning.stages import (
     TILE_SIDE,
     TILED_SIGMA,
-    attending_sparsely,
-    caching_blocks,
     default_guidance,
     keyframe_slots,
     tiled_stages,
+    with_block_cache,
+    with_sparse_attention,
 )
 from ltx_pipelines.request import (
     STREAMS,
@@ -436,9 +428,9 @@ class Pipeline(ABC):
             request, stages = steer(request, stages, folder, self.ledger.version)
         stages = [*stages, *self.enlarging_stages(request, stages[-1])]
         if request.sparse_attention is not None:
-            stages = attending_sparsely(stages, request.sparse_attention)
+            stages = with_sparse_attention(stages, request.sparse_attention)
         if request.first_block_cache is not None:
-            stages = caching_blocks(stages, request.first_block_cache)
+            stages = with_block_cache(stages, request.first_block_cache)
         return Plan(
             pipeline=type(self).__name__,
             models=self.ledger.files,

@@ -86,7 +86,7 @@ class Fleet(Worker):
         with workers(partial(ClipMaker, self.defaults), self.cluster, self.seen) as run:
             say("", "ready")
             for asked, made in run(self.asked()):
-                self.end(asked.job, made if isinstance(made, LtxError) else self.kept(asked.job, made))
+                self.end(asked.job, made if isinstance(made, LtxError) else self.keep(asked.job, made))
 
     def asked(self) -> Iterator[Asked | None]:
         """The jobs, None where there is none now, until the server is gone."""
@@ -129,7 +129,7 @@ class Fleet(Worker):
         self.tell(asked.job, "progress", progress)
         return self.store.is_cancelled(asked.job.id)
 
-    def kept(self, job: Job, made: Made) -> Mapping[str, Any]:
+    def keep(self, job: Job, made: Made) -> Mapping[str, Any]:
         """Write what was made, each file whole or not at all; what is known of the clip."""
         for note in made.notes:
             self.tell(job, "note", {"text": note})

@@ -57,10 +57,10 @@ class StudioReporter(Reporter):
             elapsed = time.perf_counter() - self.started
             facts |= {"step": event.step, "total": event.total, "stage": event.stage + 1}
             facts["eta"] = round(elapsed / max(progress, 1e-6) * (1 - progress), 1)
-            facts |= self._previewed(event)
+            facts |= self._preview_facts(event)
         self.tell("progress", facts)
 
-    def _previewed(self, event: Any) -> dict[str, Any]:
+    def _preview_facts(self, event: Any) -> dict[str, Any]:
         """A strip of frames of what a step predicts; nothing where none is due."""
         now = time.perf_counter()
         if self.preview is None or now - self._last_preview < PREVIEW_EVERY or (latent := event.preview()) is None:

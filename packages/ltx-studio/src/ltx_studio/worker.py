@@ -45,7 +45,7 @@ class Worker:
             self.drain()
 
     def give_back(self) -> None:
-        """This is the only worker of its name: what that has, a dead one left."""
+        """Give back the job that a dead worker of this name left: no other of it lives."""
         for job in self.store.abandon(self.name, SERVER_DIED):
             if job.ended:
                 self.files.remove_job(job.id)

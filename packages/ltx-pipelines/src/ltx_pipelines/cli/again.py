@@ -56,7 +56,7 @@ def rerun(given: dict[str, Any]) -> None:
     if changes:
         options = request_again(recipe, changes, found, finder)
     else:
-        plan = located(plan, found, finder)
+        plan = with_places(plan, found, finder)
     looked_at = {name: path for name, path in found.items() if path is None or finder.agreed(path)}
     for line in changes_since(recipe, looked_at):
         reporter.note(f"since then: {line}")
@@ -87,7 +87,7 @@ def finish(given: dict[str, Any]) -> None:
     kept = file if file.suffix == ".safetensors" else latents_path(file)
     recipe, finder = kept_recipe(kept), Finder(given, file)
     plan = plan_of(recipe, str(kept))
-    plan = located(plan, where_files_are(recipe, plan, finder), finder)
+    plan = with_places(plan, where_files_are(recipe, plan, finder), finder)
     ledger = ledger_for(plan, given)
     validate_plan(plan, ledger)
     stem = Path(file.name.removesuffix(".stage1.safetensors")).stem
@@ -101,14 +101,14 @@ def where_files_are(recipe: Mapping[str, Any], plan: Plan, finder: Finder) -> di
     return {name: finder.find(name, marks.get(name, "")) for name in dict.fromkeys([*marks, *files_in(plan)])}
 
 
-def located(plan: Plan, found: Mapping[str, Path | None], finder: Finder) -> Plan:
+def with_places(plan: Plan, found: Mapping[str, Path | None], finder: Finder) -> Plan:
     """A plan with its files where they are, which may be opened. Raises `ConfigError`."""
-    paths = opened(files_in(plan), found, finder)
+    paths = paths_to_open(files_in(plan), found, finder)
     made: Plan = with_files(plan, lambda name: str(paths[name]))
     return made
 
 
-def opened(
+def paths_to_open(
     names: Iterable[str], found: Mapping[str, Path | None], finder: Finder, others: Sequence[str] = ()
 ) -> dict[str, Path]:
     """Paths of files that may be opened, as may ``others``. Raises `ConfigError`, also for one that is nowhere."""
@@ -131,7 +131,7 @@ def request_again(
 
     known, request, models = every_option(), recipe["request"], recipe["plan"]["models"]
     asked = read_all(known, request["options"], "ltx rerun", where=f"{finder.file}: ")
-    asked = {name: value for name, value in asked.items() if not _replace(name, changes)}
+    asked = {name: value for name, value in asked.items() if not _is_replaced(name, changes)}
     hints = {name: File if _is_file(name, asked[name], found) else known[name].hint for name in asked}
     found = dict(found)
     if (model := asked.get("model", "")).startswith(NEAR):
@@ -140,7 +140,7 @@ def request_again(
     found |= {name: finder.find(name) for name in names if name not in found}
     others = [request["command"]] if ":" in request["command"] else []
     others += [model] if model and model not in names and bundled_model(model) is None else []
-    paths = opened(names, found, finder, others)
+    paths = paths_to_open(names, found, finder, others)
     return {name: with_files(value, lambda text: str(paths[text]), hints[name]) for name, value in asked.items()}
 
 
@@ -198,8 +198,8 @@ def encoding_fields(given: dict[str, Any]) -> dict[str, Any]:
     return {"contact_sheet": sheet, "crf": given.get("crf"), **switches}
 
 
-def _replace(name: str, changes: Mapping[str, Any]) -> bool:
-    """Whether an option of the first request gives way to a change under another name."""
+def _is_replaced(name: str, changes: Mapping[str, Any]) -> bool:
+    """Whether a change replaces an option of the first request, under its own name or another."""
     rivals: dict[str, tuple[str, ...]] = {"duration": ("num_frames",), "sigmas": ("num_inference_steps",)}
     rivals |= dict.fromkeys(("model", "checkpoint_path"), ("model", "checkpoint_path"))
     return any(rival in changes for rival in (name, *rivals.get(name, ())))

@@ -128,14 +128,15 @@ def what_is_there(given: Mapping[str, Any]) -> There:
 def handed_over(place: Path, name: str) -> Iterator[tuple[str, bytes]]:
     """Files in the folder of ``place``, which is to be ``name``; those of a URL are put there instead."""
     for file in sorted(path for path in place.parent.rglob("*") if path.is_file()):
-        target = renamed(name, partial(_move, file.relative_to(place.parent)))
+        target = renamed(name, partial(_beside, file.relative_to(place.parent)))
         if is_url(target):
             put(file, target)
         else:
             yield target, file.read_bytes()
 
 
-def _move(relative: Path, path: Path) -> Path:
+def _beside(relative: Path, path: Path) -> Path:
+    """A file in the folder of ``path``."""
     return path.parent / relative
 
 

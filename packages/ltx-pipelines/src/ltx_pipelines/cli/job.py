@@ -33,12 +33,7 @@ from ltx_pipelines.running.output import LEFT_OUT, VIDEO, check_beside, check_fr
 from ltx_pipelines.running.recipe import recipe_for
 from ltx_pipelines.running.stages import Event
 from ltx_pipelines.running.unfinished import Unfinished
-from ltx_pipelines.utils.media_io import (
-    RECIPE_KEY,
-    read_audio,
-    read_frames,
-    write_contact_sheet,
-)
+from ltx_pipelines.utils.media_io import RECIPE_KEY, read_audio, read_frames, write_contact_sheet
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 RNG_STATE = "rng_state"

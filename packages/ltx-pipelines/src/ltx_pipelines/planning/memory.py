@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING
 
 from ltx_core.errors import ConfigError
 from ltx_core.model.video_vae.frames import SAFE_CELL_BYTES
-from ltx_pipelines.planning.cost import (
-    STREAMED_BLOCKS,
-    Cost,
-    cost_of,
-    cpu_runtime,
-    decoded_seconds,
-    writer_bytes,
-)
+from ltx_pipelines.planning.cost import STREAMED_BLOCKS, Cost, cost_of, cpu_runtime, decoded_seconds, writer_bytes
 from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.planning.work import tokens_of
 

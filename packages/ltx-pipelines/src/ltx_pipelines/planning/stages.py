@@ -212,7 +212,7 @@ def tiled_stages(
         yield last
 
 
-def attending_sparsely(stages: Sequence[StagePlan], sparse: SparseAttention) -> list[StagePlan]:
+def with_sparse_attention(stages: Sequence[StagePlan], sparse: SparseAttention) -> list[StagePlan]:
     """The stages with a sparse self-attention where a whole picture is made. Raises `UsageError` where none is."""
 
     def fits(stage: StagePlan) -> bool:
@@ -225,7 +225,7 @@ def attending_sparsely(stages: Sequence[StagePlan], sparse: SparseAttention) -> 
     return [replace(stage, sparse_attention=sparse) if fits(stage) else stage for stage in stages]
 
 
-def caching_blocks(stages: Sequence[StagePlan], cache: BlockCache) -> list[StagePlan]:
+def with_block_cache(stages: Sequence[StagePlan], cache: BlockCache) -> list[StagePlan]:
     """The stages with a first-block cache where there are many steps: guided ones that are not in tiles."""
 
     def fits(stage: StagePlan) -> bool:

@@ -34,7 +34,7 @@ def network_of(stage: StagePlan, ledger: ModelLedger) -> Transformer:
     return FirstBlockCache(cast(LTXModel, network), cache.threshold, cache.steps)
 
 
-def reused(network: Transformer) -> str:
+def reuse_note(network: Transformer) -> str:
     """A line on the steps of which a transformer left out blocks; empty where it leaves out none."""
     if not isinstance(network, FirstBlockCache):
         return ""

@@ -97,7 +97,7 @@ def wanted_image(image: ImageCondition, shape: VideoPixelShape, ledger: ModelLed
 
 
 def looks_of(plan: Plan) -> dict[str, Any]:
-    """Settings for showing the sources of a plan: the fields of `Wanted` that say so."""
+    """Look of a plan's sources, as fields of `Wanted`."""
     space = None if plan.hdr is None or plan.transfer is not None else HDRColorSpace(plan.hdr)
     return {"background": plan.background, "color_space": space}
 

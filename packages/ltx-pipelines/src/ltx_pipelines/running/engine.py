@@ -5,8 +5,8 @@
     prompts -> contexts -> stage 1 { encode conditions, noise, denoise } -> enlarge -> stage 2 { ... } -> decode
 
 How a stage begins and steps is in `ltx_pipelines.running.stages`. One with windows does that for each of them and joins
-the results (`ltx_pipelines.running.stage_inputs`). The
-windows of a long clip go on from each other (`ltx_pipelines.running.long_clip`).
+the results (`ltx_pipelines.running.stage_inputs`). The windows of a long clip go on from each other
+(`ltx_pipelines.running.long_clip`).
 The last event carries a `Generation`, whose frames are decoded as they are pulled. Closing the iterator between two
 events cancels the run; nothing outlives it but the networks the ledger keeps.
 """
@@ -20,13 +20,7 @@ from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.running.decoding import decode_latents
 from ltx_pipelines.running.generation import Generation
 from ltx_pipelines.running.long_clip import generate_long
-from ltx_pipelines.running.stage_inputs import (
-    StageInputs,
-    StageResult,
-    carry_over,
-    join_windows,
-    window_inputs,
-)
+from ltx_pipelines.running.stage_inputs import StageInputs, StageResult, carry_over, join_windows, window_inputs
 from ltx_pipelines.running.stages import Event, run_apart, run_of, run_stage
 from ltx_pipelines.running.texts import Contexts, read_contexts
 from ltx_pipelines.utils.model_ledger import ModelLedger

@@ -202,7 +202,7 @@ class PieceFrames:
 
     @property
     def count(self) -> int:
-        """Number of windows."""
+        """Number of frames."""
         return self._piece.frames[1] - self._piece.frames[0]
 
     def __iter__(self) -> Iterator[Tensor]:

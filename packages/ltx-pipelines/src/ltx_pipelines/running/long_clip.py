@@ -29,9 +29,7 @@ from ltx_pipelines.running.long import (
     prompt_of,
     to_decode,
 )
-from ltx_pipelines.running.stage_inputs import (
-    StageInputs,
-)
+from ltx_pipelines.running.stage_inputs import StageInputs
 from ltx_pipelines.running.stages import Event, Run, WindowMedia, run_of, run_stage
 from ltx_pipelines.running.texts import Contexts
 from ltx_pipelines.utils.model_ledger import ModelLedger

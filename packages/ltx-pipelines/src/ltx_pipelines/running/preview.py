@@ -62,7 +62,7 @@ class Sums:
 
     @property
     def cells(self) -> int:
-        """Number of cells."""
+        """Number of cells seen."""
         return int(self.gram[-1, -1])
 
     def seeing(self, latent: Tensor, frames: Tensor) -> Sums:

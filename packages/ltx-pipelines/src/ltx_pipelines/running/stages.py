@@ -29,7 +29,7 @@ from ltx_core.types import Audio, VideoLatentShape
 from ltx_pipelines.ltx_video.run import LTXVideoRun
 from ltx_pipelines.planning.plan import CarriedKeyframes, ImageCondition, Plan, SamplerPlan, StagePlan
 from ltx_pipelines.running.apart import join_tiles, references_of, tile_inputs, tile_stages
-from ltx_pipelines.running.cheaper import denoiser_of, network_of, reused
+from ltx_pipelines.running.cheaper import denoiser_of, network_of, reuse_note
 from ltx_pipelines.running.conditions import (
     conditioning_items,
     encode_picture,
@@ -40,16 +40,8 @@ from ltx_pipelines.running.conditions import (
 from ltx_pipelines.running.decoding import cut_frames, decode_frames
 from ltx_pipelines.running.finite import Watch, finite_frames
 from ltx_pipelines.running.generation import Generation
-from ltx_pipelines.running.long import (
-    LongState,
-    PieceFrames,
-)
-from ltx_pipelines.running.stage_inputs import (
-    KEYFRAMES,
-    StageInputs,
-    StageResult,
-    StageRun,
-)
+from ltx_pipelines.running.long import LongState, PieceFrames
+from ltx_pipelines.running.stage_inputs import KEYFRAMES, StageInputs, StageResult, StageRun
 from ltx_pipelines.running.texts import Contexts
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -142,7 +134,7 @@ def denoise_stage(
     for step in denoise(model, denoiser_of(stage, begun, run.ledger), states, sigmas, begun.sampler):
         states = step.states
         run.watch.see(states, stage, f"after step {step.index + 1} of {step.total} of stage {index + 1}")
-        note = reused(network) if step.index + 1 == step.total else ""
+        note = reuse_note(network) if step.index + 1 == step.total else ""
         place = (index, step.index + 1, step.total, step.sigma)
         yield Event("denoise", *place, states, step.results, begun.tools, note=note)
     return states
