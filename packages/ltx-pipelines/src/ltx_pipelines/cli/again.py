@@ -60,7 +60,7 @@ def rerun(given: dict[str, Any]) -> None:
     looked_at = {name: path for name, path in found.items() if path is None or finder.agreed(path)}
     for line in changes_since(recipe, looked_at):
         reporter.note(f"since then: {line}")
-    if changes and isinstance(request, dict):
+    if changes:
         merged = options | changes | {name: given[name] for name in PLACES if name in given}
         session = open_session(merged, find_pipeline(request["command"]))
         plan, ledger = make_plan(session, merged, reporter), session.ledger
