@@ -49,7 +49,7 @@ def rerun(given: dict[str, Any]) -> None:
     recipe = recipe_in(first_of(file))
     changes = {name: given[name] for name in CHANGEABLE if name in given}
     plan, finder = plan_of(recipe, str(file)), Finder(given, file)
-    request = recipe.get("request")
+    request: Any = recipe.get("request")
     if changes and not isinstance(request, dict):
         raise ConfigError(f"{file} was not made by a command, so nothing can be changed; rerun it as it is")
     found = where_files_are(recipe, plan, finder)

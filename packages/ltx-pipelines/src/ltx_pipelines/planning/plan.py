@@ -303,7 +303,7 @@ class StagePlan:
 
     @property
     def every(self) -> int:
-        """Of how many frames one is delivered."""
+        """Step between the frames that are delivered: 2 leaves out every second one."""
         return max(round(self.shape.fps / self.shown.fps), 1)
 
     @property

@@ -136,7 +136,7 @@ class ModelFacts:
 
     @cached_property
     def share_of_blocks(self) -> float:
-        """Of the transformer's values, those in blocks."""
+        """Share of the transformer's values that lie in blocks."""
         sizes = {name: math.prod(source.info.shape) for name, source in self.checkpoint.sources("transformer").items()}
         return sum(size for name, size in sizes.items() if name.startswith(f"{BLOCKS}.")) / sum(sizes.values())
 

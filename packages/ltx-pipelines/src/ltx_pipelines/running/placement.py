@@ -85,7 +85,7 @@ def choose_policy(sizes: dict[str, int], free: int, device: torch.device) -> Pol
 
 
 def choose_spread(sizes: dict[str, int], free: int, devices: int) -> int:
-    """Over how many devices the transformer is spread: as few as it fits on, 1 where it does not fit at all."""
+    """Number of devices that the transformer is spread over: as few as it fits on, 1 where it does not fit at all."""
     needed = 1.1 * sizes.get("checkpoint", 0)
     fits = (count for count in range(1, devices + 1) if devices % count == 0 and needed / count <= free)
     return next(fits, 1)
