@@ -23,10 +23,10 @@ from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
 from ltx_core.parallel.launch import launch
 from ltx_core.parallel.mesh import Devices, MeshShape, check_mesh, stage_mesh
-from ltx_core.parallel.paper import PaperDevices
+from ltx_core.parallel.paper import PaperDevices, PaperRanks
 from ltx_core.parallel.ranks import Ranks, shares
 from ltx_core.parallel.sequence import SharedTokens, share_tokens
-from ltx_core.parallel.strips import StripDecoder
+from ltx_core.parallel.strips import StripDecoder, Strips
 from ltx_core.sampling.denoisers import GuidedDenoiser
 from ltx_core.sampling.loop import denoise
 from ltx_core.sampling.samplers import EulerSampler
@@ -147,8 +147,7 @@ def sampled(name: str, guided: bool, masked: bool, devices: Devices | None) -> l
     return [state.latent for state in last.states.values()]
 
 
-def decoded(name: str, devices: Devices | None) -> Tensor:
-    """The frames of a latent of seven rows; the noise is one generator's."""
+def random_decoder(name: str) -> VideoDecoder:
     torch.manual_seed(1)
     config = VideoVaeConfig.from_metadata(
         {"vae": {"latent_channels": 6, "decoder_base_channels": 4, **DECODERS[name]}}, family="ltx2"
@@ -157,8 +156,13 @@ def decoded(name: str, devices: Devices | None) -> Tensor:
     for parameter in network.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def decoded(name: str, devices: Devices | None) -> Tensor:
+    """The frames of a latent of seven rows; the noise is one generator's."""
     latent = torch.randn(1, 6, 5, 7, 3, generator=torch.Generator().manual_seed(2))
-    decoder: Any = FrameDecoder(network)
+    decoder: Any = FrameDecoder(random_decoder(name))
     if devices is not None:
         decoder = devices.decoder(decoder, latent)
         assert isinstance(decoder, StripDecoder)
@@ -202,6 +206,16 @@ def test_processes_give_what_one_gives(count: int, tmp_path: Path) -> None:
             assert found[f"{mesh} {name} {guided} {masked} sent"].item() == paper.sent > 0
 
 
+def test_a_decode_that_is_left_leaves_the_decoder_whole() -> None:
+    network = random_decoder("reflecting")
+    before = [type(module) for module in network.modules()]
+    frames = StripDecoder(network, Strips(PaperRanks(None, 0, 2))).decode_frames(torch.zeros(1, 6, 5, 7, 3))
+    next(frames)
+    assert [type(module) for module in network.modules()] != before
+    frames.close()
+    assert [type(module) for module in network.modules()] == before
+
+
 def test_shares_differ_by_one_at_most() -> None:
     assert shares(13, 4) == [4, 3, 3, 3] and shares(3, 4) == [1, 1, 1, 0]
 
@@ -220,7 +234,7 @@ def test_meshes_are_read_and_chosen() -> None:
     assert MeshShape.usual(16, 4, most=8, heads=32) == MeshShape(2, 8)
     assert stage_mesh("fsdp=2", 8, 1, heads=4) == MeshShape(2, 4) and stage_mesh(None, 3, 4, heads=1) == MeshShape(3, 1)
     assert stage_mesh("cfg=2", 4, 1, heads=4) == MeshShape(2, 2) and check_mesh("fsdp=2,sp=4", 4) == 2
-    for wrong in ("tp=2", "sp=3", "sp=x", "sp=2,cfg=4", "fsdp=3"):
+    for wrong in ("tp=2", "sp=3", "sp=x", "sp=2,cfg=4", "fsdp=3", "sp=2,sp=4"):
         with pytest.raises(ConfigError, match="mesh is"):
             check_mesh(wrong, 4)
 

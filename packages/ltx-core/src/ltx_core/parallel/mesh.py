@@ -27,11 +27,11 @@ NAMES = ("sp", "cfg", "fsdp")
 
 
 def read_mesh(text: str, names: tuple[str, ...]) -> dict[str, int]:
-    """The counts of a mesh such as ``sp=2,cfg=2``. Raises `ConfigError` for other names and for no counts."""
+    """The counts of a mesh such as ``sp=2,cfg=2``. Raises `ConfigError` for other names, one twice and no counts."""
     given: dict[str, int] = {}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
-        if name not in names or not value.isdigit() or int(value) < 1:
+        if name not in names or name in given or not value.isdigit() or int(value) < 1:
             raise ConfigError(f"mesh is {text!r}, expected such as {','.join(f'{name}=2' for name in names)}")
         given[name] = int(value)
     return given
@@ -69,7 +69,8 @@ class MeshShape:
         left = size // neighbours
         cfg = max(count for count in range(1, min(passes, left) + 1) if left % count == 0)
         fitting = (count for count in range(cfg, size + 1) if size % count == 0 and size // count <= heads)
-        return cls(cfg := next(fitting), size // cfg)
+        cfg = next(fitting)
+        return cls(cfg, size // cfg)
 
 
 def stage_mesh(asked: str | None, size: int, passes: int, heads: int) -> MeshShape:

@@ -40,8 +40,8 @@ class Strips:
         self.counts = shares(rows, self.ranks.size)
         return self.ranks.span(rows)
 
-    def scaled(self, rows: int) -> list[int]:
-        """The rows of all processes where this one has ``rows``."""
+    def row_counts(self, rows: int) -> list[int]:
+        """Numbers of rows of all processes, where this one has ``rows``."""
         factor = rows // self.counts[self.ranks.rank]
         return [factor * count for count in self.counts]
 
@@ -52,7 +52,7 @@ class Strips:
 
     def gather(self, x: Tensor) -> Tensor:
         """The rows of all processes."""
-        return self.ranks.gather(x, self.scaled(x.shape[ROWS]), ROWS)
+        return self.ranks.gather(x, self.row_counts(x.shape[ROWS]), ROWS)
 
     @property
     def above(self) -> int:
@@ -74,7 +74,7 @@ class Strips:
         """This process's rows of what one process would draw, which all draw whole."""
 
         def draw(shape: tuple[int, ...]) -> Tensor:
-            whole = (*shape[:-2], sum(self.scaled(shape[-2])), shape[-1])
+            whole = (*shape[:-2], sum(self.row_counts(shape[-2])), shape[-1])
             if callable(source):
                 return self.own(source(whole), -2)
             return self.own(torch.randn(whole, generator=source, dtype=dtype, device=source.device), -2)
@@ -120,14 +120,16 @@ class StripDecoder:
 
         ``most`` is for one process: here each has its share of the rows at once.
         """
-        strip(self.network, self.strips)
         own = latent[:1, :, :, self.strips.share_out(latent.shape[ROWS])]
         if conditioning is not None and conditioning.noise is not None:
             dtype = self.network.conv_in.conv.weight.dtype
             conditioning = replace(conditioning, noise=self.strips.noise(conditioning.noise, dtype))
-        for frames in self.network.decode_streaming(own, conditioning):
-            yield to_frames(self.strips.gather(frames))
-        strip(self.network, None)
+        strip(self.network, self.strips)
+        try:
+            for frames in self.network.decode_streaming(own, conditioning):
+                yield to_frames(self.strips.gather(frames))
+        finally:
+            strip(self.network, None)
 
 
 def can_strip(network: VideoDecoder) -> bool:
