@@ -184,7 +184,7 @@ class ResidentTransformer:
 
     def switch(self, loras: Sequence[Lora]) -> None:
         """Reads the layers that change from their files again, so that removed adapters leave nothing."""
-        wanted = self.loader.fitting(loras)
+        wanted = self.loader.fit_loras(loras)
         if not same(wanted, self.loras):
             self.loader.fill(self.network, wanted, self.loader.changed_layers(self.loras, wanted))
             self.loras = wanted
@@ -209,7 +209,7 @@ class StreamedTransformer:
 
     def switch(self, loras: Sequence[Lora]) -> None:
         """Adapters are fused into each block as it is read."""
-        wanted = self.loader.fitting(loras)
+        wanted = self.loader.fit_loras(loras)
         if not same(wanted, self.loras):
             changed = self.loader.changed_layers(self.loras, wanted)
             self.loras = wanted

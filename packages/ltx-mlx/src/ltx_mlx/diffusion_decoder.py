@@ -433,7 +433,7 @@ class DiffusionVideoDecoder(nn.Module):
         return self.denoise(noise, context[:, : noise.shape[1]])[:, : frames.pixels.length]
 
     def _noise(self, z: Tensor, plan: TilePlan, conditioning: DecodeConditioning | None) -> Callable[[Tile], Tensor]:
-        """Noise for tiles, cut from that of the canvas, which has at least the frames stage 5's kernel needs."""
+        """A function from a tile to its noise, of at least the frames that stage 5's kernel needs."""
         cache, dtype = ConvCache(noise=conditioning.noise if conditioning else None), self.conv_in.weight.dtype
 
         def draw(*sides: int) -> Tensor:

@@ -27,6 +27,7 @@ from ltx_core.guidance.perturbations import SKIP_SELF_ATTENTION, BatchedPerturba
 from ltx_core.model.transformer.config import STREAMS, StreamConfig, TransformerConfig
 from ltx_core.model.transformer.masks import AttentionBias, context_bias
 from ltx_core.model.transformer.modality import Modality, TimestepGroups, check_modalities, check_perturbations
+from ltx_core.model.transformer.passage import sub_batches
 from ltx_core.model.transformer.rope import RotaryEmbedding, cross_rope, self_rope, token_points
 from ltx_core.optimizations import optimizations
 from ltx_mlx.arrays import DTYPES, TORCH_DTYPES, to_mlx, to_torch
@@ -617,8 +618,3 @@ def split(tokens: Tokens) -> Iterator[Tokens]:
     """One by one."""
     for row in range(next(iter(tokens.values())).shape[0]):
         yield {name: x[row : row + 1] for name, x in tokens.items()}
-
-
-def sub_batches(samples: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
-    for start in range(0, len(samples), size):
-        yield samples[start : start + size]

@@ -141,7 +141,7 @@ class Loader:
         module.eval()
         return module
 
-    def fitting(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
+    def fit_loras(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
         """The adapters that change anything; ``CheckpointError`` for one of which nothing fits."""
         return fit_loras([lora for lora in loras if lora.strength != 0], self.shapes)
 

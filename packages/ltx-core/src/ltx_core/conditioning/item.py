@@ -46,12 +46,12 @@ def append_tokens(
         positions=torch.cat((state.positions, positions.to(state.positions)), dim=2),
         attention_mask=update_attention_mask(state, None, tools.token_count, tokens.shape[1]),
         keyframes_mask=None if keyframes is None else torch.cat((keyframes, torch.zeros_like(mask).to(keyframes)), 1),
-        release=_release(state, tokens.shape[1], release),
+        release=_extend_release(state, tokens.shape[1], release),
     )
 
 
-def _release(state: LatentState, count: int, release: Curve) -> Tensor | None:
-    """Release curves of every token when ``count`` more follow."""
+def _extend_release(state: LatentState, count: int, release: Curve) -> Tensor | None:
+    """The release of every token ``[B, N + count, 1]`` when ``count`` more follow; None where all are held."""
     if state.release is None and release == "hold":
         return None
     before = torch.zeros_like(state.denoise_mask) if state.release is None else state.release

@@ -95,7 +95,7 @@ def find_files(path: Path) -> list[Path]:
     Raises ``CheckpointError`` for an index that names what is not there, and a folder without any weights.
     """
     if path.name.endswith(INDEX):
-        return _index(path)
+        return _index_files(path)
     if not path.is_dir():
         return _shards(path)
     if is_diffusers_model(path):
@@ -132,7 +132,7 @@ def _shards(file: Path) -> list[Path]:
     return sorted(other for m, other in found if m and (m["stem"], m["count"], m["variant"], other.suffix) == own)
 
 
-def _index(index: Path) -> list[Path]:
+def _index_files(index: Path) -> list[Path]:
     names = sorted(set(_weight_map(index).values()))
     for name in names:
         if Path(name).name != name:

@@ -101,7 +101,7 @@ class SafetensorsFile:
         self.tensors = _tensor_infos(self.path, header, data_start, self.size)
         self._digests: dict[str, str] = {}
         if verify or (verify is None and self.size <= VERIFY_UP_TO_BYTES):
-            self._digests = _check_digests(self.path, self.tensors, self.metadata)
+            self._digests = _read_digests(self.path, self.tensors, self.metadata)
 
     def read(self, name: str) -> Tensor:
         """The tensor on the CPU: a private view of the file, copied only if the file stores it unaligned.
@@ -127,7 +127,7 @@ class SafetensorsFile:
         """Read every tensor against its digest; ``CheckpointError`` when one differs or the file has no digests."""
         if TENSOR_DIGESTS not in self.metadata:
             raise CheckpointError(f"{self.path} carries no digests, its tensors cannot be verified")
-        self._digests = _check_digests(self.path, self.tensors, self.metadata)
+        self._digests = _read_digests(self.path, self.tensors, self.metadata)
         for name in self.tensors:
             self.read(name)
 
@@ -304,7 +304,7 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def _check_digests(path: Path, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> dict[str, str]:
+def _read_digests(path: Path, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> dict[str, str]:
     """The per-tensor digests of a file whose header matches its own digest; empty for a file without digests."""
     if HEADER_DIGEST not in metadata and TENSOR_DIGESTS not in metadata:
         return {}

@@ -3,8 +3,7 @@
 A block's tensors lie in one byte buffer in file order, each at a multiple of 16 bytes; the buffer ends at one too. The
 blocks wait in host memory (``hold="host"``, adapters fused once), in the file (``hold="file"``, read again in every
 pass, two blocks ahead, by one reader thread) or in parts on several devices, which gather a block as FSDP does
-(``hold`` is `Shards`). Tables of embeddings stay in host memory too. Results equal those of the
-resident network.
+(``hold`` is `Shards`). Tables of embeddings stay in host memory too. Results equal those of the resident network.
 """
 
 from __future__ import annotations
@@ -73,8 +72,8 @@ def pack(tensors: Mapping[str, Tensor], pinned: bool) -> PackedBlock:
     return PackedBlock(layout, buffer)
 
 
-def copied(packed: PackedBlock, room: Tensor) -> Tensor:
-    """A block's buffer in ``room``; the copy runs beside the computation where the buffer is pinned."""
+def copy_into(packed: PackedBlock, room: Tensor) -> Tensor:
+    """Copy a block's buffer into ``room``; the copy runs beside the computation where the buffer is pinned."""
     return room[: packed.layout.nbytes].copy_(packed.buffer, non_blocking=True)
 
 
@@ -95,8 +94,8 @@ class Shards:
         part[: len(own)].copy_(own)
         return PackedBlock(packed.layout, part)
 
-    def gathered(self, packed: PackedBlock, room: Tensor) -> Tensor:
-        """A block in ``room`` from the parts of all, which call this for the same blocks in the same order."""
+    def gather(self, packed: PackedBlock, room: Tensor) -> Tensor:
+        """Gather a block into ``room`` from the parts of all, which call this for the same blocks in the same order."""
         self.sent += packed.buffer.nbytes * (self.size - 1)
         target = room[: packed.buffer.numel() * self.size]
         dist.all_gather_into_tensor(target, packed.buffer, group=self.group)
@@ -146,7 +145,7 @@ class BlockStreamer:
         blocks: nn.ModuleList,
         source: Callable[[int], PackedBlock],
         slots: Sequence[Slot],
-        fetch: Callable[[PackedBlock, Tensor], Tensor] = copied,
+        fetch: Callable[[PackedBlock, Tensor], Tensor] = copy_into,
     ) -> None:
         self._blocks, self._source, self._slots, self._fetch = blocks, source, list(slots), fetch
         device = self._slots[0].buffer.device
@@ -282,7 +281,7 @@ class StreamedBlocks:
         largest = max(block.layout.nbytes for block in held) if held else _largest(self.weights, layers)
         room = largest + (shards.size if shards is not None else 0)
         rooms = [Slot(torch.empty(room, dtype=torch.uint8, device=self.device)) for _ in range(slots)]
-        fetch = copied if shards is None else shards.gathered
+        fetch = copy_into if shards is None else shards.gather
         return StreamingModel(network, BlockStreamer(blocks, reader or held.__getitem__, rooms, fetch), reader)
 
     def _rest(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -1,7 +1,7 @@
 """Many jobs on workers that keep what they load: one in this process, or as many as a Ray cluster holds.
 
-A worker is made where it works, by a function that can be pickled. It is called with a job, which can be pickled too,
-and with a function that it may tell how far it is.
+A worker is made where it works, by a function that can be sent to other machines. It is called with a job, which can
+be sent there too, and with a function that it may tell how far it is.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Crew:
         import ray
 
         self.ray, self.make, self.seen = ray, make, seen
-        count, each = shares(workers)
+        count, each = plan_workers(workers)
         self.kind = ray.remote(Actor).options(max_concurrency=2, **each)
         self.actors: dict[int, Any] = {}
         self.calls: dict[Any, Call] = {}  # by the reference of what they will return
@@ -264,7 +264,7 @@ class Crew:
             self.seen(worker, job, words)
 
 
-def shares(workers: int) -> tuple[int, dict[str, int]]:
+def plan_workers(workers: int) -> tuple[int, dict[str, int]]:
     """Number of workers, and what each takes of its machine: a GPU where there are any, else its part of the cores."""
     import ray
 

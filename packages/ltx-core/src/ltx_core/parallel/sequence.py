@@ -83,12 +83,12 @@ def share_tokens(network: nn.Module, shared: SharedTokens) -> None:
     """Let the attentions of a transformer that need more than their own tokens get them from the other processes."""
     for block in network.modules():
         if isinstance(block, TransformerBlock) and block.config.video:
-            _exchanging(block.attn1, HeadsSharedAttention, shared)
+            _set_kind(block.attn1, HeadsSharedAttention, shared)
             if block.config.audio:
-                _exchanging(block.video_to_audio_attn, SharedContextAttention, shared)
+                _set_kind(block.video_to_audio_attn, SharedContextAttention, shared)
 
 
-def _exchanging(
+def _set_kind(
     attention: Attention, kind: type[HeadsSharedAttention | SharedContextAttention], shared: SharedTokens
 ) -> None:
     if shared.ranks.size == 1:

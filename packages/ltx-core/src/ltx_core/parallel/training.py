@@ -58,7 +58,7 @@ class TrainingMesh:
         share_tokens(transformer, shared)
         transformer.forward = SequenceParallel(transformer.forward, shared)  # type: ignore[assignment, method-assign]
 
-    def weights(self, device: str) -> DeviceMesh:
+    def device_mesh(self, device: str) -> DeviceMesh:
         """The processes as FSDP takes them: those that hold parts, and copies of that where there are some (HSDP)."""
         from torch.distributed.device_mesh import init_device_mesh
 

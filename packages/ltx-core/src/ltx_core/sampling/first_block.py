@@ -106,6 +106,5 @@ def difference(now: list[Tokens], kept: list[Tokens]) -> float:
         for new, old in zip(now, kept, strict=True)
         for name, x in new.items()
     ]
-    return float(
-        torch.stack(shares).nan_to_num(0.0).max()
-    )  # a stream that the first block leaves as it is says nothing
+    # A stream that the first block leaves as it is says nothing.
+    return float(torch.stack(shares).nan_to_num(0.0).max())

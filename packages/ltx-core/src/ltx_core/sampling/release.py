@@ -16,7 +16,7 @@ from ltx_core.components.strength import CURVES, ORDERS, StrengthOverSigma, rebu
 from ltx_core.model.transformer.modality import TimestepGroups
 from ltx_core.sampling.denoisers import Predictor
 from ltx_core.sampling.modality import States
-from ltx_core.sampling.samplers import Memory, Sampler, hold
+from ltx_core.sampling.samplers import Memory, Sampler, with_held
 from ltx_core.types import LatentState
 
 
@@ -62,7 +62,7 @@ class ReleasingSampler:
                 predict.memory.mask_groups[name] = TimestepGroups(begun[name].denoise_mask, levels, groups.index)
         after = self.inner.step(predict, begun, index, memory.inner)
         for name in self.noise:
-            memory.known[name] = hold(begun[name], predict.memory.last[name])
+            memory.known[name] = with_held(begun[name], predict.memory.last[name])
         return after
 
     def _at(self, name: str, state: LatentState, sigmas: list[float], index: int, memory: ReleaseMemory) -> LatentState:

@@ -20,7 +20,7 @@ from ltx_core.components.diffusion_steps import Res2sDiffusionStep
 from ltx_core.components.noisers import NoiseSource, normalized_noise
 from ltx_core.sampling.denoisers import Predictor
 from ltx_core.sampling.modality import States, post_process_latent
-from ltx_core.sampling.samplers import Memory, advance, hold, make_generator
+from ltx_core.sampling.samplers import Memory, advance, make_generator, with_held
 from ltx_core.types import LatentState
 from ltx_core.utils import widest_dtype
 
@@ -57,21 +57,20 @@ class Res2sSampler:
 
     def begin(self, states: States) -> Memory:
         substep = self.noise_seed + SUBSTEP_SEED_OFFSET if self.noise_seed_substep is None else self.noise_seed_substep
-        return Memory(
-            generators={"step": make_generator(states, self.noise_seed), "substep": make_generator(states, substep)}
-        )
+        generators = {"step": make_generator(states, self.noise_seed), "substep": make_generator(states, substep)}
+        return Memory(generators=generators)
 
     def step(self, predict: Predictor, states: States, index: int, memory: Memory) -> States:
         results = predict(states, index)
         start, end = float(predict.schedule[index]), float(predict.schedule[index + 1])
         if end == 0:
-            return self._cast(states, {name: hold(state, results[name]) for name, state in states.items()})
+            return self._cast(states, {name: with_held(state, results[name]) for name, state in states.items()})
         middle, h = math.sqrt(start * end), math.log(start / end)
         a21, b1, b2 = res2s_coefficients(h)
         anchors, x0, midpoints = {}, {}, {}
         for name, state in states.items():
             wide = widest_dtype(state.latent.device)
-            anchors[name], x0[name] = state.latent.to(wide), hold(state, results[name]).to(wide)
+            anchors[name], x0[name] = state.latent.to(wide), with_held(state, results[name]).to(wide)
             midpoint = torch.lerp(anchors[name], x0[name], h * a21)
             noise = self.noise(state.latent, memory.generators["substep"])
             midpoints[name] = self._add_noise(state, anchors[name], midpoint, (start, middle), noise, SUBSTEP_ETA)
@@ -83,7 +82,7 @@ class Res2sSampler:
         ends = {}
         for name, state in states.items():
             anchor = anchors[name]
-            slope = b1 * (x0[name] - anchor) + b2 * (hold(state, second[name]) - anchor)
+            slope = b1 * (x0[name] - anchor) + b2 * (with_held(state, second[name]) - anchor)
             noise = self.noise(state.latent, memory.generators["step"])
             ends[name] = self._add_noise(state, anchor, anchor + h * slope, (start, end), noise, self.eta)
         return self._cast(states, ends)

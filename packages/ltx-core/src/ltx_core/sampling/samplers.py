@@ -67,7 +67,7 @@ class EulerSampler(DeterministicSampler):
         results = predict(states, index)
         return advance(
             states,
-            lambda name, state: EULER.step(state.latent, hold(state, results[name]), predict.schedule, index),
+            lambda name, state: EULER.step(state.latent, with_held(state, results[name]), predict.schedule, index),
         )
 
 
@@ -78,7 +78,7 @@ class HeunSampler(DeterministicSampler):
     def step(self, predict: Predictor, states: States, index: int, memory: Memory) -> States:
         schedule = predict.schedule
         first = predict(states, index)
-        x0 = {name: hold(state, first[name]) for name, state in states.items()}
+        x0 = {name: with_held(state, first[name]) for name, state in states.items()}
         predicted = advance(states, lambda name, s: HEUN.step(s.latent, x0[name], schedule, index))
         if schedule[index + 1] == 0:
             return predicted
@@ -86,7 +86,7 @@ class HeunSampler(DeterministicSampler):
         return advance(
             states,
             lambda name, state: HEUN.step(
-                state.latent, x0[name], schedule, index, denoised_at_predicted=hold(state, second[name])
+                state.latent, x0[name], schedule, index, denoised_at_predicted=with_held(state, second[name])
             ),
         )
 
@@ -100,7 +100,7 @@ class GradientEstimatingSampler(DeterministicSampler):
     def step(self, predict: Predictor, states: States, index: int, memory: Memory) -> States:
         results = predict(states, index)
         if predict.schedule[index + 1] == 0:
-            return advance(states, lambda name, state: hold(state, results[name]))
+            return advance(states, lambda name, state: with_held(state, results[name]))
         return advance(states, lambda name, state: self._step(name, state, results[name], predict, index, memory))
 
     def _step(
@@ -112,7 +112,7 @@ class GradientEstimatingSampler(DeterministicSampler):
         index: int,
         memory: Memory,
     ) -> Tensor:
-        sigma, x0 = predict.schedule[index], hold(state, result)
+        sigma, x0 = predict.schedule[index], with_held(state, result)
         velocity = to_velocity(state.latent, sigma, x0)
         if (previous := memory.velocities.get(name)) is not None:
             x0 = to_denoised(state.latent, self.gamma * (velocity - previous) + previous, sigma)
@@ -141,7 +141,7 @@ class StochasticSampler:
 
     def step(self, predict: Predictor, states: States, index: int, memory: Memory) -> States:
         results = predict(states, index)
-        x0 = {name: hold(state, results[name], torch.float32) for name, state in states.items()}
+        x0 = {name: with_held(state, results[name], torch.float32) for name, state in states.items()}
 
         def new_latent(name: str, state: LatentState) -> Tensor:
             dtype = self.model_dtype or state.latent.dtype
@@ -172,7 +172,7 @@ def advance(states: States, new_latent: Callable[[str, LatentState], Tensor]) ->
     return {name: replace(state, latent=new_latent(name, state)) for name, state in states.items()}
 
 
-def hold(state: LatentState, result: DenoisedLatentResult, dtype: torch.dtype | None = None) -> Tensor:
+def with_held(state: LatentState, result: DenoisedLatentResult, dtype: torch.dtype | None = None) -> Tensor:
     """The x0 prediction with held tokens at their clean content, in ``dtype`` or its own."""
     denoised = result.denoised if dtype is None else result.denoised.to(dtype)
     return post_process_latent(denoised, state.denoise_mask, state.clean_latent)

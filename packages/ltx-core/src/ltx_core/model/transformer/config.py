@@ -135,7 +135,7 @@ class TransformerConfig:
             raise ConfigError("config has no 'transformer' section, expected the sizes of the transformer there")
         name = section.get("_class_name", LTX2_CLASS)
         if name == LTX2_CLASS:
-            return _ltx2(section, _describe(section) if streams is None else streams)
+            return _ltx2(section, _streams_of(section) if streams is None else streams)
         if name == LTX_VIDEO_CLASS:
             found = _ltx_video(section, config.get(AUDIO_ADAPTER))
             return found.with_streams(*(streams or found.streams))
@@ -171,7 +171,7 @@ class TransformerConfig:
         return not self.use_prompt_adaln_single
 
 
-def _describe(section: Mapping[str, Any]) -> Sequence[str]:
+def _streams_of(section: Mapping[str, Any]) -> Sequence[str]:
     """Both streams, or video alone where the section has no sizes of audio heads."""
     return STREAMS if {"audio_num_attention_heads", "audio_attention_head_dim"} & section.keys() else ("video",)
 

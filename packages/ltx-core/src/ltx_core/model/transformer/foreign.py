@@ -119,7 +119,7 @@ def _shape(shapes: Shapes, name: str, default: tuple[int, int] = (1, 1)) -> tupl
 
 
 def infer_metadata(section: Mapping[str, Any]) -> dict[str, str]:
-    """Metadata besides the config for a transformer of this section, inferred from a published file's header."""
+    """Metadata that published files carry besides their config, for a transformer whose section of it this is."""
     if section.get("use_keyframes_abs_pos_embedding") or not section.get("ff_bias", True):
         return {"model_version": "2.5.0", "gemma_source_checkpoint": '{"gemma_version": "gemma4-12b-ltx-v1"}'}
     return {"model_version": "2.3.0"} if section.get("cross_attention_adaln") else {}

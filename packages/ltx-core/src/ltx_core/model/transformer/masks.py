@@ -103,7 +103,7 @@ class StrengthGroups:
         if all(self.full) and self.spans == ((0, self.mask.shape[2]),):
             return None
         if dtype not in self._biases:
-            self._biases[dtype] = self._group(dtype) if self.starts else self._dense(dtype)
+            self._biases[dtype] = self._groups(dtype) if self.starts else self._dense(dtype)
         return self._biases[dtype]
 
     def _dense(self, dtype: torch.dtype) -> Tensor:
@@ -111,7 +111,7 @@ class StrengthGroups:
         assert bias is not None
         return bias
 
-    def _group(self, dtype: torch.dtype) -> tuple[QueryGroup, ...]:
+    def _groups(self, dtype: torch.dtype) -> tuple[QueryGroup, ...]:
         groups = []
         ends = (*self.starts[1:], self.mask.shape[1])
         for start, end, (first, last), full in zip(self.starts, ends, self.spans, self.full, strict=True):

@@ -37,7 +37,7 @@ def patchify(x: Tensor, patch_size_hw: int, patch_size_t: int = 1) -> Tensor:
     p, pt = patch_size_hw, patch_size_t
     if p == pt == 1:
         return x
-    b, c, t, h, w = _divide(x, (pt, p, p))
+    b, c, t, h, w = _packed_shape(x, (pt, p, p))
     x = x.reshape(b, c, t, pt, h, p, w, p)
     return x.permute(0, 1, 3, 7, 5, 2, 4, 6).reshape(b, c * pt * p * p, t, h, w)
 
@@ -85,7 +85,7 @@ def from_haar_patches(x: Tensor, size: int) -> Tensor:
 def space_to_depth(x: Tensor, stride: Stride) -> Tensor:
     """``[B, C, T*s1, H*s2, W*s3] -> [B, C*s1*s2*s3, T, H, W]``; channel index ``((c*s1 + i)*s2 + j)*s3 + k``."""
     s1, s2, s3 = stride
-    b, c, t, h, w = _divide(x, stride)
+    b, c, t, h, w = _packed_shape(x, stride)
     if memory_format(x) is torch.channels_last_3d:
         x = x.permute(0, 2, 3, 4, 1).reshape(b, t, s1, h, s2, w, s3, c).permute(0, 1, 3, 5, 7, 2, 4, 6)
         return x.reshape(b, t, h, w, c * s1 * s2 * s3).permute(0, 4, 1, 2, 3)
@@ -110,7 +110,7 @@ def channel_group_mean(x: Tensor, channels: int) -> Tensor:
     return x.unflatten(1, (channels, x.shape[1] // channels)).mean(dim=2)
 
 
-def _divide(x: Tensor, stride: Stride) -> tuple[int, int, int, int, int]:
+def _packed_shape(x: Tensor, stride: Stride) -> tuple[int, int, int, int, int]:
     """The shape after space to depth. Raises ``ConfigError`` where a side does not divide."""
     b, c, *sides = x.shape
     for name, side, step in zip(("frames", "height", "width"), sides, stride, strict=True):

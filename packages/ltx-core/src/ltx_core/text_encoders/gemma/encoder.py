@@ -93,8 +93,8 @@ def load_text_encoder(
     """The text encoder of a checkpoint; ``gemma`` is a Hugging Face folder or the packed file of a split pack.
 
     ``audio`` False builds the video-only encoder; ``hold`` is where the language model's layers wait, two of which are
-    then on the device at a time. Raises ``CheckpointError`` when files are missing, do not fit, or
-    the checkpoint was trained with another text encoder.
+    then on the device at a time. Raises ``CheckpointError`` when files are missing, do not fit, or the checkpoint was
+    trained with another text encoder.
     """
     assets = _assets(gemma, checkpoint)
     processor = load_embeddings_processor(assets, checkpoint, dtype, device, audio=audio)

@@ -184,7 +184,7 @@ class DiffusionVideoDecoder(nn.Module):
         return self.denoise(noise, context[:, : noise.shape[2]])[:, :, : frames.pixels.length]
 
     def _noise(self, latent: Tensor, plan: TilePlan, conditioning: DecodeConditioning) -> Callable[[Tile], Tensor]:
-        """Noise for tiles, cut from that of the canvas, which has at least the frames stage 5's kernel needs."""
+        """A function from a tile to its noise, of at least the frames that stage 5's kernel needs."""
         cache, dtype = ConvCache(noise=conditioning.noise), self.conv_in.weight.dtype
 
         def draw(*sides: int) -> Tensor:

@@ -55,7 +55,7 @@ def _split(config: DiffusionDecoderConfig, cells: Axes, tiling: Tiling | None) -
         return [[Interval(0, dim)] for dim in cells]
     axes = list(zip(AXES, cells, (tiling.frames, tiling.height, tiling.width), config.min_tile, strict=True))
     if isinstance(tiling, TileCountConfig):
-        return [_count(name, dim, *axis, smallest) for name, dim, axis, smallest in axes]
+        return [_split_axis(name, dim, *axis, smallest) for name, dim, axis, smallest in axes]
     tiling.check(config.cell_factors)
     frames, pixels = config.overlap
     parts = []
@@ -69,7 +69,7 @@ def _split(config: DiffusionDecoderConfig, cells: Axes, tiling: Tiling | None) -
     return parts
 
 
-def _count(name: str, dim: int, count: int, overlap: int, smallest: int) -> list[Interval]:
+def _split_axis(name: str, dim: int, count: int, overlap: int, smallest: int) -> list[Interval]:
     parts = split_by_count(dim, count, overlap)
     if len(parts) > 1 and (shortest := min(part.length for part in parts)) < smallest:
         raise ConfigError(f"{name} is cut into tiles of {shortest} cells, expected at least {smallest}")
