@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ltx_core.errors import CheckpointError
 from ltx_core.loader.adapter_layers import LoraLayer
 from ltx_trainer.memory import widen
-from ltx_trainer.targets import divide
+from ltx_trainer.targets import factorize
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Adapter(nn.Module):
         """The result for the input ``x``, given the base's result ``y``."""
         raise NotImplementedError
 
-    def to_file(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def file_tensors(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a file by the end of their names, from the learned ``values`` by theirs."""
         raise NotImplementedError
 
@@ -87,7 +87,7 @@ class LoraLinear(Adapter):
     def adapt(self, y: Tensor, x: Tensor) -> Tensor:
         return y + (self.lora_B(self.lora_A(x)) * self.scale).to(y.dtype)
 
-    def to_file(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def file_tensors(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         a, b = values["lora_A.weight"].float(), values["lora_B.weight"].float()
         return {"lora_A.weight": a, "lora_B.weight": b * self.scale if self.scale != 1 else b}
 
@@ -116,8 +116,8 @@ class DoraLinear(LoraLinear):
         turned = factor * (turned + (self.lora_B(self.lora_A(x)) * self.scale).to(y.dtype))
         return turned if bias is None else turned + bias.to(y.dtype)
 
-    def to_file(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {**super().to_file(values), "lora_magnitude_vector": values["lora_magnitude_vector"].float()}
+    def file_tensors(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**super().file_tensors(values), "lora_magnitude_vector": values["lora_magnitude_vector"].float()}
 
     def load(self, saved: LoraLayer) -> bool:
         if saved.magnitude is None or not super().load(saved):
@@ -132,7 +132,7 @@ class LokrLinear(Adapter):
     def __init__(self, base: nn.Module, settings: LayerSettings, generator: torch.Generator | None = None) -> None:
         super().__init__(base, settings)
         (inputs, outputs), device = linear_size(base), next(base.parameters()).device
-        (o1, o2), (i1, i2) = (divide(size, settings.factor) for size in (outputs, inputs))
+        (o1, o2), (i1, i2) = (factorize(size, settings.factor) for size in (outputs, inputs))
         self.lokr_w1 = nn.Parameter(kaiming((o1, i1), generator).to(device))
         self.is_whole = settings.rank >= min(o2, i2)
         if self.is_whole:
@@ -148,7 +148,7 @@ class LokrLinear(Adapter):
         change = (self.lokr_w1.to(x.dtype) @ parts) @ w2.to(x.dtype).T  # [..., o1, o2]
         return y + (change.flatten(-2) * self.scale).to(y.dtype)
 
-    def to_file(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def file_tensors(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {name: value.float() for name, value in values.items()}
         return {**found, "lokr_w1": found["lokr_w1"] * self.scale}
 

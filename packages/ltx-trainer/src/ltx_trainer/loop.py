@@ -186,7 +186,7 @@ def prepare(module: nn.Module, accelerator: Accelerator, mesh: TrainingMesh) -> 
     Frozen tensors are the same files in every process, so replication leaves them alone.
     """
     if mesh.fsdp > 1:
-        shard(module, mesh=mesh.weights(accelerator.device.type))
+        shard(module, mesh=mesh.device_mesh(accelerator.device.type))
         return module
     if getattr(accelerator, "is_fsdp2", False):
         shard(module, **launched_options(accelerator))
@@ -292,7 +292,7 @@ class _Run:
 
     @property
     def shares(self) -> int:
-        """Of a batch, each computed at once."""
+        """Number of shares of a batch, each computed at once."""
         return self.settings.shares or self.mesh.data_size
 
     @property
@@ -462,11 +462,11 @@ class _Run:
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
-    def any_process(self, stop: bool) -> bool:
-        """Whether any process was asked to stop: all stop after the same step, for saving takes all of them."""
+    def any_process(self, found: bool) -> bool:
+        """Whether any process has ``found`` a reason to stop: all stop at once, for saving takes all of them."""
         if self.accelerator.num_processes == 1:
-            return stop
-        return bool(self.accelerator.reduce(torch.tensor(float(stop), device=self.accelerator.device), "sum") > 0)
+            return found
+        return bool(self.accelerator.reduce(torch.tensor(float(found), device=self.accelerator.device), "sum") > 0)
 
     def update_weights(self) -> Any:
         """Clip, step the optimizer; returns the norm before clipping. The scale of float16 losses is undone."""

@@ -95,7 +95,7 @@ def lora_tensors(network: nn.Module, weights: Mapping[str, Tensor] | None = None
             part: value if weights is None else weights[f"{name}.{part}"]
             for part, value in trained_tensors(layer).items()
         }
-        tensors |= {f"{PREFIX}{name}.{part}": value for part, value in layer.to_file(values).items()}
+        tensors |= {f"{PREFIX}{name}.{part}": value for part, value in layer.file_tensors(values).items()}
     return tensors
 
 

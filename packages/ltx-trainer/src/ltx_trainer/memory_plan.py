@@ -16,7 +16,7 @@ from ltx_trainer.config import LoraConfig, TrainerConfig
 from ltx_trainer.data_config import PRECOMPUTED, DataSetConfig
 from ltx_trainer.machine import Machine, this_machine
 from ltx_trainer.model_files import ModelFiles, open_trainable, trained_config
-from ltx_trainer.targets import adapted_linears, chosen_parameters, divide, linears, sensitive
+from ltx_trainer.targets import adapted_linears, chosen_parameters, factorize, linears, sensitive
 
 GIB = 2**30
 LOOKED_AT = 64  # examples whose size is read to find the longest
@@ -229,7 +229,7 @@ def adapter_values(lora: LoraConfig, rank: int, shape: tuple[int, ...]) -> int:
     """Values that are learned for one linear ``[out, in]``."""
     outputs, inputs = shape
     if lora.type == "lokr":
-        (o1, o2), (i1, i2) = divide(outputs, lora.factor), divide(inputs, lora.factor)
+        (o1, o2), (i1, i2) = factorize(outputs, lora.factor), factorize(inputs, lora.factor)
         return o1 * i1 + (o2 * i2 if rank >= min(o2, i2) else rank * (o2 + i2))
     return rank * (outputs + inputs) + (outputs if lora.type == "dora" else 0)
 

@@ -192,7 +192,7 @@ NEUTRAL = "".join(
 
 PLACEHOLDERS = ModelFiles(Path("/path/to/ltx-2.3-22b-dev.safetensors"), Path("/path/to/gemma-3-12b-it"))
 LTX_VIDEO = ModelFiles(Path("/path/to/ltxv-2b-0.9.6-dev-04-25.safetensors"), Path("/path/to/t5"))
-AUDIO_VAE = Path("/path/to/ltx-2-audio-vae.safetensors")  # which LTX-Video has none of its own
+AUDIO_VAE = Path("/path/to/ltx-2-audio-vae.safetensors")  # LTX-Video has none of its own
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def chosen_parameters(names: Iterable[str], modules: Sequence[str] | None) -> li
     return [name for name in names if modules is None or any(is_target(owner, modules) for owner in _owners(name))]
 
 
-def divide(size: int, factor: int) -> tuple[int, int]:
+def factorize(size: int, factor: int) -> tuple[int, int]:
     """``size`` as a product whose first part is the largest divisor that ``factor`` allows."""
     first = next(part for part in range(min(factor, size), 0, -1) if size % part == 0)
     return first, size // first

@@ -33,7 +33,7 @@ def print_schema(wanted: bool) -> None:
 
 
 @dataclass(frozen=True)
-class First:
+class InitOptions:
     """Source of a new configuration."""
 
     init: str | None = field(
@@ -47,7 +47,7 @@ class First:
 @app.command(no_args_is_help=True)
 @expand_options
 def train(
-    first: First,
+    start: InitOptions,
     source: Annotated[
         Path | None, typer.Argument(help="YAML file; or a folder of clips, or a table of them, for a LoRA of them.")
     ] = None,
@@ -74,13 +74,13 @@ def train(
         from ltx_trainer.config_file import read_config
 
         check_launch()
-        if first.init is not None:
-            typer.echo(initial(first.init, first.data or source, first.model, first.output))
+        if start.init is not None:
+            typer.echo(initial(start.init, start.data or source, start.model, start.output))
             return
         if source is None:
             raise ConfigError("nothing to train from, expected a YAML file or a folder of clips")
         log_to_stderr(int(os.environ.get("RANK", "0")))
-        path = source if source.suffix.lower() in (".yaml", ".yml") else configure(source, first.model, first.output)
+        path = source if source.suffix.lower() in (".yaml", ".yml") else configure(source, start.model, start.output)
         parsed = read_config(path, change or ())
         if plan:
             from ltx_trainer.memory_plan import plan_memory

@@ -143,7 +143,7 @@ class LtxvTrainer:
 
     @cached_property
     def shares(self) -> int:
-        """Of a batch, each of ``batch_size`` examples: those the run began with, where fewer processes go on."""
+        """Shares of ``batch_size`` examples in a batch: as many as the run began with, where fewer processes go on."""
         known, now = self._started, self.mesh.data_size
         count: int = known.get("shares", now)
         if count % now or known.get("batch") != count * self.config.optimization.batch_size:
@@ -349,7 +349,7 @@ class LtxvTrainer:
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """Properties that a resumed run shares with the one it continues."""
+        """Properties that a resumed run must share with the one it continues."""
         config = self.config
         values: dict[str, Any] = {
             "training_mode": config.model.training_mode,
@@ -409,7 +409,7 @@ class LtxvTrainer:
 
     @property
     def _started(self) -> dict[str, Any]:
-        """The fingerprint of the state that is gone on from, and its step; nothing for a new run."""
+        """Fingerprint and step of the state that the run goes on from; for a new run only the step, 0."""
         state = latest_state(self.output / CHECKPOINT_FOLDER) if self.resume else None
         if state is None:
             return {"step": 0}

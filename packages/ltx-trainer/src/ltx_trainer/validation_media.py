@@ -78,9 +78,8 @@ class Studio:
         if not config.samples:
             return []
         contexts = self.contexts([*(sample.prompt for sample in config.samples), config.negative_prompt])
-        only = (
-            None if config.generate_audio and config.generate_video else "audio" if config.generate_audio else "video"
-        )
+        made = [name for name in ("video", "audio") if getattr(config, f"generate_{name}")]
+        only = made[0] if len(made) == 1 else None
         return [
             self._prepare(config, sample, contexts[index], contexts[-1], only)
             for index, sample in enumerate(config.samples)

@@ -227,9 +227,8 @@ def conditioning_item(encoded: EncodedCondition, tools: LatentTools[Any]) -> Con
             place = range(shape.frames)[condition.latent_index]
             return VideoConditionByLatentIndex(latent[:, :, place : place + 1], latent_idx=place)
         case SampleSpatialCrop():
-            return VideoConditionByMask(
-                latent, crop_mask(condition, shape.to_torch_shape()[2:], tools.scale_factors)[None]
-            )
+            mask = crop_mask(condition, shape.to_torch_shape()[2:], tools.scale_factors)
+            return VideoConditionByMask(latent, mask[None])
         case SampleMask() if encoded.mask is not None:
             return VideoConditionByMask(latent, encoded.mask[None])
         case SampleReference():

@@ -190,9 +190,8 @@ def vision_tensors(text_config: Mapping[str, Any]) -> dict[str, Tensor]:
         torch.manual_seed(0)
         tower, projector = SiglipVisionModel(config.vision_config), Gemma3MultiModalProjector(config)
         torch.nn.init.normal_(projector.mm_input_projection_weight, std=0.02)
-    tensors = add_prefix("vision_tower.", tower.state_dict()) | add_prefix(
-        "multi_modal_projector.", projector.state_dict()
-    )
+    tensors = add_prefix("vision_tower.", tower.state_dict())
+    tensors |= add_prefix("multi_modal_projector.", projector.state_dict())
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 

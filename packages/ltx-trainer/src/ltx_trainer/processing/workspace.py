@@ -116,7 +116,7 @@ class Workspace:
         return None if path is None else read_values(path)
 
     def crop(self, row: Row) -> tuple[float, float]:
-        """Rectangle that is cut from the frames of a row: the centre, or a place that is the row's own."""
+        """Place of the cut in the frames of a row, each way 0 to 1: the centre, or one that is the row's own."""
         if not self.options.random_crop:
             return 0.5, 0.5
         digest = hashlib.sha256(str(row.stem).encode()).digest()

@@ -59,7 +59,7 @@ class SpatialCrop(Strict):
 
     @field_validator("spatial_region")
     @classmethod
-    def _order(cls, region: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    def _check_order(cls, region: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
         y1, x1, y2, x2 = region
         if not (0 <= y1 < y2 and 0 <= x1 < x2):
             raise ValueError(f"spatial_region is {list(region)}, expected y1 < y2 and x1 < x2, none negative")
