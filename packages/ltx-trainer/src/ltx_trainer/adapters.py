@@ -203,8 +203,8 @@ def linear_size(linear: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a linear in any storage format."""
     if isinstance(linear, nn.Linear):
         return linear.in_features, linear.out_features
-    outputs, inputs = linear.weight.shape  # type: ignore[misc]
-    return int(inputs), int(outputs)
+    outputs, inputs = linear.get_parameter("weight").shape
+    return inputs, outputs
 
 
 def dense_weight(linear: nn.Module) -> Tensor:

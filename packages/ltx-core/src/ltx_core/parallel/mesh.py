@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -105,7 +104,7 @@ class Devices:
 
     @classmethod
     def begin(cls, asked: str | None = None, on_cards: bool | None = None) -> Devices | None:
-        """Join the processes that the environment speaks of, as torchrun sets it; None where there is one.
+        """Join the processes that the environment speaks of, as torchrun sets it; None where there is only one.
 
         ``asked`` is a mesh as `MeshShape.read` takes it. ``on_cards`` says whether each has a CUDA card of its own,
         None where there are some. Raises `ConfigError` for a mesh of another size and for cards that are not there.
@@ -130,7 +129,7 @@ class Devices:
     def shards(self) -> Shards | None:
         """The neighbours that hold weights together; None where each holds its own."""
         if self._shards is None and (count := self.spread_over or 1) > 1:
-            ranks = Ranks.of(self._neighbours(count))
+            ranks = Ranks.of_neighbours(count)
             self._shards = Shards(ranks.group, ranks.rank, ranks.size)
         return self._shards
 
@@ -178,11 +177,6 @@ class Devices:
     @cached_property
     def _everyone(self) -> Ranks:
         return Ranks.of()
-
-    def _neighbours(self, count: int) -> Any:
-        """Groups of ``count`` neighbours; the own one."""
-        groups = [dist.new_group(list(range(first, first + count))) for first in range(0, self.size, count)]
-        return groups[self.rank // count]
 
     def _groups(self, shape: MeshShape) -> tuple[Ranks, Ranks]:
         """Every process makes every group, in the same order."""

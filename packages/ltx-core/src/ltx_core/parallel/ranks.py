@@ -31,6 +31,12 @@ class Ranks:
     def of(cls, group: Any = None) -> Ranks:
         return cls(group, dist.get_rank(group), dist.get_world_size(group))
 
+    @classmethod
+    def of_neighbours(cls, count: int) -> Ranks:
+        """The own one of groups of ``count`` neighbours, all of which every process makes."""
+        groups = [dist.new_group(list(range(first, first + count))) for first in range(0, dist.get_world_size(), count)]
+        return cls.of(groups[dist.get_rank() // count])
+
     def span(self, total: int) -> slice:
         """This process's share of ``total`` things."""
         ends = list(accumulate(shares(total, self.size)))

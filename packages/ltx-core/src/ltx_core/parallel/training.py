@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch.distributed as dist
-
 from ltx_core.errors import ConfigError
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.parallel.mesh import read_mesh
@@ -53,8 +51,7 @@ class TrainingMesh:
         """Let the transformer, given all tokens and asked for all, compute this process's; every process calls this."""
         if self.sp == 1:
             return
-        groups = [dist.new_group(list(range(first, first + self.sp))) for first in range(0, self.size, self.sp)]
-        shared = SharedTokens(Ranks.of(groups[self.data_rank]))
+        shared = SharedTokens(Ranks.of_neighbours(self.sp))
         share_tokens(transformer, shared)
         transformer.forward = SequenceParallel(transformer.forward, shared)  # type: ignore[assignment, method-assign]
 
