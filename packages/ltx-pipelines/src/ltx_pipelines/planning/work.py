@@ -18,7 +18,6 @@ import torch
 
 from ltx_core.guidance.perturbations import Perturbation, PerturbationConfig, PerturbationType
 from ltx_core.model.common.meter import Work, measure, without_data
-from ltx_core.model.common.tiling import TileCountConfig, product
 from ltx_core.model.transformer.attention import attention
 from ltx_core.model.transformer.config import TransformerConfig
 from ltx_core.model.transformer.modality import Modality
@@ -51,6 +50,7 @@ from ltx_pipelines.planning.plan import (
     SparseAttention,
     StagePlan,
 )
+from ltx_pipelines.running.apart import tile_stages
 from ltx_pipelines.running.cheaper import block_pattern
 from ltx_pipelines.running.stages import guided_denoiser, sampler_of
 from ltx_pipelines.utils.media_io import read_audio
@@ -63,16 +63,11 @@ CANVASES = 4  # of a stage in tiles, beside one for each pass: noisy, clean, x0 
 
 def tiled_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
     """All transformer evaluations of each tile of a stage, the canvas that they are blended on held beside them."""
-    assert stage.tiles is not None
     factors = ledger.scale_factors
     latent = VideoLatentShape.from_pixel_shape(stage.shape, ledger.latent_channels, factors)
-    axes = TileCountConfig(*stage.tiles).split((latent.frames, latent.height, latent.width))
     canvas = (stage.passes() + CANVASES) * latent.token_count * latent.channels * torch.float32.itemsize
-    sizes = Counter(tuple(part.length for part in box) for box in product(*axes))
-    for (frames, height, width), count in sizes.items():
-        pixels = latent._replace(frames=frames, height=height, width=width).upscale(factors)
-        sides = {"frames": pixels.frames, "height": pixels.height, "width": pixels.width}
-        (one,) = whole_work(replace(stage, shape=stage.shape._replace(**sides)), ledger)
+    for shape, count in Counter(tile.shape for _, tile in tile_stages(stage, factors)).items():
+        (one,) = whole_work(replace(stage, shape=shape), ledger)
         yield Work(one.flops * count, one.activations + canvas, one.sent * count)
 
 
@@ -85,8 +80,8 @@ def whole_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
     if ledger.devices is not None:
         counter = replace(counter, devices=ledger.devices, passes=stage.passes())
     if (sparse := stage.sparse_attention) is not None:
-        kept = sparse_pattern(stage, sparse, ledger).kept
-        counter = replace(counter, keys=round(kept * tokens["video"]), dense_blocks=sparse.layers)
+        keys = round(sparse_pattern(stage, sparse, ledger).kept * tokens["video"])
+        counter = replace(counter, keys=keys, dense_blocks=sparse.layers)
     counted = [(*counter.works(call), times) for call, times in calls_of(stage, counter.contexts(), counter.contexts())]
     flops = sum(later * times for _, later, times in counted)
     texts = max(first.flops - later for first, later, _ in counted)
