@@ -17,6 +17,7 @@ from ltx_core.loader.fp8 import RowwiseLinear
 from ltx_core.loader.quantization import POLICIES
 from ltx_core.model.video_vae import frames
 from ltx_core.model.video_vae.frames import decode_parts, decode_tiles
+from ltx_core.parallel.mesh import Devices
 from ltx_core.precision import WIDENED, DtypeName
 from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.planning.cost import cost_of
@@ -153,6 +154,17 @@ def test_auto_says_what_it_chose(monkeypatch: pytest.MonkeyPatch, caplog: pytest
         with caplog.at_level(logging.INFO, "ltx_pipelines"):
             assert ModelLedger(files, torch.float32, "cpu").policy == expected
         assert len(caplog.records) == 1 and expected in caplog.messages[0] and "\n" not in caplog.messages[0]
+
+
+@pytest.mark.parametrize("first", ["spread_over", "policy"])
+def test_weights_are_spread_over_cards_whatever_is_asked_first(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = ledger(device="cuda:0", policy="auto")
+    total = cards.weight_bytes()["checkpoint"]
+    monkeypatch.setattr(cards, "free_bytes", lambda: int(0.6 * total))
+    assert cards.spread_over == 1  # one card
+    cards.devices = Devices(0, 4)
+    getattr(cards, first)
+    assert cards.devices.spread_over == cards.spread_over == 2
 
 
 def test_scaled_rows_spare_the_ends_and_stay_close() -> None:

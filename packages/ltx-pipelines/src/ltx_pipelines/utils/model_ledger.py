@@ -109,17 +109,18 @@ class ModelLedger(ModelFacts):
     @cached_property
     def policy(self) -> Policy:
         """The policy that decides which networks stay in memory."""
-        devices, accelerated = self.devices, self.device.type != "cpu"
-        if devices is not None and devices.spread_over is None and accelerated and self._policy == "auto":
-            devices.spread_over = devices.agree(choose_spread(self.weight_bytes(), self.free_bytes(), devices.size))
         if self._policy != "auto":
             return self._policy
         return choose_policy(self.held_bytes(), self.free_bytes(), self.device)
 
     @property
     def spread_over(self) -> int:
-        """Devices that hold the weights of large networks together."""
-        return 1 if self.devices is None else self.devices.spread_over or 1
+        """Devices that hold the weights of large networks together: as a mesh says, else as few as they fit on."""
+        if (devices := self.devices) is None:
+            return 1
+        if devices.spread_over is None and self._policy == "auto" and self.device.type != "cpu":
+            devices.spread_over = devices.agree(choose_spread(self.weight_bytes(), self.free_bytes(), devices.size))
+        return devices.spread_over or 1
 
     def gathered_bytes(self) -> int:
         """Bytes of the transformer that this device sends to others that hold it with it, in a pass through it."""
@@ -164,7 +165,7 @@ class ModelLedger(ModelFacts):
 
     @cached_property
     def _settings(self) -> BuildSettings:
-        shards = None if self.devices is None else self.devices.shards
+        shards = self.devices.shards if self.devices is not None and self.spread_over > 1 else None
         return replace(self._unplaced, streamed=self.policy == "streamed", shards=shards)
 
     def move(self, **changes: Any) -> ModelLedger:
