@@ -67,7 +67,7 @@ def normalize_source(path: str | Path, wanted: Wanted) -> Source:
         return Source(_exr(path, wanted), wanted.fps or float(STILL_FPS), ())
     info = probe_video(path)
     frames = source_frames(info, wanted.fps, wanted.frames, wanted.start, wanted.look)
-    fitted = [_fitted(frame, wanted).to(wanted.dtype) for frame in _seen(frames, wanted)]
+    fitted = [_fit_as_codes(frame, wanted).to(wanted.dtype) for frame in _seen(frames, wanted)]
     return Source(torch.stack(fitted, 2), sampling_rate(info, wanted.fps) or float(info.fps), changes_of(info, wanted))
 
 
@@ -167,7 +167,8 @@ def _seen(frames: Iterable[Tensor], wanted: Wanted) -> Iterator[Tensor]:
         yield seen.permute(2, 0, 1)[None].float()
 
 
-def _fitted(frame: Tensor, wanted: Wanted) -> Tensor:
+def _fit_as_codes(frame: Tensor, wanted: Wanted) -> Tensor:
+    """A frame as the model sees it, ``[1, 3, H, W]`` in [-1, 1]: sRGB codes, or ACEScct codes of its light."""
     fitted = _fit(frame, wanted)
     if wanted.color_space is None:
         return to_signed(fitted.clamp(0, 255))

@@ -85,10 +85,10 @@ class Fleet(Worker):
         self.give_back()
         with workers(partial(ClipMaker, self.defaults), self.cluster, self.seen) as run:
             say("", "ready")
-            for asked, made in run(self.asked()):
+            for asked, made in run(self.jobs()):
                 self.end(asked.job, made if isinstance(made, LtxError) else self.keep(asked.job, made))
 
-    def asked(self) -> Iterator[Asked | None]:
+    def jobs(self) -> Iterator[Asked | None]:
         """The jobs, None where there is none now, until the server is gone."""
         while self.is_served():
             job = self.claim()

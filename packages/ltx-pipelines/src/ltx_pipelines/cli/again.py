@@ -57,7 +57,7 @@ def rerun(given: dict[str, Any]) -> None:
         options = request_again(recipe, changes, found, finder)
     else:
         plan = with_places(plan, found, finder)
-    looked_at = {name: path for name, path in found.items() if path is None or finder.agreed(path)}
+    looked_at = {name: path for name, path in found.items() if path is None or finder.may_open(path)}
     for line in changes_since(recipe, looked_at):
         reporter.note(f"since then: {line}")
     if changes:

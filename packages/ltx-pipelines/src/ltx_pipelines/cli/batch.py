@@ -21,7 +21,7 @@ from ltx_pipelines.cli.fields import OF_THE_RUN, every_option, from_json
 from ltx_pipelines.cli.overview import Overview
 from ltx_pipelines.cli.progress import style_of
 from ltx_pipelines.planning.schema import MODEL_VARIABLE, File, UsageError, option, options_of, with_absolute_files
-from ltx_pipelines.running.storage import file_system, is_url, renamed
+from ltx_pipelines.running.storage import change_path, file_system, is_url
 
 ABOUT = """Make many clips from a file of requests.
 
@@ -124,8 +124,10 @@ def output_name(given: dict[str, Any], folder: str, number: int, seed: int | Non
     """The file of a clip; a sweep adds its seed to a name that was given."""
     named = str(given.get("output") or f"{number:04d}.mp4")
     if not is_url(named) and not Path(named).is_absolute() and Path(named).parent == Path():
-        named = renamed(folder, lambda path: path / named)
-    return named if seed is None else renamed(named, lambda path: path.with_name(f"{path.stem}-{seed}{path.suffix}"))
+        named = change_path(folder, lambda path: path / named)
+    if seed is None:
+        return named
+    return change_path(named, lambda path: path.with_name(f"{path.stem}-{seed}{path.suffix}"))
 
 
 def parse_seeds(text: str, where: str) -> Iterator[int]:

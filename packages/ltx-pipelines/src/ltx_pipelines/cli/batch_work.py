@@ -17,7 +17,7 @@ from ltx_pipelines.cli.progress import Reporter, Style
 from ltx_pipelines.pipeline import find_pipeline
 from ltx_pipelines.planning.schema import MODEL_VARIABLE
 from ltx_pipelines.running.output import exr_folder, latents_path, taken
-from ltx_pipelines.running.storage import exists, fetched, is_url, put, renamed
+from ltx_pipelines.running.storage import change_path, exists, is_url, local_copy, put
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ def what_is_there(given: Mapping[str, Any]) -> There:
 
     output, sheet = given["output"], given.get("contact_sheet")
     latents = given.get("keep_latents") or given.get("first_stage")
-    whole = [output, *([sheet] if sheet else ()), *([renamed(output, latents_path)] if latents else ())]
-    found = [name for name in (*whole, *([renamed(output, exr_folder)] if "hdr" in given else ())) if exists(name)]
+    whole = [output, *([sheet] if sheet else ()), *([change_path(output, latents_path)] if latents else ())]
+    found = [name for name in (*whole, *([change_path(output, exr_folder)] if "hdr" in given else ())) if exists(name)]
     recipe = None
     if set(whole) <= set(found):
-        with suppress(MediaError), fetched(output) as file:
+        with suppress(MediaError), local_copy(output) as file:
             recipe = read_recipe(file)
     return There(next(iter(found), None), recipe)
 
@@ -128,7 +128,7 @@ def what_is_there(given: Mapping[str, Any]) -> There:
 def handed_over(place: Path, name: str) -> Iterator[tuple[str, bytes]]:
     """Files in the folder of ``place``, which is to be ``name``; those of a URL are put there instead."""
     for file in sorted(path for path in place.parent.rglob("*") if path.is_file()):
-        target = renamed(name, partial(_beside, file.relative_to(place.parent)))
+        target = change_path(name, partial(_beside, file.relative_to(place.parent)))
         if is_url(target):
             put(file, target)
         else:

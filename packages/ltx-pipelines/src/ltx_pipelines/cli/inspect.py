@@ -73,7 +73,8 @@ def show_recipe(file: Path, as_json: bool, finder: Finder) -> None:
         print(f"file             {path}  {print_}")
     print("made with        " + ", ".join(f"{name} {value}" for name, value in recipe.get("versions", {}).items()))
     found = where_files_are(recipe, plan, finder)
-    for line in changes_since(recipe, {name: path for name, path in found.items() if not path or finder.trusted(path)}):
+    looked_at = {name: path for name, path in found.items() if path is None or finder.is_trusted(path)}
+    for line in changes_since(recipe, looked_at):
         print(f"changed since    {line}")
 
 

@@ -40,7 +40,7 @@ class Finder:
         self.searched = [*(path for path in named if path.is_dir()), *bundled_folders(), cache_folder()]
         self.inside = [folder.resolve() for folder in (*self.near, *self.searched)]
 
-    def trusted(self, path: Path) -> bool:
+    def is_trusted(self, path: Path) -> bool:
         """Whether a file may be opened without asking: all with ``--trust``, else by where it lies.
 
         Links are followed: what lies beside the clip is not what a link beside it leads to.
@@ -50,9 +50,9 @@ class Finder:
         real = Path(os.path.realpath(path))  # which raises nothing for a loop of links
         return self.trusts_all or any(real.is_relative_to(folder) for folder in self.inside)
 
-    def agreed(self, path: Path) -> bool:
+    def may_open(self, path: Path) -> bool:
         """Whether a file is trusted, or may be opened after having asked."""
-        return path in self._agreed or self.trusted(path)
+        return path in self._agreed or self.is_trusted(path)
 
     def find(self, name: str, mark: str = "") -> Path | None:
         """Path of the file of a name and fingerprint; None where it is nowhere.
@@ -89,7 +89,7 @@ class Finder:
 
     def _is(self, path: Path, mark: str) -> bool:
         try:
-            return exists(path) and self.trusted(path) and fingerprint(path) == mark
+            return exists(path) and self.is_trusted(path) and fingerprint(path) == mark
         except ConfigError:
             return False
 
@@ -105,7 +105,7 @@ class Finder:
                 raise ConfigError(f"{self.file}: its recipe names {str(path)!r:.60}, expected a file")
             if exists(path) and not path.is_dir() and not is_regular(path):
                 raise ConfigError(f"{self.file}: its recipe names {path}, which is no regular file")
-        strange = [*(str(path) for path in listed if not self.trusted(path)), *(() if self.trusts_all else others)]
+        strange = [*(str(path) for path in listed if not self.is_trusted(path)), *(() if self.trusts_all else others)]
         if not strange:
             return
         more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""

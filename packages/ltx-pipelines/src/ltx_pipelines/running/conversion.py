@@ -172,11 +172,11 @@ def pieces_of(tensors: Mapping[str, Source], quantization: str | None) -> list[P
     for piece in plain_pieces(tensors):
         (name,) = piece.kinds
         shape = piece.kinds[name].shape
-        pieces += _quantise(name, shape, piece, quantization) if _covered(name, shape, quantization) else [piece]
+        pieces += _quantise(name, shape, piece, quantization) if _is_covered(name, shape, quantization) else [piece]
     return pieces
 
 
-def _covered(name: str, shape: tuple[int, ...], quantization: str) -> bool:
+def _is_covered(name: str, shape: tuple[int, ...], quantization: str) -> bool:
     path = name.removeprefix(DIFFUSION_MODEL).removesuffix(".weight")
     linear = name.startswith(f"{DIFFUSION_MODEL}transformer_blocks.") and name.endswith(".weight") and len(shape) == 2
     sides = all(side % 16 == 0 for side in shape)

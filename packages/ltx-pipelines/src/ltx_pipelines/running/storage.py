@@ -16,7 +16,7 @@ def is_url(name: str) -> bool:
     return "://" in name
 
 
-def renamed(name: str, by: Callable[[Path], Path]) -> str:
+def change_path(name: str, by: Callable[[Path], Path]) -> str:
     """A path, or the path of a URL, changed."""
     scheme, mark, rest = name.rpartition("://")
     return f"{scheme}{mark}{by(Path(rest)).as_posix()}" if mark else str(by(Path(rest)))
@@ -42,7 +42,7 @@ def exists(name: str) -> bool:
 
 
 @contextmanager
-def fetched(name: str) -> Iterator[Path]:
+def local_copy(name: str) -> Iterator[Path]:
     """A file on this machine's disk, a copy of one that lies elsewhere."""
     if not is_url(name):
         yield Path(name)
