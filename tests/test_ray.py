@@ -155,7 +155,7 @@ def test_a_batch_on_a_cluster_is_the_local_batch(
 ) -> None:
     """The documented command, on two workers of which one is killed; one clip goes to a URL."""
     line = documented("batch .*--ray")
-    monkeypatch.setattr(executor, "shares", lambda workers: (2, {"num_cpus": 1}))
+    monkeypatch.setattr(executor, "plan_workers", lambda workers: (2, {"num_cpus": 1}))
     drum = {"prompt": "a drum", "output": "clips/drum.mp4", "contact_sheet": "clips/drum.png", "seeds": "3"}
     lines = "\n".join(json.dumps({**CLIP, **one}) for one in ({"prompt": "a bell"}, drum))
     (here / "requests.jsonl").write_text(lines)
@@ -209,7 +209,7 @@ def test_a_data_set_on_a_cluster_is_the_local_one(
 ) -> None:
     """The documented command, on two workers of which one is killed."""
     line = documented("dataset process .*--ray")
-    monkeypatch.setattr(executor, "shares", lambda workers: (2, {"num_cpus": 1}))
+    monkeypatch.setattr(executor, "plan_workers", lambda workers: (2, {"num_cpus": 1}))
     write_table(here, 4)
     assert run(line.removesuffix(" --ray").split()) == 0
     made = (here / ".precomputed").rename(here / "local")
