@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from ltx_core.guidance.perturbations import BatchedPerturbationConfig, BlockKeep, Segment
-from ltx_core.model.transformer.block import StreamInputs, TextInputs, Tokens
 from ltx_core.model.transformer.modality import Modality
+
+if TYPE_CHECKING:
+    from ltx_core.model.transformer.block import StreamInputs, TextInputs, Tokens
 
 
 @dataclass
