@@ -569,7 +569,7 @@ class Passes:
                 groups.append(Group(tokens, self._prepare(samples), self._keeps(samples)))
             self._run(groups, segment)
             rows, row_of = [row for group in groups for row in split(group.tokens)], segment.row_of
-        heads = [row for group in groups for row in split(self._headed(group))]
+        heads = [row for group in groups for row in split(self._apply_heads(group))]
         return join([heads[row] for row in row_of])
 
     def _run(self, groups: list[Group], segment: Segment) -> None:
@@ -586,20 +586,20 @@ class Passes:
                 mx.eval([group.tokens for group in groups])
         mx.eval([group.tokens for group in groups])
 
-    def _headed(self, group: Group) -> Tokens:
+    def _apply_heads(self, group: Group) -> Tokens:
         return {name: self.model.head(name, x, group.inputs[name].embedded) for name, x in group.tokens.items()}
 
     def _embed(self, samples: tuple[int, ...]) -> Tokens:
-        return {name: self.model.embed(name, modality) for name, modality in self._chosen(samples).items()}
+        return {name: self.model.embed(name, modality) for name, modality in self._select(samples).items()}
 
     def _prepare(self, samples: tuple[int, ...]) -> dict[str, StreamInputs]:
         """The inputs of these samples; once for samples whose inputs are equal."""
         labels = tuple(self.perturbations.same_as[sample] for sample in samples)
         if labels not in self._inputs:
-            self._inputs[labels] = self.model.prepare(self._chosen(samples), labels)
+            self._inputs[labels] = self.model.prepare(self._select(samples), labels)
         return self._inputs[labels]
 
-    def _chosen(self, samples: tuple[int, ...]) -> dict[str, Modality]:
+    def _select(self, samples: tuple[int, ...]) -> dict[str, Modality]:
         return {name: modality.select(samples) for name, modality in self.modalities.items()}
 
     def _keeps(self, samples: tuple[int, ...]) -> Sequence[Keeps]:

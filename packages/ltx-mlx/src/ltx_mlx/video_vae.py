@@ -535,7 +535,7 @@ class VideoDecoder(nn.Module):
 
         Raises ``ConfigError`` for networks with a norm over time, and for a chunk below 1.
         """
-        for frames in self._streamed(latent, conditioning, chunk):
+        for frames in self._stream(latent, conditioning, chunk):
             yield channels_first(frames, latent)
 
     def decode_frames(
@@ -556,7 +556,7 @@ class VideoDecoder(nn.Module):
             for chunk in stream_tiles(self, latent, tiles, conditioning):  # type: ignore[arg-type]  # called alike
                 yield ((chunk[0] + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0)
         else:
-            for frames in self._streamed(latent, conditioning, DEFAULT_CHUNK):
+            for frames in self._stream(latent, conditioning, DEFAULT_CHUNK):
                 yield to_torch(mx.clip((frames[0] + 1) / 2, 0, 1), latent)
 
     def decode_parts(self, latent: Tensor, free: int) -> int:
@@ -577,7 +577,7 @@ class VideoDecoder(nn.Module):
         """Whether ``decode_streaming`` can serve this network: no norm spans the frames."""
         return can_stream(self)
 
-    def _streamed(self, latent: Tensor, conditioning: DecodeConditioning | None, chunk: int) -> Iterator[mx.array]:
+    def _stream(self, latent: Tensor, conditioning: DecodeConditioning | None, chunk: int) -> Iterator[mx.array]:
         require_streamable(self)
         if chunk < 1:
             raise ConfigError(f"chunk is {chunk} latent frames, expected at least 1")

@@ -52,7 +52,7 @@ def fill(
     for name, tensor in tensors:
         if name in expected or name not in spare:
             given[name] = Kind(tuple(tensor.shape), tensor.is_floating_point())
-            arrays.append((name, laid_out(tensor, name in turned)))
+            arrays.append((name, lay_out(tensor, name in turned)))
             mx.eval(arrays[-1][1])
     kinds = {name: kind for name, kind in expected.items() if name in given or name not in spare}
     check_fit(where, type(network).__name__, kinds, given)
@@ -61,7 +61,7 @@ def fill(
     return network
 
 
-def laid_out(tensor: Tensor, turned: bool) -> mx.array:
+def lay_out(tensor: Tensor, turned: bool) -> mx.array:
     """A published tensor as a parameter."""
     array = to_mlx(tensor)
     return mx.moveaxis(array, 1, -1) if turned and array.ndim > 1 else array
@@ -155,7 +155,7 @@ class Loader:
             parts = self._stored_layer(path, loras)
         else:
             tensors = self.weights.load_layer(path, loras)
-            parts = {leaf: laid_out(tensor, _join(path, leaf) in self.turned) for leaf, tensor in tensors.items()}
+            parts = {leaf: lay_out(tensor, _join(path, leaf) in self.turned) for leaf, tensor in tensors.items()}
             if path in self.formats:
                 parts |= self.formats[path].quantize(parts["weight"])
         for leaf, array in parts.items():

@@ -84,7 +84,7 @@ def _check_parameters(kind: str, params: Mapping[str, Any], known: Sequence[str]
 
 
 def _word(word: str) -> BeforeValidator:
-    """The word that was written, where YAML reads it as false."""
+    """A validator that gives back the word that was written, where YAML has read it as false."""
     return BeforeValidator(lambda value: word if value is False else value)
 
 
@@ -252,7 +252,7 @@ class HubConfig(Strict):
     hub_model_id: str | None = None
 
     @model_validator(mode="after")
-    def _named(self) -> HubConfig:
+    def _check_name(self) -> HubConfig:
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub is true, expected a hub_model_id")
         return self
@@ -304,7 +304,7 @@ class TrainerConfig(Strict):
 
     @field_validator("output_dir")
     @classmethod
-    def _absolute(cls, path: str) -> str:
+    def _make_absolute(cls, path: str) -> str:
         return str(path_of(path).absolute())
 
     @model_validator(mode="after")

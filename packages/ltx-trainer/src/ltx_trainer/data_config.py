@@ -44,7 +44,7 @@ class DataSetConfig(Strict):
 
     @field_validator("path")
     @classmethod
-    def _there(cls, path: str) -> str:
+    def _check_path(cls, path: str) -> str:
         given = path_of(path)
         if not given.exists():
             raise ValueError(f"{path} does not exist, expected a folder of clips or a table")

@@ -106,7 +106,7 @@ class BlockSwap:
         self.swapped = blocks[len(blocks) - count :]
         network.to("cpu")
         for block in self.swapped:
-            for owner, leaf, parameter in _frozen(block):
+            for owner, leaf, parameter in _frozen_parameters(block):
                 owner._parameters[leaf] = _host(parameter, device)
             block.register_forward_pre_hook(self._enter)
             block.register_forward_hook(self._leave, always_call=True)
@@ -114,7 +114,7 @@ class BlockSwap:
 
     def place(self, network: nn.Module) -> None:
         """Move everything but the swapped blocks' frozen weights to the device."""
-        held = {id(parameter) for block in self.swapped for _, _, parameter in _frozen(block)}
+        held = {id(parameter) for block in self.swapped for _, _, parameter in _frozen_parameters(block)}
         for module in network.modules():
             stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
             for store in stores:
@@ -123,7 +123,7 @@ class BlockSwap:
                         store[leaf] = _move(tensor, self.device)
 
     def _enter(self, block: nn.Module, args: Any) -> None:
-        waiting = list(_frozen(block))
+        waiting = list(_frozen_parameters(block))
         self._waiting[id(block)] = waiting
         for owner, leaf, parameter in waiting:
             copied = parameter.detach().to(self.device, non_blocking=True)
@@ -134,7 +134,7 @@ class BlockSwap:
             owner._parameters[leaf] = parameter
 
 
-def _frozen(block: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+def _frozen_parameters(block: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
     return [
         (module, leaf, parameter)
         for module in block.modules()

@@ -142,7 +142,7 @@ def _values(metadata: Mapping[str, str] | None, entry: str = VALUES) -> dict[str
 
 
 def signature(path: Path) -> tuple[Any, ...]:
-    """Properties that records of a batch share: tensor shapes as they are read, and the frame rate."""
+    """Properties that records of a batch must share: tensor shapes as they are read, and the frame rate."""
     if path.suffix == ".pt":
         record = _read_pickle(path)
         shapes = {name: tuple(value.shape) for name, value in record.items() if isinstance(value, Tensor)}

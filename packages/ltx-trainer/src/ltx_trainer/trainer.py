@@ -144,7 +144,7 @@ class LtxvTrainer:
     @cached_property
     def shares(self) -> int:
         """Shares of ``batch_size`` examples in a batch: as many as the run began with, where fewer processes go on."""
-        known, now = self._started, self.mesh.data_size
+        known, now = self._resumed_from, self.mesh.data_size
         count: int = known.get("shares", now)
         if count % now or known.get("batch") != count * self.config.optimization.batch_size:
             return now
@@ -385,7 +385,7 @@ class LtxvTrainer:
     ) -> TrainingResult:
         """Train to the end, or until SIGINT or SIGTERM; ``callback(step, total, sample files)`` follows each step."""
         total, device = self.config.optimization.steps, self.accelerator.device
-        first = self._started["step"]
+        first = self._resumed_from["step"]
         if first >= total:
             raise ConfigError(f"optimization.steps is {total}, {self.output} is at step {first} already")
         logs, started = self._logs(first), time.monotonic()
@@ -408,7 +408,7 @@ class LtxvTrainer:
         return result
 
     @property
-    def _started(self) -> dict[str, Any]:
+    def _resumed_from(self) -> dict[str, Any]:
         """Fingerprint and step of the state that the run goes on from; for a new run only the step, 0."""
         state = latest_state(self.output / CHECKPOINT_FOLDER) if self.resume else None
         if state is None:

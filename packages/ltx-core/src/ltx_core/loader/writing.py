@@ -85,11 +85,11 @@ def save_safetensors(path: Path, pieces: Sequence[Piece], metadata: Mapping[str,
     start, spans = header(dict.fromkeys(kinds, NO_DIGEST), NO_DIGEST)
     torch_kinds = {name: (f"torch.{DTYPES[kind.stored_as][0]}", kind.shape) for name, kind in kinds.items()}
 
-    def finished(digests: Mapping[str, str]) -> bytes:
+    def final_header(digests: Mapping[str, str]) -> bytes:
         strings = {**metadata, TENSOR_DIGESTS: json.dumps(dict(digests))}
         return header(digests, header_digest(torch_kinds, strings))[0]
 
-    return _write(path, pieces, start, spans, finished)
+    return _write(path, pieces, start, spans, final_header)
 
 
 def save_gguf(path: Path, pieces: Sequence[Piece], fields: Mapping[str, str]) -> str:
@@ -129,13 +129,13 @@ def _write(
     pieces: Sequence[Piece],
     start: bytes,
     spans: Mapping[str, tuple[int, int]],
-    finished: Callable[[Mapping[str, str]], bytes],
+    final_header: Callable[[Mapping[str, str]], bytes],
 ) -> str:
     """Write the pieces to their spans behind a header, going on with what an earlier run of the same file left."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = _written(partial, start)
+        written = _count_written(partial, start)
         whole = [all(spans[name][1] <= written for name in piece.kinds) for piece in pieces]
         done = (
             max(whole.index(False) if False in whole else len(whole), 1) - 1
@@ -155,7 +155,7 @@ def _write(
                     file.write(raw.data)
                     digests[name] = hashlib.blake2b(raw.data, digest_size=16).hexdigest()
             file.truncate(max((end for _, end in spans.values()), default=len(start)))
-            header = finished(digests)
+            header = final_header(digests)
             assert len(header) == len(start), "the header changed its length"
             file.seek(0)
             file.write(header)
@@ -178,7 +178,7 @@ def _check_size(name: str, nbytes: int, span: tuple[int, int]) -> None:
         raise CheckpointError(f"{name} has {nbytes} bytes, expected {span[1] - span[0]}")
 
 
-def _written(partial: Path, start: bytes) -> int:
+def _count_written(partial: Path, start: bytes) -> int:
     """Bytes that an earlier run left, 0 where it wrote another file."""
     if not partial.is_file():
         return 0

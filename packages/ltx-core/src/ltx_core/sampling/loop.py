@@ -44,7 +44,7 @@ def denoise(
     ``transformer`` predicts x0 (``X0Model``). Sigmas are read once, here; no step waits for the accelerator. Raises
     ``ConfigError`` for no stream or for sigmas that rise or reach 0 early.
     """
-    schedule = sampler.schedule(_checked(sigmas))
+    schedule = sampler.schedule(_check_sigmas(sigmas))
     states = {name: states[name] for name in ("video", "audio") if name in states}
     if not states:
         raise ConfigError("no stream is given, expected video, audio or both")
@@ -56,7 +56,7 @@ def denoise(
         yield SamplingStep(index, total, float(schedule[index + 1]), states, predict.memory.last)
 
 
-def _checked(sigmas: Tensor) -> Tensor:
+def _check_sigmas(sigmas: Tensor) -> Tensor:
     """The schedule on the CPU."""
     schedule = sigmas.detach().cpu()
     values = schedule.tolist()

@@ -63,7 +63,7 @@ def table_inputs(directory: str, row: Row) -> dict[str, str]:
 
 
 def caption_inputs(options: ProcessingOptions) -> dict[str, str]:
-    """Changes of captions before they are encoded."""
+    """Options that change captions before they are encoded, or their features, as texts."""
     opened = prompt_of("This video shows x", None, options.remove_openings)
     return {"trigger": options.trigger or "", "openings": opened, "8 bit": str(options.text_encoder_in_8bit)}
 

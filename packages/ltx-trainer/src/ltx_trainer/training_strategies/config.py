@@ -162,7 +162,7 @@ class DistillationConfig(_Modalities):
 
     @field_validator("sigmas")
     @classmethod
-    def _falling(cls, sigmas: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_falling(cls, sigmas: tuple[float, ...]) -> tuple[float, ...]:
         if len(sigmas) < 2 or any(later >= sigma for sigma, later in pairwise(sigmas)) or sigmas[-1] != 0:
             raise ValueError(f"sigmas are {list(sigmas)}, expected falling ones that end with 0")
         return sigmas

@@ -161,7 +161,7 @@ class TilePlan:
 
     def complementary(self, on_pixels: bool) -> bool:
         """Whether the masks sum to one everywhere, so that blending needs no division."""
-        sums = (_summed(spans, on_pixels) for spans in self.axes)
+        sums = (_sum_masks(spans, on_pixels) for spans in self.axes)
         return all(bool(((total - 1).abs() <= COMPLEMENTARY_TOLERANCE).all()) for total in sums)
 
     def weights(self, on_pixels: bool, device: torch.device) -> list[dict[Span, Tensor]]:
@@ -173,7 +173,7 @@ class TilePlan:
         for spans in self.axes:
             masks = {span: span.mask(on_pixels) for span in spans}
             if divide:
-                total = _summed(spans, on_pixels).clamp_min(WEIGHT_FLOOR)
+                total = _sum_masks(spans, on_pixels).clamp_min(WEIGHT_FLOOR)
                 masks = {span: mask / total[_slice(span, on_pixels)] for span, mask in masks.items()}
             weights.append({span: mask.to(device) for span, mask in masks.items()})
         return weights
@@ -196,7 +196,7 @@ def _slice(span: Span, on_pixels: bool) -> slice:
     return slice(part.start, part.end)
 
 
-def _summed(spans: Sequence[Span], on_pixels: bool) -> Tensor:
+def _sum_masks(spans: Sequence[Span], on_pixels: bool) -> Tensor:
     total = torch.zeros(_slice(spans[-1], on_pixels).stop)
     for span in spans:
         total[_slice(span, on_pixels)] += span.mask(on_pixels)
@@ -298,7 +298,7 @@ def stream_tiles(
     with tempfile.TemporaryFile() as file:
         places = []
         for h, w in itertools.product(rows, columns):
-            (top, bottom), (left, right) = _delivered(h, factors.height), _delivered(w, factors.width)
+            (top, bottom), (left, right) = _own_pixels(h, factors.height), _own_pixels(w, factors.width)
             places.append((file.tell(), slice(top, bottom), slice(left, right)))
             inside = slice(top - h.start * factors.height, bottom - h.start * factors.height)
             beside = slice(left - w.start * factors.width, right - w.start * factors.width)
@@ -317,7 +317,7 @@ def stream_tiles(
             yield canvas[:, :, None].to(latent.device)
 
 
-def _delivered(tile: Interval, factor: int) -> tuple[int, int]:
+def _own_pixels(tile: Interval, factor: int) -> tuple[int, int]:
     """The pixels of an axis that a tile delivers: up to the middle of what it shares with its neighbours."""
     start, end = tile.start + tile.left_ramp // 2, tile.end - (tile.right_ramp - tile.right_ramp // 2)
     return start * factor, end * factor
