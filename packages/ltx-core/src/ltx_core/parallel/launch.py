@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import IO
 
 from ltx_core.errors import LtxError
 
 POLL = 0.05  # seconds
+PORTS = range(20_000, 32_000)  # below what systems give away by themselves
 GRACE = 5.0  # seconds between asking a process to end and ending it
 
 
@@ -94,9 +96,15 @@ def environment(rank: int, count: int, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """A port that nobody listens on. Raises ``LtxError`` where there is none.
+
+    Processes bind it seconds later, so it is none of those that systems give to connections meanwhile.
+    """
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise LtxError(f"no port from {PORTS.start} to {PORTS.stop - 1} is free")
 
 
 def how(code: int) -> str:
