@@ -104,7 +104,9 @@ def test_an_unknown_control_is_refused_with_the_nearest():
 
 
 def test_a_control_of_an_extra_package(monkeypatch):
-    with pytest.raises(ConfigError, match="control 'depth' is made by a network of its own: install a package that"):
+    with pytest.raises(
+        ConfigError, match=r"control is 'depth', expected depth:FOLDER with the folder of a depth model"
+    ):
         find_control("depth")
     installed = EntryPoint("depth", "tests.tiny_training:raw_config", "ltx.controls")
     monkeypatch.setattr("ltx_trainer.processing.controls.entry_points", lambda group: [installed])

@@ -38,7 +38,7 @@ class DataSetConfig(Strict):
     stride: PositiveInt | None = None
     """Frames from one part to the next with slide; null: half a part."""
     control: str | None = None
-    """Make references of the clips themselves: canny, downscale, blur, or one that is installed (ltx.controls)."""
+    """Make references of the clips themselves: canny, downscale, blur, depth:FOLDER, or an installed one."""
     reference_downscale_factor: PositiveInt = 1
     """References are this much smaller than their clips."""
 

@@ -1,12 +1,13 @@
 """References made of the clips themselves, for adapters that follow a control: edges, a small or a blurred picture.
 
-A control takes frames ``[3, F, H, W]`` in [-1, 1] and gives frames of the same shape. Depth and pose take networks of
-their own: they, and any other, come from packages that register one under the entry points ``ltx.controls``.
+A control takes frames ``[3, F, H, W]`` in [-1, 1] and gives frames of the same shape. ``depth:FOLDER`` is made by the
+network in a folder; packages register others under the entry points ``ltx.controls``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.metadata import entry_points
 
 import torch
@@ -21,24 +22,36 @@ LOW, HIGH = 0.1, 0.25  # gradients per pixel that continue an edge, and that beg
 SMOOTHING, BLUR = 1.4, 6.0  # standard deviations, pixels
 SMALLER = 4  # times, on each side
 MOST_ROUNDS = 1000
-EXTRAS = ("depth", "pose")
+#: Controls made by networks that users name, and what those are.
+NETWORKS = {"depth": "a depth model, such as depth-anything/Depth-Anything-V2-Small-hf"}
 
 
-def find_control(name: str) -> Control:
-    """A control that is built in or installed. Raises `ConfigError` with the nearest name."""
+def find_control(name: str, device: str = "cpu") -> Control:
+    """A control that is built in, made by the network in a folder, or installed.
+
+    Raises `ConfigError` with the nearest name, and where there is no such network.
+    """
     if name in CONTROLS:
         return CONTROLS[name]
     installed = {entry.name: entry for entry in entry_points(group="ltx.controls")}
     if name in installed:
         found: Control = installed[name].load()
         return found
-    if name in EXTRAS:
-        raise ConfigError(
-            f"control {name!r} is made by a network of its own: install a package that registers it under "
-            f"ltx.controls, or prepare reference videos yourself; built in are {', '.join(CONTROLS)}"
-        )
-    known = (*CONTROLS, *installed)
+    kind, _, place = name.partition(":")
+    if kind in NETWORKS:
+        if not place:
+            raise ConfigError(f"control is {name!r}, expected {kind}:FOLDER with the folder of {NETWORKS[kind]}")
+        return _open(kind, place, device)
+    known = (*CONTROLS, *NETWORKS, *installed)
     raise ConfigError(f"control is {name!r}, expected one of {', '.join(known)}{nearest_hint(name, known)}")
+
+
+@lru_cache(maxsize=2)
+def _open(kind: str, place: str, device: str) -> Control:
+    """A control with its network, kept for the clips that follow."""
+    from ltx_trainer.processing.depth import depth_control
+
+    return {"depth": depth_control}[kind](place, device)
 
 
 def canny(frames: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class ProcessingOptions:
     long_clips: str = field(default="first", metadata=shown("Of clips longer than a bucket: first, chunks or slide."))
     stride: int | None = field(default=None, metadata=shown("Frames from part to part of slide.", min=1))
     control: str | None = field(
-        default=None, metadata=shown("Make references of the clips: canny, downscale, blur, or one installed.")
+        default=None, metadata=shown("Make references of the clips: canny, downscale, blur, depth:FOLDER.")
     )
     overwrite: bool = field(default=False, metadata=shown("Make records again that are there already.", "--overwrite"))
     batch_size: int = field(default=1, metadata=shown("Clips, or captions, encoded together.", min=1))

@@ -19,7 +19,7 @@ from ltx_trainer.processing.options import ProcessingOptions
 def asked_rows(rows: Sequence[Row], options: ProcessingOptions) -> list[Row]:
     """``rows`` with what ``options`` make of them. Raises `ConfigError` for an unknown control."""
     if options.control is not None:
-        find_control(options.control)
+        find_control(options.control, options.device)
         rows = [with_control(row, options.control) for row in rows]
     if options.long_clips == "first":
         return list(rows)

@@ -46,13 +46,15 @@ def reference_stage(work: Workspace) -> Stage:
     def prepare(row: Row) -> Prepared:
         path, target = row.media["reference_video"], target_bucket(work, row)
         height, width = target.height // scale, target.width // scale
+        control = find_control(row.control, work.options.device) if row.control else None
         if is_image(path):
-            return fitted_frames(path, 1, (height, width), None, work), {"fps": float(STILL_FPS)}
+            picture = fitted_frames(path, 1, (height, width), None, work)
+            return control(picture) if control else picture, {"fps": float(STILL_FPS)}
         fps = target_fps(work, row)
         frames = fitted_frames(path, target.frames, (height, width), fps, work, work.crop(row), row.start)
         if len(frames[0]) < target.frames:
             raise MediaError(f"{path}: it holds {len(frames[0])} frames, its target has {target.frames}")
-        frames = frames if row.control is None else find_control(row.control)(frames)
+        frames = control(frames) if control else frames
         return frames[:, kept_frames(target.frames, factor)], {"fps": fps / factor}
 
     return Stage("reference_latents", prepare, lambda clips: encode_clips(clips, work), work.options.batch_size)
