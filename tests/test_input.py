@@ -24,11 +24,11 @@ from ltx_core.errors import ConfigError, MediaError
 from ltx_core.types import Audio, SpatioTemporalScaleFactors, VideoPixelShape
 from ltx_media.audio import read_audio, write_wav
 from ltx_media.color import HDRColorSpace
+from ltx_media.containers import read_recipe
 from ltx_media.exr import write_exr
 from ltx_media.files import MACHINE
 from ltx_media.images import decode_image, write_png
 from ltx_media.pixels import Look
-from ltx_media.recipe import read_recipe
 from ltx_media.source import Wanted, changes_of, normalize_source, sound_changes
 from ltx_media.video import probe_video, read_frames, read_frames_at
 from ltx_media.writer import write_video

@@ -24,7 +24,7 @@ from ltx_core.errors import ConfigError, LtxError
 from ltx_core.parallel import executor
 from ltx_core.parallel.executor import Cluster, connected, workers
 from ltx_core.types import Audio
-from ltx_media.recipe import read_recipe
+from ltx_media.containers import read_recipe
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.cli.overview import Overview
 from ltx_pipelines.utils.media_io import read_audio, read_frames, write_video

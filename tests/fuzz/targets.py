@@ -221,7 +221,7 @@ def read_media(path: Path) -> None:
     """A picture, clip or sound as every task reads it, and the recipe in it."""
     from ltx_core.errors import MediaError
     from ltx_media.audio import probe_sound, read_audio
-    from ltx_media.recipe import read_recipe as recipe_of
+    from ltx_media.containers import read_recipe as recipe_of
     from ltx_media.source import Wanted, normalize_source
 
     problem: MediaError | None = None

@@ -13,8 +13,8 @@ from ltx_core.errors import CheckpointError, ConfigError, MediaError
 from ltx_core.loader.gguf import GgufFile
 from ltx_core.textfiles import parse_json, read_json, read_text, read_yaml
 from ltx_media.audio import probe_sound, read_audio
+from ltx_media.containers import read_recipe
 from ltx_media.images import decode_image
-from ltx_media.recipe import read_recipe
 from ltx_media.video import probe_video, read_frames
 from ltx_pipelines.cli.batch import MOST_CLIPS, parse_seeds, read_lines
 from tests.fuzz.harness import Target, check

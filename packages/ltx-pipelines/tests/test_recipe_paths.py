@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ltx_core.fingerprint import fingerprint
-from ltx_media.recipe import read_recipe
+from ltx_media.containers import read_recipe
 from ltx_media.video import read_frames
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.long import LongVideoPipeline

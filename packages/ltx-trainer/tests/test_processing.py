@@ -18,8 +18,8 @@ from ltx_core.errors import CheckpointError, ConfigError, MediaError
 from ltx_core.types import Audio, SpatioTemporalScaleFactors
 from ltx_media.audio import read_audio
 from ltx_media.audio import write_wav as write_sound
-from ltx_media.fit import resize_and_crop
 from ltx_media.images import decode_image
+from ltx_media.pixels import resize_and_crop
 from ltx_media.video import probe_video, read_frames, read_frames_at
 from ltx_media.writer import write_video
 from ltx_trainer.cli import dataset as command

@@ -25,7 +25,7 @@ from ltx_media.color import (
     linear_to_hlg,
     rgb_to_i420,
 )
-from ltx_media.fit import center_crop_fit, reflect_pad_fit, to_signed
+from ltx_media.pixels import center_crop_fit, reflect_pad_fit, to_signed
 from ltx_pipelines.planning.layout import Canvas, align_resolution, balanced_tile_split, temporal_tiles
 from ltx_pipelines.utils.media_io import decode_image, load_image, load_thumbnail, read_audio
 from tests.golden.case import Case

@@ -16,7 +16,7 @@ import torch
 from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.waveform import to_stereo
 from ltx_core.types import Audio, SpatioTemporalScaleFactors
-from ltx_media.fit import resize_and_crop, to_signed
+from ltx_media.pixels import resize_and_crop, to_signed
 from ltx_trainer.config_file import InvalidConfig, parse_config
 from ltx_trainer.datasets import PrecomputedDataset, collate
 from ltx_trainer.precomputed import read_record

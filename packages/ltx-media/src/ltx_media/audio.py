@@ -16,10 +16,8 @@ from torch.nn import functional as F
 from ltx_core.errors import MediaError
 from ltx_core.model.audio_vae.waveform import to_stereo
 from ltx_core.types import Audio
-from ltx_media.containers import open_file, origin
-from ltx_media.errors import media_errors
-from ltx_media.files import replacing
-from ltx_media.recipe import container_tags
+from ltx_media.containers import container_tags, open_file, origin
+from ltx_media.files import media_errors, replacing
 
 SOUND_FILES = {".wav": ("wav", "pcm_s16le"), ".flac": ("flac", "flac"), ".mp3": ("mp3", "libmp3lame")}
 MP3_RATES = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)

@@ -16,8 +16,7 @@ from torch import Tensor
 from ltx_core.errors import MediaError
 from ltx_core.types import Audio
 from ltx_media.audio import stereo_track
-from ltx_media.errors import media_errors
-from ltx_media.files import replacing
+from ltx_media.files import media_errors, replacing
 from ltx_media.preview import single_frames
 
 PAGE, MARGIN, GAP, CAPTION = 1600, 40, 12, 26  # pixels
@@ -42,18 +41,13 @@ class ContactSheet:
 
 
 def write_contact_sheet(
-    path: str | Path,
-    frames: Iterable[Tensor],
-    fps: float | Fraction,
-    audio: Audio | None = None,
-    title: str = "",
-    count: int = 8,
+    path: str | Path, frames: Iterable[Tensor], fps: float | Fraction, audio: Audio | None = None, title: str = ""
 ) -> None:
-    """Write a PNG with ``count`` frames of a clip over its spectrogram; ``frames`` as in ``write_video`` (SDR).
+    """Write a PNG with eight frames of a clip over its spectrogram; ``frames`` as in ``write_video`` (SDR).
 
     A sound alone has no frames. Raises ``MediaError``.
     """
-    sheet = contact_sheet_of(frames, fps, audio, title, count)
+    sheet = contact_sheet_of(frames, fps, audio, title)
     if not sheet.frames and audio is None:
         raise MediaError(f"{path}: there are no frames to show")
     with replacing(path) as temporary, media_errors(path, "write contact sheet"):

@@ -1,19 +1,21 @@
 """Opening files, and nothing but files: no protocol but ``file``, no format whose content names further places.
 
-Files that were cut off are found by what their own headers say is missing at the end.
+Files that were cut off are found by what their own headers say is missing at the end. The recipe of a result is kept
+inside the file: a JSON object in the metadata of MP4, WAV and PNG files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 
 from ltx_core.errors import MediaError
-from ltx_media.errors import check_regular, media_errors
+from ltx_core.textfiles import parse_json
+from ltx_media.files import check_regular, media_errors
 
 # Formats whose content names other files or hosts, and devices.
 REFERRING = {
@@ -22,6 +24,8 @@ REFERRING = {
 }
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+RECIPE_KEY = "recipe"
+CONTAINER_KEY = "comment"  # the tag of that length-free kind that MP4, MOV and WAV share
 
 
 def open_container(path: str | Path) -> av.container.InputContainer:
@@ -102,3 +106,28 @@ def _vint(data: bytes) -> tuple[int, int]:
         return 0, 0
     width = 9 - data[0].bit_length()
     return int.from_bytes(data[:width], "big") & (2 ** (7 * width) - 1), width
+
+
+def container_tags(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """``metadata`` under the tag names containers know."""
+    return {CONTAINER_KEY if key == RECIPE_KEY else key: value for key, value in (metadata or {}).items()}
+
+
+def read_recipe(path: str | Path) -> dict[str, Any] | None:
+    """The recipe stored in a file that we wrote; ``None`` when the file carries none. Raises ``MediaError``."""
+    with media_errors(path, "read recipe"):
+        if Path(path).suffix.lower() in (".png", ".gif", ".webp"):
+            from ltx_media.images import open_image  # takes torch
+
+            with open_image(path) as image:
+                held = getattr(image, "text", {}).get(RECIPE_KEY) or image.info.get("comment") or image.info.get("xmp")
+                text = held.decode("utf-8", "replace") if isinstance(held, bytes) else held
+        else:
+            with open_container(path) as source:
+                tags = {key.lower(): value for key, value in source.metadata.items()}
+                text = next((tags[key] for key in (CONTAINER_KEY, "description") if key in tags), None)
+    try:
+        recipe = parse_json(text, str(path)) if text else None
+    except ValueError:
+        return None
+    return recipe if isinstance(recipe, dict) else None

@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what goes wrong with them in one line each.
+
+What libav, Pillow and the file system raise becomes a ``MediaError``.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import av
+
 from ltx_core.errors import MediaError
-from ltx_media.errors import media_errors
+from ltx_core.fingerprint import is_regular
 
 LONGEST = 255  # bytes of a file's name
 MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # folders are shared between machines
@@ -76,3 +81,32 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         with media_errors(path, "write"):
             temporary.replace(path)
+
+
+@contextmanager
+def media_errors(path: str | Path, action: str) -> Iterator[None]:
+    """Raise ``MediaError("<path>: cannot <action>: <cause>")`` for anything the media libraries refuse."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except (av.FFmpegError, OSError, EOFError, SyntaxError, ValueError) as error:
+        raise MediaError(f"{path}: cannot {action}: {_cause(error)}") from error
+
+
+def check_exists(path: str | Path, action: str) -> None:
+    """Raise ``MediaError`` for a missing file without importing what would read it."""
+    with media_errors(path, action):
+        Path(path).stat()
+
+
+def check_regular(path: str | Path) -> None:
+    """Raise ``MediaError`` for what is there and no regular file, without opening it; ``OSError`` for a missing one."""
+    if not is_regular(path):
+        Path(path).stat()
+        raise MediaError(f"{path} is no regular file")
+
+
+def _cause(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())

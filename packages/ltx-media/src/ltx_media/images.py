@@ -16,10 +16,8 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from ltx_core.errors import MediaError
-from ltx_media.errors import check_regular, media_errors
-from ltx_media.files import replacing
-from ltx_media.fit import long_side_fit
-from ltx_media.pixels import composite
+from ltx_media.files import check_regular, media_errors, replacing
+from ltx_media.pixels import composite, long_side_fit
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from ltx_core.errors import MediaError
-from ltx_media.errors import media_errors
-from ltx_media.files import replacing, temporary_beside
+from ltx_media.containers import RECIPE_KEY
+from ltx_media.files import media_errors, replacing, temporary_beside
 from ltx_media.images import write_png
-from ltx_media.recipe import RECIPE_KEY
 
 PREVIEW_FPS = 15
 PREVIEW_SIDE = 480

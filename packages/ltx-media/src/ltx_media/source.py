@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ltx_media.color import ACESCCT, HDRColorSpace, Primaries, to_working_codes
 from ltx_media.exr import exr_frames, is_exr, read_exr
-from ltx_media.fit import center_crop_fit, reflect_pad_fit, resize_and_crop, to_signed
 from ltx_media.images import is_image, recompress_image
-from ltx_media.pixels import SDR_LOOK, Look
+from ltx_media.pixels import SDR_LOOK, Look, center_crop_fit, reflect_pad_fit, resize_and_crop, to_signed
 from ltx_media.video import STILL_FPS, VideoInfo, probe_video, read_frames, read_frames_at
 
 SAME_RATE = 1e-3  # relative difference of frame rates that counts as none

@@ -21,7 +21,7 @@ from ltx_core.errors import MediaError
 from ltx_media import images
 from ltx_media.color import srgb_to_linear
 from ltx_media.containers import open_file, origin
-from ltx_media.errors import media_errors
+from ltx_media.files import media_errors
 from ltx_media.images import check_size, decode_image, is_image, open_image
 from ltx_media.pixels import (
     SDR_LOOK,

@@ -25,11 +25,9 @@ from ltx_core.errors import MediaError
 from ltx_core.types import Audio
 from ltx_media.audio import LAYOUTS, sound_track
 from ltx_media.color import Primaries, hlg_to_yuv420p10, linear_to_hlg, rgb_to_i420
-from ltx_media.containers import open_container
-from ltx_media.errors import media_errors
-from ltx_media.files import replacing, temporary_beside
+from ltx_media.containers import container_tags, open_container
+from ltx_media.files import media_errors, replacing, temporary_beside
 from ltx_media.pixels import to_bytes
-from ltx_media.recipe import container_tags
 
 FRAME_SIZES = {"aac": 1024, "alac": 4096, "libopus": 960}  # samples
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)

@@ -374,7 +374,7 @@ class Pipeline(ABC):
 
     def probe(self, path: str) -> VideoInfo:
         """Size, length, rate and sound of a given clip."""
-        from ltx_media.errors import check_exists
+        from ltx_media.files import check_exists
 
         check_exists(path, "read video")
         from ltx_media.video import probe_video
@@ -461,7 +461,7 @@ class Pipeline(ABC):
 
     def prompt_of(self, request: Request, otherwise: str) -> str:
         """The prompt of a request on a clip, else that of the recipe inside the clip, else ``otherwise``."""
-        from ltx_media.recipe import read_recipe
+        from ltx_media.containers import read_recipe
 
         if request.prompt or request.video_path is None:
             return request.prompt

@@ -13,8 +13,7 @@ from torch import Tensor
 from ltx_core.model.audio_vae.waveform import resample, to_stereo
 from ltx_core.types import Audio, SpatioTemporalScaleFactors
 from ltx_media.contact_sheet import PAGE, contact_sheet_of, draw_contact_sheet
-from ltx_media.errors import media_errors
-from ltx_media.files import replacing
+from ltx_media.files import media_errors, replacing
 from ltx_media.metrics import psnr
 
 LISTENING_RATE = 16000  # Hz

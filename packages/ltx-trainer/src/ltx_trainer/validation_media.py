@@ -22,8 +22,8 @@ from ltx_core.model.video_vae.tiling import TileSizeConfig
 from ltx_core.model.video_vae.video_vae import VideoDecoder
 from ltx_core.types import Audio, AudioLatentShape, SpatioTemporalScaleFactors, VideoPixelShape
 from ltx_media.audio import fit_duration, probe_sound, read_audio, write_wav
-from ltx_media.fit import resize_and_crop
 from ltx_media.images import is_image, write_png
+from ltx_media.pixels import resize_and_crop
 from ltx_media.source import Wanted, normalize_source
 from ltx_media.video import probe_video
 from ltx_media.writer import write_video

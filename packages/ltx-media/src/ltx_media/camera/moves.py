@@ -101,8 +101,8 @@ def _number(word: str, part: str) -> float:
     return value
 
 
-def path_of_moves(moves: Sequence[Move], seconds: float, fov: float = DEFAULT_FOV, ease: bool = True) -> CameraPath:
-    """The path of moves in a clip of ``seconds``; ``ease`` starts and ends each gently.
+def path_of_moves(moves: Sequence[Move], seconds: float) -> CameraPath:
+    """The path of moves in a clip of ``seconds``, each of which starts and ends gently.
 
     Raises `ConfigError` for a move that ends after the clip or starts after it.
     """
@@ -113,20 +113,20 @@ def path_of_moves(moves: Sequence[Move], seconds: float, fov: float = DEFAULT_FO
     dense = np.linspace(0, seconds, max(int(seconds * KEYS_PER_SECOND), 1) + 1)
     times = sorted(edges | {float(t) for t in dense})
     times = [t for index, t in enumerate(times) if index == 0 or t - times[index - 1] > 1e-9]
-    return CameraPath(tuple(_key_at(moves, t, seconds, fov, ease) for t in times))
+    return CameraPath(tuple(_key_at(moves, t, seconds) for t in times))
 
 
-def _key_at(moves: Sequence[Move], t: float, seconds: float, fov: float, ease: bool) -> Key:
+def _key_at(moves: Sequence[Move], t: float, seconds: float) -> Key:
     pose, zoom = Pose(), 1.0
     for move in moves:
         end = move.end if move.end is not None else seconds
         u = min(max((t - move.start) / (end - move.start), 0.0), 1.0)
-        share = u * u * (3 - 2 * u) if ease else u
+        share = u * u * (3 - 2 * u)
         if move.kind == "zoom":
             zoom *= move.amount ** (share * DIRECTIONS["zoom"][move.direction])
         else:
             pose = _move(pose, move, move.signed * share)
-    return Key(t, pose, math.degrees(2 * math.atan(math.tan(math.radians(fov) / 2) / zoom)))
+    return Key(t, pose, math.degrees(2 * math.atan(math.tan(math.radians(DEFAULT_FOV) / 2) / zoom)))
 
 
 def _move(pose: Pose, move: Move, amount: float) -> Pose:

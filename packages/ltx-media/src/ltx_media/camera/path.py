@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
@@ -156,23 +156,3 @@ def _path_of(file: _PathFile) -> CameraPath:
         last = Key(item.t, pose, item.fov if item.fov is not None else last.fov)
         keys.append(last)
     return CameraPath(tuple(keys), file.interpolation)
-
-
-def with_fov(path: CameraPath, fov: float) -> CameraPath:
-    """The path with every field of view scaled so that the first key has ``fov`` degrees."""
-    ratio = math.tan(math.radians(fov) / 2) / math.tan(math.radians(path.keys[0].fov) / 2)
-
-    def scale_angle(angle: float) -> float:
-        return math.degrees(2 * math.atan(math.tan(math.radians(angle) / 2) * ratio))
-
-    return replace(path, keys=tuple(replace(key, fov=scale_angle(key.fov)) for key in path.keys))
-
-
-def values(keys: Sequence[Key]) -> dict[str, Any]:
-    """Columns of a list of keys, for plots and recipes."""
-    return {
-        "t": [key.t for key in keys],
-        "position": [key.pose.position for key in keys],
-        "rotation": [key.pose.rotation for key in keys],
-        "fov": [key.fov for key in keys],
-    }

@@ -169,7 +169,7 @@ def first_of(file: Path) -> Path:
 def recipe_in(file: Path) -> dict[str, Any]:
     """The recipe of a file; refuses files without one."""
     from ltx_core.errors import MediaError
-    from ltx_media.recipe import read_recipe
+    from ltx_media.containers import read_recipe
 
     recipe = read_recipe(file)
     if recipe is None:

@@ -112,7 +112,7 @@ class Maker:
 
 def what_is_there(given: Mapping[str, Any]) -> There:
     """Look at the names of a clip that is asked for."""
-    from ltx_media.recipe import read_recipe
+    from ltx_media.containers import read_recipe
 
     output, sheet = given["output"], given.get("contact_sheet")
     latents = given.get("keep_latents") or given.get("first_stage")

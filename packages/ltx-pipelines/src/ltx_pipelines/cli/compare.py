@@ -30,8 +30,8 @@ OUTPUT = Option("output", str | None, None, "Also write a sheet to this PNG.", (
 
 def compare(given: dict[str, Any]) -> None:
     """Print what two files have in common."""
-    from ltx_media.errors import check_exists
-    from ltx_media.recipe import read_recipe
+    from ltx_media.containers import read_recipe
+    from ltx_media.files import check_exists
     from ltx_pipelines.running.output import check_free, check_name
 
     alone = bool(given.get("coherence"))
@@ -112,8 +112,8 @@ def coherent(path: Path) -> dict[str, Any] | None:
 
     from ltx_media.audio import read_audio
     from ltx_media.coherence import coherence
+    from ltx_media.containers import read_recipe
     from ltx_media.images import is_image
-    from ltx_media.recipe import read_recipe
     from ltx_media.video import probe_video, read_frames
 
     if is_image(path) or not has_picture(path):

@@ -60,7 +60,7 @@ def concat(given: dict[str, Any]) -> None:
 
 def fit_frames(clip: VideoInfo, wanted: Wanted) -> Iterator[Tensor]:
     """The frames of a clip, uint8 ``[H, W, 3]``, at the size and rate of the first one."""
-    from ltx_media.fit import center_crop_fit
+    from ltx_media.pixels import center_crop_fit
     from ltx_media.source import source_frames
 
     assert wanted.height is not None and wanted.width is not None

@@ -40,7 +40,7 @@ def inspect(given: dict[str, Any]) -> None:
 def show_recipe(file: Path, as_json: bool, finder: Finder) -> None:
     """A recipe as facts, then what has changed since of the files that are trusted."""
     from ltx_core.errors import MediaError
-    from ltx_media.recipe import read_recipe
+    from ltx_media.containers import read_recipe
     from ltx_pipelines.running.recipe import changes_since, plan_of
 
     recipe = read_recipe(file)

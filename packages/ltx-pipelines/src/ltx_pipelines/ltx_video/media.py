@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltx_core.types import SpatioTemporalScaleFactors
-from ltx_media.fit import to_signed
+from ltx_media.pixels import to_signed
 from ltx_media.source import Wanted, normalize_source
 from ltx_pipelines.ltx_video.size import PaddedSize
 from ltx_pipelines.utils.media_io import recompress_image

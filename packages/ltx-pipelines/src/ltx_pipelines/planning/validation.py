@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ltx_core.errors import ConditioningError, ConfigError, MediaError
 from ltx_core.types import VideoPixelShape
-from ltx_media.errors import check_exists
+from ltx_media.files import check_exists
 from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
     CameraCondition,

@@ -17,7 +17,7 @@ from ltx_core.errors import MediaError
 from ltx_core.textfiles import path_of
 from ltx_core.types import Audio
 from ltx_media.color import HDRColorSpace
-from ltx_media.hdr import write_exr_files, write_hdr
+from ltx_media.exr import write_exr_files, write_hdr
 from ltx_media.preview import single_frames
 from ltx_pipelines.planning.plan import Plan
 from ltx_pipelines.running.kept import kept_encoding

@@ -21,8 +21,7 @@ from torch import Tensor
 from ltx_core.model.audio_vae.waveform import resample
 from ltx_core.types import Audio, VideoPixelShape
 from ltx_media.audio import read_audio
-from ltx_media.fit import center_crop_fit
-from ltx_media.pixels import COLORSPACE_UNSPECIFIED, Look
+from ltx_media.pixels import COLORSPACE_UNSPECIFIED, Look, center_crop_fit
 from ltx_media.source import sampling_rate, source_frames
 from ltx_media.video import probe_video, read_planes
 from ltx_media.writer import LOSSLESS, VideoEncoding, sdr_encoding, sdr_planes

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ltx_core.errors import ConfigError, MediaError
 from ltx_core.types import SpatioTemporalScaleFactors
-from ltx_media.fit import resize_and_crop
 from ltx_media.images import decode_image, is_image
+from ltx_media.pixels import resize_and_crop
 from ltx_media.source import Wanted, normalize_source, sampling_rate, source_frames
 from ltx_media.video import STILL_FPS, VideoInfo, probe_video
 from ltx_trainer.precomputed import Record
