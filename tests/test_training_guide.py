@@ -80,6 +80,16 @@ def test_the_table_of_memory_is_what_the_shapes_say():
         assert f"| {' | '.join(row)} |" in text
 
 
+def test_the_table_of_speed_is_what_the_operations_say():
+    from benchmarks.training_memory import MODELS, SIZES, operations, step_rows
+
+    text = GUIDE.read_text(encoding="utf-8")
+    tflop = [float(count) for count in re.findall(r"(\d+) TFLOP", text)]
+    assert round(operations(MODELS["LTX-2.3"], SIZES[0])) == tflop[0]
+    for row in step_rows(tflop):
+        assert f"| {' | '.join(row)} |" in text
+
+
 def test_a_plan_needs_no_torch(folder):
     code = (
         "import sys, os; from pathlib import Path; from ltx_trainer.init import write_configuration\n"
