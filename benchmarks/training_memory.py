@@ -147,8 +147,8 @@ COLUMNS = ("model", "training", *("x".join(map(str, size)) for size in SIZES), "
 
 def run(options: Any) -> list[Any]:
     """The tables, for ``python -m benchmarks``."""
-    counted = [operations(MODELS["LTX-2.3"], size) for size in SIZES]
-    sizes = [f"{name}, {each:.0f} TFLOP" for name, each in zip(COLUMNS[2:], counted, strict=False)]
+    counted = [round(operations(MODELS["LTX-2.3"], size)) for size in SIZES]
+    sizes = [f"{name}, {each} TFLOP" for name, each in zip(COLUMNS[2:], counted, strict=False)]
     return [
         Table("Memory of a training step, GiB, batch 1, recomputed activations", COLUMNS, list(rows())),
         Table(
