@@ -14,6 +14,7 @@ from tests.tiny_training import make_config, raw_config, write_dataset, write_mo
 
 from ltx_core.errors import ConfigError
 from ltx_core.types import Audio, SpatioTemporalScaleFactors
+from ltx_media.video import read_frames
 from ltx_media.writer import write_video
 from ltx_trainer.data_config import DataSetConfig
 from ltx_trainer.datasets import PrecomputedDataset, collate
@@ -187,3 +188,29 @@ def test_a_strategy_reads_loss_masks_and_balances(tmp_path):
     assert (
         LtxvTrainer(make_config(model, root, tmp_path / "run", training_strategy=strategy)).train(live=False).step == 3
     )
+
+
+def test_keyframes_are_encoded_each_alone(tmp_path):
+    film(tmp_path / "film.mp4")
+    row, directories = {"video": "film.mp4", "caption": "a film"}, ("conditions", "latents", "keyframe_latents")
+    root = prepared(tmp_path, row, directories, keyframes=[-1, 0, 8, 5])
+    record = read_record(root / "keyframe_latents" / "film.safetensors")
+    assert record["frames"].tolist() == [0, 5, 8], "the last is the eighth"
+    frames, dtype = list(read_frames(tmp_path / "film.mp4")), ProcessingOptions(device="cpu").dtype
+    encoder = MODELS.build("video_encoder", dtype, "cpu")
+    for place, frame in enumerate((0, 5, 8)):
+        with torch.no_grad():
+            alone = encoder((frames[frame].movedim(-1, 0)[None, :, None].float() / 127.5 - 1).to(dtype))
+        assert torch.equal(record["latents"][:, place : place + 1], alone[0].bfloat16())
+    assert not check_dataset(tmp_path / "table.json").lines()
+    prepared(tmp_path, row, directories, keyframes=[0])
+    assert read_record(root / "keyframe_latents" / "film.safetensors")["frames"].tolist() == [0], "made again"
+
+
+def test_keyframes_that_are_not_there_are_refused(tmp_path):
+    film(tmp_path / "film.mp4")
+    row = {"video": "film.mp4", "caption": "a film"}
+    with pytest.raises(ConfigError, match=r"keyframes name frame 9, bucket 64x64x9 has 9 frames"):
+        prepared(tmp_path, row, keyframes=[0, 9])
+    with pytest.raises(ConfigError, match=r"names no keyframes, expected frames such as \[0, -1\]"):
+        prepared(tmp_path, row, ("conditions", "latents", "keyframe_latents"))

@@ -603,8 +603,10 @@ class TestCommands:
         models = ["--model-path", str(MODELS.model_path), "--text-encoder-path", str(MODELS.text_encoder_path)]
         columns = ["--video-column", "clip", "--caption-column", "text"]
         options = ["--resolution-buckets", "96x64x9", "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
-        result = CliRunner().invoke(command, ["process", str(path), *models, *columns, *options, "--fps", "12"])
+        options += ["--fps", "12", "--keyframe", "0", "--keyframe", "-1"]
+        result = CliRunner().invoke(command, ["process", str(path), *models, *columns, *options])
         assert result.exit_code == 0, result.output
+        assert read_record(tmp_path / "out" / "keyframe_latents" / "a.safetensors")["frames"].tolist() == [0, 8]
         assert read_values(tmp_path / "out" / "latents" / "a.safetensors")["fps"] == 12.0
         assert read_values(tmp_path / "out" / "audio_latents" / "a.safetensors")["duration"] == pytest.approx(0.75)
         decoded = ["decode", str(tmp_path / "out"), str(tmp_path / "videos"), *models[:2], "--with-audio"]
@@ -612,3 +614,7 @@ class TestCommands:
         assert result.exit_code == 0, result.output
         info = probe_video(tmp_path / "videos" / "a.mp4")
         assert (info.width, info.height, info.frames, info.fps, info.has_audio) == (96, 64, 9, 12.0, True)
+        decoded[1:3] = str(tmp_path / "out" / "keyframe_latents"), str(tmp_path / "keyframes")
+        result = CliRunner().invoke(command, [*decoded[:-1], "--device", "cpu"])
+        assert result.exit_code == 0, result.output
+        assert probe_video(tmp_path / "keyframes" / "a.mp4").frames == 2

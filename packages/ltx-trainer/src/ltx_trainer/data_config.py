@@ -37,6 +37,8 @@ class DataSetConfig(Strict):
     """Of clips longer than their size: the beginning; parts one after the other; parts every stride frames."""
     stride: PositiveInt | None = None
     """Frames from one part to the next with slide; null: half a part."""
+    keyframes: tuple[int, ...] = ()
+    """Frames of each clip that are encoded alone too, for keyframe_image; negative counts from the end."""
     control: str | None = None
     """Make references of the clips themselves: canny, downscale, blur, depth:FOLDER, or an installed one."""
     reference_downscale_factor: PositiveInt = 1

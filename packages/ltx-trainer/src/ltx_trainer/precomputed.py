@@ -6,6 +6,8 @@
                                              prompt_attention_mask [L], valid tokens at the end
     video_masks, audio_masks                 mask [F', H', W'] or [T], 1 = given
     loss_masks                               mask [F', H', W'], how much the loss counts
+    keyframe_latents                         latents [128, K, H', W'], K pictures encoded each alone, and of which
+                                             pixel frames: frames [K], rising
 
 A record is a safetensors file: tensors as tensors, numbers as JSON in the header entry ``values``, what it was made of
 in the entry ``inputs``. The lists ``table.<name>.json`` say which records tables call for; others are not read. Of a
@@ -46,6 +48,7 @@ ROLES_OF = {
     "reference_audio_latents": ("reference_audio",),
     "audio_masks": ("audio_mask",),
     "loss_masks": ("loss_mask",),
+    "keyframe_latents": ("video",),
 }
 LONGEST_CAPTION = 2**16  # tokens
 EMBEDS = "prompt_embeds"  # the end of the name of every caption tensor

@@ -25,7 +25,9 @@ from ltx_trainer.processing.parts import asked_rows
 from ltx_trainer.processing.progress import progress
 from ltx_trainer.processing.stage import run_stage
 from ltx_trainer.processing.video_stages import (
+    check_keyframes,
     check_reference_factors,
+    keyframe_stage,
     loss_mask_stage,
     mask_stage,
     reference_stage,
@@ -177,6 +179,7 @@ def with_buckets(work: Workspace, rows: Sequence[Row], buckets: str | None) -> W
         if not buckets:
             raise ConfigError("the data set has videos, expected resolution buckets such as 960x544x49")
         options = replace(options, buckets=parse_buckets(buckets, factors))
+        check_keyframes(options.buckets, options.keyframes)
     if any("reference_video" in row.media for row in rows):
         scale, factor = options.reference_downscale_factor, options.reference_temporal_scale_factor
         check_reference_factors(options.buckets, scale, factor, factors)
@@ -184,9 +187,10 @@ def with_buckets(work: Workspace, rows: Sequence[Row], buckets: str | None) -> W
 
 
 def process_videos(rows: Sequence[Row], work: Workspace) -> None:
-    """Latents, reference latents and masks of the rows that have videos."""
+    """Latents, reference latents, masks and keyframes of the rows that have videos."""
     run_stage(video_stage(work), [row for row in rows if "video" in row.media], work)
-    stages = (("reference_video", reference_stage), ("video_mask", mask_stage), ("loss_mask", loss_mask_stage))
+    stages = [("reference_video", reference_stage), ("video_mask", mask_stage), ("loss_mask", loss_mask_stage)]
+    stages += [("video", keyframe_stage)] if work.options.keyframes else []
     for role, stage in stages:
         if having := [row for row in rows if role in row.media and work.record("latents", row)]:
             run_stage(stage(work), having, work)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ltx_core.precision import resolve
 from ltx_core.types import Audio
 from ltx_media.writer import write_video
-from ltx_trainer.datasets import PrecomputedDataset
+from ltx_trainer.datasets import Example, PrecomputedDataset
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.processing.progress import progress
 
@@ -47,9 +47,11 @@ def decode_latents(
     tiles = TileSizeConfig(frames=TILE_FRAMES, height=TILE_PIXELS, width=TILE_PIXELS)
     tiling = tiles if isinstance(decoder, VideoDecoder) else None  # a diffusion decoder chooses its own
 
-    def frames(latent: Tensor) -> Iterator[Tensor]:
-        for chunk in decode_video(decoder, latent.to(device, dtype)[None], tiling):
-            yield from (chunk.float() * 255).round().to(torch.uint8).cpu()
+    def frames(record: Example) -> Iterator[Tensor]:
+        latents = record["latents"].to(device, dtype)[None]
+        for latent in latents.split(1, dim=2) if "frames" in record else (latents,):  # keyframes: each alone
+            for chunk in decode_video(decoder, latent, tiling):
+                yield from (chunk.float() * 255).round().to(torch.uint8).cpu()
 
     for index in progress(todo, "decode", len(todo)):
         example = dataset[index]
@@ -57,5 +59,5 @@ def decode_latents(
         sound: Audio | None = None
         if with_audio and example["audio_latents"].get("present", 1):
             sound = decode_audio(example["audio_latents"]["latents"].to(device)[None], *sound_networks)
-        write_video(paths[index], frames(record["latents"]), float(record.get("fps", 24.0)), sound)
+        write_video(paths[index], frames(record), float(record.get("fps", 24.0)), sound)
     return paths

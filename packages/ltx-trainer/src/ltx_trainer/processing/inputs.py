@@ -38,7 +38,7 @@ def inputs_of(directory: str, row: Row, work: Workspace) -> dict[str, str]:
         with_video = "video" in row.media
         length = _target("latents", row, work) if with_video else str(options.audio_durations)
         found |= {"length": length, "model": work.print_of("audio_encoder")}
-    elif directory in ("reference_latents", "video_masks", "loss_masks"):
+    elif directory in ("reference_latents", "video_masks", "loss_masks", "keyframe_latents"):
         found |= {"target": _target("latents", row, work), "crop": crop}
     else:
         found |= {"target": _target("audio_latents", row, work)}
@@ -47,6 +47,8 @@ def inputs_of(directory: str, row: Row, work: Workspace) -> dict[str, str]:
         found |= {"factors": factors, "model": work.print_of("video_encoder")}
     elif directory == "reference_audio_latents":
         found |= {"model": work.print_of("audio_encoder")}
+    elif directory == "keyframe_latents":
+        found |= {"keyframes": str(options.keyframes), "model": work.print_of("video_encoder")}
     return found
 
 

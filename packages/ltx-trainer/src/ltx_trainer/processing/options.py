@@ -52,6 +52,10 @@ class ProcessingOptions:
     )
     long_clips: str = field(default="first", metadata=shown("Of clips longer than a bucket: first, chunks or slide."))
     stride: int | None = field(default=None, metadata=shown("Frames from part to part of slide.", min=1))
+    keyframes: list[int] = field(
+        default_factory=list,
+        metadata=shown("Frame to encode alone too, -1 the last; repeat it for more.", "--keyframe"),
+    )
     control: str | None = field(
         default=None, metadata=shown("Make references of the clips: canny, downscale, blur, depth:FOLDER.")
     )

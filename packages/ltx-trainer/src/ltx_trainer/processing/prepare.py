@@ -23,6 +23,7 @@ COLUMNS = {
     "video_masks": "video_mask",
     "audio_masks": "audio_mask",
     "loss_masks": "loss_mask",
+    "keyframe_latents": "video",
 }
 
 
@@ -41,6 +42,7 @@ def prepare_set(one: DataSetConfig, models: ModelFiles, directories: Iterable[st
         reference_downscale_factor=one.reference_downscale_factor,
         long_clips=one.long_clips,
         stride=one.stride,
+        keyframes=list(one.keyframes),
         control=one.control,
         workers=workers,
         device=device,
@@ -56,6 +58,8 @@ def prepare_set(one: DataSetConfig, models: ModelFiles, directories: Iterable[st
 
 def check_columns(one: DataSetConfig, directories: Iterable[str]) -> None:
     """Refuse a set that lacks what a run is to learn from."""
+    if "keyframe_latents" in directories and not one.keyframes:
+        raise ConfigError(f"{one.path} names no keyframes, expected frames such as [0, -1] for keyframe_image")
     rows = read_rows(one.path)
     present = {role for row in rows for role in row.media} | ({"reference_video"} if one.control else set())
     for name in directories:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ from ltx_trainer.processing.masks import alpha_planes, image_mask, kept_frames, 
 from ltx_trainer.processing.metadata import Row
 from ltx_trainer.processing.stage import Prepared, Stage
 from ltx_trainer.processing.tiles import encode_in_tiles
-from ltx_trainer.processing.workspace import Workspace
+from ltx_trainer.processing.workspace import Report, Workspace
 
 
 def video_stage(work: Workspace) -> Stage:
@@ -87,6 +88,38 @@ def loss_mask_stage(work: Workspace) -> Stage:
         return weights_on_grid(frames, _grid(work, target), work.factors), {}
 
     return Stage("loss_masks", prepare, lambda masks: [{"mask": mask} for mask in masks])
+
+
+def keyframe_stage(work: Workspace) -> Stage:
+    """Pictures of the target, each encoded as a clip of its own, to ``keyframe_latents``."""
+
+    def prepare(row: Row) -> Prepared:
+        path, target = row.media["video"], target_bucket(work, row)
+        rate, size = sampling_rate(probe_video(path), work.options.fps), (target.height, target.width)
+        quiet = replace(work, report=Report())  # what is changed was said of the target
+        frames = fitted_frames(path, target.frames, size, rate, quiet, work.crop(row), row.start)
+        kept = keyframes_of(target.frames, work.options.keyframes)
+        return (frames[:, kept], torch.tensor(kept)), {}
+
+    def encode(clips: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Record]:
+        for pictures, frames in clips:  # one at a time, as generation encodes them
+            made = [next(encode_clips([picture], work)) for picture in pictures.split(1, dim=1)]
+            latents = torch.cat([torch.as_tensor(record["latents"]) for record in made], dim=1)
+            yield {**made[0], "latents": latents, "num_frames": len(frames), "frames": frames}
+
+    return Stage("keyframe_latents", prepare, encode)
+
+
+def keyframes_of(count: int, keyframes: Sequence[int]) -> list[int]:
+    """The frames of a clip of ``count`` that ``keyframes`` name, rising; negative ones count from the end."""
+    return sorted({range(count)[frame] for frame in keyframes})
+
+
+def check_keyframes(buckets: Sequence[Bucket], keyframes: Sequence[int]) -> None:
+    """Refuse keyframes that lie outside of some bucket."""
+    for bucket in buckets:
+        if beyond := [frame for frame in keyframes if not -bucket.frames <= frame < bucket.frames]:
+            raise ConfigError(f"keyframes name frame {beyond[0]}, bucket {bucket} has {bucket.frames} frames")
 
 
 def _grid(work: Workspace, target: Bucket) -> tuple[int, int, int]:
