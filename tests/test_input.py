@@ -38,7 +38,7 @@ from ltx_pipelines.cli.trust import Finder
 from ltx_pipelines.extend import ExtendPipeline
 from ltx_pipelines.ic_lora import ICLoraPipeline
 from ltx_pipelines.ltx_video.media import read_media, wanted_media
-from ltx_pipelines.ltx_video.size import PaddedSize
+from ltx_pipelines.planning.layout import PaddedSize
 from ltx_pipelines.planning.plan import ModelFiles, Plan
 from ltx_pipelines.retake import RetakePipeline
 from ltx_pipelines.running.conditions import attention_mask

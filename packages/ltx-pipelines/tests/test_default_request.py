@@ -19,7 +19,7 @@ from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.extend import ExtendPipeline
 from ltx_pipelines.planning.stages import default_guidance
 from ltx_pipelines.request import GUIDANCE as GUIDER_FIELDS
-from ltx_pipelines.request import read_default_request
+from ltx_pipelines.running.model_facts import read_default_request
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline

@@ -19,8 +19,8 @@ from ltx_core.components.windows import WindowPlan, plan_windows
 from ltx_core.errors import ConfigError, LtxError
 from ltx_pipelines import LongVideoPipeline, TI2VidOneStagePipeline
 from ltx_pipelines.cli.app import run
-from ltx_pipelines.planning.storyboard import read_storyboard
-from ltx_pipelines.planning.windows import runs
+from ltx_pipelines.long import read_storyboard
+from ltx_pipelines.planning.layout import runs
 from ltx_pipelines.running import engine, long_clip, stages
 from ltx_pipelines.running.long import prompt_of
 from ltx_pipelines.utils.media_io import probe_video

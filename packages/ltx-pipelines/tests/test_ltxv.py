@@ -48,8 +48,8 @@ from ltx_pipelines.ltx_video.pipeline import LTXVideoPipeline
 from ltx_pipelines.ltx_video.run import LTXVideoRun
 from ltx_pipelines.ltx_video.schedule import SchedulerConfig, entry_per_step, guidance_per_step, pass_levels
 from ltx_pipelines.ltx_video.settings import PUBLISHED, LTXVConfig, Sampling, find_config, read_config
-from ltx_pipelines.ltx_video.size import PaddedSize
 from ltx_pipelines.planning.cost import cost_of
+from ltx_pipelines.planning.layout import PaddedSize
 from ltx_pipelines.planning.plan import ImageCondition, ModelFiles, plan_from_json
 from ltx_pipelines.running.engine import generate
 from ltx_pipelines.running.generation import Generation

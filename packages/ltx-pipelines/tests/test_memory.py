@@ -15,8 +15,7 @@ from ltx_core.errors import ConfigError
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.cli.errors import describe
 from ltx_pipelines.distilled import DistilledPipeline
-from ltx_pipelines.planning.cost import cost_of
-from ltx_pipelines.planning.memory import bound_of, check_memory
+from ltx_pipelines.planning.cost import bound_of, check_memory, cost_of
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -94,7 +93,7 @@ def test_fewer_frames_and_policies_are_proposed(pipeline: DistilledPipeline, mon
 
 
 def test_what_fits_easily_is_not_measured(pipeline: DistilledPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltx_pipelines.planning.memory.cost_of", lambda *arguments: pytest.fail("it was measured"))
+    monkeypatch.setattr("ltx_pipelines.planning.cost.cost_of", lambda *arguments: pytest.fail("it was measured"))
     monkeypatch.setattr(pipeline.ledger, "free_bytes", lambda: 4 * GIB)
     check_memory(pipeline.plan(prompt="x", seed=1, height=64, width=64, num_frames=25), pipeline.ledger)
 

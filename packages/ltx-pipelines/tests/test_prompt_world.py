@@ -11,7 +11,7 @@ from ltx_core.errors import ConfigError
 from ltx_pipelines.cli.generate import make_plan
 from ltx_pipelines.cli.progress import Reporter
 from ltx_pipelines.cli.session import open_session
-from ltx_pipelines.planning.prompt_world import PromptWorld
+from ltx_pipelines.running.model_facts import PromptWorld
 
 GIVEN = {
     "words": ["a", "ball", "red"],

@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from ltx_pipelines.cli.fields import every_option
-from ltx_pipelines.planning.storyboard import read_storyboard
+from ltx_pipelines.long import read_storyboard
 from ltx_studio.guard import LOOPBACK, Limits
 from ltx_studio.server import Settings, create_app
 

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ltx_pipelines.planning.prompt_world import PromptWorld
+from ltx_pipelines.running.model_facts import PromptWorld
 from ltx_tiny.world.captions import SOUND, WALLS, WORDS, caption, prompt_world, vocabulary
 from ltx_tiny.world.scene import Body, Scene, attributes, sample_scene
 

@@ -15,7 +15,7 @@ from ltx_core.loader import Checkpoint, Lora
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.text_encoders.gemma.encoder import load_text_encoder
 from ltx_pipelines.cli.app import run
-from ltx_pipelines.planning.prompt_world import PromptWorld
+from ltx_pipelines.running.model_facts import PromptWorld
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.running.preview import beside, find_map
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline

@@ -21,8 +21,8 @@ from ltx_pipelines.dubit import DubItPipeline
 from ltx_pipelines.ic_lora import ICLoraPipeline
 from ltx_pipelines.keyframe_interpolation import KeyframeInterpolationPipeline
 from ltx_pipelines.pipeline import GUIDED, Pipeline
+from ltx_pipelines.planning.layout import runs
 from ltx_pipelines.planning.plan import BackendName, ImageCondition, Lora, StagePlan
-from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.request import AutoDuration
 from ltx_pipelines.retake import RetakePipeline
 from ltx_pipelines.running.decoding import decode_streams

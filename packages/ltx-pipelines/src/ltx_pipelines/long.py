@@ -1,5 +1,7 @@
 """Clips of any length with sound, window after window, that go on where they were stopped."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
@@ -9,14 +11,14 @@ from typing import Any, ClassVar
 from ltx_core.components.strength import Curve
 from ltx_core.components.windows import WindowPlan, pixel_frames, plan_windows, stride_grid
 from ltx_core.errors import ConditioningError, ConfigError
+from ltx_core.textfiles import read_yaml
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines.ltx_video.pipeline import LTXVideoPipeline, LTXVideoRequest
-from ltx_pipelines.ltx_video.size import PaddedSize
 from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
-from ltx_pipelines.planning.plan import LongClip, LTXVideoSettings, Plan, Scene, StagePlan, Window
-from ltx_pipelines.planning.schema import File, UsageError
+from ltx_pipelines.planning.layout import PaddedSize
+from ltx_pipelines.planning.plan import ImageCondition, LongClip, LTXVideoSettings, Plan, Scene, StagePlan, Window
+from ltx_pipelines.planning.schema import File, Misfit, UsageError, fit
 from ltx_pipelines.planning.stages import distilled_stage, guided_stage
-from ltx_pipelines.planning.storyboard import Storyboard, read_storyboard
 from ltx_pipelines.request import AutoDuration, Request, condition, sampling, size
 
 WIDEST = 6  # latent frames of the coarsest grid of the sound that a window is made longer for
@@ -176,3 +178,82 @@ def window_of(plan: WindowPlan, number: int, has_sound: bool) -> Window:
     start, end = window.latents
     tokens = window.audio if has_sound else None
     return Window(pixel_frames(start + 1) - 1, pixel_frames(end) - 1, 0, window.overlap_latents, tokens)
+
+
+# The storyboard ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SceneKeyframe:
+    """A picture ``at`` seconds into its scene; the rest as in `ImageCondition`."""
+
+    image: str
+    at: float = 0.0
+    strength: float = 1.0
+    release: Curve = "hold"
+    reach: int = 0
+    curve: Curve = "hold"
+
+
+@dataclass(frozen=True)
+class BoardScene:
+    """A scene as the file says it."""
+
+    prompt: str
+    seconds: float
+    camera: str | None = None
+    keyframes: tuple[SceneKeyframe, ...] = ()
+
+
+@dataclass(frozen=True)
+class Storyboard:
+    """Scenes in their order, with all pictures by their frame in the whole clip."""
+
+    scenes: tuple[Scene, ...]
+    images: tuple[ImageCondition, ...]
+    seconds: float
+
+
+def read_storyboard(path: str, fps: float, common: str = "") -> Storyboard:
+    """Read the scenes of a long clip from a YAML file, each with its prompt, length, pictures and camera::
+
+        - prompt: a red ball bounces
+          seconds: 4
+          keyframes:
+            - {image: ball.png, at: 0.5, strength: 0.8, release: smoothstep}
+        - prompt: a blue box spins
+          seconds: 3
+          camera: pan left 15
+
+    ``common`` stands before every prompt. Pictures are looked for beside the file. Raises `ConfigError` that names the
+    file, the scene and what does not fit.
+    """
+    listed = read_yaml(Path(path))
+    if not isinstance(listed, list) or not listed:
+        raise ConfigError(f"{path}: holds {type(listed).__name__}, expected a list of scenes")
+    scenes: list[Scene] = []
+    images: list[ImageCondition] = []
+    start = 0.0
+    for number, entry in enumerate(listed, 1):
+        scene = _read_scene(entry, f"{path}: scene {number}")
+        scenes.append(Scene(f"{common} {scene.prompt}".strip(), round(start * fps), scene.camera))
+        for key in scene.keyframes:
+            if not 0 <= key.at < scene.seconds:
+                raise ConfigError(f"{path}: scene {number}: at is {key.at:g} s, the scene has {scene.seconds:g} s")
+            place = str(Path(path).parent / key.image)
+            frame = round((start + key.at) * fps)
+            images.append(ImageCondition(place, frame, key.strength, None, key.release, key.reach, key.curve))
+        start += scene.seconds
+    return Storyboard(tuple(scenes), tuple(images), start)
+
+
+def _read_scene(entry: object, where: str) -> BoardScene:
+    try:
+        scene: BoardScene = fit(BoardScene, entry)
+    except (Misfit, ConfigError) as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if not scene.seconds > 0:
+        raise ConfigError(f"{where}: seconds is {scene.seconds:g}, expected more than 0")
+    if not scene.prompt.strip():
+        raise ConfigError(f"{where}: prompt is empty, expected a description of the scene")
+    return scene

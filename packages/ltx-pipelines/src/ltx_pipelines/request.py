@@ -13,10 +13,9 @@ from typing import Any, Literal
 
 from ltx_core.components.guiders import GuiderName, MultiModalGuiderParams
 from ltx_core.components.strength import Curve
-from ltx_core.errors import ConfigError, nearest_hint
+from ltx_core.errors import ConfigError
 from ltx_core.loader.metadata import DEFAULTS_FROM
 from ltx_core.precision import DtypeName
-from ltx_core.textfiles import parse_json
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape, nearest_multiple
 from ltx_pipelines.planning.plan import (
     BackendName,
@@ -331,49 +330,6 @@ def guidance_options(stream: str) -> dict[str, Option]:
 def request_options() -> dict[str, Option]:
     """Every field of a request, the single values of guidance included."""
     return options_of(Request) | {name: one for stream in STREAMS for name, one in guidance_options(stream).items()}
-
-
-# What a model asks for itself ---------------------------------------------------------------------------------------
-
-WISHES = (
-    *("height", "width", "num_frames", "frame_rate", "num_inference_steps", "max_batch_size", "sigmas"),
-    "negative_prompt",
-)
-
-
-def read_default_request(text: str, where: str) -> dict[str, Any]:
-    """The request a model prefers, a JSON object under ``default_request`` in the metadata of its checkpoint.
-
-    ::
-
-        {"height": 256, "width": 256, "num_frames": 49, "frame_rate": 25.0, "num_inference_steps": 16,
-         "video_guider_params": {"cfg_scale": 3.0, "stg_scale": 0.0}, "audio_guider_params": {"cfg_scale": 3.0}}
-
-    A value stands where a request leaves it out, each one of the guider parameters alone. Returns the values by the
-    names of `Request`. Raises `ConfigError` that names the file ``where`` it stands, and the field.
-    """
-    place = f"{where}: default_request"
-    asked = parse_json(text, place)
-    if not isinstance(asked, dict):
-        raise ConfigError(f"{place} is {type(asked).__name__}, expected an object")
-    wanted: dict[str, Any] = {}
-    for stream in STREAMS:
-        name = f"{stream}_guider_params"
-        params = asked.pop(name, {})
-        if not isinstance(params, dict):
-            raise ConfigError(f"{place}: {name} is {params!r}, expected an object")
-        own = {key.removeprefix(f"{stream}_"): one for key, one in guidance_options(stream).items()}
-        wanted |= {f"{stream}_{key}": one for key, one in _wishes(own, params, f"{place}, {name}").items()}
-    known = {name: one for name, one in options_of(Request).items() if name in WISHES}
-    return _wishes(known, asked, place) | wanted
-
-
-def _wishes(known: Mapping[str, Option], asked: Mapping[str, Any], place: str) -> dict[str, Any]:
-    for name in asked:
-        if name not in known:
-            hint = nearest_hint(name, known) or f"; expected one of {', '.join(known)}"
-            raise ConfigError(f"{place}: no field is called {name}{hint}")
-    return {name: known[name].read(value, f"{place}: ") for name, value in asked.items()}
 
 
 # Sizes -------------------------------------------------------------------------------------------------------------

@@ -62,8 +62,8 @@ def names_files(one: Option) -> bool:
 
 def checked_storyboard(scenes: Any) -> list[dict[str, Any]]:
     """The scenes of a storyboard as plain values, whose pictures must be uploads. Raises `ConfigError`."""
+    from ltx_pipelines.long import BoardScene
     from ltx_pipelines.planning.schema import Misfit, fit, plain
-    from ltx_pipelines.planning.storyboard import BoardScene
 
     try:
         made: list[dict[str, Any]] = plain(fit(tuple[BoardScene, ...], scenes))

@@ -42,6 +42,7 @@ def rerun(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.session import open_session
     from ltx_pipelines.pipeline import find_pipeline
     from ltx_pipelines.planning.validation import validate_plan
+    from ltx_pipelines.running.output import free_path
     from ltx_pipelines.running.recipe import changes_since, plan_of
 
     reporter = Reporter(style_of(given))
@@ -70,7 +71,7 @@ def rerun(given: dict[str, Any]) -> None:
         validate_plan(plan, ledger)
     from ltx_pipelines.cli.job import Job, execute
 
-    output = Path(given.get("output") or free_name(file, "again"))
+    output = Path(given.get("output") or free_path(file.with_stem(f"{file.stem}-again")))
     execute(Job(plan, ledger, output, request, **encoding_fields(given)), reporter)
 
 
@@ -79,7 +80,7 @@ def finish(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.job import Job, execute, kept_recipe, load_stage
     from ltx_pipelines.cli.progress import Reporter, style_of
     from ltx_pipelines.planning.validation import validate_plan
-    from ltx_pipelines.running.output import latents_path
+    from ltx_pipelines.running.output import free_path, latents_path
     from ltx_pipelines.running.recipe import plan_of
 
     reporter = Reporter(style_of(given))
@@ -91,7 +92,7 @@ def finish(given: dict[str, Any]) -> None:
     ledger = ledger_for(plan, given)
     validate_plan(plan, ledger)
     stem = Path(file.name.removesuffix(".stage1.safetensors")).stem
-    output = Path(given.get("output") or free_name(file.with_name(f"{stem}.mp4"), "finished"))
+    output = Path(given.get("output") or free_path(file.with_name(f"{stem}-finished.mp4")))
     execute(Job(plan, ledger, output, resume=load_stage(kept, plan), **encoding_fields(given)), reporter)
 
 
@@ -183,12 +184,6 @@ def ledger_for(plan: Plan, given: dict[str, Any]) -> ModelLedger:
 
     made_with = {"backend": plan.backend, "dtype": plan.dtype, "quantization": plan.quantization}
     return make_ledger(plan.models, made_with | {name: given[name] for name in PLACES if name in given})
-
-
-def free_name(file: Path, label: str) -> Path:
-    """A name beside a file that is not taken."""
-    names = (file.with_name(f"{file.stem}-{label}{again}{file.suffix}") for again in ("", *map(str, range(2, 10000))))
-    return next(name for name in names if not name.exists())
 
 
 def encoding_fields(given: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Lazy:
 
 OWN: dict[str, Lazy] = {
     "generate": Lazy("generate:GENERATE", "Make a clip; the pipeline follows from what is given.", "Make"),
-    "demo": Lazy("demo:DEMO", "Make demo.mp4 with the bundled model.", "Make"),
+    "demo": Lazy("generate:DEMO", "Make demo.mp4 with the bundled model.", "Make"),
     "batch": Lazy("batch:BATCH", "Make many clips from a file of requests.", "Make"),
     "rerun": Lazy("again:RERUN", "Make a clip again from the recipe inside it.", "Make"),
     "finish": Lazy("again:FINISH", "Refine a first stage that was kept.", "Make"),

@@ -1,9 +1,11 @@
-"""`ltx generate` and the sub-commands of the pipelines: from a line to a clip."""
+"""`ltx generate`, the sub-commands of the pipelines and `ltx demo`: from a line to a clip."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from ltx_pipelines.cli.fields import COMMON, DEVICES, PIPELINE, every_option, op
 from ltx_pipelines.pipeline import Pipeline, find_pipeline
 from ltx_pipelines.planning.schema import UsageError, plain
 from ltx_pipelines.request import AutoDuration
-from ltx_pipelines.running.output import SOUND, VIDEO, check_beside, check_free, check_output, free_output
+from ltx_pipelines.running.output import SOUND, VIDEO, check_beside, check_free, check_output, free_output, free_path
 
 if TYPE_CHECKING:
     from ltx_core.parallel.mesh import Devices
@@ -27,6 +29,7 @@ PLACES = (
     *("output", "json", "quiet", "contact_sheet", "crf", "preview", "overwrite", "keep_latents", "first_stage"),
     *("count", "absolute_paths", "backend", "policy", "offload", "device", "embedding_cache"),
 )
+DEMO_PROMPT = "a ball bounces"  # of a model that proposes none
 OTHER_MODELS = "for anything else name a larger model, such as --model Lightricks/LTX-2.3 (`ltx models` lists them)"
 ABOUT = """Make a clip; the pipeline follows from what is given.
 
@@ -199,3 +202,28 @@ def pipeline_command(kind: type[Pipeline]) -> Command:
 
 ALL = {**every_option(), **DEVICES, "pipeline": PIPELINE}
 GENERATE = Command("generate", ABOUT, ALL, make, "prompt", common=COMMON, on_devices=True)
+
+
+def demo(given: dict[str, Any]) -> None:
+    """Make the clip and its sheet, and say what to try next."""
+    from ltx_pipelines.running.hub import TINY
+    from ltx_pipelines.running.model_facts import ModelFacts
+    from ltx_pipelines.running.model_files import find_model
+
+    facts = ModelFacts(find_model(TINY).files)
+    examples = facts.prompt_world.examples if facts.prompt_world is not None else ()
+    example = next(iter(examples), DEMO_PROMPT)
+    asked = given.get("prompt") or facts.checkpoint.metadata.get("demo_prompt", DEMO_PROMPT)
+    output = Path(given.get("output") or free_path(Path("demo.mp4"), ".png"))
+    sheet = output.with_suffix(".png")
+    make({**given, "model": TINY, "output": str(output), "contact_sheet": str(sheet), "prompt": asked})
+    if not given.get("quiet"):
+        print(f'Made {output} (video with sound) and {sheet} (frames over the spectrogram) of "{asked}".')
+        print(f'Next, in words of your own: ltx generate "{example}" -o mine.mp4 (see ltx --help)')
+        if entry_points(group="ltx.commands", name="serve"):
+            print("Or on a page, with a queue and a gallery: ltx serve")
+
+
+DEMO_OPTIONS = {name: every_option()[name] for name in ("prompt", "seed", "output", "quiet")}
+DEMO_OPTIONS["output"] = replace(DEMO_OPTIONS["output"], shown="demo.mp4, or demo-2.mp4 ...")
+DEMO = Command("demo", "Make demo.mp4 and a contact sheet with the bundled model.", DEMO_OPTIONS, demo, "prompt")

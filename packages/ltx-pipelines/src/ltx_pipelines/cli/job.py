@@ -22,7 +22,7 @@ from ltx_core.textfiles import parse_json
 from ltx_media.contact_sheet import write_rows
 from ltx_media.files import replacing
 from ltx_pipelines.cli.progress import Reporter, human_bytes
-from ltx_pipelines.planning.memory import check_memory
+from ltx_pipelines.planning.cost import check_memory
 from ltx_pipelines.planning.plan import Plan
 from ltx_pipelines.running.engine import generate
 from ltx_pipelines.running.generation import Generation, write

@@ -11,7 +11,7 @@ from torch import Tensor
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_media.pixels import to_signed
 from ltx_media.source import Wanted, normalize_source
-from ltx_pipelines.ltx_video.size import PaddedSize
+from ltx_pipelines.planning.layout import PaddedSize
 from ltx_pipelines.utils.media_io import recompress_image
 
 CRF = 29  # of the H.264 pass every conditioning picture goes through

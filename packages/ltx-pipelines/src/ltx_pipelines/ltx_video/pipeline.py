@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ltx_core.errors import ConditioningError, ConfigError, MediaError
 from ltx_core.types import VideoLatentShape, VideoPixelShape
-from ltx_pipelines.ltx_video.size import PaddedSize
 from ltx_pipelines.pipeline import COMMON, Loras, Pipeline
+from ltx_pipelines.planning.layout import PaddedSize
 from ltx_pipelines.planning.plan import (
     ImageCondition,
     LTXVideoSettings,

@@ -26,7 +26,7 @@ from ltx_core.sampling.velocity import TokenLevelSampler, VelocityDenoiser
 from ltx_core.types import LatentState, VideoLatentShape
 from ltx_pipelines.ltx_video.media import crop, load_condition, load_source, resize_video, wanted_media
 from ltx_pipelines.ltx_video.noise import SOUND, SeededNoise
-from ltx_pipelines.ltx_video.size import PaddedSize
+from ltx_pipelines.planning.layout import PaddedSize
 from ltx_pipelines.planning.plan import ImageCondition, Plan, StagePlan, StreamPlan
 from ltx_pipelines.running.decoding import video_decoder
 from ltx_pipelines.running.finite import Watch, finite_frames

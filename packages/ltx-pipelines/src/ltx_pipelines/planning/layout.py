@@ -1,16 +1,24 @@
-"""Sizes, frame canvases and tiles that pipelines plan with. Sizes are (width, height) only where said."""
+"""Sizes, frame canvases, tiles and windows that pipelines plan with. Sizes are (width, height) only where said."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
 from ltx_core.errors import ConfigError
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape
-from ltx_pipelines.planning.plan import Tiles
+from ltx_pipelines.planning.plan import (
+    CarriedKeyframes,
+    Condition,
+    ImageCondition,
+    KeyframeSlots,
+    StagePlan,
+    Tiles,
+    Window,
+)
 
 TIME_FACTOR = 8  # pixel frames per latent frame
 TILE_TOKENS = 2**16  # at most, of one tile
@@ -131,3 +139,67 @@ def temporal_tiles(seams: Sequence[int], count: int) -> list[TemporalTile]:
         )
         first = end
     return tiles
+
+
+# Windows: each is a run of the transformer over a part of the frames of a clip --------------------------------------
+
+
+def runs(stage: StagePlan) -> list[StagePlan]:
+    """The runs of the transformer a stage is made of."""
+    return [window_stage(stage, number) for number in range(len(stage.windows))] or [stage]
+
+
+def window_stage(stage: StagePlan, number: int) -> StagePlan:
+    """A window as a stage of its own, whose frames count from its start. Its sampler draws noise of its own."""
+    window, video, sampler = stage.windows[number], stage.streams["video"], stage.sampler
+    conditions = [inside for condition in video.conditions if (inside := _inside(condition, window)) is not None]
+    return replace(
+        stage,
+        shape=stage.shape._replace(frames=window.last - window.first + 1),
+        streams={**stage.streams, "video": replace(video, conditions=tuple(conditions))},
+        sampler=sampler if sampler.seed is None else replace(sampler, seed=sampler.seed + number),
+        windows=(),
+        window=window,
+        delivered=None,
+    )
+
+
+def _inside(condition: Condition, window: Window) -> Condition | None:
+    """The condition with its frames counted from the window's start; None where none of them lies in it."""
+    match condition:
+        case ImageCondition(frame_idx=frame):
+            inside = window.first <= frame <= window.last and frame >= window.first_new
+            return replace(condition, frame_idx=frame - window.first) if inside else None
+        case KeyframeSlots(pixel_frame_indices=frames) | CarriedKeyframes(pixel_frame_indices=frames):
+            local = tuple(frame - window.first for frame in frames if window.first <= frame <= window.last)
+            return replace(condition, pixel_frame_indices=local) if local else None
+    return condition
+
+
+# The size of LTX-Video clips ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PaddedSize:
+    """A size and the smallest around it that the model can hold: sides multiples of 32, frames 8k+1."""
+
+    asked: VideoPixelShape
+    padded: VideoPixelShape
+
+    @classmethod
+    def of(cls, asked: VideoPixelShape, factors: SpatioTemporalScaleFactors) -> PaddedSize:
+        def up(size: int, step: int) -> int:
+            return -(-size // step) * step
+
+        sides = {"height": up(asked.height, factors.height), "width": up(asked.width, factors.width)}
+        return cls(asked, asked._replace(frames=up(asked.frames - 1, factors.time) + 1, **sides))
+
+    @property
+    def top(self) -> int:
+        """Rows above the picture; a surplus row is below it."""
+        return (self.padded.height - self.asked.height) // 2
+
+    @property
+    def left(self) -> int:
+        """Columns left of the picture; a surplus column is right of it."""
+        return (self.padded.width - self.asked.width) // 2

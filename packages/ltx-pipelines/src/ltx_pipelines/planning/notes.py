@@ -12,7 +12,7 @@ from ltx_media.exr import exr_frames, is_exr
 from ltx_media.source import Change, Wanted, changes_of, sound_changes
 from ltx_media.video import VideoInfo, probe_video
 from ltx_pipelines.ltx_video.media import wanted_media
-from ltx_pipelines.ltx_video.size import PaddedSize
+from ltx_pipelines.planning.layout import PaddedSize, runs
 from ltx_pipelines.planning.plan import (
     AudioReferenceCondition,
     Condition,
@@ -22,7 +22,6 @@ from ltx_pipelines.planning.plan import (
     Source,
     StagePlan,
 )
-from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.planning.work import sparse_pattern
 from ltx_pipelines.running.conditions import wanted_image, wanted_reference, wanted_source
 from ltx_pipelines.utils.model_ledger import ModelLedger

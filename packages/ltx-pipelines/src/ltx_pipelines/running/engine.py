@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ltx_pipelines.planning.layout import runs
 from ltx_pipelines.planning.plan import Plan
-from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.running.decoding import decode_latents
 from ltx_pipelines.running.generation import Generation
 from ltx_pipelines.running.long_clip import generate_long

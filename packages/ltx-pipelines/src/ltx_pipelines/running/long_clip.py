@@ -11,8 +11,8 @@ from torch import Tensor
 from ltx_core.model.audio_vae.audio_vae import decode_audio
 from ltx_core.types import Audio
 from ltx_pipelines.ltx_video.run import LTXVideoRun
+from ltx_pipelines.planning.layout import runs
 from ltx_pipelines.planning.plan import Plan
-from ltx_pipelines.planning.windows import runs
 from ltx_pipelines.running.finite import finite_sound
 from ltx_pipelines.running.generation import Frames, Generation
 from ltx_pipelines.running.long import (

@@ -1,23 +1,25 @@
-"""Facts about a model, from the headers of its files alone."""
+"""Facts about a model, from the headers of its files alone: what they hold, and what it asks for and understands."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.lora import Lora as LoraWeights
 from ltx_core.loader.metadata import Version, VersionDefaults, version_defaults
+from ltx_core.textfiles import parse_json
 from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_pipelines.planning.plan import Lora, ModelFiles
-from ltx_pipelines.planning.prompt_world import PromptWorld
-from ltx_pipelines.request import read_default_request
+from ltx_pipelines.planning.schema import Option, options_of
+from ltx_pipelines.request import STREAMS, Request, guidance_options
 
 BLOCKS = "transformer_blocks"
 # Component of a checkpoint -> slot of `ModelFiles` it is read from; all fall back to the checkpoint itself.
@@ -172,3 +174,84 @@ class ModelFacts:
             kind = "a T5 folder" if self.is_ltx_video else "a Gemma folder or a packed text-encoder file"
             raise ConfigError(f"text_encoder is not given, expected {kind} (--gemma-root)")
         return self.files.text_encoder
+
+
+@dataclass(frozen=True)
+class PromptWorld:
+    """Prompts that a model understands, where that is not everything: ``prompt_world`` in its checkpoint's metadata.
+
+    ::
+
+        {"words": ["a", "ball", "red", ...], "one_of": ["ball", ...], "says": "this model knows only ...",
+         "examples": ["a red ball bounces", ...]}
+
+    A prompt is inside when it uses no other words, all in lower case, and at least one of ``one_of``. ``says`` is told
+    to whoever asks for more, ``examples`` are prompts to try.
+    """
+
+    words: frozenset[str]
+    one_of: frozenset[str]
+    says: str
+    examples: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, text: str, where: str) -> PromptWorld:
+        """Raises `ConfigError` that names the file ``where`` it stands."""
+        try:
+            given = parse_json(text, where)
+            lists = {name: given[name] for name in ("words", "one_of", "examples")}
+            world = cls(frozenset(lists["words"]), frozenset(lists["one_of"]), given["says"], tuple(lists["examples"]))
+        except (ValueError, TypeError, KeyError) as error:
+            names = ", ".join(field.name for field in fields(cls))
+            raise ConfigError(f"{where}: prompt_world cannot be read, expected an object with {names}") from error
+        if not all(isinstance(text, str) for text in (*world.words, *world.one_of, world.says, *world.examples)):
+            raise ConfigError(f"{where}: prompt_world holds something that is no text")
+        return world
+
+    def holds(self, prompt: str) -> bool:
+        """Whether the model knows what a prompt speaks of."""
+        words = set(re.findall(r"[^\W_]+", prompt.lower()))
+        return words <= self.words and not self.one_of.isdisjoint(words)
+
+
+# What a model asks for itself ---------------------------------------------------------------------------------------
+
+WISHES = (
+    *("height", "width", "num_frames", "frame_rate", "num_inference_steps", "max_batch_size", "sigmas"),
+    "negative_prompt",
+)
+
+
+def read_default_request(text: str, where: str) -> dict[str, Any]:
+    """The request a model prefers, a JSON object under ``default_request`` in the metadata of its checkpoint.
+
+    ::
+
+        {"height": 256, "width": 256, "num_frames": 49, "frame_rate": 25.0, "num_inference_steps": 16,
+         "video_guider_params": {"cfg_scale": 3.0, "stg_scale": 0.0}, "audio_guider_params": {"cfg_scale": 3.0}}
+
+    A value stands where a request leaves it out, each one of the guider parameters alone. Returns the values by the
+    names of `Request`. Raises `ConfigError` that names the file ``where`` it stands, and the field.
+    """
+    place = f"{where}: default_request"
+    asked = parse_json(text, place)
+    if not isinstance(asked, dict):
+        raise ConfigError(f"{place} is {type(asked).__name__}, expected an object")
+    wanted: dict[str, Any] = {}
+    for stream in STREAMS:
+        name = f"{stream}_guider_params"
+        params = asked.pop(name, {})
+        if not isinstance(params, dict):
+            raise ConfigError(f"{place}: {name} is {params!r}, expected an object")
+        own = {key.removeprefix(f"{stream}_"): one for key, one in guidance_options(stream).items()}
+        wanted |= {f"{stream}_{key}": one for key, one in _wishes(own, params, f"{place}, {name}").items()}
+    known = {name: one for name, one in options_of(Request).items() if name in WISHES}
+    return _wishes(known, asked, place) | wanted
+
+
+def _wishes(known: Mapping[str, Option], asked: Mapping[str, Any], place: str) -> dict[str, Any]:
+    for name in asked:
+        if name not in known:
+            hint = nearest_hint(name, known) or f"; expected one of {', '.join(known)}"
+            raise ConfigError(f"{place}: no field is called {name}{hint}")
+    return {name: known[name].read(value, f"{place}: ") for name, value in asked.items()}

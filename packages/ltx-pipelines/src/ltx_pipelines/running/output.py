@@ -85,5 +85,10 @@ def latents_path(output: Path) -> Path:
 def free_output(prompt: str, seed: int, suffix: str) -> str:
     """A file name from prompt and seed that is not taken."""
     stem = "-".join(re.findall(r"[a-z0-9]+", prompt.lower())[:6])[:48] or "clip"
-    names = (f"{stem}-{seed}{again}{suffix}" for again in ("", *(f"-{n}" for n in range(2, 10000))))
-    return next(name for name in names if not Path(name).exists())
+    return str(free_path(Path(f"{stem}-{seed}{suffix}")))
+
+
+def free_path(path: Path, *beside: str) -> Path:
+    """The first of a.mp4, a-2.mp4 ... that is not taken, nor are its files with the suffixes ``beside``."""
+    names = (path.with_name(f"{path.stem}{again}{path.suffix}") for again in ("", *(f"-{n}" for n in range(2, 10000))))
+    return next(name for name in names if not any(name.with_suffix(one).exists() for one in (path.suffix, *beside)))

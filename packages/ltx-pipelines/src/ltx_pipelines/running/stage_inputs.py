@@ -25,8 +25,8 @@ from ltx_core.model.upsampler.model import upsample_latent
 from ltx_core.sampling.denoisers import Denoiser
 from ltx_core.sampling.modality import States
 from ltx_core.sampling.samplers import Sampler
+from ltx_pipelines.planning.layout import window_stage
 from ltx_pipelines.planning.plan import Plan, ReferenceCondition, StagePlan, Window
-from ltx_pipelines.planning.windows import window_stage
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 KEYFRAMES = "keyframes"
