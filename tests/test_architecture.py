@@ -37,6 +37,7 @@ FLOOR = {
     "textfiles": 0,
     "fingerprint": 0,
     "precision": 0,
+    "sections": 0,
     "utils": 0,
     "optimizations": 0,
     "model": 1,

@@ -9,10 +9,10 @@ from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.config import AudioVaeConfig, GeneratorConfig, VocoderConfig
 from ltx_core.model.duration_head.config import DurationHeadConfig
 from ltx_core.model.transformer.config import LTX_VIDEO_CLASS, TransformerConfig
-from ltx_core.model.transformer.foreign import infer_transformer_config
+from ltx_core.model.transformer.foreign import TEXT_IS_READY, infer_transformer_config
 from ltx_core.model.upsampler.config import LatentUpsamplerConfig
 from ltx_core.model.video_vae.config import BlockConfig, VideoVaeConfig
-from ltx_core.text_encoders.gemma.config import PER_TOKEN_KEYS, EmbeddingsConfig
+from ltx_core.text_encoders.gemma.config import EmbeddingsConfig
 
 Json = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -140,7 +140,7 @@ def _read_connectors(given: Mapping[str, Any], shapes: Shapes) -> Json:
             if key != "num_layers" and given["per_modality_projections"]:
                 section[f"{ours}{key}"] = given[f"{theirs}connector_{key}"]  # features are as wide as their connector
     if given["per_modality_projections"]:
-        section |= PER_TOKEN_KEYS
+        section |= TEXT_IS_READY
     gemma = {"hidden_size": given["caption_channels"], "num_hidden_layers": given["text_proj_in_factor"] - 1}
     return {"transformer": section, "gemma": gemma}
 

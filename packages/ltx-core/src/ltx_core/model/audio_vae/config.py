@@ -6,28 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from ltx_core.errors import ConfigError
+from ltx_core.sections import check_choices, read_fields, section
 from ltx_core.types import AUDIO_HOP_LENGTH, AUDIO_SAMPLE_RATE
 
 NORM_GROUPS = 32
 STEREO = 2
-
-# Keys of `ddconfig` that are fields of `AudioVaeConfig` as they stand.
-PLAIN_KEYS = (
-    "ch",
-    "num_res_blocks",
-    "resolution",
-    "z_channels",
-    "in_channels",
-    "out_ch",
-    "double_z",
-    "dropout",
-    "mid_block_add_attention",
-    "norm_type",
-    "resamp_with_conv",
-)
 
 
 class CausalityAxis(Enum):
@@ -69,7 +55,7 @@ class AudioVaeConfig:
     double_z: bool = True
     dropout: float = 0.0
     mid_block_add_attention: bool = True
-    norm_type: str = "pixel"
+    norm_type: Literal["pixel", "group"] = "pixel"
     causality_axis: CausalityAxis = CausalityAxis.HEIGHT
     resamp_with_conv: bool = True
     mel_bins: int | None = None  # bins of the decoded picture
@@ -81,8 +67,7 @@ class AudioVaeConfig:
     def __post_init__(self) -> None:
         if not self.ch_mult:
             raise ConfigError("ch_mult is empty, expected one multiplier per level")
-        if self.norm_type not in ("pixel", "group"):
-            raise ConfigError(f"norm_type is {self.norm_type!r}, expected 'pixel' or 'group'")
+        check_choices(self, "audio VAE")
         axis = self.causality_axis
         if self.norm_type == "group":
             if axis is not CausalityAxis.NONE:
@@ -118,21 +103,18 @@ class AudioVaeConfig:
         if (kind := dd.get("attn_type", "vanilla")) != "vanilla":
             raise ConfigError(f"attn_type is {kind!r}, expected 'vanilla'")
         bins = (dd.get("mel_bins"), mel.get("n_mel_channels"), (audio_vae.get("variables") or {}).get("mel_bins"))
-        given: dict[str, Any] = {name: dd[name] for name in PLAIN_KEYS if name in dd}
-        if "ch_mult" in dd:
-            given["ch_mult"] = tuple(dd["ch_mult"])
+        given = read_fields(cls, dd) | {
+            "mel_bins": next((value for value in bins if value is not None), None),
+            "sample_rate": params.get("sampling_rate", AUDIO_SAMPLE_RATE),
+            "n_fft": stft.get("filter_length", 1024),
+            "hop_length": stft.get("hop_length", AUDIO_HOP_LENGTH),
+            "is_causal": stft.get("causal", True),
+        }
         if "attn_resolutions" in dd:
             given["attn_resolutions"] = frozenset(dd["attn_resolutions"])
         if "causality_axis" in dd:
             given["causality_axis"] = causality_axis(dd["causality_axis"])
-        return cls(
-            **given,
-            mel_bins=next((value for value in bins if value is not None), None),
-            sample_rate=params.get("sampling_rate", AUDIO_SAMPLE_RATE),
-            n_fft=stft.get("filter_length", 1024),
-            hop_length=stft.get("hop_length", AUDIO_HOP_LENGTH),
-            is_causal=stft.get("causal", True),
-        )
+        return cls(**given)
 
 
 @dataclass(frozen=True)
@@ -179,15 +161,8 @@ class GeneratorConfig:
             raise ConfigError(f"vocoder stereo is {values.get('stereo')!r}, expected true")
         if resblock == "AMP1" and (activation := values.get("activation", "snake")) != "snakebeta":
             raise ConfigError(f"vocoder activation is {activation!r}, expected 'snakebeta'")
-        lists = ("upsample_rates", "upsample_kernel_sizes", "resblock_kernel_sizes")
-        given: dict[str, Any] = {name: tuple(values[name]) for name in lists if name in values}
-        if "resblock_dilation_sizes" in values:
-            given["resblock_dilation_sizes"] = tuple(tuple(sizes) for sizes in values["resblock_dilation_sizes"])
-        for name in ("upsample_initial_channel", "use_bias_at_final"):
-            if name in values:
-                given[name] = values[name]
         final = "tanh" if values.get("use_tanh_at_final", True) else "clamp"
-        return cls(**given, resblock=resblock, final_activation=final if has_final_activation else None)
+        return cls(**read_fields(cls, values) | {"final_activation": final if has_final_activation else None})
 
 
 @dataclass(frozen=True)
@@ -237,14 +212,6 @@ class VocoderConfig:
         )
         generator = GeneratorConfig.from_section(section(vocoder, "vocoder"), "AMP1")
         return cls(generator, extension.output_sampling_rate, extension)
-
-
-def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A required JSON object inside another."""
-    value = config.get(name)
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"config {name} is {value!r}, expected an object with the {name} keys")
-    return value
 
 
 def causality_axis(value: str | None) -> CausalityAxis:

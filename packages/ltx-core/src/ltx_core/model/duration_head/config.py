@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ltx_core.errors import ConfigError
+from ltx_core.sections import read_fields
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,8 @@ class DurationHeadConfig:
     def from_metadata(cls, config: Mapping[str, Any]) -> DurationHeadConfig:
         """Read ``transformer`` for the context widths and ``duration_head``, where present, for the rest."""
         transformer, head = config.get("transformer") or {}, config.get("duration_head") or {}
-        names = ("pooler_hidden_dim", "num_queries", "num_pooler_heads", "mlp_hidden")
-        return cls(
-            video_width=transformer.get("cross_attention_dim", cls.video_width),
-            audio_width=transformer.get("audio_cross_attention_dim", cls.audio_width),
-            **{name: head[name] for name in names if head.get(name) is not None},
-        )
+        widths = {
+            "video_width": transformer.get("cross_attention_dim", cls.video_width),
+            "audio_width": transformer.get("audio_cross_attention_dim", cls.audio_width),
+        }
+        return cls(**{name: value for name, value in read_fields(cls, head).items() if value is not None} | widths)

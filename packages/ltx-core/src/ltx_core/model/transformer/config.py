@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ltx_core.errors import ConfigError
+from ltx_core.sections import check_choices, read_fields, section
 
 LTX2_CLASS = "AVTransformer3DModel"
 LTX_VIDEO_CLASS = "Transformer3DModel"
@@ -79,6 +80,18 @@ class StreamConfig:
         return self.heads * self.head_dim
 
 
+PREFIXES = {"video": "", "audio": "audio_"}  # of a stream's keys
+STREAM_KEYS = {
+    "heads": "num_attention_heads",
+    "head_dim": "attention_head_dim",
+    "max_pos": "positional_embedding_max_pos",
+}
+PUBLISHED_STREAMS = {
+    "video": StreamConfig(32, 128, 128, 128, (20, 2048, 2048)),
+    "audio": StreamConfig(32, 64, 128, 128, (20,)),
+}
+
+
 @dataclass(frozen=True)
 class TransformerConfig:
     """A transformer with a video stream, an audio stream, or both joined by cross-modal attention."""
@@ -90,7 +103,7 @@ class TransformerConfig:
     norm_eps: float = 1e-6
     qk_norm_eps: float = 1e-6
     out_norm_eps: float = 1e-6
-    rope_type: str = "split"  # or "interleaved"
+    rope_type: Literal["split", "interleaved"] = "split"
     positional_embedding_theta: float = 10000.0
     double_precision_rope: bool = True  # the frequency grid is computed in float64
     use_middle_indices_grid: bool = True  # tokens sit at the middle of their bounds, not at the start
@@ -105,8 +118,7 @@ class TransformerConfig:
     audio_blocks: tuple[int, ...] | None = None  # the blocks with an audio stream, where there is one; None: all
 
     def __post_init__(self) -> None:
-        if self.rope_type not in ("split", "interleaved"):
-            raise ConfigError(f"rope_type is {self.rope_type!r}, expected 'split' or 'interleaved'")
+        check_choices(self, "transformer")
         if not self.streams:
             raise ConfigError("the transformer has no stream, expected video, audio or both")
         for name, stream in self.streams.items():
@@ -130,14 +142,12 @@ class TransformerConfig:
         What the section says of the joined model only counts for both. Raises ``ConfigError`` when the section is
         missing, incomplete, or describes a network that is not built here.
         """
-        section = config.get("transformer")
-        if not isinstance(section, Mapping):
-            raise ConfigError("config has no 'transformer' section, expected the sizes of the transformer there")
-        name = section.get("_class_name", LTX2_CLASS)
+        given = section(config, "transformer")
+        name = given.get("_class_name", LTX2_CLASS)
         if name == LTX2_CLASS:
-            return _ltx2(section, _streams_of(section) if streams is None else streams)
+            return _ltx2(given, _streams_of(given) if streams is None else streams)
         if name == LTX_VIDEO_CLASS:
-            found = _ltx_video(section, config.get(AUDIO_ADAPTER))
+            found = _ltx_video(given, config.get(AUDIO_ADAPTER))
             return found.with_streams(*(streams or found.streams))
         raise ConfigError(f"transformer _class_name is {name!r}, expected {LTX2_CLASS!r} or {LTX_VIDEO_CLASS!r}")
 
@@ -171,124 +181,87 @@ class TransformerConfig:
         return not self.use_prompt_adaln_single
 
 
-def _streams_of(section: Mapping[str, Any]) -> Sequence[str]:
+def _streams_of(given: Mapping[str, Any]) -> Sequence[str]:
     """Both streams, or video alone where the section has no sizes of audio heads."""
-    return STREAMS if {"audio_num_attention_heads", "audio_attention_head_dim"} & section.keys() else ("video",)
+    return STREAMS if {"audio_num_attention_heads", "audio_attention_head_dim"} & given.keys() else ("video",)
 
 
-def _ltx2(section: Mapping[str, Any], streams: Sequence[str]) -> TransformerConfig:
-    _check_constants(section, LTX2_CONSTANTS)
+def _ltx2(given: Mapping[str, Any], streams: Sequence[str]) -> TransformerConfig:
+    _check_constants(given, LTX2_CONSTANTS)
     if unknown := [name for name in streams if name not in STREAMS]:
         raise ConfigError(f"stream is {unknown[0]!r}, expected one of {', '.join(STREAMS)}")
     if len(set(streams)) == 2:
-        _check_constants(section, AUDIO_VIDEO_CONSTANTS)
+        _check_constants(given, AUDIO_VIDEO_CONSTANTS)
         for key in ("num_attention_heads", "audio_num_attention_heads"):
-            _require(section, key)
-    adaln = section.get("cross_attention_adaln", False)
-    text_is_ready = section.get("caption_proj_before_connector", False)
-    return TransformerConfig(
-        num_layers=section.get("num_layers", 48),
-        video=_ltx2_video(section) if "video" in streams else None,
-        audio=_ltx2_audio(section) if "audio" in streams else None,
-        caption_channels=None if text_is_ready else _require(section, "caption_channels"),
-        norm_eps=section.get("norm_eps", 1e-6),
-        qk_norm_eps=section.get("norm_eps", 1e-6),
-        out_norm_eps=section.get("norm_eps", 1e-6),
-        rope_type=section.get("rope_type", "split"),
-        positional_embedding_theta=section.get("positional_embedding_theta", 10000.0),
-        double_precision_rope=section.get("frequencies_precision") == "float64",
-        use_middle_indices_grid=True,
-        timestep_scale_multiplier=section.get("timestep_scale_multiplier", 1000),
-        av_ca_timestep_scale_multiplier=section.get("av_ca_timestep_scale_multiplier", 1),
-        apply_gated_attention=section.get("apply_gated_attention", False),
-        cross_attention_adaln=adaln,
-        use_prompt_adaln_single=adaln and section.get("use_prompt_adaln_single", True),
-        use_keyframes_abs_pos_embedding=section.get("use_keyframes_abs_pos_embedding", False),
+            _require(given, key)
+    eps = given.get("norm_eps", 1e-6)
+    text_is_ready = given.get("caption_proj_before_connector", False)
+    own = {
+        **{name: _stream(given, name) if name in streams else None for name in STREAMS},
+        "caption_channels": None if text_is_ready else _require(given, "caption_channels"),
+        "qk_norm_eps": eps,
+        "out_norm_eps": eps,
+        "use_prompt_adaln_single": given.get("cross_attention_adaln", False)
+        and given.get("use_prompt_adaln_single", True),
+    }
+    return TransformerConfig(**{"num_layers": 48} | _common(given) | own)
+
+
+def _ltx_video(given: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> TransformerConfig:
+    _check_constants(given, {key: value for key, value in COMMON_CONSTANTS.items() if key in given})
+    if given.get("adaptive_norm", "single_scale_shift") != "single_scale_shift":
+        raise ConfigError(f"adaptive_norm is {given['adaptive_norm']!r}, expected 'single_scale_shift'")
+    for key in ("num_attention_heads", "attention_head_dim", "num_layers", "caption_channels"):
+        _require(given, key)
+    video = _stream(
+        {"cross_attention_dim": given["num_attention_heads"] * given["attention_head_dim"], **given}, "video"
     )
+    absent: dict[str, Any] = {
+        "rope_type": "interleaved",
+        "use_middle_indices_grid": False,
+        "cross_attention_norm": False,
+    }
+    own: dict[str, Any] = {"video": video, "audio": None, "qk_norm_eps": 1e-5, "context_mask_penalty": 10000.0}
+    if adapter is not None:
+        blocks = adapter.get("blocks")
+        own |= {"audio": _adapter_audio(adapter, video), "audio_blocks": None if blocks is None else tuple(blocks)}
+    return TransformerConfig(**absent | _common(given) | own)
 
 
-def _ltx2_video(section: Mapping[str, Any]) -> StreamConfig:
-    video = StreamConfig(
-        heads=section.get("num_attention_heads", 32),
-        head_dim=section.get("attention_head_dim", 128),
-        in_channels=section.get("in_channels", 128),
-        out_channels=section.get("out_channels", 128),
-        max_pos=tuple(section.get("positional_embedding_max_pos", (20, 2048, 2048))),
-        ff_bias=section.get("ff_bias", True),
-    )
-    _check_text_width(section, "cross_attention_dim", 4096, video)
-    return video
+def _common(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a section states by their names, and the precision of the rotary frequencies."""
+    double = given.get("frequencies_precision") == "float64"
+    return {**read_fields(TransformerConfig, given), "double_precision_rope": double}
 
 
-def _ltx2_audio(section: Mapping[str, Any]) -> StreamConfig:
-    audio = StreamConfig(
-        heads=section.get("audio_num_attention_heads", 32),
-        head_dim=section.get("audio_attention_head_dim", 64),
-        in_channels=section.get("audio_in_channels", 128),
-        out_channels=section.get("audio_out_channels", 128),
-        max_pos=tuple(section.get("audio_positional_embedding_max_pos", (20,))),
-        ff_bias=section.get("audio_ff_bias", True),
-    )
-    _check_text_width(section, "audio_cross_attention_dim", 2048, audio)
-    return audio
-
-
-def _ltx_video(section: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> TransformerConfig:
-    _check_constants(section, {key: value for key, value in COMMON_CONSTANTS.items() if key in section})
-    if section.get("adaptive_norm", "single_scale_shift") != "single_scale_shift":
-        raise ConfigError(f"adaptive_norm is {section['adaptive_norm']!r}, expected 'single_scale_shift'")
-    video = StreamConfig(
-        heads=_require(section, "num_attention_heads"),
-        head_dim=_require(section, "attention_head_dim"),
-        in_channels=section.get("in_channels", 128),
-        out_channels=section.get("out_channels", 128),
-        max_pos=tuple(section.get("positional_embedding_max_pos", (20, 2048, 2048))),
-    )
-    _check_text_width(section, "cross_attention_dim", video.width, video)
-    return TransformerConfig(
-        num_layers=_require(section, "num_layers"),
-        video=video,
-        audio=None if adapter is None else _adapter_audio(adapter, video),
-        audio_blocks=None if adapter is None or adapter.get("blocks") is None else tuple(adapter["blocks"]),
-        caption_channels=_require(section, "caption_channels"),
-        norm_eps=section.get("norm_eps", 1e-6),
-        qk_norm_eps=1e-5,
-        out_norm_eps=1e-6,
-        rope_type=section.get("rope_type", "interleaved"),
-        positional_embedding_theta=section.get("positional_embedding_theta", 10000.0),
-        double_precision_rope=section.get("frequencies_precision") == "float64",
-        use_middle_indices_grid=section.get("use_middle_indices_grid", False),
-        timestep_scale_multiplier=section.get("timestep_scale_multiplier", 1000),
-        cross_attention_norm=section.get("cross_attention_norm", False),
-        context_mask_penalty=10000.0,
-    )
+def _stream(given: Mapping[str, Any], name: str) -> StreamConfig:
+    """The sizes of a stream: those of the published models where the section does not say. Its text is as wide."""
+    prefix, published = PREFIXES[name], PUBLISHED_STREAMS[name]
+    stream = replace(published, **read_fields(StreamConfig, given, prefix, **STREAM_KEYS))
+    if (width := given.get(f"{prefix}cross_attention_dim", published.width)) != stream.width:
+        raise ConfigError(
+            f"transformer config {prefix}cross_attention_dim is {width}, expected the stream's width, {stream.width}"
+        )
+    return stream
 
 
 def _adapter_audio(adapter: Mapping[str, Any], video: StreamConfig) -> StreamConfig:
     """The audio stream of an adapter: as many heads as the video has."""
-    return StreamConfig(
-        heads=video.heads,
-        head_dim=_require(adapter, "attention_head_dim"),
-        in_channels=adapter.get("in_channels", 128),
-        out_channels=adapter.get("out_channels", 128),
-        max_pos=(adapter.get("positional_embedding_max_pos", video.max_pos[0]),),
-    )
+    _require(adapter, "attention_head_dim")
+    seconds = adapter.get("positional_embedding_max_pos", video.max_pos[0])
+    given = {**adapter, "num_attention_heads": video.heads, "positional_embedding_max_pos": [seconds]}
+    return replace(PUBLISHED_STREAMS["audio"], **read_fields(StreamConfig, given, **STREAM_KEYS))
 
 
-def _require(section: Mapping[str, Any], key: str) -> Any:
-    if section.get(key) is None:
+def _require(given: Mapping[str, Any], key: str) -> Any:
+    if given.get(key) is None:
         raise ConfigError(f"transformer config has no {key!r}, expected a number")
-    return section[key]
+    return given[key]
 
 
-def _check_constants(section: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
+def _check_constants(given: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
     for key, expected in constants.items():
-        if key not in section:
+        if key not in given:
             raise ConfigError(f"transformer config has no {key!r}, expected {expected!r}")
-        if section[key] != expected:
-            raise ConfigError(f"transformer config {key} is {section[key]!r}, expected {expected!r}")
-
-
-def _check_text_width(section: Mapping[str, Any], key: str, default: int, stream: StreamConfig) -> None:
-    if (width := section.get(key, default)) != stream.width:
-        raise ConfigError(f"transformer config {key} is {width}, expected the stream's width, {stream.width}")
+        if given[key] != expected:
+            raise ConfigError(f"transformer config {key} is {given[key]!r}, expected {expected!r}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ltx_core.model.transformer.config import AUDIO_VIDEO_CONSTANTS, COMMON_CONSTANTS, LTX2_CONSTANTS
+
 #: Names the diffusers library gives to parts of the transformer. All others are the same in both.
 NAMES = {
     "patchify_proj": "proj_in",
@@ -42,35 +44,27 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 PUBLISHED_HEADS = 32  # not visible in the tensors of ungated attention
 PUBLISHED: dict[str, Any] = {
-    "activation_fn": "gelu-approximate",
-    "attention_bias": True,
-    "double_self_attention": False,
-    "dropout": 0.0,
-    "norm_elementwise_affine": False,
+    **COMMON_CONSTANTS,
     "norm_eps": 1e-6,
-    "num_embeds_ada_norm": 1000,
-    "num_vector_embeds": None,
-    "only_cross_attention": False,
-    "upcast_attention": False,
-    "use_linear_projection": False,
-    "qk_norm": "rms_norm",
-    "standardization_norm": "rms_norm",
-    "positional_embedding_type": "rope",
     "positional_embedding_theta": 10000.0,
     "positional_embedding_max_pos": [20, 2048, 2048],
     "timestep_scale_multiplier": 1000,
     "causal_temporal_positioning": True,
 }
 PUBLISHED_LTX2: dict[str, Any] = {
-    "cross_attention_norm": True,
+    **LTX2_CONSTANTS,
+    **AUDIO_VIDEO_CONSTANTS,
     "av_ca_timestep_scale_multiplier": 1000.0,
-    "use_audio_video_cross_attention": True,
-    "share_ff": False,
     "audio_positional_embedding_max_pos": [20],
-    "av_cross_ada_norm": True,
-    "use_middle_indices_grid": True,
     "rope_type": "split",
     "frequencies_precision": "float64",
+}
+#: Of models whose text is projected by the text encoder (2.3 and later).
+TEXT_IS_READY = {
+    "caption_proj_before_connector": True,
+    "caption_projection_first_linear": False,
+    "caption_proj_input_norm": False,
+    "caption_projection_second_linear": False,
 }
 HINTS = ("num_attention_heads", "audio_num_attention_heads", "norm_eps", "rope_type", "timestep_scale_multiplier")
 
@@ -128,13 +122,7 @@ def infer_metadata(section: Mapping[str, Any]) -> dict[str, str]:
 def _switches(shapes: Shapes) -> dict[str, bool]:
     """LTX-2's optional parts, on where their tensors are."""
     block = "transformer_blocks.0"
-    ready = {
-        "caption_proj_before_connector": True,
-        "caption_projection_first_linear": False,
-        "caption_projection_second_linear": False,
-        "caption_proj_input_norm": False,
-    }
-    return ({} if "caption_projection.linear_1.weight" in shapes else ready) | {
+    return ({} if "caption_projection.linear_1.weight" in shapes else TEXT_IS_READY) | {
         "apply_gated_attention": f"{block}.attn1.to_gate_logits.weight" in shapes,
         "cross_attention_adaln": f"{block}.prompt_scale_shift_table" in shapes,
         "use_prompt_adaln_single": "prompt_adaln_single.linear.weight" in shapes,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ltx_core.errors import ConfigError
+from ltx_core.sections import read_fields
 
 NORM_GROUPS = 32
 
@@ -60,5 +61,4 @@ class LatentUpsamplerConfig:
         name = config.get("_class_name", "LatentUpsampler")
         if name != "LatentUpsampler":
             raise ConfigError(f"_class_name is {name!r}, expected 'LatentUpsampler'")
-        known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in config.items() if key in known})
+        return cls(**read_fields(cls, config))

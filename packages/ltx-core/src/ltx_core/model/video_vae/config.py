@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from ltx_core.errors import ConfigError
 from ltx_core.model.video_vae.diffusion.config import DiffusionDecoderConfig
+from ltx_core.sections import check_choices, read_fields, section
 from ltx_core.types import SpatioTemporalScaleFactors
 
 Family = Literal["ltx2", "ltxv"]
@@ -127,17 +128,7 @@ class VideoVaeConfig:
     diffusion_decoder: DiffusionDecoderConfig | None = None  # in place of the convolutional decoder
 
     def __post_init__(self) -> None:
-        choices: dict[str, tuple[str, ...]] = {
-            "family": get_args(Family),
-            "stem": get_args(Stem),
-            "norm_layer": get_args(NormLayer),
-            "latent_log_var": get_args(LogVar),
-            "encoder_padding": get_args(PaddingMode),
-            "decoder_padding": get_args(PaddingMode),
-        }
-        for name, known in choices.items():
-            if (value := getattr(self, name)) not in known:
-                raise ConfigError(f"video VAE {name} is {value!r}, expected one of {', '.join(known)}")
+        check_choices(self, "video VAE")
         if self.stem == "haar" and self.patch_size & (self.patch_size - 1):
             raise ConfigError(f"video VAE patch_size is {self.patch_size}, expected a power of two for a haar stem")
 
@@ -148,63 +139,32 @@ class VideoVaeConfig:
         ``family`` decides what absent keys mean; left out, ``detect_family`` reads it off the config. Raises
         ``ConfigError`` when there is no such section, or for a value the networks do not support.
         """
-        vae = config.get("vae")
-        if not isinstance(vae, Mapping):
-            raise ConfigError("config has no `vae` section, expected the description of a video VAE")
+        vae = section(config, "vae")
         if (dims := vae.get("dims", 3)) not in (3, [3]):
             raise ConfigError(f"video VAE dims is {dims}, expected 3")
         family = family or detect_family(config)
-        if vae.get("_class_name", "CausalVideoAutoencoder") != "CausalVideoAutoencoder":
-            return cls._from_nested(vae, family)
-        return cls._from_flat(vae, family)
+        if vae.get("_class_name", "CausalVideoAutoencoder") == "CausalVideoAutoencoder":
+            return cls._from_flat(vae, family)
+        if not isinstance(encoder := vae.get("encoder"), Mapping):
+            raise ConfigError(f"video VAE of class {vae['_class_name']} has no `encoder` section")
+        found = cls._from_flat(_flat_encoder(encoder), family)
+        return replace(found, diffusion_decoder=DiffusionDecoderConfig.from_vae(vae))
 
     @classmethod
     def _from_flat(cls, vae: Mapping[str, Any], family: Family) -> VideoVaeConfig:
-        defaults = FAMILY_DEFAULTS[family]
-        latent_channels = vae.get("latent_channels", 128)
-        encoder_padding = vae.get("encoder_spatial_padding_mode", "zeros")
+        given = FAMILY_DEFAULTS[family] | read_fields(cls, vae)
         both = vae.get("blocks")  # LTX-Video 0.9.0: one list for both halves
-        return cls(
-            family=family,
-            latent_channels=latent_channels,
-            in_channels=vae.get("in_channels", 3),
-            out_channels=vae.get("out_channels", 3),
-            patch_size=vae.get("patch_size", defaults["patch_size"]),
-            stem=vae.get("stem", "space_to_depth"),
-            norm_layer=vae.get("norm_layer", defaults["norm_layer"]),
-            latent_log_var=vae.get("latent_log_var", defaults["latent_log_var"]),
-            latent_log_var_value=vae.get("latent_log_var_value"),
-            encoder_blocks=parse_blocks(vae.get("encoder_blocks", both), ENCODER_BLOCKS),
-            encoder_base_channels=vae.get("encoder_base_channels", 128) if family == "ltxv" else latent_channels,
-            encoder_padding=vae.get("spatial_padding_mode", encoder_padding),
-            decoder_blocks=parse_blocks(vae.get("decoder_blocks", both), DECODER_BLOCKS),
-            decoder_base_channels=vae.get("decoder_base_channels", 128),
-            decoder_padding=vae.get("spatial_padding_mode", defaults["decoder_padding"]),
-            causal_decoder=vae.get("causal_decoder", False),
-            timestep_conditioning=vae.get("timestep_conditioning", defaults["timestep_conditioning"]),
-        )
-
-    @classmethod
-    def _from_nested(cls, vae: Mapping[str, Any], family: Family) -> VideoVaeConfig:
-        encoder = vae.get("encoder")
-        if not isinstance(encoder, Mapping):
-            raise ConfigError(f"video VAE of class {vae['_class_name']} has no `encoder` section")
-        defaults = FAMILY_DEFAULTS[family]
-        latent_channels = encoder.get("out_channels", 128)
-        return cls(
-            family=family,
-            latent_channels=latent_channels,
-            in_channels=encoder.get("in_channels", 3),
-            patch_size=encoder.get("patch_size", defaults["patch_size"]),
-            stem=encoder.get("stem", "space_to_depth"),
-            norm_layer=encoder.get("norm_layer", defaults["norm_layer"]),
-            latent_log_var=encoder.get("latent_log_var", defaults["latent_log_var"]),
-            latent_log_var_value=encoder.get("latent_log_var_value"),
-            encoder_blocks=parse_blocks(encoder.get("blocks", encoder.get("encoder_blocks")), ENCODER_BLOCKS),
-            encoder_base_channels=latent_channels,
-            encoder_padding=encoder.get("spatial_padding_mode", "zeros"),
-            diffusion_decoder=DiffusionDecoderConfig.from_vae(vae),
-        )
+        given |= {
+            "family": family,
+            "encoder_blocks": parse_blocks(vae.get("encoder_blocks", both), ENCODER_BLOCKS),
+            "decoder_blocks": parse_blocks(vae.get("decoder_blocks", both), DECODER_BLOCKS),
+            "encoder_padding": vae.get("encoder_spatial_padding_mode", "zeros"),
+        }
+        if family == "ltx2":
+            given["encoder_base_channels"] = given.get("latent_channels", 128)
+        if mode := vae.get("spatial_padding_mode"):
+            given |= {"encoder_padding": mode, "decoder_padding": mode}
+        return cls(**given)
 
     @property
     def encoder_scale_factors(self) -> SpatioTemporalScaleFactors:
@@ -227,6 +187,19 @@ class VideoVaeConfig:
             if b.name == "res_x_y" or b.name.startswith("compress")
         ]
         return self.decoder_base_channels * math.prod(multipliers)
+
+
+def _flat_encoder(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """The encoder's section of the nested layout as the flat layout says it, without a decoder."""
+    latent_channels = encoder.get("out_channels", 128)
+    return {
+        **{key: value for key, value in encoder.items() if key != "out_channels"},
+        "latent_channels": latent_channels,
+        "encoder_base_channels": latent_channels,
+        "encoder_blocks": encoder.get("blocks", encoder.get("encoder_blocks")),
+        "decoder_blocks": (),
+        "timestep_conditioning": False,
+    }
 
 
 def detect_family(config: Mapping[str, Any]) -> Family:

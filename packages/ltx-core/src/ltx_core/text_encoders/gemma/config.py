@@ -7,22 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ltx_core.errors import ConfigError
+from ltx_core.model.transformer.foreign import TEXT_IS_READY
+from ltx_core.sections import check_choices, section
 
 if TYPE_CHECKING:
     from ltx_core.model.transformer.rope import RotaryEmbedding
 
 GEMMA_12B = {"hidden_size": 3840, "num_hidden_layers": 48}
-ROPE_TYPES = ("split", "interleaved")
-#: Which feature extractor a checkpoint has: none of these keys, or all with these values (2.3 and later).
-PER_TOKEN_KEYS = {
-    "caption_proj_before_connector": True,
-    "caption_projection_first_linear": False,
-    "caption_proj_input_norm": False,
-    "caption_projection_second_linear": False,
-}
+
+#: Sizes of a connector: their keys and what they are where those are absent.
+SIZES = {"heads": ("num_attention_heads", 30), "head_dim": ("attention_head_dim", 128), "num_layers": ("num_layers", 2)}
 
 
 @dataclass(frozen=True)
@@ -42,14 +39,14 @@ class FeatureExtractorConfig:
     @classmethod
     def from_metadata(cls, config: Mapping[str, Any], gemma: Mapping[str, Any] | None = None) -> FeatureExtractorConfig:
         """``gemma`` is the language model's config; without it the config's ``gemma`` section, then Gemma 12B."""
-        transformer = _section(config)
+        transformer = section(config, "transformer")
         text = gemma_text_config(gemma or config.get("gemma") or GEMMA_12B)
         hidden, states = text["hidden_size"], text["num_hidden_layers"] + 1
-        given = {key: transformer[key] for key in PER_TOKEN_KEYS if key in transformer}
+        given = {key: transformer[key] for key in TEXT_IS_READY if key in transformer}
         if not given:
             return cls(hidden, states, False, hidden, hidden)
-        if given != PER_TOKEN_KEYS:
-            raise ConfigError(f"text projection is {given}, expected none of these keys or exactly {PER_TOKEN_KEYS}")
+        if given != TEXT_IS_READY:
+            raise ConfigError(f"text projection is {given}, expected none of these keys or exactly {TEXT_IS_READY}")
         has_audio = {"audio_num_attention_heads", "audio_attention_head_dim"} & transformer.keys()
         video, audio = (
             _positive(transformer, f"{prefix}num_attention_heads")
@@ -70,12 +67,11 @@ class ConnectorConfig:
     gated: bool = False
     ff_bias: bool = True
     max_pos: int = 1  # the position that rotates like 1
-    rope_type: str = "split"
+    rope_type: Literal["split", "interleaved"] = "split"
     double_precision_rope: bool = False
 
     def __post_init__(self) -> None:
-        if self.rope_type not in ROPE_TYPES:
-            raise ConfigError(f"connector: rope_type is {self.rope_type!r}, expected one of {', '.join(ROPE_TYPES)}")
+        check_choices(self, "connector")
         if self.rope_type == "split" and self.head_dim % 2:
             raise ConfigError(f"connector: head_dim is {self.head_dim}, expected an even number for split rotation")
 
@@ -98,27 +94,20 @@ class ConnectorConfig:
     @classmethod
     def from_metadata(cls, config: Mapping[str, Any], modality: str = "video") -> ConnectorConfig:
         """``modality`` is ``video`` or ``audio``; what audio does not state is as in video."""
-        transformer = _section(config)
-        video = {
-            "num_attention_heads": _positive(transformer, "connector_num_attention_heads", 30),
-            "attention_head_dim": _positive(transformer, "connector_attention_head_dim", 128),
-            "num_layers": _positive(transformer, "connector_num_layers", 2),
-        }
-        sizes = video
-        if modality == "audio":
-            sizes = {name: _positive(transformer, f"audio_connector_{name}", value) for name, value in video.items()}
-        registers = transformer.get("connector_num_learnable_registers", 128)
-        max_pos = transformer.get("connector_positional_embedding_max_pos") or [1]
+        transformer = section(config, "transformer")
+        sizes = {}
+        for field, (key, usual) in SIZES.items():
+            sizes[field] = _positive(transformer, f"connector_{key}", usual)
+            if modality == "audio":
+                sizes[field] = _positive(transformer, f"audio_connector_{key}", sizes[field])
+        registers = "connector_num_learnable_registers"
+        has_registers = transformer.get(registers, 128) is not None
         return cls(
-            heads=sizes["num_attention_heads"],
-            head_dim=sizes["attention_head_dim"],
-            num_layers=sizes["num_layers"],
-            num_registers=None
-            if registers is None
-            else _positive(transformer, "connector_num_learnable_registers", 128),
+            **sizes,
+            num_registers=_positive(transformer, registers, 128) if has_registers else None,
             gated=bool(transformer.get("connector_apply_gated_attention", False)),
             ff_bias=bool(transformer.get("connector_ff_bias", True)),
-            max_pos=max_pos[0],
+            max_pos=(transformer.get("connector_positional_embedding_max_pos") or [1])[0],
             rope_type=transformer.get("rope_type", "split"),
             double_precision_rope=transformer.get("frequencies_precision") == "float64",
         )
@@ -190,13 +179,6 @@ def gemma_text_config(gemma: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in ("hidden_size", "num_hidden_layers"):
         _positive(text, name)
     return text
-
-
-def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    transformer = config.get("transformer")
-    if not isinstance(transformer, Mapping):
-        raise ConfigError("checkpoint config has no transformer section, expected one with the text connectors")
-    return transformer
 
 
 def _positive(section: Mapping[str, Any], name: str, default: int | None = None) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ltx_core.errors import ConfigError
+from ltx_core.sections import read_fields
 from ltx_core.types import SpatioTemporalScaleFactors
 
 #: Tensors ``diff_blocks.{j}.gate_*`` [C] that some files store beside their blocks, and the layers whose results they
@@ -23,6 +24,12 @@ Axes = tuple[int, int, int]  # frames, height, width
 Prediction = Literal["x0", "v"]
 
 DETERMINISTIC_STAGES = 4
+KEYS = {  # of a decoder's section, where they are not the fields' names
+    "latent_channels": "in_channels",
+    "timestep_width": "t_emb_dim",
+    "timestep_scale": "timestep_scale_multiplier",
+    "steps": "default_num_inference_steps",
+}
 MODULATIONS = 7  # scale, shift and gate of attention and MLP, and the gate of the context
 FRAMES_STEP, PIXELS_STEP = 8, 32  # tile sizes and overlaps in frames and pixels are multiples of these
 
@@ -118,18 +125,11 @@ class DiffusionDecoderConfig:
                 f"diffusion decoder lists {len(widths)} widths, {len(depths)} depths and {len(kernels)} kernels, "
                 f"expected {DETERMINISTIC_STAGES + 1} of each"
             )
-        return cls(
-            latent_channels=decoder.get("in_channels", vae.get("latent_channels", 128)),
-            stages=tuple(StageConfig(w, d, _axes(k)) for w, d, k in zip(widths, depths, kernels, strict=True)),
-            upsamples=tuple(UpsampleConfig(_axes(stride), reduction) for stride, reduction in upsamples),
-            out_channels=decoder.get("out_channels", 3),
-            patch_size=decoder.get("patch_size", 4),
-            head_dim=decoder.get("head_dim", decoder.get("na_head_dim", 64)),
-            timestep_width=decoder.get("t_emb_dim", 384),
-            timestep_scale=float(decoder.get("timestep_scale_multiplier", 1.0)),
-            steps=int(decoder.get("default_num_inference_steps", 2)),
-            prediction=vae.get("model_output_type", "v"),
-        )
+        absent = {"in_channels": vae.get("latent_channels", 128), "head_dim": decoder.get("na_head_dim", 64)}
+        given = read_fields(cls, {**absent, **decoder}, **KEYS)
+        given["stages"] = tuple(StageConfig(w, d, _axes(k)) for w, d, k in zip(widths, depths, kernels, strict=True))
+        given["upsamples"] = tuple(UpsampleConfig(_axes(stride), reduction) for stride, reduction in upsamples)
+        return cls(**given | {"prediction": vae.get("model_output_type", "v")})
 
     @property
     def deterministic(self) -> tuple[StageConfig, ...]:
