@@ -10,7 +10,14 @@ from PIL import Image
 
 from ltx_core.types import Audio, SpatioTemporalScaleFactors
 from ltx_trainer.comparison import Clip, agreement, onset_correlation, write_comparison
-from ltx_trainer.validation_config import SampleFirstFrame, SampleKeyframe, SampleMask, SamplePrefix, SampleSpatialCrop
+from ltx_trainer.validation_config import (
+    SampleFirstFrame,
+    SampleKeyframe,
+    SampleKeyframeImage,
+    SampleMask,
+    SamplePrefix,
+    SampleSpatialCrop,
+)
 from ltx_trainer.validation_media import given_frames
 from ltx_trainer.validation_sampler import EncodedCondition
 
@@ -44,6 +51,9 @@ def test_pictures_are_measured_where_they_were_not_given():
     assert holes == pytest.approx(20 * math.log10(5), abs=0.01) and whole == pytest.approx(holes + 10 * math.log10(2))
     given[:] = True
     assert agreement(Clip("", made), Clip("", truth), given, FACTORS) == {}
+    made[4] = 151
+    keyframes = agreement(Clip("", made), Clip("", truth), given, FACTORS, [4])
+    assert keyframes == {"psnr_keyframes": pytest.approx(holes, abs=1e-5)}, "the one picture is off in all its pixels"
 
 
 def test_a_sheet_shows_every_clip_below_the_one_before(tmp_path):
@@ -67,6 +77,7 @@ def test_only_what_was_given_is_shown_as_given():
     assert shown(SamplePrefix(type="prefix", video="a.mp4")) == list(range(17))
     assert shown(SampleKeyframe(type="keyframe", video="a.mp4", latent_index=-1)) == list(range(9, 17))
     assert shown(SampleKeyframe(type="keyframe", video="a.mp4", latent_index=0)) == [0]
+    assert shown(SampleKeyframeImage(type="keyframe_image", image_or_video="a.mp4", frame=-2)) == [15]
 
 
 @pytest.mark.parametrize("kind", ["mask", "spatial_crop"])

@@ -108,11 +108,15 @@ def clip(tmp_path):
 
 
 def test_files_of_every_kind_of_condition_are_encoded_and_samples_written(tmp_path, clip):
+    picture = str(tmp_path / "picture.png")
+    Image.new("RGB", (96, 64), (90, 30, 40)).save(picture)
     conditions = (
         [
             {"type": "first_frame", "image_or_video": clip},
             {"type": "reference", "video": clip, "include_in_output": True},
             {"type": "suffix", "audio": clip, "duration": 0.2},
+            {"type": "keyframe_image", "image_or_video": picture, "frame": -1},
+            {"type": "keyframe_image", "image_or_video": clip, "frame": 8},
         ],
         [{"type": "audio_to_video", "audio": clip}],
         [

@@ -53,10 +53,17 @@ def write_comparison(path: Path, clips: Sequence[Clip], fps: float) -> None:
         page.save(temporary, format="PNG", compress_level=1)  # spectrograms hardly shrink
 
 
-def agreement(made: Clip, truth: Clip, given: Tensor | None, factors: SpatioTemporalScaleFactors) -> dict[str, float]:
+def agreement(
+    made: Clip,
+    truth: Clip,
+    given: Tensor | None,
+    factors: SpatioTemporalScaleFactors,
+    keyframes: Sequence[int] = (),
+) -> dict[str, float]:
     """``psnr`` of the pictures where they were not given, and ``onsets``, the agreement of the sounds.
 
-    ``given`` ``[F, H, W]`` is true in the latent cells that were given.
+    ``given`` ``[F, H, W]`` is true in the latent cells that were given. ``psnr_keyframes`` is that at the frames of
+    pictures that were to be met.
     """
     figures = {}
     if made.frames is not None and truth.frames is not None:
@@ -67,6 +74,8 @@ def agreement(made: Clip, truth: Clip, given: Tensor | None, factors: SpatioTemp
             free = ~pixels_of(given, factors)[:count]
         if bool(free.any()):
             figures["psnr"] = psnr(pair[0][free], pair[1][free])
+        if keyframes:
+            figures["psnr_keyframes"] = psnr(pair[0][list(keyframes)], pair[1][list(keyframes)])
     if made.sound is not None and truth.sound is not None:
         figures["onsets"] = onset_correlation(made.sound, truth.sound)
     return figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -17,6 +18,7 @@ from ltx_trainer.data_config import PRECOMPUTED, DataSetConfig
 from ltx_trainer.machine import Machine, this_machine
 from ltx_trainer.model_files import ModelFiles, open_trainable, trained_config
 from ltx_trainer.targets import adapted_linears, chosen_parameters, factorize, linears, sensitive
+from ltx_trainer.training_strategies.config import KeyframeImage, StrategyConfig
 
 GIB = 2**30
 LOOKED_AT = 64  # examples whose size is read to find the longest
@@ -245,7 +247,7 @@ def connector_values(checkpoint: Checkpoint) -> int:
 def data_size(config: TrainerConfig, factors: SpatioTemporalScaleFactors) -> tuple[dict[str, int], int]:
     """Tokens of the longest example by modality, and how many examples there are at least."""
     longest: dict[str, int] = {"video": 0, "audio": 0}
-    sources, examples = config.training_strategy.data_sources(), 0
+    sources, examples = pictures_read(config.training_strategy), 0
     unprepared = {one.root: one for one in config.data.unprepared}
     for root in config.data.roots:
         one = unprepared.get(root)
@@ -258,24 +260,33 @@ def data_size(config: TrainerConfig, factors: SpatioTemporalScaleFactors) -> tup
     return longest, examples
 
 
+def pictures_read(strategy: StrategyConfig) -> dict[str, int | None]:
+    """Directories that a strategy reads; of each how many pictures it takes from a record, None: the whole latent."""
+    video = getattr(strategy, "video", None)
+    conditions = () if video is None else video.conditions
+    pictures = Counter(one.latents_dir for one in conditions if isinstance(one, KeyframeImage))
+    return {name: pictures.get(name) for name in strategy.data_sources()}
+
+
 def expected_tokens(
-    one: DataSetConfig, sources: Mapping[str, str], factors: SpatioTemporalScaleFactors
+    one: DataSetConfig, sources: Mapping[str, int | None], factors: SpatioTemporalScaleFactors
 ) -> dict[str, int]:
     """Tokens of the longest clip that a set will give, from its resolution."""
     from ltx_trainer.processing.buckets import parse_buckets
 
     counts = {"video": 0, "audio": 0}
     for bucket in parse_buckets(one.resolution, factors):
-        video = factors.latent_frames(bucket.frames) * bucket.height // factors.height * bucket.width // factors.width
+        picture = bucket.height // factors.height * (bucket.width // factors.width)
+        video = factors.latent_frames(bucket.frames) * picture
         shape = VideoPixelShape(1, bucket.frames, bucket.height, bucket.width, one.fps or 24.0)
         audio = AudioLatentShape.from_video_pixel_shape(shape).frames
         own = {"latents": ("video", video), "audio_latents": ("audio", audio)}
         own["reference_latents"] = ("video", video // one.reference_downscale_factor**2)
         own["reference_audio_latents"] = ("audio", audio)
         found = {"video": 0, "audio": 0}
-        for name in sources:
+        for name, pictures in sources.items():
             modality, count = own.get(name, ("video", 0))
-            found[modality] += count
+            found[modality] += count if pictures is None else pictures * picture
         counts = {name: max(counts[name], found[name]) for name in counts}
     return counts
 
@@ -291,7 +302,7 @@ def text_length(config: TrainerConfig) -> int:
     return TEXT_TOKENS
 
 
-def record_tokens(root: Path, sources: Mapping[str, str]) -> tuple[int, list[dict[str, int]]]:
+def record_tokens(root: Path, sources: Mapping[str, int | None]) -> tuple[int, list[dict[str, int]]]:
     """Number of records of a prepared set, and the tokens of some of its examples."""
     root = root / PRECOMPUTED if (root / PRECOMPUTED).is_dir() else root
     latents = [name for name in sources if "latent" in name]
@@ -300,8 +311,11 @@ def record_tokens(root: Path, sources: Mapping[str, str]) -> tuple[int, list[dic
     for path in files[:: max(len(files) // LOOKED_AT, 1)]:
         counts = {"video": 0, "audio": 0}
         for name in latents:
-            shape = latent_shape(root / name / path.relative_to(root / latents[0]))
-            counts["video" if len(shape) != 3 else "audio"] += shape[1] if len(shape) == 3 else prod(shape[-3:])
+            shape, pictures = latent_shape(root / name / path.relative_to(root / latents[0])), sources[name]
+            if len(shape) == 3:
+                counts["audio"] += shape[1]
+            else:
+                counts["video"] += prod(shape[-3:]) if pictures is None else pictures * prod(shape[-2:])
         found.append(counts)
     return len(files), found
 

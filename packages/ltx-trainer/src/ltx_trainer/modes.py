@@ -72,15 +72,19 @@ MODES: dict[str, Mode] = {
     "keyframes": Mode(
         "clips through given pictures: here the first and the last",
         MADE_VIDEO
-        + _conditions("{type: first_frame, probability: 0.9}", "{type: keyframe, latent_index: -1, probability: 0.9}")
+        + _conditions(
+            "{type: keyframe_image, frame: 0, probability: 0.9}    # of `ltx keyframe-interpolation`; else first_frame",
+            "{type: keyframe_image, frame: -1, probability: 0.9}   # or any: one of data.sets.keyframes, drawn",
+        )
         + MORE_SOUND,
         VIDEO,
         sample=(
-            {"type": "first_frame", "image_or_video": "{video}"},
-            {"type": "keyframe", "video": "{video}", "latent_index": -1},
+            {"type": "keyframe_image", "image_or_video": "{video}", "frame": 0},
+            {"type": "keyframe_image", "image_or_video": "{video}", "frame": -1},
         ),
-        metric=PSNR,
+        metric="val/psnr_keyframes: decibels at the given pictures; val/psnr: over the whole clip",
         validation=SILENT,
+        data="      keyframes: [0, -1]            # frames that are encoded alone, as pictures given to `ltx` are\n",
     ),
     "extend": Mode(
         "clips that go on; `suffix` in place of `prefix` teaches what came before",

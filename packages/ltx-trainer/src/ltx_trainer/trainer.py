@@ -52,7 +52,7 @@ from ltx_trainer.training_strategies.inputs import Batch
 from ltx_trainer.training_strategies.strategies import make_strategy
 from ltx_trainer.transformer_task import TransformerObjective, TransformerTask, working_dtype
 from ltx_trainer.validation_media import Studio
-from ltx_trainer.validation_sampler import PreparedSample, ValidationSampler, check_samples
+from ltx_trainer.validation_sampler import PreparedSample, ValidationSampler, check_samples, keyframes_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -301,11 +301,12 @@ class LtxvTrainer:
         return figures
 
     def _agreement(self, sampler: ValidationSampler, clips: list[Clip]) -> dict[str, float]:
-        """``val/psnr`` and ``val/onsets``: means over the samples whose truth is known."""
+        """``val/psnr``, ``val/psnr_keyframes`` and ``val/onsets``: means over the samples whose truth is known."""
         found: dict[str, list[float]] = {}
         for sample, clip in zip(self.samples, clips, strict=True):
             if sample.truth is not None:
-                measured = agreement(clip, sample.truth, sampler.given_cells(sample), sampler.scale_factors)
+                given, keyframes = sampler.given_cells(sample), keyframes_of(sample)
+                measured = agreement(clip, sample.truth, given, sampler.scale_factors, keyframes)
                 for name, value in measured.items():
                     found.setdefault(f"val/{name}", []).append(value)
         return {name: sum(values) / len(values) for name, values in found.items()}

@@ -64,13 +64,26 @@ class SampleSuffix(_OneSource):
 
 
 class SampleKeyframe(Strict):
-    """One latent frame of a video is given."""
+    """One latent frame of a video is given in place."""
 
     type: Literal["keyframe"]
     video: str
     """The video it is taken from."""
     latent_index: int
     """Which one; negative counts from the end."""
+
+    def targets(self) -> str:
+        return "video"
+
+
+class SampleKeyframeImage(Strict):
+    """One picture is given at a frame, as generation takes keyframes."""
+
+    type: Literal["keyframe_image"]
+    image_or_video: str
+    """An image, or a video of which that frame is taken."""
+    frame: int
+    """Pixel frame; negative counts from the end."""
 
     def targets(self) -> str:
         return "video"
@@ -134,6 +147,7 @@ SampleCondition = Annotated[
     | SamplePrefix
     | SampleSuffix
     | SampleKeyframe
+    | SampleKeyframeImage
     | SampleSpatialCrop
     | SampleMask
     | SampleReference

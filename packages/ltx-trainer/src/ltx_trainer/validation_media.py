@@ -36,6 +36,7 @@ from ltx_trainer.validation_config import (
     SampleCondition,
     SampleFirstFrame,
     SampleKeyframe,
+    SampleKeyframeImage,
     SampleMask,
     SamplePrefix,
     SampleReference,
@@ -206,9 +207,14 @@ def condition_frames(condition: SampleCondition, shape: VideoPixelShape, files: 
         count = min(condition.num_frames, count)
     scale = condition.downscale_factor if isinstance(condition, SampleReference) else 1
     frames = fitted_frames(path, Wanted(shape.height // scale, shape.width // scale, count, shape.fps, fit="cover"))
-    whole = isinstance(condition, SampleMask | SampleVideoToAudio | SampleKeyframe) or condition.type == "spatial_crop"
+    if isinstance(condition, SampleKeyframeImage) and is_image(path):
+        return frames[:1]
+    exact = SampleMask | SampleVideoToAudio | SampleKeyframe | SampleKeyframeImage | SampleSpatialCrop
+    whole = isinstance(condition, exact)
     if whole and len(frames) < shape.frames:
         raise MediaError(f"{path}: it holds {len(frames)} frames, {condition.type} needs {shape.frames}")
+    if isinstance(condition, SampleKeyframeImage):
+        return frames[condition.frame][None]
     frames = frames[: factors.snap_frames(len(frames))]
     if isinstance(condition, SampleReference):
         return frames[kept_frames(len(frames), condition.temporal_scale_factor)]
@@ -299,6 +305,8 @@ def given_frames(encoded: EncodedCondition, frames: Tensor, factors: SpatioTempo
         case SampleKeyframe() as keyframe:
             place = range(factors.latent_frames(len(frames)))[keyframe.latent_index]
             return frames[max((place - 1) * factors.time + 1, 0) : place * factors.time + 1]
+        case SampleKeyframeImage(frame=place) if len(frames) > 1:
+            return frames[place][None]
         case SampleSpatialCrop() as crop:
             return where_given(frames, crop_mask(crop, encoded.latent.shape[2:], factors), factors)
         case SampleMask() if encoded.mask is not None:

@@ -18,6 +18,7 @@ from ltx_core.components.noisers import GaussianNoiser
 from ltx_core.components.schedulers import DISTILLED_SIGMAS, LTX2Scheduler
 from ltx_core.conditioning.item import ConditioningItem
 from ltx_core.conditioning.tools import AudioLatentTools, LatentTools, VideoLatentTools, latent_tools
+from ltx_core.conditioning.types.keyframe_cond import VideoConditionByKeyframeIndex
 from ltx_core.conditioning.types.latent_cond import VideoConditionByLatentIndex
 from ltx_core.conditioning.types.mask_cond import VideoConditionByMask
 from ltx_core.conditioning.types.reference_cond import (
@@ -45,6 +46,7 @@ from ltx_trainer.validation_config import (
     SampleCondition,
     SampleFirstFrame,
     SampleKeyframe,
+    SampleKeyframeImage,
     SampleMask,
     SamplePrefix,
     SampleReference,
@@ -96,6 +98,12 @@ class HeldAudio:
             clean_latent=torch.where(given, tokens, latent_state.clean_latent),
             denoise_mask=latent_state.denoise_mask.masked_fill(given, 0.0),
         )
+
+
+def keyframes_of(sample: PreparedSample) -> list[int]:
+    """The pixel frames at which a sample is given pictures."""
+    given = (encoded.condition for encoded in sample.conditions)
+    return [range(sample.shape.frames)[one.frame] for one in given if isinstance(one, SampleKeyframeImage)]
 
 
 def sample_shape(config: ValidationConfig, sample: ValidationSample) -> VideoPixelShape:
@@ -156,7 +164,7 @@ class ValidationSampler:
                 latent = fit_frames(whole.latent, tools.target_shape.frames).to(self.device, self.dtype)
                 starts[name] = StreamStart(tools, latent, noise_scale=None, frozen=True)
                 continue
-            own.sort(key=lambda e: isinstance(e.condition, SampleReference))  # references last
+            own.sort(key=lambda e: isinstance(e.condition, SampleReference | SampleKeyframeImage))  # in place first
             starts[name] = StreamStart(tools, items=[conditioning_item(encoded, tools) for encoded in own])
         return starts
 
@@ -226,6 +234,9 @@ def conditioning_item(encoded: EncodedCondition, tools: LatentTools[Any]) -> Con
         case SampleKeyframe():
             place = range(shape.frames)[condition.latent_index]
             return VideoConditionByLatentIndex(latent[:, :, place : place + 1], latent_idx=place)
+        case SampleKeyframeImage():
+            frames = shape.upscale(tools.scale_factors).frames
+            return VideoConditionByKeyframeIndex(latent, range(frames)[condition.frame])
         case SampleSpatialCrop():
             mask = crop_mask(condition, shape.to_torch_shape()[2:], tools.scale_factors)
             return VideoConditionByMask(latent, mask[None])
@@ -291,6 +302,9 @@ def check_samples(config: ValidationConfig, factors: SpatioTemporalScaleFactors,
             ):
                 given = f"{where}: keyframe latent_index is {condition.latent_index}"
                 raise ConfigError(f"{given}, the sample has {latent_frames} latent frames")
+            if isinstance(condition, SampleKeyframeImage) and not -shape.frames <= condition.frame < shape.frames:
+                given = f"{where}: keyframe_image frame is {condition.frame}"
+                raise ConfigError(f"{given}, the sample has {shape.frames} frames")
             if condition.targets() not in streams:
                 raise ConfigError(f"{where}: {condition.type} conditions the {condition.targets()}, which is not there")
             count = getattr(condition, "num_frames", None)

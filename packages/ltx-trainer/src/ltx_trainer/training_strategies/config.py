@@ -43,10 +43,20 @@ class Suffix(Strict):
 
 
 class Keyframe(Strict):
-    """The latent frame at ``latent_index`` is given; negative counts from the end."""
+    """The latent frame at ``latent_index`` is given in place, eight pictures; negative counts from the end."""
 
     type: Literal["keyframe"]
     latent_index: int
+    probability: Probability = 1.0
+
+
+class KeyframeImage(Strict):
+    """One picture, encoded alone, stands in front of the target's tokens: what generation makes of a keyframe."""
+
+    type: Literal["keyframe_image"]
+    frame: int | Literal["any"]
+    """Pixel frame that it is of; negative counts from the end, any draws one of those that are encoded."""
+    latents_dir: str = "keyframe_latents"
     probability: Probability = 1.0
 
 
@@ -83,9 +93,10 @@ class Reference(Strict):
 
 
 Condition = Annotated[
-    FirstFrame | Prefix | Suffix | Keyframe | SpatialCrop | Mask | Reference, Field(discriminator="type")
+    FirstFrame | Prefix | Suffix | Keyframe | KeyframeImage | SpatialCrop | Mask | Reference,
+    Field(discriminator="type"),
 ]
-VIDEO_ONLY = ("first_frame", "spatial_crop", "keyframe")
+VIDEO_ONLY = ("first_frame", "spatial_crop", "keyframe", "keyframe_image")
 
 
 class ModalityConfig(Strict):
@@ -101,7 +112,7 @@ class ModalityConfig(Strict):
     def directories(self) -> Iterator[str]:
         """Directories its conditions read."""
         for condition in self.conditions:
-            if isinstance(condition, Reference):
+            if isinstance(condition, Reference | KeyframeImage):
                 yield condition.latents_dir
             elif isinstance(condition, Mask):
                 yield condition.mask_dir

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltx_core.components.patchifiers import AudioPatchifier, VideoLatentPatchifier, get_pixel_coords, to_seconds
+from ltx_core.components.patchifiers import AudioPatchifier, VideoLatentPatchifier
+from ltx_core.conditioning.tools import VideoLatentTools
+from ltx_core.conditioning.types.keyframe_cond import VideoConditionByKeyframeIndex
 from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape
 
 DEFAULT_FPS = 24.0
@@ -90,14 +92,28 @@ def video_tokens(
 
     ``causal``: the first latent frame stands for one pixel frame.
     """
-    latents: Tensor = source["latents"]
-    shape = VideoLatentShape.from_torch_shape(latents.shape)
+    latents, tools = source["latents"], video_tools(source, factors, fps, causal)
+    grid = tools.target_shape.to_torch_shape()[2:]
+    return Tokens(tools.patchifier.patchify(latents), tools.positions(latents.device), (grid[0], grid[1], grid[2]))
+
+
+def video_tools(
+    source: Source, factors: SpatioTemporalScaleFactors, fps: float | None = None, causal: bool = True
+) -> VideoLatentTools:
+    """The tools with which generation would make a stored video latent; the rest as for `video_tokens`."""
     if fps is None:
         stored = source.get("fps")
         fps = DEFAULT_FPS if stored is None else float(stored.flatten()[0])
-    patchifier = VideoLatentPatchifier()
-    coords = get_pixel_coords(patchifier.get_patch_grid_bounds(shape, latents.device), factors, causal_fix=causal)
-    return Tokens(patchifier.patchify(latents), to_seconds(coords, fps), (shape.frames, shape.height, shape.width))
+    shape = VideoLatentShape.from_torch_shape(source["latents"].shape)
+    return VideoLatentTools(VideoLatentPatchifier(), shape, fps, factors, causal)
+
+
+def keyframe_tokens(pictures: Tensor, frames: Sequence[int], tools: VideoLatentTools) -> Tokens:
+    """Tokens of pictures ``[B, C, H, W]``, one of each example, at their pixel frames, as generation appends them."""
+    latents = pictures.unsqueeze(2)
+    items = [VideoConditionByKeyframeIndex(one[None], frame) for one, frame in zip(latents, frames, strict=True)]
+    positions = torch.cat([item.positions(tools, pictures.device) for item in items])
+    return Tokens(tools.patchifier.patchify(latents), positions, (1, pictures.shape[2], pictures.shape[3]))
 
 
 def audio_tokens(source: Source) -> Tokens:

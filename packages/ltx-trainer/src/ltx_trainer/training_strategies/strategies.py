@@ -1,7 +1,8 @@
 """From a batch of stored latents to what the transformer sees and where the loss is taken.
 
 Draw order, per modality, video first: sigma, noise, one uniform per example and intrinsic condition, one scalar per
-reference. A frozen modality draws nothing. The two deprecated forms keep their own order.
+reference or keyframe image, which for any frame is followed by one uniform per example. A frozen modality draws no
+noise. The two deprecated forms keep their own order.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ltx_trainer.training_strategies.config import (
     FirstFrame,
     FlexibleConfig,
     Keyframe,
+    KeyframeImage,
     Mask,
     ModalityConfig,
     Prefix,
@@ -42,9 +44,11 @@ from ltx_trainer.training_strategies.inputs import (
     audio_tokens,
     frozen_inputs,
     give_tokens,
+    keyframe_tokens,
     masked_velocity_loss,
     velocity_inputs,
     video_tokens,
+    video_tools,
 )
 
 
@@ -106,6 +110,8 @@ class FlexibleStrategy(Strategy):
                 if isinstance(condition, Reference) and float(draws.rand(())) < condition.probability:
                     reference = self._reference(name, batch[condition.latents_dir], tokens, factors)
                     inputs = inputs.with_reference(reference)
+                elif isinstance(condition, KeyframeImage) and float(draws.rand(())) < condition.probability:
+                    inputs = inputs.with_reference(self._keyframe(condition, batch, draws))
             if modality.loss_mask_dir is not None:
                 inputs = replace(inputs, loss_weight=batch[modality.loss_mask_dir]["mask"].flatten(1))
             modalities[name] = without_absent(inputs, source.get("present"))
@@ -116,7 +122,7 @@ class FlexibleStrategy(Strategy):
         self, inputs: ModalityInputs, tokens: Tokens, modality: ModalityConfig, batch: Batch, draws: Draws
     ) -> ModalityInputs:
         for condition in modality.conditions:
-            if isinstance(condition, Reference):
+            if isinstance(condition, Reference | KeyframeImage):
                 continue
             count = tokens.clean.shape[0]
             selected = draws.rand((count,)).to(tokens.clean.device) < condition.probability
@@ -155,6 +161,24 @@ class FlexibleStrategy(Strategy):
             return audio_tokens(source)
         assert factors is not None
         return placed_reference(self.video_tokens(source), target, *factors)
+
+    def _keyframe(self, condition: KeyframeImage, batch: Batch, draws: Draws) -> Tokens:
+        """The tokens of one picture of every example."""
+        pictures, frames = (batch[condition.latents_dir][name] for name in ("latents", "frames"))  # [B, C, K, H, W]
+        tools = video_tools(batch["video_latents"], self.scale_factors, causal=self.causal)
+        rows, stored = torch.arange(len(frames)), frames.shape[1]
+        if condition.frame == "any":
+            places = (draws.rand((len(frames),)) * stored).long().to(frames.device)
+        else:
+            count = tools.target_shape.upscale(self.scale_factors).frames
+            found = frames == (condition.frame + count if condition.frame < 0 else condition.frame)
+            if not bool(found.any(dim=1).all()):
+                raise ConfigError(
+                    f"keyframe_image asks for frame {condition.frame} of {count}, {condition.latents_dir} holds frames "
+                    f"{', '.join(map(str, frames[0].tolist()))}; data.sets.keyframes names them"
+                )
+            places = found.int().argmax(dim=1)
+        return keyframe_tokens(pictures[rows, :, places], frames[rows, places].tolist(), tools)
 
     def _reference_factors(self, batch: Batch) -> tuple[int, int] | None:
         """(spatial, temporal) ratio of target to video references, which all must share."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ltx_core.components.patchifiers import to_seconds
@@ -31,12 +32,15 @@ class VideoConditionByKeyframeIndex:
     def apply_to(self, latent_state: LatentState, latent_tools: VideoLatentTools) -> LatentState:
         check_strength(self.strength)
         check_axes("keyframes", self.keyframes.shape, latent_tools.target_shape, (0, 1))
+        tokens = latent_tools.patchifier.patchify(self.keyframes)
+        positions = self.positions(latent_tools, latent_state.latent.device)
+        return append_tokens(latent_state, latent_tools, tokens, positions, self.strength, self.release)
+
+    def positions(self, latent_tools: VideoLatentTools, device: torch.device | str | None = None) -> Tensor:
+        """Spans of the tokens, float32 ``[B, 3, f*h*w, 2]``: seconds, rows, columns."""
         shape = VideoLatentShape.from_torch_shape(self.keyframes.shape)
-        causal_fix = latent_tools.causal_fix and self.frame_idx == 0
-        coords = latent_tools.pixel_coords(shape, causal_fix, latent_state.latent.device)
+        coords = latent_tools.pixel_coords(shape, latent_tools.causal_fix and self.frame_idx == 0, device)
         coords[:, 0] += self.frame_idx
         if self.num_pixel_frames == 1:
             coords[:, 0, :, 1] = coords[:, 0, :, 0] + 1
-        tokens = latent_tools.patchifier.patchify(self.keyframes)
-        positions = to_seconds(coords, latent_tools.fps)
-        return append_tokens(latent_state, latent_tools, tokens, positions, self.strength, self.release)
+        return to_seconds(coords, latent_tools.fps)
