@@ -26,7 +26,7 @@ from ltx_core.parallel.executor import Cluster, connected, workers
 from ltx_core.types import Audio
 from ltx_media.containers import read_recipe
 from ltx_pipelines.cli.app import run
-from ltx_pipelines.cli.overview import Overview
+from ltx_pipelines.cli.progress import Overview
 from ltx_pipelines.utils.media_io import read_audio, read_frames, write_video
 from ltx_studio.store import Job, Store
 from ltx_trainer.precomputed import read_inputs, read_record

@@ -9,8 +9,17 @@ import torch
 
 from ltx_core.errors import ConfigError
 from ltx_core.types import Audio
-from ltx_media.coherence import coherence, optical_flow
-from ltx_media.metrics import drift, global_motion, level_step, psnr, seam_energy, sound_jump, warp_error
+from ltx_media.metrics import (
+    coherence,
+    drift,
+    global_motion,
+    level_step,
+    optical_flow,
+    psnr,
+    seam_energy,
+    sound_jump,
+    warp_error,
+)
 
 
 def texture(shift_x: float = 0.0, shift_y: float = 0.0) -> torch.Tensor:

@@ -19,6 +19,7 @@ import torch
 
 from ltx_core.errors import ConfigError, MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.text_encoders.gemma import enhance
 from ltx_pipelines.cli import job
 from ltx_pipelines.cli.app import OWN, run
 from ltx_pipelines.cli.batch import parse_seeds
@@ -30,7 +31,7 @@ from ltx_pipelines.pipeline import Pipeline, find_pipeline, pipelines
 from ltx_pipelines.planning.plan import ImageCondition, Lora
 from ltx_pipelines.planning.schema import options_of
 from ltx_pipelines.request import AutoDuration, Networks, Output
-from ltx_pipelines.running import enhance, generation
+from ltx_pipelines.running import generation
 from ltx_pipelines.utils.media_io import probe_video, read_audio, read_frames, read_recipe
 
 FULL = Known(distilled=False, has_upsampler=True, has_distilled_lora=True)

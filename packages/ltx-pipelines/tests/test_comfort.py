@@ -15,8 +15,7 @@ from ltx_core.types import Audio
 from ltx_media.metrics import psnr
 from ltx_media.preview import write_preview
 from ltx_media.writer import sdr_encoding
-from ltx_pipelines.cli.app import overview, run
-from ltx_pipelines.cli.completion import BASH, words
+from ltx_pipelines.cli.app import BASH, overview, run, words
 from ltx_pipelines.cli.config import config_path, settings, with_settings
 from ltx_pipelines.cli.fields import COMMON, every_option
 from ltx_pipelines.utils.media_io import (

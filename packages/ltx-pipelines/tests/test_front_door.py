@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import ltx_pipelines
 from ltx_core.errors import CheckpointError, ConfigError, MediaError
+from ltx_media.images import picture_file
 from ltx_pipelines import DistilledPipeline, Generation, ImageCondition, TI2VidOneStagePipeline
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.planning.schema import UsageError
-from ltx_pipelines.running.pictures import picture_file
 from ltx_pipelines.running.recipe import without_folders
 from ltx_pipelines.utils.media_io import decode_image, probe_video, read_recipe
 

@@ -19,10 +19,9 @@ from ltx_pipelines.cli.app import run as ltx
 from ltx_pipelines.hdr_ic_lora import HDRICLoraPipeline
 from ltx_pipelines.ic_lora import ICLoraPipeline
 from ltx_pipelines.planning.plan import ReferenceCondition
-from ltx_pipelines.running.apart import join_tiles, references_of, tile_inputs, tile_stages
 from ltx_pipelines.running.conditions import wanted_image, wanted_reference
 from ltx_pipelines.running.decoding import cut_frames
-from ltx_pipelines.running.stage_inputs import StageInputs
+from ltx_pipelines.running.stage_inputs import StageInputs, join_tiles, references_of, tile_inputs, tile_stages
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.utils.media_io import normalize_source, write_video
 

@@ -43,9 +43,8 @@ from ltx_pipelines.ltx_video.media import (
     read_media,
     wanted_media,
 )
-from ltx_pipelines.ltx_video.noise import SeededNoise
 from ltx_pipelines.ltx_video.pipeline import LTXVideoPipeline
-from ltx_pipelines.ltx_video.run import LTXVideoRun
+from ltx_pipelines.ltx_video.run import LTXVideoRun, SeededNoise
 from ltx_pipelines.ltx_video.schedule import SchedulerConfig, entry_per_step, guidance_per_step, pass_levels
 from ltx_pipelines.ltx_video.settings import PUBLISHED, LTXVConfig, Sampling, find_config, read_config
 from ltx_pipelines.planning.cost import cost_of

@@ -15,9 +15,8 @@ from ltx_media.containers import read_recipe
 from ltx_media.video import read_frames
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.long import LongVideoPipeline
-from ltx_pipelines.running import known_files
-from ltx_pipelines.running.known_files import last_known, remember
-from ltx_pipelines.running.recipe import names_from, without_folders
+from ltx_pipelines.running import recipe as recipes
+from ltx_pipelines.running.recipe import last_known, names_from, remember, without_folders
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 
 STAGES = "distilled -p photo.png -s 3"
@@ -182,17 +181,17 @@ def test_what_is_known_is_bounded_and_damage_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(known_files, "MOST_KNOWN", 3)
+    monkeypatch.setattr(recipes, "MOST_KNOWN", 3)
     files = []
     for number in range(5):
         (tmp_path / f"ä{number}.txt").write_text(str(number))
         files.append((str(tmp_path / f"ä{number}.txt"), fingerprint(tmp_path / f"ä{number}.txt")))
         remember(dict(files[-1:]))
-        os.utime(known_files.state_folder() / files[-1][1], (number, number))
+        os.utime(recipes.state_folder() / files[-1][1], (number, number))
     assert [last_known(mark) and str(last_known(mark)) for _, mark in files] == [None, None, *(p for p, _ in files[2:])]
     remember({str(tmp_path / "moved.txt"): files[4][1]})
     assert last_known(files[4][1]) == tmp_path / "moved.txt"
-    (known_files.state_folder() / files[4][1]).write_bytes(b"\xff\0nonsense")
+    (recipes.state_folder() / files[4][1]).write_bytes(b"\xff\0nonsense")
     assert last_known(files[4][1]) is None and "is damaged and left out" in caplog.text
     assert last_known("../../../etc/passwd") is None and last_known("") is None
     monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")

@@ -22,7 +22,7 @@ from ltx_pipelines.planning.camera import ADAPTER, adapter_for, steer
 from ltx_pipelines.planning.plan import CameraCondition, Lora, plan_from_json
 from ltx_pipelines.planning.schema import UsageError
 from ltx_pipelines.request import Request
-from ltx_pipelines.running.camera import read_depth, seen_cells, warped_clip
+from ltx_pipelines.running.conditions import read_depth, seen_cells, warped_clip
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.utils.media_io import write_png

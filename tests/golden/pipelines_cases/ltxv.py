@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.networks import Contexts
-from ltx_pipelines.ltx_video.noise import SeededNoise
 from ltx_pipelines.ltx_video.pipeline import LTXVideoPipeline
-from ltx_pipelines.ltx_video.run import LTXVideoRun
+from ltx_pipelines.ltx_video.run import LTXVideoRun, SeededNoise
 from ltx_pipelines.ltx_video.settings import LTXVConfig, Sampling
 from ltx_pipelines.planning.plan import BackendName, ImageCondition, ModelFiles, Plan
 from ltx_pipelines.running import engine, stages

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,9 +18,9 @@ import torch
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from ltx_core.errors import MediaError
+from ltx_core.errors import ConfigError, MediaError
 from ltx_media.files import check_regular, media_errors, replacing
-from ltx_media.pixels import composite, long_side_fit
+from ltx_media.pixels import composite, long_side_fit, to_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -141,3 +144,42 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     """Grey values of 16 bits, or floats up to 1, as 8 bits."""
     scaled = values * 255.0 if values.dtype.kind == "f" else values / 257.0
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+# Pictures that are given as values and not as files: kept as PNG files, so that a plan stays plain JSON -------------
+
+
+def picture_file(picture: Any) -> Path:
+    """A PNG file of a picture, named by its content, in the cache folder of the user.
+
+    ``picture`` is a PIL image, or a tensor or array ``[H, W, 3]`` or ``[3, H, W]``, uint8 or float in [0, 1].
+    """
+    pixels = pixels_of(picture)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    digest = hashlib.blake2b(pixels.numpy().tobytes() + repr(pixels.shape).encode(), digest_size=16).hexdigest()
+    path = cache / "ltx" / "pictures" / f"{digest}.png"
+    if not path.exists():
+        write_png(path, pixels)
+    return path
+
+
+def pixels_of(picture: Any) -> Tensor:
+    """uint8 ``[H, W, 3]``. Raises `ConfigError` for what is no picture."""
+    if isinstance(picture, Image.Image):
+        return torch.from_numpy(np.array(picture.convert("RGB")))
+    try:
+        pixels = picture.detach().cpu() if isinstance(picture, Tensor) else torch.from_numpy(np.array(picture))
+    except TypeError:
+        pixels = torch.zeros(0)
+    pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
+    pixels = pixels.movedim(0, -1) if pixels.ndim == 3 and pixels.shape[0] == 3 != pixels.shape[-1] else pixels
+    if pixels.ndim != 3 or pixels.shape[-1] != 3:
+        expected = "expected a file name, a PIL image, or a tensor or array [H, W, 3]"
+        raise ConfigError(f"images hold {type(picture).__name__} {list(getattr(picture, 'shape', ()))}, {expected}")
+    if pixels.is_floating_point():
+        if not bool(((pixels >= 0) & (pixels <= 1)).all()):
+            raise ConfigError(f"an image goes from {pixels.min():g} to {pixels.max():g}, expected floats in [0, 1]")
+        pixels = to_bytes(pixels)
+    if pixels.dtype != torch.uint8:
+        raise ConfigError(f"an image is {pixels.dtype}, expected uint8 or floats in [0, 1]")
+    return pixels.contiguous()

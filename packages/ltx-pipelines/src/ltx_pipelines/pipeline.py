@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import random
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -283,9 +284,7 @@ class Pipeline(ABC):
         if generator is not None:
             present["seed"] = _next_seed(generator, given)
         if "images" in present:
-            from ltx_pipelines.running.pictures import with_picture_files
-
-            present["images"] = with_picture_files(present["images"])
+            present["images"] = _with_picture_files(present["images"])
         if hasattr(present.get("camera"), "to_json"):
             present["camera"] = present["camera"].to_json()
         unknown = present.keys() - self.fields().keys()
@@ -558,6 +557,19 @@ def _next_seed(generator: Any, given: Mapping[str, Any]) -> int:
     if not isinstance(generator, torch.Generator):
         raise ConfigError(f"generator is {type(generator).__name__}, expected a torch.Generator")
     return int(torch.randint(2**31, (), generator=generator, device=generator.device))
+
+
+def _with_picture_files(images: Any) -> Any:
+    """The same with every picture (PIL, tensor, array) replaced by the name of a file that holds it."""
+    if isinstance(images, str | bytes | os.PathLike | int | float) or images is None or is_dataclass(images):
+        return images
+    if isinstance(images, Mapping):
+        return {name: _with_picture_files(value) for name, value in images.items()}
+    if isinstance(images, Sequence):
+        return [_with_picture_files(value) for value in images]
+    from ltx_media.images import picture_file  # takes torch
+
+    return str(picture_file(images))
 
 
 def _at(value: Any, level: float) -> Any:

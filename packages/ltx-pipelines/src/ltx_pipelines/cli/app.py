@@ -1,4 +1,4 @@
-"""The `ltx` command and its sub-commands, each imported when it is invoked."""
+"""The `ltx` command and its sub-commands, each imported when it is invoked, and completion in shells."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from ltx_core import __version__
 from ltx_core.errors import nearest
+from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.errors import exit_code
-from ltx_pipelines.planning.schema import UsageError
+from ltx_pipelines.planning.schema import Option, UsageError
 
 GROUP = "ltx.commands"  # entry points of other packages: name = "module:callable", called with the rest of the line
 FOREIGN = {  # what packages of this workspace add; others are listed by name
@@ -48,7 +49,7 @@ OWN: dict[str, Lazy] = {
     "compare": Lazy("compare:COMPARE", "How far two clips are apart, and what differs in their recipes.", "Look"),
     "inspect": Lazy("inspect:INSPECT", "Show the recipe inside a clip, or what a weights file holds.", "Look"),
     "config": Lazy("config:CONFIG", "Your defaults: the model, where it runs.", "Look"),
-    "completion": Lazy("completion:completion", "What makes a shell complete lines of ltx.", "Look"),
+    "completion": Lazy("app:completion", "What makes a shell complete lines of ltx.", "Look"),
     "models": Lazy("models:models", "Known models, what is on disk, downloads.", "Look"),
     "convert": Lazy("convert:CONVERT", "Write a model in another layout, or quantised.", "Look"),
     "lora": Lazy("lora:lora", "Look at an adapter, merge adapters into a model, extract one.", "Look"),
@@ -133,3 +134,57 @@ def dispatch(line: Sequence[str]) -> None:
             if error.errno != errno.ENAMETOOLONG:
                 raise
             raise UsageError(f"{str(error.filename)[:40]}... is a name that no file system keeps") from error
+
+
+# Completion in shells ----------------------------------------------------------------------------------------------
+
+BASH = """_ltx() {
+    local words
+    words="$(ltx completion words "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)"
+    COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+complete -o default -F _ltx ltx
+"""
+SHELLS = {
+    "bash": BASH,
+    "zsh": f"autoload -U +X bashcompinit && bashcompinit\n{BASH}",
+    "fish": "complete -c ltx -a '(ltx completion words (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'\n",
+}
+HELP = f"""Usage: ltx completion SHELL
+
+Print what makes a shell complete lines of `ltx`: {", ".join(SHELLS)}. For bash, in ~/.bashrc:
+
+  eval "$(ltx completion bash)"
+"""
+
+
+def completion(line: Sequence[str]) -> None:
+    """Print the script of a shell, or the words that may come next on a line."""
+    if not line or line[0] in ("--help", "-h"):
+        print(HELP, end="")
+    elif line[0] == "words":
+        print("\n".join(words(line[1:])))
+    elif line[0] in SHELLS:
+        print(SHELLS[line[0]], end="")
+    else:
+        raise UsageError(f"{line[0]!r} is no shell we know, expected one of {', '.join(SHELLS)}")
+
+
+def words(line: Sequence[str]) -> list[str]:
+    """Possible last words of a line that is being written."""
+    from ltx_pipelines.pipeline import pipelines
+
+    if len(line) < 2:
+        return [*OWN, *pipelines(), *foreign()]
+    command = load(line[0])
+    if not isinstance(command, Command):
+        return []
+    known = {flag: one for one in command.options.values() if not one.hidden for flag in one.spellings}
+    if (before := known.get(line[-2])) is not None and (choices := choices_of(before)):
+        return choices
+    return [flag for flag in known if flag.startswith("--")]
+
+
+def choices_of(one: Option) -> list[str]:
+    """The values of an option that has few."""
+    return [str(choice) for kind in one.kinds if get_origin(kind) is Literal for choice in get_args(kind)]

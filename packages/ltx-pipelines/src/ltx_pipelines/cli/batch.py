@@ -18,10 +18,9 @@ from ltx_pipelines.cli.batch_work import Asked, Line, Maker, take_over, what_is_
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.config import with_settings
 from ltx_pipelines.cli.fields import OF_THE_RUN, every_option, from_json
-from ltx_pipelines.cli.overview import Overview
-from ltx_pipelines.cli.progress import style_of
+from ltx_pipelines.cli.progress import Overview, style_of
 from ltx_pipelines.planning.schema import MODEL_VARIABLE, File, UsageError, option, options_of, with_absolute_files
-from ltx_pipelines.running.storage import change_path, file_system, is_url
+from ltx_pipelines.running.output import change_path, file_system, is_url
 
 ABOUT = """Make many clips from a file of requests.
 

@@ -12,12 +12,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ltx_core.errors import MediaError
-from ltx_pipelines.cli.overview import Relayed
-from ltx_pipelines.cli.progress import Reporter, Style
+from ltx_pipelines.cli.progress import Relayed, Reporter, Style
 from ltx_pipelines.pipeline import find_pipeline
 from ltx_pipelines.planning.schema import MODEL_VARIABLE
-from ltx_pipelines.running.output import exr_folder, latents_path, taken
-from ltx_pipelines.running.storage import change_path, exists, is_url, local_copy, put
+from ltx_pipelines.running.output import change_path, exists, exr_folder, is_url, latents_path, local_copy, put, taken
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,9 @@ def coherent(path: Path) -> dict[str, Any] | None:
     from dataclasses import asdict
 
     from ltx_media.audio import read_audio
-    from ltx_media.coherence import coherence
     from ltx_media.containers import read_recipe
     from ltx_media.images import is_image
+    from ltx_media.metrics import coherence
     from ltx_media.video import probe_video, read_frames
 
     if is_image(path) or not has_picture(path):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ltx_pipelines.cli.progress import Reporter
     from ltx_pipelines.cli.session import Session
     from ltx_pipelines.planning.plan import Plan
+    from ltx_pipelines.utils.model_ledger import ModelLedger
 
 ENHANCING = ("enhance_prompt", "prompt_enhancer")
 PLACES = (
@@ -173,14 +174,31 @@ def enhance_request(session: Session, given: Mapping[str, Any], reporter: Report
     request = session.pipeline.read(None, None, session.request)
     length = {name for name in ("auto_duration", "num_frames") if isinstance(request.get(name), AutoDuration)}
     session.pipeline.plan(**{name: value for name, value in request.items() if name not in length})
-    from ltx_pipelines.running.enhance import enhanced_prompt
-
     image = next(iter(request.get("images", ())), None)
-    path = image.path if image is not None else None
-    seed = request.get("seed", 10)
-    prompt = enhanced_prompt(request.get("prompt", ""), session.ledger, path, given.get("prompt_enhancer"), seed)
+    folder, seed = given.get("prompt_enhancer"), request.get("seed", 10)
+    prompt = enhance_prompt(request.get("prompt", ""), session.ledger, image and image.path, folder, seed)
     reporter.note(f"prompt: {prompt}", prompt=prompt)
     return {**request, "prompt": prompt}
+
+
+def enhance_prompt(prompt: str, ledger: ModelLedger, image: str | None, folder: str | None, seed: int) -> str:
+    """``prompt`` rewritten by the Gemma in ``folder``, by default the ledger's own text encoder.
+
+    The chat model is loaded for this call alone, before any other large network. The same seed gives the same text.
+    Raises `CheckpointError` for encoders that cannot chat: those need ``folder``.
+    """
+    from ltx_core.errors import CheckpointError
+    from ltx_core.text_encoders.gemma.enhance import load_enhancer
+    from ltx_media.images import decode_image
+
+    if (path := folder or ledger.files.text_encoder) is None:
+        raise CheckpointError("no language model to enhance the prompt with, expected --prompt-enhancer-gemma-root")
+    if ledger.policy != "resident":
+        ledger.release()
+    enhancer = load_enhancer(path, ledger.precision, ledger.device, images=image is not None)
+    if image is None:
+        return enhancer.enhance_t2v(prompt, seed=seed)
+    return enhancer.enhance_i2v(prompt, decode_image(image), seed=seed)
 
 
 def kept_request(given: Mapping[str, Any], session: Session, plan: Plan) -> dict[str, Any]:

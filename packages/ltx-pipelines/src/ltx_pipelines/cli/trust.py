@@ -59,7 +59,7 @@ class Finder:
 
         One of its name, elsewhere or another, is better than none. What is not trusted is not opened for that.
         """
-        from ltx_pipelines.running.known_files import last_known
+        from ltx_pipelines.running.recipe import last_known
 
         near = [folder / name for folder in self.near]  # an absolute name is itself
         known = [path for path in (last_known(mark),) if path is not None]

@@ -25,7 +25,6 @@ from ltx_core.sampling.stage import StreamStart
 from ltx_core.sampling.velocity import TokenLevelSampler, VelocityDenoiser
 from ltx_core.types import LatentState, VideoLatentShape
 from ltx_pipelines.ltx_video.media import crop, load_condition, load_source, resize_video, wanted_media
-from ltx_pipelines.ltx_video.noise import SOUND, SeededNoise
 from ltx_pipelines.planning.layout import PaddedSize
 from ltx_pipelines.planning.plan import ImageCondition, Plan, StagePlan, StreamPlan
 from ltx_pipelines.running.decoding import video_decoder
@@ -35,6 +34,8 @@ from ltx_pipelines.running.stage_inputs import Continuation, StageInputs, StageR
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
 LEADING_LATENTS = 2  # of a clip shown later than frame 0: these stand outside the grid, the others in it
+SHARED_USES = frozenset({"initial", "condition", "renoise"})
+SOUND = "sound"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,41 @@ class LTXVideoTools(VideoLatentTools):
             positions=state.positions[:, :, -n:],
             denoise_mask=torch.ones_like(state.denoise_mask[:, -n:]),
         )
+
+
+class SeededNoise:
+    """The Gaussian numbers of a run, by a seed.
+
+    Draws are made in a fixed order: the initial noise as tokens ``[1, F*H*W, C]``; one ``[1, C, f, h, w]`` per soft
+    condition; per step ``[1, N, C]`` where hard conditions are noised again, then ``[1, N, C]`` where sampling is
+    stochastic; a second stage does all that once more; last the decoder's. Posterior draws are made where pixels are
+    encoded: a source clip's before the initial noise, conditions' after it and before their own noise.
+
+    Initial, condition and renoise draws come from one CPU generator with this seed, so that they do not depend on the
+    device; the other uses have a generator of their own and leave that sequence as it is. So has sound, which is drawn
+    in the first stage alone: no later stage goes on from there.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._shared = torch.Generator().manual_seed(seed)
+        self._own = torch.Generator().manual_seed(seed + 1)
+        self._sound = torch.Generator().manual_seed(seed + 2)
+
+    def draw(self, use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Standard normal numbers in the dtype and on the device of ``like``.
+
+        ``use`` is one of initial, condition, renoise, stochastic, posterior, decoder and sound.
+        """
+        generator = self._shared if use in SHARED_USES else self._sound if use == SOUND else self._own
+        return torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
+
+    def get_state(self) -> Tensor:
+        """Positions of the picture's sequences, to go on from with ``set_state``."""
+        return torch.stack((self._shared.get_state(), self._own.get_state()))
+
+    def set_state(self, state: Tensor) -> None:
+        for generator, own in zip((self._shared, self._own), state, strict=True):
+            generator.set_state(own.cpu().clone())  # torch reads a view from the start of its storage
 
 
 class LTXVideoRun:

@@ -50,8 +50,8 @@ from ltx_pipelines.planning.plan import (
     SparseAttention,
     StagePlan,
 )
-from ltx_pipelines.running.apart import tile_stages
 from ltx_pipelines.running.cheaper import block_pattern
+from ltx_pipelines.running.stage_inputs import tile_stages
 from ltx_pipelines.running.stages import guided_denoiser, sampler_of
 from ltx_pipelines.utils.media_io import read_audio
 from ltx_pipelines.utils.model_ledger import ModelLedger

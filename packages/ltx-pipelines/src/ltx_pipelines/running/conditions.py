@@ -7,7 +7,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ltx_core.components.helpers import conform_latent_length, temporal_subsample
@@ -33,6 +35,8 @@ from ltx_core.model.audio_vae.audio_vae import encode_audio
 from ltx_core.networks import VideoEncoder
 from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
 from ltx_media.audio import read_audio
+from ltx_media.camera.path import camera_path_from_json
+from ltx_media.camera.warp import Warped, fill_holes, warp_still
 from ltx_media.color import HDRColorSpace
 from ltx_media.source import Wanted, load_mask_video, normalize_source
 from ltx_media.video import probe_video
@@ -49,9 +53,11 @@ from ltx_pipelines.planning.plan import (
     Source,
     StagePlan,
 )
-from ltx_pipelines.running.camera import fill_frames, seen_cells, warped_clip
 from ltx_pipelines.running.stage_inputs import Continuation, StageInputs
 from ltx_pipelines.utils.model_ledger import ModelLedger
+
+FINER = 2  # how much larger than the clip the picture is warped from, so that a zoom finds something
+SEEN_SHARE = 0.95  # of a cell in every one of its frames, for the cell to be held
 
 
 def conditioning_items(
@@ -278,7 +284,7 @@ def _audio_source(source: Source, shape: VideoPixelShape, ledger: ModelLedger) -
         raise MediaError(f"{source.path} has no sound at {source.start:g} s, expected a file with an audio track")
     if source.offset:
         silence = round(source.offset * sound.sampling_rate)
-        waveform = torch.nn.functional.pad(sound.waveform, (silence, 0))
+        waveform = F.pad(sound.waveform, (silence, 0))
         sound = type(sound)(waveform, sound.sampling_rate)
     encoder = ledger.network("audio_encoder")
     return conform_latent_length(encode_audio(sound.to(device=ledger.device), encoder).to(ledger.dtype), target.frames)
@@ -292,3 +298,46 @@ def encode_video(pixels: Tensor, ledger: ModelLedger) -> Tensor:
         if pixels.shape[2] > 1 and encoder.can_stream:
             return encoder.encode_streaming(pixels.split(4 * ledger.scale_factors.time, dim=2))
         return encoder(pixels)
+
+
+# Views of the first picture by a moved camera: held where it is seen, made where it is not --------------------------
+
+
+def warped_clip(camera: CameraCondition, shape: VideoPixelShape, background: str) -> list[Warped]:
+    """The camera's view of the picture at each frame, ``[3, H, W]`` in [-1, 1], and its holes."""
+    keys = camera_path_from_json(camera.camera_path).frames(shape.frames, shape.fps)
+    height, width = FINER * shape.height, FINER * shape.width
+    still = normalize_source(camera.image, Wanted(height, width, 1, background=background)).video[0, :, 0]
+    depth = None if camera.depth is None else read_depth(camera.depth, height, width)
+    return warp_still(still, keys, depth, camera.plane, (shape.height, shape.width))
+
+
+def seen_cells(frames: list[Warped], factors: SpatioTemporalScaleFactors) -> Tensor:
+    """Latent cells ``[f, h, w]`` that show the picture alone in all their frames, as do their neighbours."""
+    shown = torch.stack([(~frame.hole).float() for frame in frames])[:, None]
+    size = shown.shape[2] // factors.height, shown.shape[3] // factors.width
+    cells = F.interpolate(shown, size=size, mode="area")[:, 0]
+    grouped = cells[1:].unflatten(0, (-1, factors.time)).amin(dim=1) if len(frames) > 1 else cells[:0]
+    lowest = torch.cat((cells[:1], grouped))
+    around = -F.max_pool2d(-lowest[:, None], 3, stride=1, padding=1)[:, 0]  # the encoder looks beyond its cell
+    return around >= SEEN_SHARE
+
+
+def fill_frames(frames: list[Warped]) -> Tensor:
+    """The frames ``[1, 3, F, H, W]`` with their holes filled from around them."""
+    return torch.stack([fill_holes(frame) for frame in frames], dim=1)[None]
+
+
+def read_depth(path: str, height: int, width: int) -> np.ndarray:
+    """A depth map ``[height, width]`` in scene units from .npy or the tensor ``depth`` of .safetensors, by area."""
+    try:
+        if path.endswith(".safetensors"):
+            values = SafetensorsFile(Path(path)).read("depth").float()
+        else:
+            values = torch.from_numpy(np.load(path, allow_pickle=False)).float()
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{path}: cannot read depth, expected .npy or .safetensors with `depth`: {error}") from error
+    values = values.squeeze()
+    if values.ndim != 2 or not bool((values > 0).all()):
+        raise MediaError(f"{path}: depth has shape {list(values.shape)}, expected [H, W] of values above 0")
+    return F.interpolate(values[None, None], size=(height, width), mode="nearest")[0, 0].double().numpy()

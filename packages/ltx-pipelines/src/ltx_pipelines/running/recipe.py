@@ -15,8 +15,10 @@ The folder of a model, which is no file that is read, stands in the request as `
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -24,17 +26,21 @@ from pathlib import Path
 from typing import Any
 
 from ltx_core import __version__
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, MediaError
 from ltx_core.fingerprint import exists, fingerprint, is_regular
+from ltx_media.files import replacing
 from ltx_pipelines.planning.plan import Plan, plan_from_json
 from ltx_pipelines.planning.schema import absolute, files_in, with_files
-from ltx_pipelines.running.known_files import remember
+
+logger = logging.getLogger(__name__)
 
 RECIPE_VERSION = 1
 MOST_ENTRIES = 1000
 PACKAGES = ("torch", "av")
 PROMPTS = ("prompt", "negative_prompt")
 NEAR = "./"  # before the folder of a model
+MOST_KNOWN = 2000  # entries of known files
+FINGERPRINT = re.compile(r"\d{1,20}-[0-9a-f]{32}")
 
 
 def make_recipe(plan: Plan, request: Mapping[str, Any] | None = None, device: str = "cpu") -> dict[str, Any]:
@@ -216,3 +222,54 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+# Known files -------------------------------------------------------------------------------------------------------
+
+
+def state_folder() -> Path:
+    """Folder of the last known paths of this user's files, since recipes inside clips name no folders.
+
+    One small file for each fingerprint; delete the folder to forget all. It says where to look, and nothing about
+    trust: a recipe from somebody else may hold any fingerprint.
+    """
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ltx" / "files"
+
+
+def remember(files: Mapping[str, str]) -> None:
+    """Keep where files lie, fingerprints by absolute path; the oldest of too many are forgotten."""
+    folder = state_folder()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path, mark in files.items():
+            if _read(folder / mark) == os.fsencode(path):
+                (folder / mark).touch()
+                continue
+            with replacing(folder / mark) as temporary:
+                temporary.write_bytes(os.fsencode(path))
+        kept = sorted((entry.stat().st_mtime, entry) for entry in folder.iterdir())
+        for _, entry in kept[:-MOST_KNOWN]:
+            entry.unlink()
+    except FileNotFoundError:  # another process has forgotten the same one
+        return
+    except (OSError, MediaError) as error:
+        logger.warning("%s cannot be written, so a rerun finds files beside the clip only: %s", folder, error)
+
+
+def last_known(mark: str) -> Path | None:
+    """Last path of a file of this fingerprint; None where that is not known."""
+    place = state_folder() / mark
+    if not FINGERPRINT.fullmatch(mark) or (text := _read(place)) is None:
+        return None
+    path = Path(os.fsdecode(text))
+    if not path.is_absolute() or b"\0" in text:
+        logger.warning("%s is damaged and left out", place)
+        return None
+    return path
+
+
+def _read(place: Path) -> bytes | None:
+    try:
+        return place.read_bytes()
+    except OSError:
+        return None

@@ -28,7 +28,6 @@ from ltx_core.sampling.stage import StreamStart, begin_streams, finish_streams
 from ltx_core.types import Audio, VideoLatentShape
 from ltx_pipelines.ltx_video.run import LTXVideoRun
 from ltx_pipelines.planning.plan import CarriedKeyframes, ImageCondition, Plan, SamplerPlan, StagePlan
-from ltx_pipelines.running.apart import join_tiles, references_of, tile_inputs, tile_stages
 from ltx_pipelines.running.cheaper import denoiser_of, network_of, reuse_note
 from ltx_pipelines.running.conditions import (
     conditioning_items,
@@ -41,7 +40,16 @@ from ltx_pipelines.running.decoding import cut_frames, decode_frames
 from ltx_pipelines.running.finite import Watch, finite_frames
 from ltx_pipelines.running.generation import Generation
 from ltx_pipelines.running.long import LongState, PieceFrames
-from ltx_pipelines.running.stage_inputs import KEYFRAMES, StageInputs, StageResult, StageRun
+from ltx_pipelines.running.stage_inputs import (
+    KEYFRAMES,
+    StageInputs,
+    StageResult,
+    StageRun,
+    join_tiles,
+    references_of,
+    tile_inputs,
+    tile_stages,
+)
 from ltx_pipelines.running.texts import Contexts
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
