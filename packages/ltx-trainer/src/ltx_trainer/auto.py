@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+ENCODE = "data", "encode"
 #: What may be ``auto``, with the value that takes the least.
 CHOSEN: dict[tuple[str, str], Any] = {
     ("optimization", "batch_size"): 1,
     ("optimization", "enable_gradient_checkpointing"): False,
     ("acceleration", "quantization"): None,
     ("acceleration", "blocks_to_swap"): 0,
+    ENCODE: "ahead",
 }
 BATCHES = (4, 2)  # tried from the largest; more is for who knows why
 USABLE = 0.9  # of the free memory
@@ -60,9 +62,14 @@ def choose(config: TrainerConfig, wanted: tuple[Keys, ...], machine: Machine | N
             if size <= model.examples and bytes_needed(larger) <= room:
                 choice = larger
                 break
+    if ENCODE in wanted:
+        lazily = {**choice, ENCODE: "lazily"}
+        choice = lazily if bytes_needed(lazily) <= room else choice
     taken = bytes_needed(choice)
     said = ", ".join(f"{key} {_said(value)}" for (_, key), value in choice.items())
     logger.info("chosen for %s: %s (%.2f GiB needed)", machine.describe(), said, taken / GIB)
+    if choice.get(ENCODE) == "ahead" and config.data.unprepared:
+        logger.info("clips are encoded before the first step: their encoders do not fit beside the transformer")
     if taken > room:
         logger.warning("the run needs %.1f GiB and %.1f GiB are there: it may not fit", taken / GIB, room / GIB)
     return with_choice(config, choice)

@@ -90,6 +90,8 @@ class DataConfig(Strict):
     """One or several data sets."""
     preprocessed_data_root: str | None = None
     """The directory that holds latents/, conditions/ and so on, in place of sets."""
+    encode: Literal["ahead", "lazily"] = "ahead"
+    """Clips: all before the first step, or each when it is first drawn. auto: lazily where the encoders fit beside."""
     num_dataloader_workers: NonNegativeInt = 2
     """Threads that read ahead; 0 reads when a batch is needed."""
     held_out_samples: NonNegativeInt = 0

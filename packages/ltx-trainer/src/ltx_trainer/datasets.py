@@ -10,6 +10,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, cycle, islice
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, MediaError
 from ltx_core.textfiles import path_of
 from ltx_trainer.background import in_background
 from ltx_trainer.data_config import PRECOMPUTED
@@ -43,6 +44,10 @@ class MissingDirectoryError(ConfigError, FileNotFoundError):
     """A data set lacks a directory that is read."""
 
 
+class UnreadableClipError(MediaError):
+    """An example's clip, which looked whole, cannot be read."""
+
+
 class PrecomputedDataset:
     """Examples whose files are there in every source, and which a table of the data set still names.
 
@@ -62,7 +67,7 @@ class PrecomputedDataset:
                 raise MissingDirectoryError(f"{self.root} holds no {name}/, expected {', '.join(self.sources)}")
         primary = "latents" if "latents" in self.sources else next(iter(self.sources))
         self.listed = listed_rows(self.root)
-        found = _files(self.root / primary)
+        found = self.names(primary)
         named = [path for path in found if self._is_listed(primary, path)]
         self.orphans = len(found) - len(named)
         if self.orphans:
@@ -79,6 +84,19 @@ class PrecomputedDataset:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of examples whose records are still to be made."""
+        return 0
+
+    def names(self, directory: str) -> list[Path]:
+        """Records in a directory, relative to it."""
+        return _files(self.root / directory)
+
+    def holds(self, directory: str, name: Path) -> bool:
+        """Whether there is a record of this name."""
+        return (self.root / directory / name).is_file()
 
     def __getitem__(self, index: int) -> Example:
         example: Example = {"idx": index}
@@ -114,10 +132,13 @@ class PrecomputedDataset:
             raise ConfigError(f"caption dropout needs {path}; process the captions again to make it")
         return read_record(path)
 
+    def stem(self, index: int) -> Path:
+        """The name of an example's records."""
+        return next(iter(self.examples[index].values())).with_suffix("")
+
     def clip(self, index: int) -> str:
         """The name of the clip an example is, or is a part of."""
-        stem = next(iter(self.examples[index].values())).with_suffix("")
-        return PART.sub("", str(stem))
+        return PART.sub("", str(self.stem(index)))
 
     def _counterparts(self, primary: str, path: Path) -> dict[str, Path] | None:
         """The file of one example in every source, or None where one is missing."""
@@ -131,7 +152,7 @@ class PrecomputedDataset:
         if directory == "conditions" and stem.startswith("latent_"):
             stems.append(Path(f"condition_{stem.removeprefix('latent_')}"))
         names = [one.with_name(one.name + suffix) for one in stems for suffix in SUFFIXES]
-        there = (name for name in names if (self.root / directory / name).is_file())
+        there = (name for name in names if self.holds(directory, name))
         return next((name for name in there if self._is_listed(directory, name)), None)
 
     def _is_listed(self, directory: str, path: Path) -> bool:
@@ -152,6 +173,11 @@ class DataMix:
         member, place = self.places[index]
         return {**member[place], "idx": index}
 
+    @property
+    def num_waiting(self) -> int:
+        """Number of examples whose records are still to be made."""
+        return sum(member.num_waiting for member in self.members)
+
     def signature(self, index: int) -> tuple[Any, ...]:
         """Examples with equal signatures can share a batch."""
         member, place = self.places[index]
@@ -160,10 +186,6 @@ class DataMix:
     def empty_caption(self) -> Mapping[str, Any]:
         """The record of the empty caption, for caption dropout."""
         return self.members[0].empty_caption()
-
-    def fingerprint(self) -> str:
-        """Fingerprint over the files of all members."""
-        return "; ".join(member.fingerprint() for member in self.members)
 
     def held_out(self, count: int = 0, share: float = 0.0) -> tuple[list[int], list[int]]:
         """(indices to train on, indices to keep apart): so many examples or a share of the clips, by their names alone.
@@ -277,6 +299,12 @@ class BatchOrder:
     def batches_per_epoch(self) -> int:
         return sum(ceil(len(bucket) / self.batch_size) for bucket in self.buckets)
 
+    def in_place_of(self, index: int) -> Iterator[int]:
+        """Examples of one's size, from the next in the data set on."""
+        bucket = next(bucket for bucket in self.buckets if index in bucket)
+        place = bucket.index(index)
+        return (other for other in (*bucket[place:], *bucket[:place]) if other != index)
+
     def at(self, position: int) -> tuple[int, ...]:
         """The examples of the batch at ``position``, counted from the start of the run."""
         epoch, offset = divmod(position, self.batches_per_epoch)
@@ -311,10 +339,21 @@ def read_batches(
     def read(position: int) -> Batch:
         epoch, offset = divmod(position, order.batches_per_epoch)
         indices = epochs(epoch)[offset][rank * share : (rank + 1) * share]
-        batch = collate([dataset[index] for index in indices])
+        batch = collate([_example(dataset, order, index) for index in indices])
         return _pin(batch) if pin else batch
 
     return in_background(read, count(first), workers)
+
+
+def _example(dataset: PrecomputedDataset | DataMix, order: BatchOrder, index: int) -> Example:
+    """An example; one of its size where its clip cannot be read, the same one in every run."""
+    try:
+        return dataset[index]
+    except UnreadableClipError as error:
+        for other in order.in_place_of(index):
+            with suppress(UnreadableClipError):
+                return dataset[other]
+        raise error
 
 
 def _pin(batch: Any) -> Any:

@@ -17,6 +17,7 @@ from ltx_trainer.config import LoraConfig, TrainerConfig
 from ltx_trainer.data_config import PRECOMPUTED, DataSetConfig
 from ltx_trainer.machine import Machine, this_machine
 from ltx_trainer.model_files import ModelFiles, open_trainable, trained_config
+from ltx_trainer.processing.buckets import parse_buckets
 from ltx_trainer.targets import adapted_linears, chosen_parameters, factorize, linears, sensitive
 from ltx_trainer.training_strategies.config import KeyframeImage, StrategyConfig
 
@@ -25,6 +26,8 @@ LOOKED_AT = 64  # examples whose size is read to find the longest
 TEXT_TOKENS = 1024  # of a padded caption, where no record says otherwise
 ADAM_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}  # per trained value
 BLOCKS = "transformer_blocks."
+ENCODED = {"video": {"latents", "reference_latents"}, "audio": {"audio_latents"}}  # directories that an encoder fills
+ENCODING = 52  # values alive at once per pixel of a clip while it is encoded, counted on the encoders of LTX-2 and 2.3
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -95,6 +98,7 @@ class MemoryModel:
     examples: int  # at least so many
     text_tokens: int  # of a padded caption
     machine: Machine
+    encoding: int = 0  # bytes of the encoders and what they compute, where clips are encoded
 
     @classmethod
     def of(cls, config: TrainerConfig, machine: Machine | None = None) -> MemoryModel:
@@ -114,7 +118,8 @@ class MemoryModel:
             tokens,
             examples,
             text_length(config),
-            machine or this_machine(),
+            machine := machine or this_machine(),
+            encoding_bytes(config, files, machine),
         )
 
     @property
@@ -136,8 +141,9 @@ class MemoryModel:
             MemoryItem("optimizer", trained * ADAM_BYTES[config.optimization.optimizer_type]),
             MemoryItem("average (EMA)", trained * 4) if config.optimization.ema_decay is not None else None,
             MemoryItem("activations", self._activations(config, tokens, itemsize), note="estimated"),
+            MemoryItem("encoders", self.encoding, note="while clips wait") if config.data.encode == "lazily" else None,
         ]
-        spread = {"connectors": 1, "activations": config.acceleration.shared_by("sp")}
+        spread = {"connectors": 1, "encoders": 1, "activations": config.acceleration.shared_by("sp")}
         weights = config.acceleration.shared_by("fsdp")
         found = {
             item.name: replace(item, device=item.device // spread.get(item.name, weights))
@@ -244,6 +250,25 @@ def connector_values(checkpoint: Checkpoint) -> int:
     return sum(prod(source.info.shape) for name, source in sources if "_connector." in name)
 
 
+def encoding_bytes(config: TrainerConfig, files: ModelFiles, machine: Machine) -> int:
+    """Bytes that the encoders of clips hold beside a run, and compute with for the largest clip at most."""
+    names = [
+        f"{name}_encoder" for name in ("video", "audio") if ENCODED[name] & set(config.training_strategy.data_sources())
+    ]
+    if not config.data.unprepared or not names:
+        return 0
+    itemsize = {"video_encoder": 4 if machine.mixed == "no" else 2, "audio_encoder": 4}
+    values = {
+        name: sum(prod(source.info.shape) for source in files.checkpoint_of(name).sources(name).values())
+        for name in names
+    }
+    buckets = [
+        bucket for one in config.data.unprepared for bucket in parse_buckets(one.resolution, files.scale_factors())
+    ]
+    pixels = max(prod(bucket) for bucket in buckets) if "video_encoder" in names else 0
+    return sum(values[name] * itemsize[name] for name in names) + pixels * ENCODING * itemsize["video_encoder"]
+
+
 def data_size(config: TrainerConfig, factors: SpatioTemporalScaleFactors) -> tuple[dict[str, int], int]:
     """Tokens of the longest example by modality, and how many examples there are at least."""
     longest: dict[str, int] = {"video": 0, "audio": 0}
@@ -272,8 +297,6 @@ def expected_tokens(
     one: DataSetConfig, sources: Mapping[str, int | None], factors: SpatioTemporalScaleFactors
 ) -> dict[str, int]:
     """Tokens of the longest clip that a set will give, from its resolution."""
-    from ltx_trainer.processing.buckets import parse_buckets
-
     counts = {"video": 0, "audio": 0}
     for bucket in parse_buckets(one.resolution, factors):
         picture = bucket.height // factors.height * (bucket.width // factors.width)

@@ -300,6 +300,7 @@ def _data(mode: Mode, facts: Facts, sound_only: bool) -> str:
         f"    - path: {_inline(facts.data)}   # columns: {columns}\n{size}{rate}"
         "      # trigger: ZORB            # a word put in front of every caption\n"
         f"{mode.data}"
+        "  encode: auto                  # lazily: clips as they are drawn; ahead: all of them before the first step\n"
         f"  held_out_share: {mode.held_out}           # of the clips, never trained on, whose loss is measured\n\n"
     )
 

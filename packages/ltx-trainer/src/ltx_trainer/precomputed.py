@@ -33,6 +33,7 @@ from ltx_core.loader.safetensors_file import save_tensors
 from ltx_core.textfiles import parse_json, read_json
 
 Record = Mapping[str, Tensor | int | float]
+Signature = tuple[Any, ...]
 
 SUFFIX = ".safetensors"
 SUFFIXES = (SUFFIX, ".pt")
@@ -144,7 +145,7 @@ def _values(metadata: Mapping[str, str] | None, entry: str = VALUES) -> dict[str
     return values
 
 
-def signature(path: Path) -> tuple[Any, ...]:
+def signature(path: Path) -> Signature:
     """Properties that records of a batch must share: tensor shapes as they are read, and the frame rate."""
     if path.suffix == ".pt":
         record = _read_pickle(path)
@@ -160,6 +161,11 @@ def signature(path: Path) -> tuple[Any, ...]:
         fps = values.get("fps")
     if fps is not None and not isinstance(fps, int | float):
         raise CheckpointError(f"{path}: fps is {fps!r:.60}, expected a number")
+    return signature_of(shapes, fps)
+
+
+def signature_of(shapes: Mapping[str, tuple[int, ...]], fps: float | None = None) -> Signature:
+    """The signature of a record with tensors of these shapes."""
     return (*sorted(shapes.items()), None if fps is None else round(float(fps), 3))
 
 

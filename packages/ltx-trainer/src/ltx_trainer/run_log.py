@@ -168,11 +168,14 @@ class LiveView:
 
     PLAIN_INTERVAL = 20
 
-    def __init__(self, total: int, peak_memory: Callable[[], int], live: bool = True) -> None:
+    def __init__(
+        self, total: int, peak_memory: Callable[[], int], live: bool = True, further: Callable[[], str] = str
+    ) -> None:
+        """``further`` gives what is to stand at the end of the line, if anything."""
         from rich.console import Console
         from rich.live import Live
 
-        self.total, self.peak_memory = total, peak_memory
+        self.total, self.peak_memory, self.further = total, peak_memory, further
         self.console = Console(stderr=True)
         self.live = Live(console=self.console, refresh_per_second=4, transient=False) if live else None
         self.live = self.live if self.console.is_terminal else None
@@ -203,6 +206,7 @@ class LiveView:
             f"{speed:.2f} it/s",
             f"{clock(left)} left",
             f"peak {self.peak_memory() / 2**30:.1f} GiB",
+            *filter(None, [self.further()]),
         ]
         if self.live is not None:
             self.live.update(self._bar(report.step, "  ".join(parts)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from ltx_core.textfiles import path_of
 from ltx_trainer.comparison import Clip, agreement
 from ltx_trainer.config import TrainerConfig
 from ltx_trainer.config_file import write_config
-from ltx_trainer.datasets import BatchOrder, DataMix, PrecomputedDataset, collate, read_batches
+from ltx_trainer.datasets import BatchOrder, UnreadableClipError, collate, read_batches
 from ltx_trainer.distillation import DistillObjective, DistillSettings
 from ltx_trainer.held_out import held_out_losses
 from ltx_trainer.hub import push_to_hub
@@ -42,7 +42,7 @@ from ltx_trainer.models import (
     load_connectors,
     load_weights,
 )
-from ltx_trainer.processing.prepare import prepare_set
+from ltx_trainer.processing.prepare import clips_fingerprint, open_sets
 from ltx_trainer.run_log import CsvLog, LiveView, Logs, TensorboardLog, WandbLog, figures_of
 from ltx_trainer.sigma_tracker import SigmaLossTracker
 from ltx_trainer.state import check_unused, latest_state, state_header
@@ -101,21 +101,13 @@ class LtxvTrainer:
         if self.validates:
             streams = tuple(self.checkpoint.network_config("transformer").streams)
             check_samples(config.validation, self.files.scale_factors(), streams)
-        self.dataset = self._open_data()
-        data = config.data
+        data, sources = config.data, config.training_strategy.data_sources()
+        device = str(self.accelerator.device)
+        self.dataset = open_sets(data, self.files, sources, device, self.accelerator.wait_for_everyone)
         trained, self.held_out = self.dataset.held_out(data.held_out_samples, data.held_out_share)
         repeats = [one.repeats for one in data.sets] or [1]
         weights = [one.weight for one in data.sets] or [None]
         self.trained = self.dataset.epoch(trained, repeats, weights)
-
-    def _open_data(self) -> DataMix:
-        """The data sets, prepared where they are not yet; every process prepares its share."""
-        data, sources = self.config.data, self.config.training_strategy.data_sources()
-        for one in data.unprepared:
-            device = str(self.accelerator.device)
-            prepare_set(one, self.files, sources, device, data.num_dataloader_workers)
-            self.accelerator.wait_for_everyone()
-        return DataMix([PrecomputedDataset(root, sources) for root in data.roots])
 
     # What a run is made of, each part built when it is first needed.
 
@@ -243,7 +235,9 @@ class LtxvTrainer:
 
     def held_out_batches(self) -> Iterator[Batch]:
         for index in self.held_out:
-            yield collate([self.dataset[index]])
+            with suppress(UnreadableClipError):
+                example = self.dataset[index]
+                yield collate([example])
 
     @cached_property
     def samples(self) -> list[PreparedSample]:
@@ -355,7 +349,7 @@ class LtxvTrainer:
         values: dict[str, Any] = {
             "training_mode": config.model.training_mode,
             "optimizer_type": config.optimization.optimizer_type,
-            "data": self.dataset.fingerprint(),
+            **self._data_fingerprints(),
             "base model": fingerprint(self.files.model_path),
             "seed": config.seed,
             "batch": config.optimization.batch_size * self.shares,
@@ -370,6 +364,18 @@ class LtxvTrainer:
         elif config.model.trainable_modules is not None:
             values["trainable_modules"] = ", ".join(config.model.trainable_modules)
         return values
+
+    def _data_fingerprints(self) -> dict[str, str]:
+        """Of records as they are, and of clips by what their records are or will be made of."""
+        sources, sets = self.config.training_strategy.data_sources(), self.config.data.sets or (None,)
+        found: dict[str, list[str]] = {}
+        for one, member in zip(sets, self.dataset.members, strict=True):
+            if one is None or one.is_prepared:
+                found.setdefault("data", []).append(member.fingerprint())
+            else:
+                print_ = clips_fingerprint(one, self.files, sources, len(member))
+                found.setdefault("clips", []).append(print_)
+        return {name: "; ".join(prints) for name, prints in found.items()}
 
     # Running it.
 
@@ -393,7 +399,7 @@ class LtxvTrainer:
         report: StepReport | None = None
         weights: Path | None = None
         main = self.accelerator.is_main_process
-        with LiveView(total, lambda: peak_bytes(device), live=live and main) as view:
+        with LiveView(total, lambda: peak_bytes(device), live=live and main, further=self._encoded) as view:
             if not main:
                 view.console.quiet = True
             with closing(logs):
@@ -407,6 +413,11 @@ class LtxvTrainer:
         if main and weights is not None and not result.stopped and self.config.hub.push_to_hub:
             push_to_hub(self.config, weights, sorted((self.output / "samples").glob(f"step_{result.step:06d}_*")))
         return result
+
+    def _encoded(self) -> str:
+        """How many clips are encoded, while some wait."""
+        count, waiting = len(self.dataset), self.dataset.num_waiting
+        return f"{count - waiting}/{count} encoded" if waiting else ""
 
     @property
     def _resumed_from(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from ltx_trainer.processing.video_stages import (
     mask_stage,
     reference_stage,
     target_bucket,
+    target_fps,
     video_stage,
 )
 from ltx_trainer.processing.workspace import Report, Workspace, rank, share
@@ -59,23 +60,40 @@ def process_dataset(
     """
     if options.cluster is not None:
         metadata, output, models = metadata.absolute(), output and output.absolute(), models.absolute()
-    rows = read_rows(metadata, *columns)
     parts = parts or (CAPTIONS, VIDEO, AUDIO)
     work = Workspace(output or records_root(metadata), models, options, models.scale_factors())
-    if VIDEO in parts:
-        work = with_buckets(work, rows, buckets)
-    rows = asked_rows(rows, work.options)
-    if not rank():
-        write_list(work.output, metadata, rows)
+    rows, work = open_rows(metadata, work, columns, buckets, VIDEO in parts)
     mine = share(rows)
     process_rows(mine, work, parts)
     if CAPTIONS in parts and (blank := sum(not row.caption.strip() for row in mine)):
         work.report.notes.append(f"{blank} captions are blank")
     describe(mine, work)
-    work.output.mkdir(parents=True, exist_ok=True)
-    report = work.output / (f"report.{rank()}.txt" if rank() else "report.txt")
-    report.write_text("".join(f"{line}\n" for line in work.report.lines()), encoding="utf-8")
+    write_report(work)
     return work.report
+
+
+def open_rows(
+    metadata: Path,
+    work: Workspace,
+    columns: tuple[str | None, str | None] = (None, None),
+    buckets: str | None = None,
+    with_videos: bool = True,
+) -> tuple[list[Row], Workspace]:
+    """The rows that a table comes to with the options of ``work``, and ``work`` with buckets; the rows are listed."""
+    rows = read_rows(metadata, *columns)
+    if with_videos:
+        work = with_buckets(work, rows, buckets)
+    rows = asked_rows(rows, work.options)
+    if not rank():
+        write_list(work.output, metadata, rows)
+    return rows, work
+
+
+def write_report(work: Workspace) -> None:
+    """Keep the report beside the records."""
+    work.output.mkdir(parents=True, exist_ok=True)
+    path = work.output / (f"report.{rank()}.txt" if rank() else "report.txt")
+    path.write_text("".join(f"{line}\n" for line in work.report.lines()), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -114,16 +132,19 @@ def processor_elsewhere(work: Workspace) -> Processor:
     return Processor(replace(work, options=replace(work.options, device=default_device())))
 
 
-def process_rows(rows: Sequence[Row], work: Workspace, parts: Sequence[str]) -> None:
-    """The records of all rows, one part of the work after the other, since sound and masks follow their videos."""
+def process_rows(rows: Sequence[Row], work: Workspace, parts: Sequence[str], sounding: bool = False) -> None:
+    """The records of all rows, one part of the work after the other, since sound and masks follow their videos.
+
+    ``sounding`` says that others of the set have sound, so that silence is written too.
+    """
     cluster, size = work.options.cluster, max(len(rows), 1)
     if cluster is not None:
         size = max(work.options.batch_size, min(ROWS, math.ceil(size / ROWS)))
     make = partial(Processor if cluster is None else processor_elsewhere, work)
     with workers(make, cluster) as run:
         for part in (one for one in (CAPTIONS, VIDEO, AUDIO) if one in parts):
-            sounding = part == AUDIO and any_sound(rows, work)
-            shares = [Share(part, rows[at : at + size], sounding) for at in range(0, len(rows), size)]
+            heard = part == AUDIO and (sounding or any_sound(rows, work))
+            shares = [Share(part, rows[at : at + size], heard) for at in range(0, len(rows), size)]
             ended = run(shares) if cluster is None else progress(run(shares), part, len(shares))
             for _, report in ended:
                 if isinstance(report, LtxError):
@@ -222,17 +243,20 @@ def any_sound(rows: Sequence[Row], work: Workspace) -> bool:
     return False
 
 
-def describe(rows: Sequence[Row], work: Workspace) -> None:
-    """Note what the records say about the data set: clips per bucket, mixed frame rates, silent clips."""
+def describe(rows: Sequence[Row], work: Workspace, expected: Sequence[tuple[Bucket, float]] = ()) -> None:
+    """Note what the records say about the data set: clips per bucket, mixed frame rates, silent clips.
+
+    ``expected`` are the buckets and rates of further clips, which have no records yet.
+    """
     notes = work.report.notes
     counts: Counter[Bucket] = Counter()
     rates: set[float] = set()
     silent = 0
+    recorded = [(target_bucket(work, row), target_fps(work, row)) for row in rows if work.record("latents", row)]
+    for bucket, rate in (*recorded, *expected):
+        counts[bucket] += 1
+        rates |= {round(rate, 3)} if bucket.frames > 1 else set()
     for row in rows:
-        if video := work.values("latents", row):
-            bucket = target_bucket(work, row)
-            counts[bucket] += 1
-            rates |= {round(float(video["fps"]), 3)} if bucket.frames > 1 else set()
         if sound := work.values("audio_latents", row):
             silent += not sound.get("present", 1)
     for bucket in work.options.buckets:

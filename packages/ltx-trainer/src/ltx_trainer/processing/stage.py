@@ -80,7 +80,9 @@ def run_stage(stage: Stage, rows: Sequence[Row], work: Workspace) -> None:
                 todo.stale[row.stem].unlink(missing_ok=True)
 
     results = in_background(attempt, todo.rows, work.options.workers)
-    for group in _batches(progress(results, stage.directory, len(todo.rows)), stage, skip):
+    if work.shows_progress:
+        results = progress(results, stage.directory, len(todo.rows))
+    for group in _batches(results, stage, skip):
         try:
             with torch.no_grad():
                 records = list(stage.encode([inputs for _, (inputs, _) in group]))

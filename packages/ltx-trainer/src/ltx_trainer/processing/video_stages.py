@@ -195,10 +195,16 @@ def fitted_frames(
 ) -> Tensor:
     """At most ``count`` frames of a file as the encoder takes them, ``[3, F, height, width]``; changes are reported."""
     first = probe_video(path).start + start if start else 0.0
-    wanted = Wanted(*size, count, fps, first, fit="cover", at=crop, dtype=work.options.dtype)
-    source = normalize_source(path, wanted)
+    source = normalize_source(path, wanted_clip(count, size, fps, work, crop, first))
     work.report.note_changes(path, source.changes)
     return source.video[0]
+
+
+def wanted_clip(
+    count: int, size: tuple[int, int], fps: float | None, work: Workspace, crop: tuple[float, float], start: float
+) -> Wanted:
+    """What `fitted_frames` asks for, from ``start`` seconds of the file on."""
+    return Wanted(*size, count, fps, start, fit="cover", at=crop, dtype=work.options.dtype)
 
 
 def _fit_bucket(row: Row, info: VideoInfo, rate: float | None, work: Workspace) -> tuple[Bucket, Tensor]:
@@ -206,25 +212,32 @@ def _fit_bucket(row: Row, info: VideoInfo, rate: float | None, work: Workspace) 
 
     A video becomes a still only where all buckets are for stills.
     """
-    path, buckets, available = info.path, work.options.buckets, info.frames
-    if not is_image(path):
-        buckets = tuple(bucket for bucket in buckets if bucket.frames > 1) or buckets
-    if rate is not None:
-        available = round(info.frames * rate / float(info.fps))
-    if row.start:
-        available -= round(row.start * (rate or float(info.fps)))
+    available = frames_by_header(row, info, rate)
     while True:
-        index = select_bucket(available, info.height, info.width, buckets)
-        if index is None:
-            shortest = min(bucket.frames for bucket in buckets)
-            kind = "a picture" if is_image(path) else f"{available} frames long"
-            raise MediaError(f"{path} is {kind}, the shortest bucket has {shortest} frames")
-        bucket = buckets[index]
+        bucket = bucket_of(info, available, work.options.buckets)
         size = bucket.height, bucket.width
-        frames = fitted_frames(path, bucket.frames, size, rate, work, work.crop(row), row.start)
+        frames = fitted_frames(info.path, bucket.frames, size, rate, work, work.crop(row), row.start)
         if frames.shape[1] == bucket.frames:
             return bucket, frames
         available = frames.shape[1]
+
+
+def frames_by_header(row: Row, info: VideoInfo, rate: float | None) -> int:
+    """Frames from where a row begins, at the rate its clip is brought to."""
+    available = info.frames if rate is None else round(info.frames * rate / float(info.fps))
+    return available - round(row.start * (rate or float(info.fps)))
+
+
+def bucket_of(info: VideoInfo, available: int, buckets: Sequence[Bucket]) -> Bucket:
+    """The bucket for a clip of ``available`` frames; `MediaError` where all are longer."""
+    if not is_image(info.path):
+        buckets = tuple(bucket for bucket in buckets if bucket.frames > 1) or buckets
+    index = select_bucket(available, info.height, info.width, buckets)
+    if index is None:
+        shortest = min(bucket.frames for bucket in buckets)
+        kind = "a picture" if is_image(info.path) else f"{available} frames long"
+        raise MediaError(f"{info.path} is {kind}, the shortest bucket has {shortest} frames")
+    return buckets[index]
 
 
 def _planes(frame: Tensor) -> Tensor:

@@ -76,6 +76,7 @@ class Workspace:
     options: ProcessingOptions
     factors: SpatioTemporalScaleFactors = field(default_factory=SpatioTemporalScaleFactors.default)
     report: Report = field(default_factory=Report)
+    shows_progress: bool = True
     _networks: dict[str, Any] = field(default_factory=dict)
     _prints: dict[str, str] = field(default_factory=dict)
 
