@@ -141,7 +141,7 @@ class MemoryModel:
             MemoryItem("optimizer", trained * ADAM_BYTES[config.optimization.optimizer_type]),
             MemoryItem("average (EMA)", trained * 4) if config.optimization.ema_decay is not None else None,
             MemoryItem("activations", self._activations(config, tokens, itemsize), note="estimated"),
-            MemoryItem("encoders", self.encoding, note="while clips wait") if config.data.encode == "lazily" else None,
+            MemoryItem("encoders", self.encoding, note="while clips wait") if self.encodes_beside(config) else None,
         ]
         spread = {"connectors": 1, "encoders": 1, "activations": config.acceleration.shared_by("sp")}
         weights = config.acceleration.shared_by("fsdp")
@@ -153,6 +153,10 @@ class MemoryModel:
         kept = config.optimization.gradient_accumulation_steps > 1  # gradients outlive the backward pass
         shared = 0 if kept else min(found["gradients"].device, found["activations"].device)
         return MemoryPlan(tuple(found.values()), trained, sum(tokens.values()), shared)
+
+    def encodes_beside(self, config: TrainerConfig) -> bool:
+        """Whether clips may be encoded while the transformer is there."""
+        return self.encoding > 0 and config.data.encode == "lazily"
 
     def _weights(self, config: TrainerConfig, itemsize: int) -> MemoryItem:
         """The transformer: on the device, and the blocks that wait in host memory."""
