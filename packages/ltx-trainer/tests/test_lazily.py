@@ -146,12 +146,12 @@ def test_broken_clips(models, clips, tmp_path, caplog):
 
 COLUMNS = {"video": "{}.mp4", "caption": "clip {}"}
 FULL = {"reference_video": "reference.mp4", "video_mask": "mask.png", "loss_mask": "mask.png"}
-SOURCES = ("conditions", "latents", "audio_latents", "reference_latents", "video_masks", "loss_masks")
+PICTURES = ("latents", "reference_latents", "keyframe_latents", "video_masks", "loss_masks")
 
 
 @pytest.mark.parametrize("options", [
     {"resolution": "64x64x9;64x64x17", "fps": 21.0},
-    {"resolution": "128x64x9;64x64x9;64x64x1", "long_clips": "chunks"},
+    {"resolution": "128x64x9;64x64x9;64x64x1", "long_clips": "chunks", "keyframes": (-1, 0)},
 ])  # fmt: skip
 def test_headers_tell_what_records_will_look_like(models, tmp_path, options):
     for index, (frames, fps, rate) in enumerate([(17, 24.0, 44100), (25, 30.0, 16000), (18, 24.0, None)]):
@@ -164,8 +164,9 @@ def test_headers_tell_what_records_will_look_like(models, tmp_path, options):
     if options["resolution"].endswith("x1"):
         rows.append({**rows[0], "video": "still.png", "reference_video": "still.png"})
     (tmp_path / "table.json").write_text(json.dumps(rows))
-    data = DataConfig.model_validate({"sets": [{"path": str(tmp_path / "table.json"), **options}], "encode": "lazily"})
-    sources = {name: name for name in SOURCES}
+    one = {"path": str(tmp_path / "table.json"), "keyframes": (0, 3, -1), **options}
+    data = DataConfig.model_validate({"sets": [one], "encode": "lazily"})
+    sources = {name: name for name in ("conditions", "audio_latents", *PICTURES)}
     dataset = open_sets(data, models, sources, "cpu", lambda: None)
     (lazy,) = dataset.members
     waiting = len(dataset)

@@ -40,7 +40,7 @@ class DataSetConfig(Strict):
     keyframes: tuple[int, ...] = ()
     """Frames of each clip that are encoded alone too, for keyframe_image; negative counts from the end."""
     control: str | None = None
-    """Make references of the clips themselves: canny, downscale, blur, depth:FOLDER, or an installed one."""
+    """Make references of the clips themselves: canny, downscale, blur, depth:FOLDER, pose:FOLDER, or another."""
     reference_downscale_factor: PositiveInt = 1
     """References are this much smaller than their clips."""
 

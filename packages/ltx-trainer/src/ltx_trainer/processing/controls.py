@@ -1,7 +1,7 @@
 """References made of the clips themselves, for adapters that follow a control: edges, a small or a blurred picture.
 
-A control takes frames ``[3, F, H, W]`` in [-1, 1] and gives frames of the same shape. ``depth:FOLDER`` is made by the
-network in a folder; packages register others under the entry points ``ltx.controls``.
+A control takes frames ``[3, F, H, W]`` in [-1, 1] and gives frames of the same shape. ``depth:FOLDER`` and
+``pose:FOLDER`` are made by networks in folders; packages register others under the entry points ``ltx.controls``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ SMOOTHING, BLUR = 1.4, 6.0  # standard deviations, pixels
 SMALLER = 4  # times, on each side
 MOST_ROUNDS = 1000
 #: Controls made by networks that users name, and what those are.
-NETWORKS = {"depth": "a depth model, such as depth-anything/Depth-Anything-V2-Small-hf"}
+NETWORKS = {
+    "depth": "a depth model, such as depth-anything/Depth-Anything-V2-Small-hf",
+    "pose": "a ViTPose model, such as usyd-community/vitpose-base-simple; after a comma that of a detector of persons",
+}
 
 
 def find_control(name: str, device: str = "cpu") -> Control:
@@ -50,8 +53,9 @@ def find_control(name: str, device: str = "cpu") -> Control:
 def _open(kind: str, place: str, device: str) -> Control:
     """A control with its network, kept for the clips that follow."""
     from ltx_trainer.processing.depth import depth_control
+    from ltx_trainer.processing.pose import pose_control
 
-    return {"depth": depth_control}[kind](place, device)
+    return depth_control(place, device) if kind == "depth" else pose_control(place, device)
 
 
 def canny(frames: Tensor) -> Tensor:

@@ -32,13 +32,13 @@ from ltx_trainer.processing.dataset import process_sounds, process_videos
 from ltx_trainer.processing.inputs import changed_inputs, inputs_of
 from ltx_trainer.processing.masks import kept_frames
 from ltx_trainer.processing.metadata import Row
-from ltx_trainer.processing.video_stages import bucket_of, frames_by_header, wanted_clip
+from ltx_trainer.processing.video_stages import bucket_of, frames_by_header, keyframes_of, wanted_clip
 from ltx_trainer.processing.workspace import Report, Workspace
 
 logger = logging.getLogger(__name__)
 
 #: Directories whose records are known from headers. Captions are encoded ahead, sound alone is as long as it decodes.
-FORESEEN = ("latents", "audio_latents", "reference_latents", "video_masks", "loss_masks")
+FORESEEN = ("latents", "audio_latents", "reference_latents", "keyframe_latents", "video_masks", "loss_masks")
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ class Headers:
                 signatures[name] = self._sound(row, bucket.frames / fps if bucket.frames > 1 else 0.0)
             elif name == "reference_latents":
                 signatures[name] = self._reference(row, bucket, fps)
+            elif name == "keyframe_latents":
+                signatures[name] = self._keyframes(bucket)
             else:
                 probe_video(next(row.media[role] for role in ROLES_OF[name] if role in row.media))
                 signatures[name] = signature_of({"mask": self._grid(bucket.frames, bucket.height, bucket.width)})
@@ -131,6 +133,11 @@ class Headers:
             return self._latents(1, height, width, float(STILL_FPS))
         factor = options.reference_temporal_scale_factor
         return self._latents(len(kept_frames(bucket.frames, factor)), height, width, fps / factor)
+
+    def _keyframes(self, bucket: Bucket) -> Signature:
+        count = len(keyframes_of(bucket.frames, self.work.options.keyframes))
+        _, *sides = self._grid(bucket.frames, bucket.height, bucket.width)
+        return signature_of({"latents": (self._channels, count, *sides), "frames": (count,)})
 
     @cached_property
     def _channels(self) -> int:

@@ -57,7 +57,7 @@ class ProcessingOptions:
         metadata=shown("Frame to encode alone too, -1 the last; repeat it for more.", "--keyframe"),
     )
     control: str | None = field(
-        default=None, metadata=shown("Make references of the clips: canny, downscale, blur, depth:FOLDER.")
+        default=None, metadata=shown("Make references of the clips: canny, downscale, blur, depth:FOLDER, pose:FOLDER.")
     )
     overwrite: bool = field(default=False, metadata=shown("Make records again that are there already.", "--overwrite"))
     batch_size: int = field(default=1, metadata=shown("Clips, or captions, encoded together.", min=1))
