@@ -47,7 +47,7 @@ def load_connectors(
     sources = {name: source for name, source in found.items() if name.startswith(parts)}
     if not sources:
         raise CheckpointError(f"{checkpoint.where} lacks the text connectors")
-    weights = ComponentWeights.of("text connectors", sources, dtype, device)
+    weights = ComponentWeights("text connectors", sources, dtype, device)
     network = build(partial(EmbeddingsProcessor, config), weights)
     assert isinstance(network, EmbeddingsProcessor)
     return network

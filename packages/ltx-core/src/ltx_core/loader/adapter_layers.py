@@ -14,7 +14,7 @@ DoRA, ``dora_scale``    ``W + s * (g * V / |N| - W)`` with ``V = W + D`` and N =
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -101,40 +101,6 @@ class LoraLayer:
         if self.diff_b is not None:
             return self.diff_b.to(device).float() * strength
         return None if self.bias is None else self.bias.to(device).float() * (strength * self.scale)
-
-
-def weight_change(
-    layers: Iterable[tuple[LoraLayer, float]],
-    base: Tensor | None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-) -> Tensor | None:
-    """The sum that adapters add, in list order, to a weight ``(out, in)``; None for nothing.
-
-    ``layers`` are (layer, strength). Linear ones add up in ``dtype`` (float32). ``base`` is the weight itself in
-    float32, needed for DoRA only, which changes what the adapters before it have left.
-    """
-    import torch
-
-    dtype = dtype or torch.float32
-    total: Tensor | None = None
-    for layer, strength in layers:
-        if strength == 0 or layer.weight_shape is None:
-            continue
-        if layer.magnitude is None:
-            total = layer.add_to(total, strength, device, dtype)
-            continue
-        assert base is not None, "DoRA needs the weight itself"
-        weight = base if total is None else base + total.float()
-        total = layer.normalise(weight, strength) - base
-    return total
-
-
-def bias_change(layers: Iterable[tuple[LoraLayer, float]], device: torch.device | str = "cpu") -> Tensor | None:
-    """The sum that adapters add to a bias, float32 ``(out,)``; None for nothing."""
-    changes = [layer.bias_change(strength, device) for layer, strength in layers if strength != 0]
-    found = [change for change in changes if change is not None]
-    return sum(found[1:], start=found[0]) if found else None
 
 
 def _product(factor: Pair | Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:

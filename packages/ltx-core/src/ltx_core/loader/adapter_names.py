@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from ltx_core.errors import CheckpointError
@@ -68,13 +68,6 @@ def parse_key(key: str) -> Part | None:
 def foreign_kind(key: str) -> str | None:
     """The kind of adapter a tensor belongs to that is not supported."""
     return next((kind for pattern, kind in _FOREIGN if pattern.fullmatch(key)), None)
-
-
-def is_adapter(names: Iterable[str]) -> bool:
-    """Whether a file with these tensors is an adapter; ``.alpha`` alone says nothing, vocoders have it too."""
-    return any(
-        (found := parse_key(name)) is not None and found.part not in ("alpha", "reshape_weight") for name in names
-    )
 
 
 def is_flat(module: str) -> bool:

@@ -181,14 +181,14 @@ class Checkpoint:
         if COMPONENTS[name].streams:
             sources = _only_of(self._construct(name), sources)
         if quantization is None:
-            return ComponentWeights.of(name, sources, dtype, device)
+            return ComponentWeights(name, sources, dtype, device)
         if not COMPONENTS[name].quantizable:
             raise CheckpointError(f"{name} cannot be quantised, only the transformer can")
         policy = find_policy(quantization) if isinstance(quantization, str) else quantization
         sources = policy.keep_stored(sources)
         if policy.folds_scales:
             _check_scale_names(self.parts_of(name))
-        return ComponentWeights.of(name, sources, dtype, device, policy)
+        return ComponentWeights(name, sources, dtype, device, policy)
 
     def empty_network(self, weights: ComponentWeights) -> nn.Module:
         """The network on the meta device, checked against the files, the policy's layers in place."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.config import AudioVaeConfig, GeneratorConfig, VocoderConfig
 from ltx_core.model.duration_head.config import DurationHeadConfig
-from ltx_core.model.transformer.config import LTX_VIDEO_CLASS, TransformerConfig
+from ltx_core.model.transformer.config import LTX_VIDEO_CLASS, StreamConfig, TransformerConfig
 from ltx_core.model.transformer.foreign import TEXT_IS_READY, infer_transformer_config
 from ltx_core.model.upsampler.config import LatentUpsamplerConfig
 from ltx_core.model.video_vae.config import BlockConfig, VideoVaeConfig
@@ -22,6 +24,8 @@ OUR_AXES = {theirs: ours for ours, theirs in AXES.items()}
 FIXED: Json = {"patch_size": 1, "patch_size_t": 1, "activation_fn": "gelu-approximate", "attention_bias": True}
 FIXED |= {"qk_norm": "rms_norm_across_heads", "norm_elementwise_affine": False, "attention_out_bias": True}
 AUDIO_FIXED: Json = {"audio_patch_size": 1, "audio_patch_size_t": 1, "audio_scale_factor": 4, "causal_offset": 1}
+STREAM_SIZES = {"in_channels": "in_channels", "out_channels": "out_channels", "width": "cross_attention_dim"}
+STREAM_SIZES |= {"heads": "num_attention_heads", "head_dim": "attention_head_dim"}
 #: Keys of an audio VAE's ``ddconfig`` -> theirs.
 AUDIO_KEYS = {
     "ch": "base_channels",
@@ -47,9 +51,14 @@ def read_config(kind: str, given: Mapping[str, Any], shapes: Shapes) -> Json:
     ``shapes`` are those of its tensors under published names. Raises ``ConfigError`` where a key is missing.
     """
     try:
-        return _READERS[kind](given, shapes)
+        return KINDS[kind][0](given, shapes)
     except (KeyError, TypeError, IndexError, ZeroDivisionError, AttributeError) as error:
         raise ConfigError(f"config.json describes no {kind}: {type(error).__name__} {error}") from error
+
+
+def write_config(kind: str, config: Mapping[str, Any]) -> Json:
+    """A component's ``config.json``, of a checkpoint's config. Raises ``ConfigError`` for what has no counterpart."""
+    return KINDS[kind][1](config)
 
 
 def _read_transformer(given: Mapping[str, Any], shapes: Shapes) -> Json:
@@ -73,12 +82,7 @@ def _write_transformer(config: Mapping[str, Any]) -> Json:
     model, section = TransformerConfig.from_metadata(config), config["transformer"]
     video, audio = model.video, model.audio
     assert video is not None
-    made: Json = FIXED | {
-        "in_channels": video.in_channels,
-        "out_channels": video.out_channels,
-        "num_attention_heads": video.heads,
-        "attention_head_dim": video.head_dim,
-        "cross_attention_dim": video.width,
+    made: Json = {**FIXED, **_sizes(video, "")} | {
         "num_layers": model.num_layers,
         "norm_eps": model.norm_eps,
         "caption_channels": section.get("caption_channels", 3840),
@@ -93,6 +97,7 @@ def _write_transformer(config: Mapping[str, Any]) -> Json:
         {"_class_name": "LTX2VideoTransformer3DModel"}
         | made
         | AUDIO_FIXED
+        | _sizes(audio, "audio_")
         | {
             "vae_scale_factors": [8, 32, 32],
             "pos_embed_max_pos": seconds,
@@ -100,11 +105,6 @@ def _write_transformer(config: Mapping[str, Any]) -> Json:
             "base_width": width,
             **{f"{stream}gated_attn": model.apply_gated_attention for stream in ("", "audio_")},
             **{f"{stream}cross_attn_mod": model.cross_attention_adaln for stream in ("", "audio_")},
-            "audio_in_channels": audio.in_channels,
-            "audio_out_channels": audio.out_channels,
-            "audio_num_attention_heads": audio.heads,
-            "audio_attention_head_dim": audio.head_dim,
-            "audio_cross_attention_dim": audio.width,
             "audio_pos_embed_max_pos": audio.max_pos[0],
             "audio_sampling_rate": mel.sample_rate,
             "audio_hop_length": mel.hop_length,
@@ -121,6 +121,10 @@ def _write_transformer(config: Mapping[str, Any]) -> Json:
             "use_keyframes_abs_pos_embedding": model.use_keyframes_abs_pos_embedding,
         }
     )
+
+
+def _sizes(stream: StreamConfig, prefix: str) -> Json:
+    return {prefix + theirs: getattr(stream, ours) for ours, theirs in STREAM_SIZES.items()}
 
 
 def _read_connectors(given: Mapping[str, Any], shapes: Shapes) -> Json:
@@ -197,7 +201,6 @@ def _read_vae(given: Mapping[str, Any], shapes: Shapes) -> Json:
             axes = OUR_AXES[kinds[len(factors) - 1 - index]]
             settings = {"multiplier": factors[index], "residual": residual[index]}
             decoder.append([f"compress_{axes}", settings])
-    padding = {f"{half}_spatial_padding_mode": given.get(f"{half}_spatial_padding_mode") for half in ("encoder",)}
     section = {
         "_class_name": "CausalVideoAutoencoder",
         "dims": 3,
@@ -210,8 +213,9 @@ def _read_vae(given: Mapping[str, Any], shapes: Shapes) -> Json:
         "decoder_blocks": decoder,
         "encoder_base_channels": latent,
         "decoder_base_channels": given["decoder_block_out_channels"][0] // factors[0],
-        **{key: value for key, value in padding.items() if value},
     }
+    if mode := given.get("encoder_spatial_padding_mode"):
+        section["encoder_spatial_padding_mode"] = mode
     if (mode := given.get("decoder_spatial_padding_mode", "zeros")) != "reflect":
         section["spatial_padding_mode"] = mode
     return {"vae": section}
@@ -229,16 +233,8 @@ def _write_vae(config: Mapping[str, Any]) -> Json:
     if foreign := [b.name for b in (*vae.encoder_blocks, *vae.decoder_blocks) if b.name not in known]:
         raise ConfigError(f"VAE block {foreign[0]} has no counterpart in AutoencoderKLLTX2Video")
     counts, samplings = _group(vae.encoder_blocks)
-    widths, width = [], vae.latent_channels
-    for block in samplings:
-        width *= 2 if block.multiplier is None else block.multiplier
-        widths.append(width)
     decoder_counts, upsamplings = _group(vae.decoder_blocks)
-    factors = [1 if block.multiplier is None else block.multiplier for block in upsamplings]
-    decoder_widths, width = [], vae.decoder_base_channels
-    for factor in factors:
-        width *= factor
-        decoder_widths.append(width)
+    widths = _widths(vae.latent_channels, samplings)
     noise = any(block.inject_noise for block in vae.decoder_blocks)
     scale = vae.decoder_scale_factors
     return {
@@ -246,16 +242,16 @@ def _write_vae(config: Mapping[str, Any]) -> Json:
         **{key: getattr(vae, key) for key in ("in_channels", "out_channels", "latent_channels", "patch_size")},
         "block_out_channels": widths,
         "down_block_types": ["LTX2VideoDownBlock3D"] * len(widths),
-        "decoder_block_out_channels": decoder_widths,
+        "decoder_block_out_channels": _widths(vae.decoder_base_channels, upsamplings),
         "layers_per_block": counts,
         "decoder_layers_per_block": decoder_counts,
         "spatio_temporal_scaling": [True] * len(widths),
-        "decoder_spatio_temporal_scaling": [True] * len(factors),
+        "decoder_spatio_temporal_scaling": [True] * len(upsamplings),
         "decoder_inject_noise": [noise] * len(decoder_counts),
         "downsample_type": [AXES[block.name.split("_")[1]] for block in samplings],
         "upsample_type": [AXES[block.name.split("_")[1]] for block in reversed(upsamplings)],
         "upsample_residual": [block.residual for block in upsamplings],
-        "upsample_factor": factors,
+        "upsample_factor": [block.multiplier for block in upsamplings],
         "timestep_conditioning": vae.timestep_conditioning,
         "patch_size_t": 1,
         "resnet_norm_eps": 1e-06,
@@ -279,6 +275,11 @@ def _group(blocks: Sequence[BlockConfig]) -> tuple[list[int], list[BlockConfig]]
             samplings.append(block)
             counts.append(0)
     return counts, samplings
+
+
+def _widths(first: int, blocks: Sequence[BlockConfig]) -> list[int]:
+    """Channels after each resampling."""
+    return list(accumulate((block.multiplier for block in blocks), mul, initial=first))[1:]
 
 
 def _read_audio_vae(given: Mapping[str, Any], shapes: Shapes) -> Json:
@@ -450,24 +451,15 @@ def _write_latent_upsampler(config: Mapping[str, Any]) -> Json:
     return {"_class_name": "LTX2LatentUpsamplerModel"} | {key: getattr(one, key) for key in UPSAMPLER_KEYS} | rational
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any], Shapes], Json]] = {
-    "transformer": _read_transformer,
-    "connectors": _read_connectors,
-    "vae": _read_vae,
-    "audio_vae": _read_audio_vae,
-    "vocoder": _read_vocoder,
-    "duration_head": _read_duration_head,
-    "diffusion_decoder": _read_diffusion_decoder,
-    "latent_upsampler": _read_latent_upsampler,
-}
-#: Kind of a folder -> what makes its ``config.json`` of a checkpoint's config; raises ``ConfigError`` where it cannot.
-WRITERS: dict[str, Callable[[Mapping[str, Any]], Json]] = {
-    "transformer": _write_transformer,
-    "connectors": _write_connectors,
-    "vae": _write_vae,
-    "audio_vae": _write_audio_vae,
-    "vocoder": _write_vocoder,
-    "duration_head": _write_duration_head,
-    "diffusion_decoder": _write_diffusion_decoder,
-    "latent_upsampler": _write_latent_upsampler,
+Reader = Callable[[Mapping[str, Any], Shapes], Json]
+Writer = Callable[[Mapping[str, Any]], Json]
+KINDS: dict[str, tuple[Reader, Writer]] = {
+    "transformer": (_read_transformer, _write_transformer),
+    "connectors": (_read_connectors, _write_connectors),
+    "vae": (_read_vae, _write_vae),
+    "audio_vae": (_read_audio_vae, _write_audio_vae),
+    "vocoder": (_read_vocoder, _write_vocoder),
+    "duration_head": (_read_duration_head, _write_duration_head),
+    "diffusion_decoder": (_read_diffusion_decoder, _write_diffusion_decoder),
+    "latent_upsampler": (_read_latent_upsampler, _write_latent_upsampler),
 }

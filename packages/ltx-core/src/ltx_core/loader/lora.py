@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ltx_core.errors import CheckpointError
-from ltx_core.loader.adapter_layers import LoraLayer, Pair, bias_change, weight_change
+from ltx_core.loader.adapter_layers import LoraLayer, Pair
 from ltx_core.loader.adapter_names import (
     TEXT_ENCODER,
     bare_name,
     flat_table,
     foreign_kind,
-    is_adapter,
     is_flat,
     module_path,
     parse_key,
@@ -70,7 +69,28 @@ class Lora:
         ``dora_scale`` was made for, where its naming would guess wrong. Raises ``CheckpointError`` for a file that
         holds no adapter, or one of an unsupported kind.
         """
-        return read_lora(SafetensorsFile(path), strength, use_alpha, dora_norm)
+        file = SafetensorsFile(path)
+        _refuse_foreign(file)
+        config = _peft_config(file) if use_alpha else None
+        parts: dict[str, dict[str, str]] = {}
+        unused: list[str] = []
+        for name in file.tensors:
+            found = parse_key(name)
+            if found is None or (found.part == "alpha" and not use_alpha):
+                unused.append(name)
+            elif (known := parts.setdefault(found.module, {})).setdefault(found.part, name) != name:
+                raise CheckpointError(f"{file.path}: {known[found.part]} and {name} are the same part of one layer")
+        layers: dict[str, LoraLayer] = {}
+        for written, names in parts.items():
+            module = module_path(written)
+            if module in layers:
+                raise CheckpointError(f"{file.path}: {module} is changed by two entries of the file")
+            layer = _LayerReader(file, written, names, config, dora_norm).read()
+            if layer is None:
+                unused.extend(names.values())
+            else:
+                layers[module] = layer
+        return cls(file.path, layers, file.metadata, tuple(unused), strength)
 
     def at(self, strength: float) -> Lora:
         """The same adapter with another strength."""
@@ -101,11 +121,6 @@ class Lora:
             hint = ", it is an adapter of the text encoder" if TEXT_ENCODER.search(example) else ""
             raise CheckpointError(f"{self.path} names no module of this model{hint}; first: {example}")
         return replace(self, layers=layers)
-
-    def needs_weights(self, path: str) -> bool:
-        """Whether this adapter's change of a module depends on the weight itself."""
-        layer = self.layers.get(path)
-        return self.strength != 0 and layer is not None and layer.magnitude is not None
 
     @property
     def reference_downscale_factor(self) -> int:
@@ -153,8 +168,9 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def is_lora(names: Iterable[str]) -> bool:
-    """Whether a file with these tensors is an adapter."""
-    return is_adapter(names)
+    """Whether a file with these tensors is an adapter; ``.alpha`` alone says nothing, vocoders have it too."""
+    parts = (found.part for name in names if (found := parse_key(name)) is not None)
+    return any(part not in ("alpha", "reshape_weight") for part in parts)
 
 
 def fit_loras(loras: Sequence[Lora], shapes: Shapes) -> tuple[Lora, ...]:
@@ -184,13 +200,9 @@ class _PeftConfig(BaseModel):
     fan_in_fan_out: bool = False
     use_qalora: bool = False
 
-    def alpha_of(self, module: str) -> float | None:
-        """Alpha of a module in the saving model's names: the first pattern that matches it, else the general one."""
-        general = self.lora_alpha if self.lora_alpha is not None else self.alpha
-        return _matching(self.alpha_pattern, module, general)
-
     def scale(self, module: str, rank: int) -> float:
-        alpha = self.alpha_of(module)
+        """Of a module in the saving model's names, by the first pattern that matches it, else the general alpha."""
+        alpha = _matching(self.alpha_pattern, module, self.lora_alpha if self.lora_alpha is not None else self.alpha)
         if alpha is None:
             return 1.0
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
@@ -210,36 +222,6 @@ def _matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
         if found:
             return value
     return default
-
-
-def read_lora(
-    file: SafetensorsFile,
-    strength: float = 1.0,
-    use_alpha: bool = True,
-    dora_norm: Literal["merged", "base"] | None = None,
-) -> Lora:
-    """The adapter in an opened file."""
-    _refuse_foreign(file)
-    config = _peft_config(file) if use_alpha else None
-    parts: dict[str, dict[str, str]] = {}
-    unused: list[str] = []
-    for name in file.tensors:
-        found = parse_key(name)
-        if found is None or (found.part == "alpha" and not use_alpha):
-            unused.append(name)
-        elif (known := parts.setdefault(found.module, {})).setdefault(found.part, name) != name:
-            raise CheckpointError(f"{file.path}: {known[found.part]} and {name} are the same part of one layer")
-    layers: dict[str, LoraLayer] = {}
-    for module, names in parts.items():
-        path = module_path(module)
-        if path in layers:
-            raise CheckpointError(f"{file.path}: {path} is changed by two entries of the file")
-        layer = _LayerReader(file, module, names, config, dora_norm).read()
-        if layer is None:
-            unused.extend(names.values())
-        else:
-            layers[path] = layer
-    return Lora(file.path, layers, file.metadata, tuple(unused), strength)
 
 
 def _refuse_foreign(file: SafetensorsFile) -> None:
@@ -375,16 +357,31 @@ def weight_delta(
     dtype: torch.dtype | None = None,
     base: Callable[[], Tensor] | None = None,
 ) -> Tensor | None:
-    """The sum that all adapters add to a module's weight, ``(out, in)``, summed in ``dtype``
-    (float32); None for nothing.
+    """The sum that all adapters add, in list order, to a module's weight ``(out, in)``; None for nothing.
 
-    ``base`` gives the weight itself in float32; it is called where an adapter is a DoRA.
+    Linear ones add up in ``dtype`` (float32). ``base`` gives the weight itself in float32; it is called for a DoRA,
+    which changes what the adapters before it have left.
     """
-    changing = [(lora.layers[path], lora.strength) for lora in loras if path in lora.layers]
-    weight = base() if base is not None and any(lora.needs_weights(path) for lora in loras) else None
-    return weight_change(changing, weight, device, dtype)
+    import torch
+
+    total: Tensor | None = None
+    weight: Tensor | None = None
+    for lora in loras:
+        layer = lora.layers.get(path)
+        if layer is None or lora.strength == 0 or layer.weight_shape is None:
+            continue
+        if layer.magnitude is None:
+            total = layer.add_to(total, lora.strength, device, dtype or torch.float32)
+            continue
+        assert base is not None, "DoRA needs the weight itself"
+        weight = base() if weight is None else weight
+        total = layer.normalise(weight if total is None else weight + total.float(), lora.strength) - weight
+    return total
 
 
 def bias_delta(loras: Iterable[Lora], path: str, device: torch.device | str = "cpu") -> Tensor | None:
     """The sum that all adapters add to a module's bias, float32 ``(out,)``; None for nothing."""
-    return bias_change([(lora.layers[path], lora.strength) for lora in loras if path in lora.layers], device)
+    changing = [lora for lora in loras if path in lora.layers and lora.strength != 0]
+    changes = [lora.layers[path].bias_change(lora.strength, device) for lora in changing]
+    found = [change for change in changes if change is not None]
+    return sum(found[1:], start=found[0]) if found else None

@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ltx_core.errors import CheckpointError
-from ltx_core.loader.sources import Derived, Source
+from ltx_core.loader.sources import Derived, Source, by_rows
 from ltx_core.textfiles import parse_object
 
 if TYPE_CHECKING:
@@ -33,16 +33,7 @@ FOREIGN = {
     r"\.(zero_point|svd_up|svd_down)$": "SDNQ",
     r"\.weight_packed$": "compressed-tensors",
 }
-#: Stored tensors of each format, what they are multiplied out by, and values a byte of the weight holds.
-WIDEN: dict[str, tuple[tuple[str, ...], int]] = {
-    "nvfp4": (("weight_scale", "weight_scale_2"), 2),
-    "mxfp8": (("weight_scale",), 1),
-    "int8_tensorwise": (("weight_scale",), 1),
-    "convrot_w4a4": (("weight_scale",), 2),
-    "asym_w4a8_int8": (("weight_s_rel", "weight_s_channel"), 2),
-}
 OPTIONAL = ("weight_codebook", "weight_correction")
-STORED_AS = {"nvfp4": "U8", "mxfp8": "F8_E4M3", "int8_tensorwise": "I8", "convrot_w4a4": "I8", "asym_w4a8_int8": "I8"}
 
 
 def plain_layers(path: Path, tensors: Mapping[str, Source], metadata: Mapping[str, str]) -> dict[str, Source]:
@@ -102,26 +93,25 @@ def _formats(path: Path, tensors: Mapping[str, Source], metadata: Mapping[str, s
 
 def _settings(path: Path, layer: str, given: Any) -> dict[str, Any]:
     settings = {**given, **(given.get("params") or {})} if isinstance(given, dict) else {"format": given}
-    if (name := settings.get("format")) not in (*PLAIN, *WIDEN):
-        raise CheckpointError(f"{path}: {layer} has format {name!r}, expected one of {', '.join((*PLAIN, *WIDEN))}")
+    if (name := settings.get("format")) not in (*PLAIN, *FORMATS):
+        raise CheckpointError(f"{path}: {layer} has format {name!r}, expected one of {', '.join((*PLAIN, *FORMATS))}")
     return settings
 
 
 def _widen_layer(path: Path, named: dict[str, Source], layer: str, settings: Mapping[str, Any]) -> None:
     """Put the plain weight in the place of a layer's stored tensors."""
     kind = settings["format"]
-    leaves, per_byte = WIDEN[kind]
-    weight = named[f"{layer}.weight"]
-    if weight.info.stored_as not in (STORED_AS[kind], "U8") or len(weight.info.shape) != 2:
+    form, weight = FORMATS[kind], named[f"{layer}.weight"]
+    if weight.info.stored_as not in (form.stored_as, "U8") or len(weight.info.shape) != 2:
         found = f"{weight.info.stored_as} {list(weight.info.shape)}"
-        raise CheckpointError(f"{path}: {layer}.weight is {found}, expected a matrix of {STORED_AS[kind]} for {kind}")
-    if missing := [leaf for leaf in leaves if f"{layer}.{leaf}" not in named]:
+        raise CheckpointError(f"{path}: {layer}.weight is {found}, expected a matrix of {form.stored_as} for {kind}")
+    if missing := [leaf for leaf in form.leaves if f"{layer}.{leaf}" not in named]:
         raise CheckpointError(f"{path}: {layer} has no {missing[0]}, which {kind} needs")
-    rows, columns = weight.info.shape[0], weight.info.shape[1] * per_byte
+    rows, columns = weight.info.shape[0], weight.info.shape[1] * form.per_byte
     groups = _rotation(path, layer, columns, settings)
-    more = [leaf for leaf in OPTIONAL if f"{layer}.{leaf}" in named]
-    parts = tuple(named.pop(f"{layer}.{leaf}") for leaf in (*leaves, *more))
-    widen = partial(_widen, kind, (*leaves, *more), groups, rows)
+    leaves = (*form.leaves, *(leaf for leaf in OPTIONAL if f"{layer}.{leaf}" in named))
+    parts = tuple(named.pop(f"{layer}.{leaf}") for leaf in leaves)
+    widen = partial(_widen, form, leaves, groups)
     named[f"{layer}.weight"] = Derived.of(weight, (rows, columns), "F32", (weight, *parts), widen)
 
 
@@ -150,16 +140,21 @@ def _scale_columns(named: dict[str, Source], name: str, scale: Source) -> None:
 
 def _columns_scaled(weight: Tensor, columns: Tensor, scale: Tensor | None = None) -> Tensor:
     wide = weight.float() * columns.float()
-    if scale is None:
-        return wide
-    return wide * (scale.float() if scale.numel() == 1 else scale.float().reshape(-1, 1))
+    return wide if scale is None else wide * by_rows(scale)
 
 
-def _widen(kind: str, leaves: tuple[str, ...], groups: int | None, rows: int, *tensors: Tensor) -> Tensor:
+class Format(NamedTuple):
+    """A weight's storage."""
+
+    stored_as: str  # its type, where it is not raw bytes
+    leaves: tuple[str, ...]  # tensors it is multiplied out by
+    per_byte: int  # values in a byte
+    dequantize: Callable[[Tensor, Mapping[str, Tensor]], Tensor]  # it and those tensors -> float32
+
+
+def _widen(form: Format, leaves: tuple[str, ...], groups: int | None, weight: Tensor, *parts: Tensor) -> Tensor:
     """The float32 weight of a layer's stored tensors."""
-    weight = tensors[0]
-    parts = dict(zip(leaves, tensors[1:], strict=True))
-    wide = _DEQUANTIZE[kind](weight, parts)
+    wide = form.dequantize(weight, dict(zip(leaves, parts, strict=True)))
     return unrotate(wide, groups) if groups else wide
 
 
@@ -181,13 +176,12 @@ def _mxfp8(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def _int8(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
-    scale = parts["weight_scale"].float()
-    return weight.float() * (scale if scale.numel() == 1 else scale.reshape(-1, 1))
+    return weight.float() * by_rows(parts["weight_scale"])
 
 
 def _w4a4(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
     signed = (_nibbles(weight) ^ 8) - 8  # two's complement
-    return signed.float() * parts["weight_scale"].float().reshape(-1, 1)
+    return signed.float() * by_rows(parts["weight_scale"])
 
 
 def _w4a8(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
@@ -204,12 +198,12 @@ def _w4a8(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
     return wide.view(rows, -1)
 
 
-_DEQUANTIZE: dict[str, Callable[[Tensor, Mapping[str, Tensor]], Tensor]] = {
-    "nvfp4": _nvfp4,
-    "mxfp8": _mxfp8,
-    "int8_tensorwise": _int8,
-    "convrot_w4a4": _w4a4,
-    "asym_w4a8_int8": _w4a8,
+FORMATS = {
+    "nvfp4": Format("U8", ("weight_scale", "weight_scale_2"), 2, _nvfp4),
+    "mxfp8": Format("F8_E4M3", ("weight_scale",), 1, _mxfp8),
+    "int8_tensorwise": Format("I8", ("weight_scale",), 1, _int8),
+    "convrot_w4a4": Format("I8", ("weight_scale",), 2, _w4a4),
+    "asym_w4a8_int8": Format("I8", ("weight_s_rel", "weight_s_channel"), 2, _w4a8),
 }
 
 

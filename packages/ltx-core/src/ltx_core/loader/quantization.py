@@ -26,7 +26,7 @@ from ltx_core.loader.fp8 import (
     to_fp8,
 )
 from ltx_core.loader.safetensors_file import TensorInfo
-from ltx_core.loader.sources import Derived, Source
+from ltx_core.loader.sources import Derived, Source, by_rows
 
 LayerTensors = dict[str, Tensor]
 LayerInfos = Mapping[str, TensorInfo]
@@ -104,15 +104,10 @@ def _plain(tensor: Tensor, scale: Tensor | None, delta: Tensor | None, dtype: to
     else:
         target = dtype if dtype is not None and castable else tensor.dtype
     if scale is not None:
-        tensor = tensor.float() * rowwise(scale)
+        tensor = tensor.float() * by_rows(scale)
     if delta is not None:  # in bfloat16 where the adapters were summed in it
         tensor = (tensor.to(delta.dtype) if delta.dtype == torch.bfloat16 else tensor.float()) + delta
     return tensor.to(target)
-
-
-def rowwise(scale: Tensor) -> Tensor:
-    """A scalar scale as it is, one scale per output row as a column."""
-    return scale.float() if scale.numel() == 1 else scale.float().reshape(-1, 1)
 
 
 FP8_CAST_SUFFIXES = (".to_q", ".to_k", ".to_v", ".to_out.0", "ff.net.0.proj", "ff.net.2")
@@ -144,10 +139,6 @@ def _fp8_rowwise_load(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
     return result
 
 
-def _rowwise_module(linear: nn.Linear, infos: LayerInfos) -> nn.Module:
-    return RowwiseLinear(linear.in_features, linear.out_features, linear.bias is not None)
-
-
 def _fp8_scaled_covers(path: str, infos: LayerInfos) -> bool:
     return infos["weight"].dtype == FP8 and {"weight_scale", "input_scale"} <= infos.keys()
 
@@ -156,19 +147,16 @@ def _fp8_scaled_load(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
     """The file's e4m3fn weight and scale as they are; with adapters, quantised again with a new scale."""
     result = dict(tensors)
     if load.weight_delta is not None:
-        wide = tensors["weight"].float() * rowwise(tensors["weight_scale"]) + load.weight_delta
+        wide = tensors["weight"].float() * by_rows(tensors["weight_scale"]) + load.weight_delta
         result["weight"], result["weight_scale"] = quantize_per_tensor(wide)
     if "bias" in tensors:
         result["bias"] = _plain(tensors["bias"], None, load.bias_delta, load.dtype)
     return result
 
 
-def _cast_module(linear: nn.Linear, infos: LayerInfos) -> nn.Module:
-    return CastLinear(linear.in_features, linear.out_features, linear.bias is not None)
-
-
-def _scaled_module(linear: nn.Linear, infos: LayerInfos) -> nn.Module:
-    return ScaledLinear(linear.in_features, linear.out_features, linear.bias is not None)
+def _as(kind: Callable[[int, int, bool], nn.Module]) -> Callable[[nn.Linear, LayerInfos], nn.Module]:
+    """A module of this kind in the place of a linear."""
+    return lambda linear, infos: kind(linear.in_features, linear.out_features, linear.bias is not None)
 
 
 NVFP4_LAYERS = re.compile(
@@ -235,28 +223,24 @@ def nvfp4_prequant(activation: nvfp4.ActivationScale) -> QuantizationPolicy:
     )
 
 
-def _nvfp4_module(linear: nn.Linear, infos: LayerInfos) -> nn.Module:
-    return nvfp4.Nvfp4Linear(linear.in_features, linear.out_features, linear.bias is not None)
-
-
 POLICIES: dict[str, QuantizationPolicy] = {
     policy.name: policy
     for policy in (
         QuantizationPolicy(
-            "fp8-cast", _fp8_cast_covers, _fp8_cast_load, _cast_module, folds_scales=True, streamable=True
+            "fp8-cast", _fp8_cast_covers, _fp8_cast_load, _as(CastLinear), folds_scales=True, streamable=True
         ),
         QuantizationPolicy(
             "fp8-rowwise",
             _fp8_cast_covers,
             _fp8_rowwise_load,
-            _rowwise_module,
+            _as(RowwiseLinear),
             delta_dtype=torch.float32,
             scalar_scales=False,
             streamable=True,
             spares_ends=True,
         ),
-        QuantizationPolicy("fp8-scaled-mm", _fp8_scaled_covers, _fp8_scaled_load, _scaled_module, prequantized=True),
-        QuantizationPolicy("nvfp4-cast", _nvfp4_cast_covers, _nvfp4_cast_load, _nvfp4_module),
+        QuantizationPolicy("fp8-scaled-mm", _fp8_scaled_covers, _fp8_scaled_load, _as(ScaledLinear), prequantized=True),
+        QuantizationPolicy("nvfp4-cast", _nvfp4_cast_covers, _nvfp4_cast_load, _as(nvfp4.Nvfp4Linear)),
         nvfp4_prequant(nvfp4.ActivationScale.STATIC),
     )
 }

@@ -63,3 +63,8 @@ class Derived(Source):
 def scale_rows(tensor: Tensor, gate: Tensor) -> Tensor:
     """A tensor ``[C, ...]`` with row c multiplied by ``gate[c]`` in float32."""
     return (tensor.float() * gate.float().view(-1, *[1] * (tensor.ndim - 1))).to(tensor.dtype)
+
+
+def by_rows(scale: Tensor) -> Tensor:
+    """A scalar scale as it is, one scale per output row as a column."""
+    return scale.float() if scale.numel() == 1 else scale.float().reshape(-1, 1)

@@ -48,23 +48,19 @@ class ComponentWeights:
 
     name: str
     sources: Mapping[str, Source]
-    dtype: torch.dtype | None = None  # None keeps the file's dtypes
+    precision: torch.dtype | Precision | None = None  # None keeps the file's dtypes
     device: torch.device | str = "cpu"
     policy: QuantizationPolicy | None = None
-    stored: torch.dtype | None = None  # of matrices that are widened to ``dtype`` when they are read
 
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        sources: Mapping[str, Source],
-        dtype: torch.dtype | Precision | None = None,
-        device: torch.device | str = "cpu",
-        policy: QuantizationPolicy | None = None,
-    ) -> ComponentWeights:
-        """The weights at a precision, which may keep matrices narrower than it computes."""
-        computed, stored = computed_and_stored(dtype)
-        return cls(name, sources, computed, device, policy, stored)
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The type that the network computes in."""
+        return computed_and_stored(self.precision)[0]
+
+    @property
+    def stored(self) -> torch.dtype | None:
+        """Of matrices that are widened to ``dtype`` when they are read; None where none are."""
+        return computed_and_stored(self.precision)[1]
 
     @cached_property
     def layers(self) -> dict[str, dict[str, Source]]:

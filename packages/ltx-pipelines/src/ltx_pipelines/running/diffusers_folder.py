@@ -11,7 +11,7 @@ from typing import Any
 
 from ltx_core.errors import ConfigError
 from ltx_core.loader.diffusers import vae_blocks, written_names
-from ltx_core.loader.diffusers_config import WRITERS
+from ltx_core.loader.diffusers_config import write_config
 from ltx_core.loader.safetensors_file import HEADER_DIGEST, TENSOR_DIGESTS
 from ltx_core.loader.sources import Derived, Source
 from ltx_core.loader.writing import Kind, Piece, save_safetensors
@@ -60,11 +60,11 @@ def component_files(
         if kind == "vae":
             vae = VideoVaeConfig.from_metadata(config)
             blocks = vae_blocks(vae.encoder_blocks, vae.decoder_blocks)
-        written = WRITERS[kind](config) | {"_diffusers_version": VERSION}
+        written = write_config(kind, config) | {"_diffusers_version": VERSION}
         yield kind, written_names(kind, tensors, blocks), written
     if path := model.found.files.spatial_upsampler:
         upsampler = model.facts.open(path)
-        written = WRITERS[UPSAMPLER](upsampler.component_config(UPSAMPLER)) | {"_diffusers_version": VERSION}
+        written = write_config(UPSAMPLER, upsampler.component_config(UPSAMPLER)) | {"_diffusers_version": VERSION}
         yield UPSAMPLER, upsampler.sources(UPSAMPLER), written
 
 

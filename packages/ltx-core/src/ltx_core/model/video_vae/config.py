@@ -63,11 +63,11 @@ MOST_LAYERS = 1000  # of a block; published ones have at most 6
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """One entry of a block list. ``multiplier`` None means the block's own default."""
+    """One entry of a block list."""
 
     name: str
     num_layers: int = 1
-    multiplier: int | None = None
+    multiplier: int = 1  # of channels
     residual: bool = False
     inject_noise: bool = False
 
@@ -88,10 +88,11 @@ class BlockConfig:
             raise ConfigError(f"VAE block {name} has {params['num_layers']} layers, expected 1 to {MOST_LAYERS}")
         if name == "res_x" and "num_layers" not in params:
             raise ConfigError("VAE block res_x has no num_layers")
+        usual = 2 if name.endswith(("_y", "_res")) else 1
         return cls(
             name,
             num_layers=int(params.get("num_layers", 1)),
-            multiplier=params.get("multiplier"),
+            multiplier=usual if params.get("multiplier") is None else params["multiplier"],
             residual=bool(params.get("residual", False)) and name == "compress_all",
             inject_noise=bool(params.get("inject_noise", False)),
         )
@@ -181,12 +182,8 @@ class VideoVaeConfig:
     @property
     def decoder_width(self) -> int:
         """Channels at the decoder's entrance: every block that narrows the stream does so from here."""
-        multipliers = [
-            (2 if b.name == "res_x_y" else 1) if b.multiplier is None else b.multiplier
-            for b in self.decoder_blocks
-            if b.name == "res_x_y" or b.name.startswith("compress")
-        ]
-        return self.decoder_base_channels * math.prod(multipliers)
+        narrowing = (b.multiplier for b in self.decoder_blocks if b.name == "res_x_y" or b.name.startswith("compress"))
+        return self.decoder_base_channels * math.prod(narrowing)
 
 
 def _flat_encoder(encoder: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class VideoEncoder(nn.Module):
 
 def make_encoder_block(block: BlockConfig, width: int, style: BlockStyle) -> tuple[nn.Module, int]:
     """A down block for ``width`` channels, and the channels it gives."""
-    doubled = width * (2 if block.multiplier is None else block.multiplier)
+    doubled = width * block.multiplier
     match block.name.split("_"):
         case ["res", "x"]:
             return ResnetStack(width, block.num_layers, style), width
@@ -282,17 +282,12 @@ def make_decoder_block(block: BlockConfig, width: int, style: BlockStyle) -> tup
         return ResnetStack(width, block.num_layers, style, block.inject_noise), width
     if block.name == "attn":
         return AttentionBlock(width), width
+    if width % block.multiplier:
+        raise ConfigError(f"decoder block divides {width} channels by {block.multiplier}: does not divide")
+    narrowed = width // block.multiplier
     if block.name == "res_x_y":
-        narrowed = _divide(width, 2 if block.multiplier is None else block.multiplier)
         return ResnetBlock(width, narrowed, style, block.inject_noise), narrowed
-    narrowed = _divide(width, 1 if block.multiplier is None else block.multiplier)
     return DepthToSpaceUpsample(width, narrowed, block.stride, style, block.residual), narrowed
-
-
-def _divide(width: int, multiplier: int) -> int:
-    if width % multiplier:
-        raise ConfigError(f"decoder block divides {width} channels by {multiplier}: does not divide")
-    return width // multiplier
 
 
 def is_streamable(network: nn.Module) -> bool:

@@ -115,5 +115,5 @@ def _backbone(
 ) -> tuple[Callable[[], GemmaBackbone], ComponentWeights]:
     with as_checkpoint_error(f"{assets.path} describes no language model to encode with"):
         config = GemmaConfig.from_json(assets.config)
-    weights = ComponentWeights.of(f"a {assets.model_type} decoder", assets.language_model(), dtype, device)
+    weights = ComponentWeights(f"a {assets.model_type} decoder", assets.language_model(), dtype, device)
     return partial(GemmaBackbone, config), weights

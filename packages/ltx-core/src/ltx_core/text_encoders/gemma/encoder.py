@@ -107,7 +107,7 @@ def check_text_encoder(gemma: str | os.PathLike[str], checkpoint: Checkpoint) ->
     """Raises ``CheckpointError`` as ``load_text_encoder`` would; reads headers only."""
     assets = _assets(gemma, checkpoint)
     config, sources = embeddings_parts(assets, checkpoint)
-    empty(partial(EmbeddingsProcessor, config), ComponentWeights.of("embeddings", sources))
+    empty(partial(EmbeddingsProcessor, config), ComponentWeights("embeddings", sources))
     check_backbone(assets)
     load_tokenizer(assets)
 
@@ -133,7 +133,7 @@ def load_embeddings_processor(
 ) -> EmbeddingsProcessor:
     """Feature extractor and connectors for this language model, from the checkpoint and, if packed, its own file."""
     config, sources = embeddings_parts(assets, checkpoint, audio=audio)
-    weights = ComponentWeights.of("embeddings", sources, dtype, device)
+    weights = ComponentWeights("embeddings", sources, dtype, device)
     network = build(partial(EmbeddingsProcessor, config), weights)
     assert isinstance(network, EmbeddingsProcessor)
     return network
