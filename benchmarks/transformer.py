@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.common import COMPARISON, Options, Table, alternate, comparison
 from benchmarks.models import LTX_19B, LTX_23, cpu_sizes, modalities_of, model_of
-from ltx_core.model.transformer.adaln import Modulation
+from ltx_core.model.transformer.layers import Modulation
 from ltx_core.model.transformer.modality import TimestepGroups
 
 

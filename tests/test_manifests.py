@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ltx_core.loader.components import COMPONENTS
-from ltx_core.text_encoders.gemma.decoder_config import GemmaConfig
+from ltx_core.text_encoders.gemma.config import GemmaConfig
 
 MANIFESTS = Path(__file__).parent / "manifests"
 COMPONENTS_OF = {

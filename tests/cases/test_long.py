@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ltx_core.components import joining, statistics, strength, windows
+from ltx_core.components import joining, strength, windows
 from ltx_core.errors import ConfigError
 from ltx_core.model.common.tiling import box_slices, partition_of_unity, product, split_by_count
 from ltx_media import metrics
@@ -121,7 +121,7 @@ def window_positions(case: Case) -> None:
 def adain(case: Case) -> None:
     latents, reference = case.given("latents"), case.given("reference")
     for factor in case.args["factors"]:
-        got = statistics.adain(latents, reference, factor, case.args["per_frame"])
+        got = joining.adain(latents, reference, factor, case.args["per_frame"])
         assert factor or got.equal(latents)
         case.check(f"factor_{factor}", got)
 
@@ -129,7 +129,7 @@ def adain(case: Case) -> None:
 def stat_norm(case: Case) -> None:
     args = case.args
     for factor in args["factors"]:
-        got = statistics.match_percentiles(
+        got = joining.match_percentiles(
             case.given("latents"),
             factor,
             args["percentile"],

@@ -11,9 +11,8 @@ import torch
 from ltx_core.errors import ConditioningError, ConfigError, MediaError
 from ltx_core.model.audio_vae.audio_vae import AudioDecoder, AudioEncoder, decode_audio, encode_audio
 from ltx_core.model.audio_vae.config import AudioVaeConfig, MelConfig, VocoderConfig
-from ltx_core.model.audio_vae.mel import LOG_FLOOR, log_mel, mel_filterbank
+from ltx_core.model.audio_vae.mel import LOG_FLOOR, log_mel, mel_filterbank, resample, resample_kernel, to_stereo
 from ltx_core.model.audio_vae.vocoder import BandwidthExtensionVocoder, HifiGanVocoder, MelStft, Vocoder
-from ltx_core.model.audio_vae.waveform import resample, resample_kernel, to_stereo
 from ltx_core.types import Audio
 
 GENERATOR = {

@@ -18,7 +18,7 @@ from ltx_core.guidance.perturbations import (
 )
 from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
-from ltx_core.sampling.first_block import FirstBlockCache
+from ltx_core.sampling.cheaper import FirstBlockCache
 
 
 class Counting(LTXModel):

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltx_core.model.common.meter import Meter
-from ltx_core.model.common.shapes import ShapesOnly
+from ltx_core.model.common.meter import Meter, ShapesOnly
 
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "broadcast": lambda x: x[:, :1] + x[0],

@@ -22,8 +22,7 @@ from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
 from ltx_core.parallel.launch import launch
-from ltx_core.parallel.mesh import Devices, MeshShape, check_mesh, stage_mesh
-from ltx_core.parallel.paper import PaperDevices, PaperRanks
+from ltx_core.parallel.mesh import Devices, MeshShape, PaperDevices, PaperRanks, check_mesh, stage_mesh
 from ltx_core.parallel.ranks import Ranks, shares
 from ltx_core.parallel.sequence import SharedTokens, share_tokens
 from ltx_core.parallel.strips import StripDecoder, Strips

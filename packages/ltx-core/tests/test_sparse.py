@@ -19,8 +19,8 @@ from ltx_core.model.common.meter import CountedAttention
 from ltx_core.model.transformer.attention import Attention, attention
 from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.model.transformer.sparse import BlockPattern, tile_order
+from ltx_core.sampling.cheaper import SparseDenoiser
 from ltx_core.sampling.denoisers import DenoiseCall, GuidedDenoiser, Results
-from ltx_core.sampling.sparse import SparseDenoiser
 from ltx_core.types import LatentState
 
 GRIDS = [

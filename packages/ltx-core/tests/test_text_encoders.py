@@ -37,8 +37,7 @@ from ltx_core.text_encoders.gemma import feature_extractor
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.text_encoders.gemma.backbone import load_backbone
 from ltx_core.text_encoders.gemma.config import ConnectorConfig, EmbeddingsConfig, FeatureExtractorConfig
-from ltx_core.text_encoders.gemma.connector import Embeddings1DConnector
-from ltx_core.text_encoders.gemma.embeddings import EmbeddingsProcessor
+from ltx_core.text_encoders.gemma.embeddings import Embeddings1DConnector, EmbeddingsProcessor
 from ltx_core.text_encoders.gemma.encoder import load_text_encoder
 from ltx_core.text_encoders.gemma.enhance import (
     clean_response,

@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ltx_core.components.joining import adain
 from ltx_core.errors import ConfigError
 from ltx_core.model.upsampler.config import LatentUpsamplerConfig
-from ltx_core.model.upsampler.ltxv import adain_latent, first_pass_size, tone_map_latent
-from ltx_core.model.upsampler.model import LatentUpsampler, upsample_latent
+from ltx_core.model.upsampler.model import (
+    LatentUpsampler,
+    first_pass_size,
+    tone_map_latent,
+    upsample_latent,
+)
 
 SMALL = {"in_channels": 4, "mid_channels": 32, "num_blocks_per_stage": 1}
 FORMS = {
@@ -110,7 +115,7 @@ def test_wrong_channel_count_is_refused():
 
 def test_adain_matches_statistics_and_tone_map_keeps_zero_compression():
     latent, reference = torch.randn(2, 3, 2, 4, 4) * 3 + 1, torch.randn(2, 3, 2, 5, 5)
-    matched = adain_latent(latent, reference)
+    matched = adain(latent, reference, 1.0)
     torch.testing.assert_close(matched.mean((2, 3, 4)), reference.mean((2, 3, 4)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(matched.std((2, 3, 4)), reference.std((2, 3, 4)), rtol=1e-4, atol=1e-5)
     assert torch.equal(tone_map_latent(latent, 0.0), latent)

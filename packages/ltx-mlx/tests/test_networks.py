@@ -180,7 +180,6 @@ def test_importing_the_backend_imports_no_network_of_torch() -> None:
         "ltx_core.model.upsampler.model",
         "ltx_core.model.duration_head.model",
         "ltx_core.text_encoders.gemma.backbone",
-        "ltx_core.text_encoders.gemma.connector",
         "ltx_core.text_encoders.gemma.embeddings",
         "ltx_core.text_encoders.t5",
         "transformers",

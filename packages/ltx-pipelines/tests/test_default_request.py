@@ -11,9 +11,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ltx_core.components.guiders import MultiModalGuiderParams
+from ltx_core.components.guiders import DEFAULT_NEGATIVE_PROMPT, MultiModalGuiderParams
 from ltx_core.errors import ConfigError
-from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_pipelines.cli.session import open_session
 from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.extend import ExtendPipeline

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.golden.case import TINY_CHECKPOINT
 
 from ltx_core.loader import Checkpoint, Lora
-from ltx_core.loader.merging import low_rank
+from ltx_core.loader.writing import low_rank
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.running.hub import bundled_model
 from ltx_pipelines.running.model_files import find_model

@@ -17,7 +17,7 @@ from tests.tiny_training import processes, raw_config, run_several, run_training
 
 from ltx_core.errors import ConfigError
 from ltx_core.parallel.launch import environment, free_port
-from ltx_core.parallel.training import TrainingMesh
+from ltx_core.parallel.mesh import TrainingMesh
 from ltx_trainer.config_file import parse_config
 from ltx_trainer.loop import CHECKPOINT_FOLDER
 from ltx_trainer.memory_plan import plan_memory

@@ -7,9 +7,9 @@ from typing import TypeVar
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ltx_core.model.audio_vae.alias_free import kaiser_sinc_filter
 from ltx_core.model.audio_vae.audio_vae import decode_audio, encode_audio
 from ltx_core.model.audio_vae.config import AudioVaeConfig, VocoderConfig
+from ltx_core.model.audio_vae.vocoder import kaiser_sinc_filter
 from ltx_core.types import Audio
 from ltx_mlx import audio_vae as net
 from ltx_mlx import vocoder as voc

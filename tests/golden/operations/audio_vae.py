@@ -15,8 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ltx_core.components.patchifiers import AudioPatchifier
-from ltx_core.model.audio_vae.alias_free import (
+from ltx_core.model.audio_vae.audio_vae import AudioDecoder, AudioEncoder, decode_audio, encode_audio
+from ltx_core.model.audio_vae.config import AudioVaeConfig, CausalityAxis, MelConfig, VocoderConfig
+from ltx_core.model.audio_vae.mel import log_mel, magnitude, mel_tables, resample, resample_kernel, to_stereo
+from ltx_core.model.audio_vae.vocoder import (
     AliasFreeSnakeBeta,
+    BandwidthExtensionVocoder,
+    Vocoder,
     downsample_2x,
     hann_sinc_filter,
     kaiser_sinc_filter,
@@ -24,11 +29,6 @@ from ltx_core.model.audio_vae.alias_free import (
     upsample_2x,
     upsample_hann,
 )
-from ltx_core.model.audio_vae.audio_vae import AudioDecoder, AudioEncoder, decode_audio, encode_audio
-from ltx_core.model.audio_vae.config import AudioVaeConfig, CausalityAxis, MelConfig, VocoderConfig
-from ltx_core.model.audio_vae.mel import log_mel, magnitude, mel_tables
-from ltx_core.model.audio_vae.vocoder import BandwidthExtensionVocoder, Vocoder
-from ltx_core.model.audio_vae.waveform import resample, resample_kernel, to_stereo
 from ltx_core.types import Audio, AudioLatentShape, VideoPixelShape
 from ltx_media.audio import read_audio, write_wav
 from tests.golden.case import Case, assert_close, read_header

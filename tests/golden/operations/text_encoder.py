@@ -18,8 +18,7 @@ from ltx_core.model.duration_head.model import DurationHead, seconds_to_frames
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.text_encoders.gemma.backbone import load_backbone
 from ltx_core.text_encoders.gemma.config import ConnectorConfig, EmbeddingsConfig, FeatureExtractorConfig
-from ltx_core.text_encoders.gemma.connector import Embeddings1DConnector
-from ltx_core.text_encoders.gemma.embeddings import EmbeddingsProcessor, sort_valid_first
+from ltx_core.text_encoders.gemma.embeddings import Embeddings1DConnector, EmbeddingsProcessor, sort_valid_first
 from ltx_core.text_encoders.gemma.encoder import AVGemmaTextEncoderModel, load_text_encoder, load_tokenizer
 from ltx_core.text_encoders.gemma.enhance import Decoding, clean_response, load_enhancer, shrink_image
 from ltx_core.text_encoders.gemma.feature_extractor import FeatureExtractor, PromptFeatures

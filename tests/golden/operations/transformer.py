@@ -18,16 +18,20 @@ from ltx_core.guidance.perturbations import (
     PerturbationConfig,
     PerturbationType,
 )
-from ltx_core.model.transformer.adaln import AdaLayerNormSingle, Modulation, timestep_embedding
 from ltx_core.model.transformer.attention import Attention, Bypass
 from ltx_core.model.transformer.block import CrossInputs, StreamInputs, TextInputs, TransformerBlock
 from ltx_core.model.transformer.config import StreamConfig, TransformerConfig
-from ltx_core.model.transformer.feed_forward import FeedForward, TextProjection
+from ltx_core.model.transformer.layers import (
+    AdaLayerNormSingle,
+    FeedForward,
+    Modulation,
+    TextProjection,
+)
 from ltx_core.model.transformer.masks import context_bias, self_attention_bias
 from ltx_core.model.transformer.modality import Modality, check_modalities
 from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.model.transformer.rope import RotaryEmbedding, RotaryTable, token_points
-from ltx_core.utils import to_denoised
+from ltx_core.utils import timestep_embedding, to_denoised
 from tests.golden.case import Case, read_header
 from tests.golden.operations import Operation
 

@@ -9,9 +9,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ltx_core.components.joining import adain
 from ltx_core.model.upsampler.config import LatentUpsamplerConfig
-from ltx_core.model.upsampler.ltxv import adain_latent, tone_map_latent
-from ltx_core.model.upsampler.model import BlurDownsample, LatentUpsampler, ResBlock, depth_to_space, upsample_latent
+from ltx_core.model.upsampler.model import (
+    BlurDownsample,
+    LatentUpsampler,
+    ResBlock,
+    depth_to_space,
+    tone_map_latent,
+    upsample_latent,
+)
 from tests.golden.case import Case, read_header
 from tests.golden.operations import Operation
 
@@ -95,7 +102,7 @@ def normalised(case: Case) -> dict[str, Tensor]:
 @torch.inference_mode()
 def statistics(case: Case) -> dict[str, Tensor]:
     latent, reference = case.inputs["latent"], case.inputs["reference"]
-    adain = {f"out.adain_{factor}": adain_latent(latent, reference, factor) for factor in case.args["factors"]}
+    adain = {f"out.adain_{factor}": adain(latent, reference, factor) for factor in case.args["factors"]}
     tone = {f"out.tone_{ratio}": tone_map_latent(latent, ratio) for ratio in case.args["compression"]}
     return adain | tone
 

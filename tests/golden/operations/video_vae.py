@@ -32,7 +32,7 @@ from ltx_core.model.video_vae.diffusion.config import DiffusionDecoderConfig
 from ltx_core.model.video_vae.diffusion.decoder import DiffusionVideoDecoder, pad_edges
 from ltx_core.model.video_vae.diffusion.tiling import MemoryBudget, recommended_tiling
 from ltx_core.model.video_vae.frames import decode_video
-from ltx_core.model.video_vae.layers import CausalConv3d, TimestepEmbedder, pixel_norm, sinusoidal_embedding
+from ltx_core.model.video_vae.layers import CausalConv3d, TimestepEmbedder, pixel_norm
 from ltx_core.model.video_vae.ops import PerChannelStatistics, patchify, unpatchify
 from ltx_core.model.video_vae.tiling import (
     Span,
@@ -46,6 +46,7 @@ from ltx_core.model.video_vae.tiling import (
 )
 from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder, VideoEncoder
 from ltx_core.types import SpatioTemporalScaleFactors
+from ltx_core.utils import timestep_embedding as sinusoids
 from tests.golden.case import Case, read_header
 from tests.golden.operations import Operation
 
@@ -148,7 +149,7 @@ def timestep_embedding(case: Case) -> dict[str, Tensor]:
     linears = {f"timestep_embedder.{name}": t for name, t in case.inputs.items() if name.startswith("linear")}
     embedder = TimestepEmbedder(case.inputs["linear_1.bias"].shape[0])
     embedder.load_state_dict(linears)
-    sinusoid = sinusoidal_embedding(timestep, case.args["dim"], float(case.args["max_period"]))
+    sinusoid = sinusoids(timestep, case.args["dim"], float(case.args["max_period"]))
     return {"out.sinusoid": sinusoid, "out.embedding": embedder(timestep)}
 
 

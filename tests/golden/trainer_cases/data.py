@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ltx_core.errors import ConfigError
-from ltx_core.model.audio_vae.waveform import to_stereo
+from ltx_core.model.audio_vae.mel import to_stereo
 from ltx_core.types import Audio, SpatioTemporalScaleFactors
 from ltx_media.pixels import resize_and_crop, to_signed
 from ltx_trainer.config_file import InvalidConfig, parse_config

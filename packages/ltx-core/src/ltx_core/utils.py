@@ -1,9 +1,13 @@
-"""Velocity, x0 and RMS normalisation: the formulas that everything else shares."""
+"""Velocity, x0, sinusoids and RMS normalisation: the formulas that everything else shares."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+
+SINUSOID_WIDTH = 256
 
 
 def to_velocity(
@@ -30,6 +34,14 @@ def to_denoised(
     if isinstance(sigma, Tensor):
         sigma = sigma.to(calc_dtype)
     return (sample.to(calc_dtype) - velocity.to(calc_dtype) * sigma).to(sample.dtype)
+
+
+def timestep_embedding(timesteps: Tensor, width: int = SINUSOID_WIDTH, max_period: float = 10000.0) -> Tensor:
+    """Sinusoids ``[R, width]`` of scaled timesteps ``[R]``: cosines first, then sines, in float32."""
+    half = width // 2
+    exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = timesteps.float()[:, None] * exponents.exp()
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:

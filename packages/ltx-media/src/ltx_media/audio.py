@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltx_core.errors import MediaError
-from ltx_core.model.audio_vae.waveform import to_stereo
+from ltx_core.model.audio_vae.mel import to_stereo
 from ltx_core.types import Audio
 from ltx_media.containers import container_tags, open_file, origin
 from ltx_media.files import media_errors, replacing

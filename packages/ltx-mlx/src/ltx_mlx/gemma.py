@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from ltx_core.text_encoders.gemma.decoder_config import GemmaConfig, LayerConfig
+from ltx_core.text_encoders.gemma.config import GemmaConfig, LayerConfig
 from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
 from ltx_mlx.arrays import to_mlx
 from ltx_mlx.layers import gelu

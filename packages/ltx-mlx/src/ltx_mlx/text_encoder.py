@@ -15,7 +15,7 @@ from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.metadata import check_gemma_source, parse_metadata
 from ltx_core.loader.weights import ComponentWeights
 from ltx_core.text_encoders.gemma.assets import GemmaAssets, embeddings_parts
-from ltx_core.text_encoders.gemma.decoder_config import GemmaConfig
+from ltx_core.text_encoders.gemma.config import GemmaConfig
 from ltx_core.text_encoders.gemma.tokenizer import MAX_LENGTH, GemmaTokenizer, TokenBatch
 from ltx_mlx.arrays import to_torch
 from ltx_mlx.embeddings import EmbeddingsProcessor

@@ -15,9 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_type_hints
 
-from ltx_core.components.guiders import MultiModalGuiderParams, at_sigma
+from ltx_core.components.guiders import DEFAULT_NEGATIVE_PROMPT, MultiModalGuiderParams, at_sigma
 from ltx_core.errors import ConfigError, nearest_hint
-from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines import PIPELINES
 from ltx_pipelines.planning.plan import Condition, Lora, ModelFiles, Plan, StagePlan

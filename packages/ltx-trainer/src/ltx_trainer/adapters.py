@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.errors import CheckpointError
-from ltx_core.loader.adapter_layers import LoraLayer
+from ltx_core.loader.adapters import LoraLayer
 from ltx_trainer.memory import widen
 from ltx_trainer.targets import factorize
 

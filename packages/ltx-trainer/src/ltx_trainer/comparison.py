@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ltx_core.model.audio_vae.waveform import resample, to_stereo
+from ltx_core.model.audio_vae.mel import resample, to_stereo
 from ltx_core.types import Audio, SpatioTemporalScaleFactors
 from ltx_media.contact_sheet import PAGE, contact_sheet_of, draw_contact_sheet
 from ltx_media.files import media_errors, replacing

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ltx_core.errors import ConfigError
-from ltx_core.parallel.training import TrainingMesh
+from ltx_core.parallel.mesh import TrainingMesh
 from ltx_core.precision import resolve_mixed
 from ltx_trainer.draws import Draws, GeneratorDraws, derived_seed
 from ltx_trainer.muon import Muon

@@ -18,7 +18,7 @@ from ltx_core.fingerprint import fingerprint
 from ltx_core.model.common.memory import peak_bytes
 from ltx_core.model.transformer.audio_adapter import add_audio
 from ltx_core.model.transformer.model import LTXModel
-from ltx_core.parallel.training import TrainingMesh
+from ltx_core.parallel.mesh import TrainingMesh
 from ltx_core.precision import Precision, resolve_mixed
 from ltx_core.textfiles import path_of
 from ltx_trainer.comparison import Clip, agreement

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
+from ltx_core.components.guiders import DEFAULT_NEGATIVE_PROMPT
 from ltx_core.textfiles import path_of
 from ltx_trainer.training_strategies.config import Strict
 

@@ -17,6 +17,7 @@ from ltx_core.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 GuiderName = Literal["cfg", "cfg_star", "apg"]
 Value = TypeVar("Value")
 PROJECTION_EPSILON = 1e-8
@@ -25,13 +26,15 @@ PROJECTION_EPSILON = 1e-8
 class Guider(ABC):
     """Two predictions in, a better one out."""
 
+    scale: float
+
     @abstractmethod
     def delta(self, cond: Tensor, uncond: Tensor, /) -> Tensor:
         """The difference to add to the conditional prediction; of its shape."""
 
-    @abstractmethod
     def enabled(self) -> bool:
         """Whether the scale changes anything."""
+        return self.scale != 1
 
     def guide(self, cond: Tensor, uncond: Tensor) -> Tensor:
         """The guided prediction, from the conditional one and a weaker one of the same shape."""
@@ -47,9 +50,6 @@ class CFGGuider(Guider):
     def delta(self, cond: Tensor, uncond: Tensor) -> Tensor:
         return (self.scale - 1) * (cond - uncond)
 
-    def enabled(self) -> bool:
-        return self.scale != 1
-
 
 @dataclass(frozen=True)
 class CFGStarRescalingGuider(Guider):
@@ -59,9 +59,6 @@ class CFGStarRescalingGuider(Guider):
 
     def delta(self, cond: Tensor, uncond: Tensor) -> Tensor:
         return (self.scale - 1) * (cond - projection_coefficient(cond, uncond) * uncond)
-
-    def enabled(self) -> bool:
-        return self.scale != 1
 
 
 @dataclass(frozen=True)
@@ -90,9 +87,6 @@ class LtxAPGGuider(Guider):
 
     def delta(self, cond: Tensor, uncond: Tensor) -> Tensor:
         return (self.scale - 1) * projected_guidance(cond - uncond, cond, self.eta, self.norm_threshold)
-
-    def enabled(self) -> bool:
-        return self.scale != 1
 
 
 @dataclass(frozen=True)
@@ -305,3 +299,15 @@ class VelocityGuidance:
                 ratio = positive.std() / guided.std()
                 guided = guided * (self.rescale_scale * ratio + 1 - self.rescale_scale)
         return guided
+
+
+DEFAULT_NEGATIVE_PROMPT = (
+    "on-screen text, subtitles, captions, watermark, logo, blurred box, fade from black, fade to black, cut speech, "
+    "out of focus, motion smear, overexposed, underexposed, washed out colours, low contrast, harsh contrast, grain, "
+    "noise, compression blocks, flicker, banding, jagged edges, extra fingers, missing limbs, distorted hands, "
+    "deformed face, asymmetric eyes, crooked teeth, warped proportions, wrong perspective, flat depth, "
+    "unnatural depth of field, inconsistent lighting, misplaced shadows, plastic skin, computer-generated look, "
+    "cartoon look, changing identity, drifting gaze, unfocused eyes, lips out of sync, muted sound, robotic voice, "
+    "echoing voice, crackling sound, sound out of sync, added dialogue, repeated words, stuttering motion, "
+    "frozen frames, abrupt jumps, badly framed subject, tilted horizon, heavy colour grading"
+)

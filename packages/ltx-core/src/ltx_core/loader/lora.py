@@ -1,7 +1,7 @@
 """LoRA adapters: files in every tool's dialect, read into one form and fitted to a model.
 
 Official names are ``diffusion_model.<module path>.lora_A.weight`` ``(r, in)`` and ``.lora_B.weight`` ``(out, r)``.
-The other spellings are listed in `adapter_names`, the kinds and their formulas in `adapter_layers`. Where alpha comes
+The other spellings, the kinds and their formulas are listed in `adapters`. Where alpha comes
 from: a tensor ``.alpha`` beside the pair, else the header ``lora_adapter_metadata`` (diffusers), else
 ``adapter_config.json`` in the same folder (PEFT), else the rank, which is scale 1.
 """
@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ltx_core.errors import CheckpointError
-from ltx_core.loader.adapter_layers import LoraLayer, Pair
-from ltx_core.loader.adapter_names import (
+from ltx_core.loader.adapters import (
     TEXT_ENCODER,
+    LoraLayer,
+    Pair,
     bare_name,
     flat_table,
     foreign_kind,

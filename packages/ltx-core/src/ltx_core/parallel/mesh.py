@@ -1,9 +1,15 @@
-"""The devices of a run: how many share the guidance passes of a step, the tokens of each pass, the weights."""
+"""The devices of a run: how many share the guidance passes of a step, the tokens of each pass, the weights.
+
+The same on paper, where the first of them counts what it would compute, hold and send with no other there; and the
+processes of a training run, which share the tokens of an example and hold weights together.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -16,11 +22,14 @@ from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.model.video_vae.video_vae import VideoDecoder as ConvolutionalDecoder
 from ltx_core.networks import VideoDecoder
 from ltx_core.parallel.launch import local_rank, local_size, world_size
-from ltx_core.parallel.passes import PassParallel
 from ltx_core.parallel.ranks import Ranks, shares
-from ltx_core.parallel.sequence import SequenceParallel, SharedTokens, share_tokens
+from ltx_core.parallel.sequence import PassParallel, SequenceParallel, SharedTokens, share_tokens
 from ltx_core.parallel.strips import StripDecoder, Strips, can_strip
 from ltx_core.sampling.denoisers import Transformer
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 
 NAMES = ("sp", "cfg", "fsdp")
 
@@ -185,3 +194,78 @@ class Devices:
         passes = [dist.new_group(column.tolist()) for column in places.T]
         found = Ranks.of(passes[self.rank % shape.sp]), Ranks.of(tokens[self.rank // shape.sp])
         return self.groups.setdefault(shape, found)
+
+
+@dataclass
+class PaperRanks(Ranks):
+    """A group that counts what is sent; what is received has shapes and no values."""
+
+    def exchange(self, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        self.sent += self.leaving(parts)
+        return [parts[0].new_empty(shape) for shape in shapes]
+
+    def gather(self, share: Tensor, counts: Sequence[int], dim: int) -> Tensor:
+        self.sent += self.leaving_all(share, counts, dim)
+        return share.new_empty(*share.shape[:dim], sum(counts), *share.shape[dim + 1 :])
+
+
+@dataclass
+class PaperDevices(Devices):
+    """The first of some devices. It has the largest shares there are."""
+
+    @classmethod
+    def of(cls, devices: Devices) -> PaperDevices:
+        """The first of devices which may not be there yet."""
+        return cls(0, devices.size, devices.asked, spread_over=devices.spread_over)
+
+    def _groups(self, shape: MeshShape) -> tuple[Ranks, Ranks]:
+        return self.groups.setdefault(shape, (PaperRanks(None, 0, shape.cfg), PaperRanks(None, 0, shape.sp)))
+
+
+@dataclass(frozen=True)
+class TrainingMesh:
+    """``sp`` neighbours share tokens, ``fsdp`` neighbours weights, gradients and moments; two cuts, each for itself.
+
+    What shares tokens sees the same examples, so that ``size // sp`` examples are computed at once; weights are whole
+    ``size // fsdp`` times.
+    """
+
+    rank: int = 0
+    size: int = 1
+    sp: int = 1
+    fsdp: int = 1
+
+    @classmethod
+    def read(cls, text: str | None, rank: int, size: int) -> TrainingMesh:
+        """From ``fsdp=4,sp=2``. Raises `ConfigError` for counts that do not divide ``size``."""
+        given = {} if text is None else read_mesh(text, ("fsdp", "sp"))
+        for name, count in given.items():
+            if size % count:
+                raise ConfigError(f"mesh is {text!r} in a run of {size} processes, expected {name} to divide them")
+        return cls(rank, size, **given)
+
+    @property
+    def data_rank(self) -> int:
+        """Number of this process's share of the examples that are computed at once."""
+        return self.rank // self.sp
+
+    @property
+    def data_size(self) -> int:
+        """Number of processes, or groups of them, that see different examples."""
+        return self.size // self.sp
+
+    def share_tokens(self, transformer: LTXModel) -> None:
+        """Let the transformer, given all tokens and asked for all, compute this process's; every process calls this."""
+        if self.sp == 1:
+            return
+        shared = SharedTokens(Ranks.of_neighbours(self.sp))
+        share_tokens(transformer, shared)
+        transformer.forward = SequenceParallel(transformer.forward, shared)  # type: ignore[assignment, method-assign]
+
+    def device_mesh(self, device: str) -> DeviceMesh:
+        """The processes as FSDP takes them: those that hold parts, and copies of that where there are some (HSDP)."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        if self.fsdp == self.size:
+            return init_device_mesh(device, (self.size,))
+        return init_device_mesh(device, (self.size // self.fsdp, self.fsdp), mesh_dim_names=("replicate", "shard"))

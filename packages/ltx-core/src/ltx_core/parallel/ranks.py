@@ -69,6 +69,19 @@ class Ranks:
         return row * max(counts) * (self.size - 1)
 
 
+@dataclass
+class Shares:
+    """Shares of the processes of a group in things that are in a row."""
+
+    ranks: Ranks
+    counts: list[int] = field(default_factory=list)  # by process
+
+    def share_out(self, total: int) -> slice:
+        """Share ``total`` things out; those of this process."""
+        self.counts = shares(total, self.ranks.size)
+        return self.ranks.span(total)
+
+
 class _Exchange(torch.autograd.Function):
     """All to all of flat tensors."""
 

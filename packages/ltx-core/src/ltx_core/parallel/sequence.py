@@ -1,6 +1,6 @@
-"""Sequence parallel: every process holds some of the video's tokens, all of the sound and all weights.
+"""One step on several processes: each computes some guidance passes, or some of the video's tokens.
 
-::
+A process that shares tokens holds all of the sound and all weights::
 
     video tokens [B, T, w]  ->  [B, t, w] of this process
     self-attention:   q, k, v [B, t, H, d]  -- all to all -->  [B, T, h, d]  attention  -- all to all -->  [B, t, H, d]
@@ -14,7 +14,7 @@ number of processes up to the number of heads will do (Jacobs et al. 2023, "Deep
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,21 +25,15 @@ from ltx_core.guidance.perturbations import BatchedPerturbationConfig
 from ltx_core.model.transformer.attention import Attention
 from ltx_core.model.transformer.block import TransformerBlock
 from ltx_core.model.transformer.masks import AttentionBias
-from ltx_core.model.transformer.modality import Modality, TimestepGroups
-from ltx_core.parallel.ranks import Ranks, shares
+from ltx_core.model.transformer.modality import Modality
+from ltx_core.parallel.ranks import Ranks, Shares, shares
+from ltx_core.sampling.denoisers import Transformer
+from ltx_core.sampling.modality_tiling import take_tokens
 
 
 @dataclass
-class SharedTokens:
+class SharedTokens(Shares):
     """Shares of the processes of a group in the tokens of the video now being denoised."""
-
-    ranks: Ranks
-    counts: list[int] = field(default_factory=list)  # by process
-
-    def share_out(self, tokens: int) -> slice:
-        """Share ``tokens`` out; those of this process."""
-        self.counts = shares(tokens, self.ranks.size)
-        return self.ranks.span(tokens)
 
     def by_heads(self, given: Tensor) -> Tensor:
         """All tokens of this process's heads ``[P, B, T, h, d]``, from all heads of its tokens ``[P, B, t, H, d]``."""
@@ -126,16 +120,36 @@ class SequenceParallel:
 
 def share_of(video: Modality, span: slice) -> Modality:
     """Some of the tokens of a stream; its attention mask stays whole, since whole heads are masked."""
-    groups, keyframes = video.grouped_timesteps(), video.keyframes_mask
-    per_token = video.timesteps.numel() > video.batch_size
-    timesteps = video.per_token_timesteps[:, span] if per_token else video.timesteps
-    index = None if groups.index is None else groups.index[:, span]
-    return replace(
-        video,
-        latent=video.latent[:, span],
-        positions=video.positions[:, :, span],
-        sigma=video.noise_level,
-        timesteps=timesteps,
-        timestep_groups=TimestepGroups(timesteps, groups.values, index),
-        keyframes_mask=None if keyframes is None else keyframes[:, span],
-    )
+    grouped = replace(video, timestep_groups=video.grouped_timesteps(), attention_mask=None)
+    return replace(take_tokens(grouped, span), sigma=video.noise_level, attention_mask=video.attention_mask)
+
+
+@dataclass(frozen=True)
+class PassParallel:
+    """A transformer as one that computes every sample; a process without a sample waits.
+
+    With ``all_compute``, because they gather weights together, it computes the first one and leaves it.
+    """
+
+    transformer: Transformer
+    ranks: Ranks
+    all_compute: bool = False
+
+    def __call__(
+        self,
+        video: Modality | None = None,
+        audio: Modality | None = None,
+        perturbations: BatchedPerturbationConfig | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        given = {"video": video, "audio": audio}
+        size = next(one.batch_size for one in given.values() if one is not None)
+        counts, rows = shares(size, self.ranks.size), range(size)[self.ranks.span(size)]
+        made: dict[str, Tensor | None] = {}
+        if rows or self.all_compute:
+            computed = tuple(rows) or (0,)
+            own = {name: None if one is None else one.select(computed) for name, one in given.items()}
+            chosen = None if perturbations is None else perturbations.select(computed)
+            made = dict(zip(given, self.transformer(**own, perturbations=chosen), strict=True))
+        shares_of = {name: made.get(name) if rows else one.latent[:0] for name, one in given.items() if one is not None}
+        found = {name: None if own is None else self.ranks.gather(own, counts, 0) for name, own in shares_of.items()}
+        return found.get("video"), found.get("audio")

@@ -13,7 +13,7 @@ All else works on cells one by one. What is streamed in time stays so; results a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,22 +23,14 @@ from ltx_core.model.video_vae.conv_cache import ConvCache, NoiseSource
 from ltx_core.model.video_vae.frames import to_frames
 from ltx_core.model.video_vae.layers import CausalConv3d
 from ltx_core.model.video_vae.video_vae import DecodeConditioning, VideoDecoder
-from ltx_core.parallel.ranks import Ranks, shares
+from ltx_core.parallel.ranks import Shares
 
 ROWS = 3  # the axis of rows in [B, C, T, H, W]
 
 
 @dataclass
-class Strips:
+class Strips(Shares):
     """Rows of the processes of a group, in latent cells; deeper layers have a multiple of them."""
-
-    ranks: Ranks
-    counts: list[int] = field(default_factory=list)  # by process
-
-    def share_out(self, rows: int) -> slice:
-        """Share ``rows`` of a latent out; those of this process."""
-        self.counts = shares(rows, self.ranks.size)
-        return self.ranks.span(rows)
 
     def row_counts(self, rows: int) -> list[int]:
         """Numbers of rows of all processes, where this one has ``rows``."""

@@ -141,7 +141,7 @@ class TiledTransformer:
         return near.nonzero().flatten()
 
 
-def take_tokens(modality: Modality, keep: Tensor) -> Modality:
+def take_tokens(modality: Modality, keep: Tensor | slice) -> Modality:
     """Some of a stream's tokens."""
     tokens = modality.latent.shape[1]
     parts: dict[str, Any] = {"latent": modality.latent[:, keep], "positions": modality.positions[:, :, keep]}

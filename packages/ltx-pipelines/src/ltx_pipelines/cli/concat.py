@@ -84,7 +84,7 @@ def joined_sound(clips: Sequence[VideoInfo], counts: Sequence[int], fps: Fractio
     import torch
     import torch.nn.functional as F
 
-    from ltx_core.model.audio_vae.waveform import resample
+    from ltx_core.model.audio_vae.mel import resample
     from ltx_core.types import Audio
     from ltx_media.audio import read_audio
 

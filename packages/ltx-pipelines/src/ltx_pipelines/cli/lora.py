@@ -102,7 +102,7 @@ def _fit(one: Any, model: str) -> str:
 def merge(given: dict[str, Any]) -> None:
     """Fuse adapters, and write the file they are fused into."""
     _need(given, "model", "output", "loras")
-    from ltx_core.loader.merging import merged_pieces
+    from ltx_core.loader.writing import merged_pieces
     from ltx_pipelines.running.model_files import find_model
 
     target = _free(given["output"])
@@ -123,8 +123,8 @@ def merge(given: dict[str, Any]) -> None:
 def extract(given: dict[str, Any]) -> None:
     """Decompose what differs between two models."""
     _need(given, "base", "tuned", "output")
-    from ltx_core.loader.merging import extract as extracted
     from ltx_core.loader.safetensors_file import save_checkpoint
+    from ltx_core.loader.writing import extract as extracted
     from ltx_pipelines.running.model_facts import ModelFacts
     from ltx_pipelines.running.model_files import find_model
 

@@ -97,7 +97,7 @@ class LTXVideoPipeline(Pipeline):
         return pipeline
 
     def make_plan(self, request: LTXVideoRequest) -> Plan:
-        from ltx_core.model.upsampler.ltxv import first_pass_size
+        from ltx_core.model.upsampler.model import first_pass_size
         from ltx_pipelines.ltx_video.schedule import SchedulerConfig
 
         if not self.ledger.is_ltx_video:

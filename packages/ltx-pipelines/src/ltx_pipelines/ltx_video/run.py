@@ -18,7 +18,7 @@ from torch import Tensor
 from ltx_core.components.patchifiers import VideoLatentPatchifier
 from ltx_core.components.windows import FRAMES_PER_LATENT
 from ltx_core.conditioning.tools import LatentTools, VideoLatentTools, latent_tools
-from ltx_core.model.upsampler.ltxv import tone_map_latent
+from ltx_core.model.upsampler.model import tone_map_latent
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
 from ltx_core.networks import Contexts, Transformer, VideoEncoder
 from ltx_core.sampling.stage import StreamStart

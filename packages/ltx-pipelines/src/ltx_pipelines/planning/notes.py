@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ltx_core.components.guiders import DEFAULT_NEGATIVE_PROMPT
 from ltx_core.components.windows import FRAMES_PER_LATENT
-from ltx_core.guidance.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ltx_media.audio import probe_sound
 from ltx_media.exr import exr_frames, is_exr
 from ltx_media.source import Change, Wanted, changes_of, sound_changes

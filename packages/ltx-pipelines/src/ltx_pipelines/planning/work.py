@@ -24,8 +24,8 @@ from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel, X0Model
 from ltx_core.model.transformer.sparse import BlockPattern
 from ltx_core.networks import Contexts
-from ltx_core.parallel.mesh import Devices
-from ltx_core.parallel.paper import PaperDevices
+from ltx_core.parallel.mesh import Devices, PaperDevices
+from ltx_core.sampling.cheaper import mixing
 from ltx_core.sampling.denoisers import (
     DenoiseCall,
     DenoisedLatentResult,
@@ -38,7 +38,6 @@ from ltx_core.sampling.denoisers import (
 from ltx_core.sampling.loop import denoise
 from ltx_core.sampling.modality import States
 from ltx_core.sampling.samplers import EulerSampler, Sampler
-from ltx_core.sampling.sparse import mixing
 from ltx_core.sampling.velocity import VelocityDenoiser
 from ltx_core.types import AudioLatentShape, LatentState, VideoLatentShape
 from ltx_pipelines.planning.plan import (

@@ -9,9 +9,8 @@ import torch
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.model.transformer.sparse import BlockPattern
 from ltx_core.networks import Transformer
+from ltx_core.sampling.cheaper import FirstBlockCache, SparseDenoiser
 from ltx_core.sampling.denoisers import Denoiser
-from ltx_core.sampling.first_block import FirstBlockCache
-from ltx_core.sampling.sparse import SparseDenoiser
 from ltx_core.types import VideoLatentShape
 from ltx_pipelines.planning.plan import SparseAttention, StagePlan
 from ltx_pipelines.running.stage_inputs import StageRun

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ltx_core.errors import NonFiniteError
-from ltx_core.loader.adapter_layers import LoraLayer
+from ltx_core.loader.adapters import LoraLayer
 from ltx_core.sampling.modality import States
 from ltx_core.types import Audio
 from ltx_pipelines.planning.plan import Plan, StagePlan

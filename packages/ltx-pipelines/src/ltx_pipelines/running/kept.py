@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltx_core.model.audio_vae.waveform import resample
+from ltx_core.model.audio_vae.mel import resample
 from ltx_core.types import Audio, VideoPixelShape
 from ltx_media.audio import read_audio
 from ltx_media.pixels import COLORSPACE_UNSPECIFIED, Look, center_crop_fit

@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltx_core.components.joining import crossfade, join_latents, overlap_correlation
-from ltx_core.components.statistics import adain
+from ltx_core.components.joining import adain, crossfade, join_latents, overlap_correlation
 from ltx_core.components.strength import ORDERS, strength_over_overlap
 from ltx_core.components.windows import FRAMES_PER_LATENT
 from ltx_core.types import Audio

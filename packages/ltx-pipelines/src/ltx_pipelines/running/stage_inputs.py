@@ -19,9 +19,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ltx_core.components.joining import adain
 from ltx_core.conditioning.tools import LatentTools
 from ltx_core.model.common.tiling import Interval, TileCountConfig, box_slices, partition_of_unity, product
-from ltx_core.model.upsampler.ltxv import adain_latent
 from ltx_core.model.upsampler.model import upsample_latent
 from ltx_core.sampling.denoisers import Denoiser
 from ltx_core.sampling.modality import States
@@ -73,7 +73,7 @@ def carry_over(plan: Plan, index: int, result: StageResult, ledger: ModelLedger)
     if larger:
         latents["video"] = enlarge(latents["video"], ledger)
         if plan.stages[index].match_statistics:
-            latents["video"] = adain_latent(latents["video"], result["video"])
+            latents["video"] = adain(latents["video"], result["video"])
         keyframes = None if keyframes is None else enlarge(keyframes, ledger)
     if rate > 1:
         latents["video"] = enlarge(latents["video"], ledger, "temporal")

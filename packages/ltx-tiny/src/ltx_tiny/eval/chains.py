@@ -56,7 +56,7 @@ def as_video(chunks: Iterable[Tensor]) -> Video:
 
 def as_audio(sound: Any) -> Audio:
     """The waveform of an `Audio` ``[2, S]`` at the eval's rate."""
-    from ltx_core.model.audio_vae.waveform import resample
+    from ltx_core.model.audio_vae.mel import resample
 
     return resample(sound.waveform.float().cpu(), sound.sampling_rate, RATE).numpy().astype(np.float32)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
-from ltx_core.model.audio_vae.waveform import resample, to_stereo
+from ltx_core.model.audio_vae.mel import resample, to_stereo
 from ltx_core.precision import resolve
 from ltx_media.audio import read_audio
 from ltx_media.images import is_image

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from ltx_core.guidance.perturbations import SKIP_SELF_ATTENTION, BlockKeep, Keep, PerturbationType
-from ltx_core.model.transformer.adaln import Modulation, scale_and_shift
 from ltx_core.model.transformer.attention import Attention, Bypass, KeysValues, keep_or_replace
 from ltx_core.model.transformer.config import StreamConfig, TransformerConfig
-from ltx_core.model.transformer.feed_forward import FeedForward
+from ltx_core.model.transformer.layers import FeedForward, Modulation, scale_and_shift
 from ltx_core.model.transformer.masks import AttentionBias
 from ltx_core.model.transformer.modality import TextMemory
 from ltx_core.model.transformer.rope import RotaryTable

@@ -6,7 +6,7 @@
     timesteps --adaln_single--> modulation rows per distinct noise level
     positions --> rotary tables;  text [B, S, c] --caption_projection (19B, LTX-Video)--> [B, S, w]
 
-Tensors outside ``transformer_blocks.<i>`` (audio names start with ``audio_``; ``<adaln>`` as in ``adaln.py``)::
+Tensors outside ``transformer_blocks.<i>`` (audio names start with ``audio_``; ``<adaln>`` as in ``layers.py``)::
 
     patchify_proj [w, C]   proj_out [C, w]   scale_shift_table [2, w]   caption_projection.linear_{1,2}
     adaln_single.<adaln>, 6 or 9 rows        prompt_adaln_single.<adaln>, 2 rows
@@ -39,7 +39,6 @@ from torch.utils.checkpoint import checkpoint
 
 from ltx_core.errors import ConfigError
 from ltx_core.guidance.perturbations import BatchedPerturbationConfig, Segment
-from ltx_core.model.transformer.adaln import AdaLayerNormSingle, Modulation, scale_and_shift
 from ltx_core.model.transformer.attention import AUTO, Attention, find_backend
 from ltx_core.model.transformer.block import (
     CrossInputs,
@@ -50,7 +49,7 @@ from ltx_core.model.transformer.block import (
     modulation_table,
 )
 from ltx_core.model.transformer.config import SENSITIVE, StreamConfig, TransformerConfig
-from ltx_core.model.transformer.feed_forward import TextProjection
+from ltx_core.model.transformer.layers import AdaLayerNormSingle, Modulation, TextProjection, scale_and_shift
 from ltx_core.model.transformer.masks import context_bias
 from ltx_core.model.transformer.modality import (
     Modality,

@@ -18,7 +18,8 @@ Tensors (M = mid_channels; with dims 2 every convolution is 2-D and frames are f
     upsampler.blur_down.kernel            rational: [1, 1, 5, 5]
     final_conv.{weight [C, M, 3, 3, 3], bias}
 
-Group statistics run over T, H and W together, so the network is not local: it cannot be tiled or streamed exactly.
+Group statistics run over T, H and W together, so the network is not local: it cannot be tiled or streamed exactly. At
+the end stands what LTX-Video does to latents between its two passes.
 """
 
 from __future__ import annotations
@@ -182,3 +183,23 @@ def fold_frames(x: Tensor) -> Tensor:
 def unfold_frames(x: Tensor, batch: int) -> Tensor:
     """[B*T, C, H, W] -> [B, C, T, H, W]."""
     return x.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+LATENT_MULTIPLE = 32  # pixels per latent cell: sizes of the first pass are multiples of it
+
+
+def tone_map_latent(latent: Tensor, compression: float) -> Tensor:
+    """Compress large latent values; ``compression`` in [0, 1], 0 is the identity."""
+    if not 0 <= compression <= 1:
+        raise ConfigError(f"tone map compression is {compression}, expected a number in [0, 1]")
+    strength = 0.75 * compression
+    return latent * (1 - 0.8 * strength * torch.sigmoid(4 * strength * (latent.abs() - 1)))
+
+
+def first_pass_size(height: int, width: int, downscale_factor: float) -> tuple[int, int]:
+    """(height, width) in pixels of the first pass; the second pass is twice that in each direction."""
+
+    def shrink(size: int) -> int:
+        return int(size * downscale_factor) // LATENT_MULTIPLE * LATENT_MULTIPLE
+
+    return shrink(height), shrink(width)

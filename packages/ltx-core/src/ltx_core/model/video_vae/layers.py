@@ -6,8 +6,6 @@ norm, none for pixel norm; ``<embedder>.timestep_embedder.linear_{1,2}.{weight,b
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,11 +14,11 @@ from ltx_core.errors import ConfigError
 from ltx_core.model.video_vae.config import NormLayer, PaddingMode
 from ltx_core.model.video_vae.conv_cache import KERNEL, ConvCache
 from ltx_core.model.video_vae.ops import Stride
+from ltx_core.utils import SINUSOID_WIDTH, timestep_embedding
 
 PIXEL_NORM_EPS = 1e-8
 NORM_EPS = 1e-6
 NORM_GROUPS = 32
-SINUSOID_DIM = 256
 SMALL_CLIP = 20480  # batch x channels x frames x rows up to which torch's own 3-D convolution, slower by far, is taken
 
 
@@ -104,23 +102,15 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift[:, :, None, None, None], x, 1 + scale[:, :, None, None, None])
 
 
-def sinusoidal_embedding(timestep: Tensor, dim: int = SINUSOID_DIM, max_period: float = 10000.0) -> Tensor:
-    """``[B] -> [B, dim]`` in float32: cosines, then sines, of ``t * max_period^(-i / (dim / 2))``."""
-    half = dim // 2
-    steps = torch.arange(half, dtype=torch.float32, device=timestep.device)
-    angles = timestep.float()[:, None] * torch.exp(-math.log(max_period) * steps / half)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
 class TimestepEmbedder(nn.Module):
     """Scaled timestep ``[B]`` to ``[B, width]``: sinusoid, linear, SiLU, linear."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        layers = {"linear_1": nn.Linear(SINUSOID_DIM, width), "linear_2": nn.Linear(width, width)}
+        layers = {"linear_1": nn.Linear(SINUSOID_WIDTH, width), "linear_2": nn.Linear(width, width)}
         self.timestep_embedder = nn.ModuleDict(layers)
 
     def forward(self, timestep: Tensor) -> Tensor:
         first, second = self.timestep_embedder["linear_1"], self.timestep_embedder["linear_2"]
-        embedding = sinusoidal_embedding(timestep).to(timestep.dtype)
+        embedding = timestep_embedding(timestep).to(timestep.dtype)
         return second(functional.silu(first(embedding)))

@@ -22,8 +22,8 @@ from ltx_core.loader.streaming import Hold, StreamedBlocks
 from ltx_core.loader.weights import ComponentWeights, build, empty
 from ltx_core.precision import Precision
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
+from ltx_core.text_encoders.gemma.config import GemmaConfig
 from ltx_core.text_encoders.gemma.decoder import DecoderLayer, Norm, rotation
-from ltx_core.text_encoders.gemma.decoder_config import GemmaConfig
 from ltx_core.text_encoders.gemma.tokenizer import TokenBatch
 
 

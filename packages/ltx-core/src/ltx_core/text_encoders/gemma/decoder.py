@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltx_core.text_encoders.gemma.decoder_config import GemmaConfig, LayerConfig, Rope
+from ltx_core.text_encoders.gemma.config import GemmaConfig, LayerConfig, Rope
 
 
 class Norm(nn.Module):

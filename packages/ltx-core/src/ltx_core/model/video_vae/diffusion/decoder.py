@@ -36,7 +36,6 @@ from ltx_core.model.video_vae.diffusion.tiling import (
     recommended_tiling,
     tile_plan,
 )
-from ltx_core.model.video_vae.layers import SINUSOID_DIM, sinusoidal_embedding
 from ltx_core.model.video_vae.ops import PerChannelStatistics, patchify, unpatchify
 from ltx_core.model.video_vae.tiling import (
     Tile,
@@ -48,6 +47,7 @@ from ltx_core.model.video_vae.tiling import (
     pixels_of_tile,
 )
 from ltx_core.model.video_vae.video_vae import DecodeConditioning
+from ltx_core.utils import SINUSOID_WIDTH, timestep_embedding
 
 
 class DiffusionVideoDecoder(nn.Module):
@@ -209,10 +209,10 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(SINUSOID_DIM, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(SINUSOID_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.mlp(sinusoidal_embedding(timestep).to(dtype))
+        return self.mlp(timestep_embedding(timestep).to(dtype))
 
 
 class SharedModulation(nn.Module):

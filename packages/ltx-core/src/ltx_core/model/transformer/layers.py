@@ -1,23 +1,26 @@
-"""Adaptive layer normalisation: noise level -> shift, scale and gate rows.
+"""Layers that blocks share: adaptive layer normalisation, the feed-forward network and the text projection.
 
-Per module ``<adaln>`` of width w with k rows::
+Adaptive layer normalisation makes shift, scale and gate rows of a noise level. Per module ``<adaln>`` of width w with k
+rows::
 
     emb.timestep_embedder.linear_1 [w, 256]    emb.timestep_embedder.linear_2 [w, w]    linear [k * w, w]
 
 The modules run on the distinct noise levels only. ``Modulation`` keeps one set of rows per level and which level each
 token has; a row reaches its tokens where it is used, so k rows per token never exist at once.
+
+Feed-forward: ``net.0.proj [4w, w]``, ``net.2 [w, 4w]``. Text projection: ``linear_1 [w, c]``, ``linear_2 [w, w]``. GELU
+is the tanh approximation.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SINUSOID_WIDTH = 256
+from ltx_core.utils import SINUSOID_WIDTH, timestep_embedding
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,6 @@ class Modulation:
         if tokens == 1:
             return cls(rows)
         return cls(rows, torch.arange(batch * tokens, device=modulation.device).view(batch, tokens))
-
-
-def timestep_embedding(timesteps: Tensor, width: int = SINUSOID_WIDTH, max_period: float = 10000.0) -> Tensor:
-    """Sinusoids ``[R, width]`` of scaled timesteps ``[R]``: cosines first, then sines, in float32."""
-    half = width // 2
-    exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    angles = timesteps.float()[:, None] * exponents.exp()
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
 class TimestepEmbedder(nn.Module):
@@ -86,3 +81,42 @@ class AdaLayerNormSingle(nn.Module):
 def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """``x * (1 + scale) + shift`` with rows ``[B, 1 or T, width]``."""
     return torch.addcmul(shift, x, 1 + scale)
+
+
+class GeluProjection(nn.Module):
+    """A linear layer followed by GELU."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.proj = nn.Linear(in_features, out_features, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """``net.2(gelu(net.0.proj(x)))``, four times as wide inside; both layers have a bias or neither."""
+
+    def __init__(self, width: int, bias: bool = True) -> None:
+        super().__init__()
+        hidden = 4 * width
+        self.net = nn.Sequential(
+            GeluProjection(width, hidden, bias),
+            nn.Identity(),
+            nn.Linear(hidden, width, bias=bias),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TextProjection(nn.Module):
+    """Text features ``[B, S, c]`` to a stream's width ``[B, S, w]``."""
+
+    def __init__(self, in_features: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_features, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, text: Tensor) -> Tensor:
+        return self.linear_2(F.gelu(self.linear_1(text), approximate="tanh"))
