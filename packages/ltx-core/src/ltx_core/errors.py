@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 LONGEST = 2000  # characters of a message
@@ -49,6 +49,13 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
     """The end of a message: "; nearest valid: ..." or nothing."""
     near = nearest(name, known)
     return "" if near is None else f"; nearest valid: {near}"
+
+
+def check_shape(what: str, given: Sequence[int], expected: Sequence[int | str], error: type[LtxError]) -> None:
+    """Refuse a tensor's shape, with ``error``: its sizes must be those of ``expected``, where words stand for any."""
+    fits = len(given) == len(expected)
+    if not fits or any(isinstance(e, int) and g != e for g, e in zip(given, expected, strict=True)):
+        raise error(f"{what} has shape {list(given)}, expected [{', '.join(map(str, expected))}]")
 
 
 @contextmanager

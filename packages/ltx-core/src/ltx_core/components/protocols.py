@@ -1,4 +1,4 @@
-"""Protocols of the parts that the sampling loop and the latent tools call."""
+"""The protocol of what latent tools call, and the shapes it speaks of."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLa
 
 __all__ = [
     "AudioLatentShape",
-    "DiffusionStep",
-    "Guider",
     "Patchifier",
-    "Scheduler",
     "SpatioTemporalScaleFactors",
     "VideoLatentShape",
     "VideoPixelShape",
@@ -34,23 +31,3 @@ class Patchifier(Protocol):
     def unpatchify(self, latents: Tensor, output_shape: Any) -> Tensor: ...
 
     def get_patch_grid_bounds(self, output_shape: Any, device: torch.device | str | None = None) -> Tensor: ...
-
-
-class Scheduler(Protocol):
-    """Makes a sigma schedule: float32 ``[steps + 1]`` on the CPU, falling from about 1 to 0."""
-
-    def execute(self, steps: int) -> Tensor: ...
-
-
-class Guider(Protocol):
-    """A correction to be added to the conditional prediction."""
-
-    def delta(self, cond: Tensor, uncond: Tensor) -> Tensor: ...
-
-    def enabled(self) -> bool: ...
-
-
-class DiffusionStep(Protocol):
-    """Moves a sample from ``sigmas[step_index]`` to ``sigmas[step_index + 1]`` given its x0 prediction."""
-
-    def step(self, sample: Tensor, denoised_sample: Tensor, sigmas: Tensor, step_index: int) -> Tensor: ...

@@ -12,7 +12,7 @@ from torch import Tensor
 from ltx_core.components.strength import CURVES, Curve
 from ltx_core.conditioning.mask_utils import update_attention_mask
 from ltx_core.conditioning.tools import LatentTools
-from ltx_core.errors import ConditioningError
+from ltx_core.errors import ConditioningError, check_shape
 from ltx_core.types import LatentState
 
 
@@ -60,9 +60,8 @@ def _extend_release(state: LatentState, count: int, release: Curve) -> Tensor | 
 
 def check_axes(what: str, given: Sequence[int], target: Sequence[int], axes: Sequence[int]) -> None:
     """Refuse a latent whose ``axes`` differ from the target's."""
-    if len(given) != len(target) or any(given[axis] != target[axis] for axis in axes):
-        expected = [size if axis in axes else "any" for axis, size in enumerate(target)]
-        raise ConditioningError(f"{what} has shape {list(given)}, expected {expected}".replace("'", ""))
+    expected = [size if axis in axes else "any" for axis, size in enumerate(target)]
+    check_shape(what, given, expected, ConditioningError)
 
 
 def check_strength(strength: float) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ltx_core.components.patchifiers import AudioPatchifier, VideoLatentPatchifier, get_pixel_coords, to_seconds
 from ltx_core.components.protocols import Patchifier
-from ltx_core.errors import ConditioningError
+from ltx_core.errors import ConditioningError, check_shape
 from ltx_core.types import (
     AUDIO_MEL_BINS,
     VIDEO_LATENT_CHANNELS,
@@ -62,10 +62,7 @@ class LatentTools(Generic[Shape]):
 
     def patchify(self, state: LatentState) -> LatentState:
         """Latent, clean latent and masks to tokens; positions and attention mask stay."""
-        if state.latent.shape != self.target_shape.to_torch_shape():
-            raise ConditioningError(
-                f"the latent has shape {list(state.latent.shape)}, expected {list(self.target_shape)}"
-            )
+        check_shape("the latent", state.latent.shape, self.target_shape, ConditioningError)
         keyframes = state.keyframes_mask
         return replace(
             state,

@@ -266,7 +266,8 @@ def _native(path: Path, tensors: Mapping[str, Source], config: dict[str, Any]) -
     start, embedding = len(DIFFUSION_MODEL), f"{DIFFUSION_MODEL}keyframes_abs_pos_embedding"
     if embedding in tensors and len(tensors[embedding].info.shape) == 1:  # GGUF tools lose leading ones
         lost = tensors[embedding]
-        widened = Derived.of(lost, (1, *lost.info.shape), lost.info.stored_as, (lost,), _with_row)
+        shape, kind = (1, *lost.info.shape), lost.info.stored_as
+        widened = Derived.of(lost, shape, kind, (lost,), lambda tensor: tensor.unsqueeze(0))
         tensors = {**tensors, embedding: widened}
     if "transformer" not in config and any(
         name.startswith(f"{DIFFUSION_MODEL}transformer_blocks.") for name in tensors
@@ -283,10 +284,6 @@ def _published_name(name: str, names: Mapping[str, Source]) -> str:
     if "attention_pooler.query_tokens" in names:
         return f"duration_head.{name}"
     return next((full + name[len(bare) :] for bare, full in BARE.items() if name.startswith(bare)), name)
-
-
-def _with_row(tensor: Any) -> Any:
-    return tensor.unsqueeze(0)
 
 
 def as_paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:

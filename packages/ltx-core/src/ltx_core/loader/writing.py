@@ -159,9 +159,11 @@ def _write(
             for piece in pieces[done:]:
                 tensors = piece.make()
                 for name in piece.kinds:
-                    raw = tensors[name].contiguous().reshape(-1).view(_uint8()).numpy()
-                    _check_size(name, raw.nbytes, spans[name])
-                    file.seek(spans[name][0])
+                    raw = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()
+                    first, last = spans[name]
+                    if raw.nbytes != last - first:
+                        raise CheckpointError(f"{name} has {raw.nbytes} bytes, expected {last - first}")
+                    file.seek(first)
                     file.write(raw.data)
                     digests[name] = hashlib.blake2b(raw.data, digest_size=16).hexdigest()
             file.truncate(max((end for _, end in spans.values()), default=len(start)))
@@ -175,17 +177,6 @@ def _write(
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error}; run the same command again to go on") from error
     return hashlib.blake2b(header + "".join(digests.values()).encode(), digest_size=16).hexdigest()
-
-
-def _uint8() -> Any:
-    import torch
-
-    return torch.uint8
-
-
-def _check_size(name: str, nbytes: int, span: tuple[int, int]) -> None:
-    if nbytes != span[1] - span[0]:
-        raise CheckpointError(f"{name} has {nbytes} bytes, expected {span[1] - span[0]}")
 
 
 def _count_written(partial: Path, start: bytes) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ltx_core.components.strength import CURVES, Curve
 from ltx_core.conditioning.item import check_axes
 from ltx_core.conditioning.tools import VideoLatentTools
-from ltx_core.errors import ConditioningError
+from ltx_core.errors import ConditioningError, check_shape
 from ltx_core.types import LatentState
 
 
@@ -28,8 +28,7 @@ class VideoConditionBySeen:
     def apply_to(self, latent_state: LatentState, latent_tools: VideoLatentTools) -> LatentState:
         shape = latent_tools.target_shape
         check_axes("the latent", self.latent.shape, shape, (0, 1, 2, 3, 4))
-        if tuple(self.seen.shape) != shape[2:]:
-            raise ConditioningError(f"seen has shape {list(self.seen.shape)}, expected {list(shape[2:])}")
+        check_shape("seen", self.seen.shape, shape[2:], ConditioningError)
         tokens = latent_tools.patchifier.patchify(self.latent).to(latent_state.clean_latent)
         seen = self.seen.flatten()[None, :, None].to(tokens.device).clone()
         seen[:, : latent_tools.tokens_per_frame] = False

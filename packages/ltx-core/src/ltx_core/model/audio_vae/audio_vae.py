@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltx_core.errors import ConditioningError, ConfigError
+from ltx_core.errors import ConditioningError, ConfigError, check_shape
 from ltx_core.model.audio_vae.config import NORM_GROUPS, AudioVaeConfig, CausalityAxis
 from ltx_core.model.audio_vae.mel import log_mel, resample, to_stereo
 from ltx_core.model.audio_vae.vocoder import Vocoder
@@ -61,9 +61,7 @@ class AudioEncoder(nn.Module):
 
     def features(self, mel: Tensor) -> Tensor:
         """Everything before the split into mean and log-variance: [B, 2C (or C), L, F]."""
-        if mel.ndim != 4 or mel.shape[1] != self.config.in_channels:
-            expected = f"[B, {self.config.in_channels}, frames, bins]"
-            raise ConfigError(f"mel has shape {list(mel.shape)}, expected {expected}")
+        check_shape("mel", mel.shape, ("B", self.config.in_channels, "frames", "bins"), ConfigError)
         x = self.conv_in(mel.to(self.conv_in.conv.weight))
         for level in self.down:
             x = level(x)
@@ -88,9 +86,7 @@ class AudioDecoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """``latent`` [B, C, L, F], normalised -> mel [B, 2, max(4L-3, 1), mel_bins] (4L without a causal axis)."""
-        if latent.ndim != 4 or latent.shape[1] != self.config.z_channels:
-            expected = f"[B, {self.config.z_channels}, frames, bins]"
-            raise ConfigError(f"the audio latent has shape {list(latent.shape)}, expected {expected}")
+        check_shape("the audio latent", latent.shape, ("B", self.config.z_channels, "frames", "bins"), ConfigError)
         latent = latent.to(self.conv_in.conv.weight)
         x = self.conv_in(self.per_channel_statistics.un_normalize(latent))
         x = self.mid(x)
@@ -110,32 +106,44 @@ class AudioDecoder(nn.Module):
         return F.pad(mel, missing) if any(missing) else mel
 
 
-class DownLevel(nn.Module):
-    """One encoder level: residual blocks with optional attention, then half the size except at the last level."""
+class Level(nn.Module):
+    """Residual blocks of one resolution with optional attention after each."""
 
-    def __init__(self, in_channels: int, level: int, config: AudioVaeConfig) -> None:
+    def __init__(self, in_channels: int, level: int, count: int, config: AudioVaeConfig) -> None:
         super().__init__()
-        width, count = config.widths[level], config.num_res_blocks
+        width = config.widths[level]
         self.block = nn.ModuleList(ResnetBlock(width if n else in_channels, width, config) for n in range(count))
         self.attn = nn.ModuleList(AttnBlock(width, config) for _ in range(count if config.has_attention(level) else 0))
-        self.downsample = Downsample(width, config) if level < len(config.widths) - 1 else nn.Identity()
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[index](x)
+        return x
+
+
+class DownLevel(Level):
+    """One encoder level, then half the size except at the last level."""
+
+    def __init__(self, in_channels: int, level: int, config: AudioVaeConfig) -> None:
+        super().__init__(in_channels, level, config.num_res_blocks, config)
+        is_last = level == len(config.widths) - 1
+        self.downsample = nn.Identity() if is_last else Downsample(config.widths[level], config)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.downsample(run_blocks(x, self.block, self.attn))
+        return self.downsample(self.run_blocks(x))
 
 
-class UpLevel(nn.Module):
+class UpLevel(Level):
     """One decoder level, one block longer than the encoder's; then twice the size except at level 0."""
 
     def __init__(self, in_channels: int, level: int, config: AudioVaeConfig) -> None:
-        super().__init__()
-        width, count = config.widths[level], config.num_res_blocks + 1
-        self.block = nn.ModuleList(ResnetBlock(width if n else in_channels, width, config) for n in range(count))
-        self.attn = nn.ModuleList(AttnBlock(width, config) for _ in range(count if config.has_attention(level) else 0))
-        self.upsample = Upsample(width, config) if level else nn.Identity()
+        super().__init__(in_channels, level, config.num_res_blocks + 1, config)
+        self.upsample = Upsample(config.widths[level], config) if level else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.upsample(run_blocks(x, self.block, self.attn))
+        return self.upsample(self.run_blocks(x))
 
 
 class Middle(nn.Module):
@@ -149,15 +157,6 @@ class Middle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
-
-
-def run_blocks(x: Tensor, blocks: nn.ModuleList, attentions: nn.ModuleList) -> Tensor:
-    """Each residual block, followed by its attention where the level has any."""
-    for index, block in enumerate(blocks):
-        x = block(x)
-        if attentions:
-            x = attentions[index](x)
-    return x
 
 
 def encode_audio(audio: Audio, encoder: AudioEncoder) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltx_core.errors import MediaError
+from ltx_core.errors import MediaError, check_shape
 from ltx_core.model.audio_vae.config import MelConfig
 
 LOG_FLOOR = 1e-5
@@ -37,8 +37,7 @@ def log_mel(waveform: Tensor, config: MelConfig) -> Tensor:
 
 def magnitude(waveform: Tensor, config: MelConfig) -> Tensor:
     """Magnitude spectrum of overlapping frames: [B, C, N] -> [B, C, n_fft // 2 + 1, 1 + N // hop]."""
-    if waveform.ndim != 3:
-        raise MediaError(f"the waveform has shape {list(waveform.shape)}, expected [batch, channels, samples]")
+    check_shape("the waveform", waveform.shape, ("batch", "channels", "samples"), MediaError)
     if waveform.shape[-1] < config.min_samples:
         expected = f"at least {config.min_samples} at {config.sample_rate} Hz"
         raise MediaError(f"the audio has {waveform.shape[-1]} samples, expected {expected}")

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, check_shape
 from ltx_core.model.audio_vae.config import STEREO, BandwidthExtensionConfig, GeneratorConfig, VocoderConfig
 from ltx_core.model.audio_vae.mel import compress, mel_filterbank
 
@@ -77,8 +77,7 @@ class Generator(nn.Module):
         self.conv_post = Conv1d(widths[-1], sides, EDGE_KERNEL, bias=config.use_bias_at_final)
 
     def forward(self, mel: Tensor) -> Tensor:
-        if mel.ndim != 4 or (mel.shape[1], mel.shape[3]) != (self.sides, MEL_BINS):
-            raise ConfigError(f"mel has shape {list(mel.shape)}, expected [B, {self.sides}, T, {MEL_BINS}]")
+        check_shape("mel", mel.shape, ("B", self.sides, "T", MEL_BINS), ConfigError)
         config = self.generator_config
         parallel = len(config.resblock_kernel_sizes)
         x = self.conv_pre(mel.transpose(2, 3).flatten(1, 2))  # [B, side*64 + bin, T]

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, check_shape
 from ltx_core.model.upsampler.config import NORM_GROUPS, LatentUpsamplerConfig
 
 
@@ -50,9 +50,7 @@ class LatentUpsampler(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """``latent`` [B, C, T, H, W], un-normalised -> [B, C, T', H', W']."""
-        if latent.ndim != 5 or latent.shape[1] != self.config.in_channels:
-            expected = f"[B, {self.config.in_channels}, T, H, W]"
-            raise ConfigError(f"latent has shape {list(latent.shape)}, expected {expected}")
+        check_shape("latent", latent.shape, ("B", self.config.in_channels, "T", "H", "W"), ConfigError)
         batch = latent.shape[0]
         x = fold_frames(latent) if self.config.dims == 2 else latent
         x = F.silu(self.initial_norm(self.initial_conv(x)))

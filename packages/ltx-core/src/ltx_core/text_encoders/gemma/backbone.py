@@ -11,7 +11,6 @@ layers less than a window earlier. Padding is invisible to valid tokens in a pad
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -42,13 +41,13 @@ class GemmaBackbone(nn.Module):
         """Call ``visit`` with each state ``[n, D]`` as it is computed; n counts the valid tokens, row by row."""
         tokens.check_vocabulary(self.config.vocab_size)
         dtype, device = self.norm.weight.dtype, self.norm.weight.device
-        packed = _pack(tokens)
-        positions = packed.positions.to(device)
+        valid = tokens.attention_mask.bool()
+        prompts, positions = valid.nonzero(as_tuple=True)  # of each token: its prompt, its place in the padded one
         kinds = self.config.layers.items()
-        tables = {kind: rotation(layer.rope, positions, dtype) for kind, layer in kinds}
-        visible = {kind: _visible(packed, layer.window).to(device) for kind, layer in kinds}
+        tables = {kind: rotation(layer.rope, positions.to(device), dtype) for kind, layer in kinds}
+        visible = {kind: _visible(prompts, positions, layer.window).to(device) for kind, layer in kinds}
         scale = torch.tensor(self.config.width**0.5, dtype=dtype)  # rounded as the states are
-        ids = packed.input_ids.to(self.embed_tokens.weight.device)  # of a table that may be in host memory
+        ids = tokens.input_ids[valid].to(self.embed_tokens.weight.device)  # of a table that may be in host memory
         x = self.embed_tokens(ids).to(device)[None] * scale.to(device)  # [1, n, D]
         for module, kind in zip(self.layers, self.config.kinds, strict=True):
             visit(x[0])
@@ -62,25 +61,10 @@ class GemmaBackbone(nn.Module):
         return states
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """The valid tokens of a batch in one row."""
-
-    input_ids: Tensor  # [n]
-    positions: Tensor  # [n], in the padded prompt
-    prompts: Tensor  # [n], which prompt each belongs to
-
-
-def _pack(tokens: TokenBatch) -> _Packed:
-    valid = tokens.attention_mask.bool()
-    prompts, positions = valid.nonzero(as_tuple=True)
-    return _Packed(tokens.input_ids[valid], positions, prompts)
-
-
-def _visible(packed: _Packed, window: int | None) -> Tensor:
-    """Mask of the keys each query sees, bool ``[1, 1, n, n]``."""
-    distance = packed.positions[:, None] - packed.positions[None]
-    visible = (packed.prompts[:, None] == packed.prompts[None]) & (distance >= 0)
+def _visible(prompts: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    """Mask of the keys each query sees, bool ``[1, 1, n, n]``, by prompt and position of each token ``[n]``."""
+    distance = positions[:, None] - positions[None]
+    visible = (prompts[:, None] == prompts[None]) & (distance >= 0)
     return (visible if window is None else visible & (distance < window))[None, None]
 
 

@@ -21,19 +21,8 @@ from ltx_core.text_encoders.pretrained import quiet_transformers, widen_pretrain
 DEFAULT_SEED = 42
 IMAGE_LONG_SIDE = 896  # pixels
 PAD_MULTIPLE = 8  # tokens
-PLAIN = str.maketrans(
-    {
-        "\u2018": "'",
-        "\u2019": "'",
-        "\u2032": "'",
-        "\u201c": '"',
-        "\u201d": '"',
-        "\u2014": "-",
-        "\u2013": "-",
-        "\u2212": "-",
-        "\u00a0": " ",
-    }
-)
+# Quotes, dashes and a space.
+PLAIN = str.maketrans("\u2018\u2019\u2032\u201c\u201d\u2014\u2013\u2212\u00a0", "'''\"\"--- ")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -26,7 +26,6 @@ from ltx_core.errors import ConfigError
 from ltx_core.model.video_vae.diffusion.config import Axes
 from ltx_core.utils import device_of_doubles
 
-AUTO = "auto"
 BASE = 10000.0  # of the rotary positions
 BOX = 4  # queries of a box along an axis
 GATHERED_BYTES = 2**27  # of keys and values at once
@@ -40,25 +39,32 @@ def neighbourhood_attention(
     kernel: Axes,
     scale: float = 1.0,
     first: Axes = (0, 0, 0),
-    backend: str = AUTO,
 ) -> Tensor:
     """``softmax(scale q k^T) v`` over each query's neighbourhood, ``[B, T, H, W, heads, head_dim]``.
 
     Queries may be a box of the locations of ``k`` and ``v`` that begins at ``first``. Raises ``ConfigError`` for an
-    axis shorter than its kernel, a box that leaves the locations, or a backend there is not.
+    axis shorter than its kernel and a box that leaves the locations.
     """
-    for name, queries, start, keys, size in zip(
+    for name, asked, start, there, size in zip(
         ("frames", "height", "width"), q.shape[1:4], first, k.shape[1:4], kernel, strict=True
     ):
-        if keys < size:
-            raise ConfigError(f"{name} is {keys} locations, expected at least the kernel's {size}")
-        if start < 0 or start + queries > keys:
-            raise ConfigError(f"{name}: queries {start} to {start + queries} lie outside the {keys} locations")
-    if backend == AUTO:
-        return next(iter(BACKENDS.values()))(q, k, v, kernel, scale, first)
-    if backend not in BACKENDS:
-        raise ConfigError(f"neighbourhood attention backend is {backend!r}, expected one of {(AUTO, *BACKENDS)}")
-    return BACKENDS[backend](q, k, v, kernel, scale, first)
+        if there < size:
+            raise ConfigError(f"{name} is {there} locations, expected at least the kernel's {size}")
+        if start < 0 or start + asked > there:
+            raise ConfigError(f"{name}: queries {start} to {start + asked} lie outside the {there} locations")
+    out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype, device=v.device)
+    runs = [axis_runs(*axis) for axis in zip(q.shape[1:4], first, k.shape[1:4], kernel, strict=True)]
+    masks = {(run, size): axis_mask(run, size, q) for axis, size in zip(runs, kernel, strict=True) for run in axis}
+    for grid in itertools.product(*runs):
+        mask = box_mask(grid, [masks[run, size] for run, size in zip(grid, kernel, strict=True)])
+        for part in _parts(grid, k):
+            t, h, w = (run.queries for run in part)
+            queries = _split(q[:, t, h, w], part).flatten(0, 3).flatten(2, 4)  # [N, heads, Lq, head_dim]
+            keys, values = (_gather(x, part) for x in (k, v))  # [N, heads, Lk, head_dim]
+            found = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+            boxes = _split(out[:, t, h, w], part)
+            boxes.copy_(found.reshape(boxes.shape))
+    return out
 
 
 @dataclass(frozen=True)
@@ -102,22 +108,6 @@ def axis_runs(queries: int, first: int, keys: int, kernel: int) -> tuple[Run, ..
         else:
             runs.append(run)
     return tuple(runs)
-
-
-def _boxes(q: Tensor, k: Tensor, v: Tensor, kernel: Axes, scale: float, first: Axes) -> Tensor:
-    out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype, device=v.device)
-    runs = [axis_runs(*axis) for axis in zip(q.shape[1:4], first, k.shape[1:4], kernel, strict=True)]
-    masks = {(run, size): axis_mask(run, size, q) for axis, size in zip(runs, kernel, strict=True) for run in axis}
-    for grid in itertools.product(*runs):
-        mask = box_mask(grid, [masks[run, size] for run, size in zip(grid, kernel, strict=True)])
-        for part in _parts(grid, k):
-            t, h, w = (run.queries for run in part)
-            queries = _split(q[:, t, h, w], part).flatten(0, 3).flatten(2, 4)  # [N, heads, Lq, head_dim]
-            keys, values = (_gather(x, part) for x in (k, v))  # [N, heads, Lk, head_dim]
-            found = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
-            boxes = _split(out[:, t, h, w], part)
-            boxes.copy_(found.reshape(boxes.shape))
-    return out
 
 
 def _parts(runs: tuple[Run, ...], k: Tensor) -> Iterator[tuple[Run, Run, Run]]:
@@ -170,28 +160,6 @@ def box_mask(grid: tuple[Run, ...], axes: Sequence[Tensor | None]) -> Tensor | N
         return None
     queries, keys = [run.length for run in grid], [run.span for run in grid]
     return total.expand(*queries, *keys).reshape(math.prod(queries), math.prod(keys))
-
-
-def _windows(q: Tensor, k: Tensor, v: Tensor, kernel: Axes, scale: float, first: Axes) -> Tensor:
-    """The definition: each query with its own copy of its window. Slow, to check others against."""
-    picks = []
-    for queries, start, keys, size in zip(q.shape[1:4], first, k.shape[1:4], kernel, strict=True):
-        begins = (torch.arange(queries, device=q.device) + start - size // 2).clamp(0, keys - size)
-        picks.append(begins[:, None] + torch.arange(size, device=q.device))  # [queries, size]
-    rows, columns = picks[1][:, None, None, :, None], picks[2][None, :, None, None, :]
-    frames = []
-    for query, window in zip(q.unbind(dim=1), picks[0], strict=True):
-        index = (slice(None), window[None, None, :, None, None], rows, columns)
-        keys_here, values_here = (x[index].flatten(3, 5) for x in (k, v))  # [B, H, W, K, heads, head_dim]
-        scores = scale * torch.einsum("bhwnd,bhwknd->bhwnk", query, keys_here)
-        frames.append(torch.einsum("bhwnk,bhwknd->bhwnd", scores.softmax(dim=-1), values_here))
-    return torch.stack(frames, dim=1)
-
-
-Backend = Callable[[Tensor, Tensor, Tensor, Axes, float, Axes], Tensor]
-
-#: In the order ``auto`` prefers them.
-BACKENDS: dict[str, Backend] = {"boxes": _boxes, "windows": _windows}
 
 
 def axis_widths(head_dim: int) -> Axes:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ltx_core.model.video_vae.diffusion.attention import AUTO, BOX, neighbourhood_attention, rotate
+from ltx_core.model.video_vae.diffusion.attention import BOX, neighbourhood_attention, rotate
 from ltx_core.model.video_vae.diffusion.config import MODULATIONS, StageConfig, UpsampleConfig, round_up
 from ltx_core.model.video_vae.layers import silu
 from ltx_core.model.video_vae.ops import depth_to_space
@@ -41,7 +41,7 @@ class NeighbourhoodAttention(nn.Module):
     def __init__(self, config: StageConfig, head_dim: int) -> None:
         super().__init__()
         self.kernel, self.head_dim = config.kernel, head_dim
-        self.backend, self.copies_edges = AUTO, False
+        self.copies_edges = False
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.q_norm = nn.RMSNorm(head_dim, eps=NORM_EPS)  # shared by the heads
         self.k_norm = nn.RMSNorm(head_dim, eps=NORM_EPS)
@@ -65,7 +65,7 @@ class NeighbourhoodAttention(nn.Module):
         origin = (first, 0, self.margin)
         queries = rotate(self.q_norm(self._project(x, 0, 1)), origin).to(values.dtype)
         scale = self.head_dim**-0.5
-        seen = neighbourhood_attention(queries, keys, values, self.kernel, scale, origin, self.backend)
+        seen = neighbourhood_attention(queries, keys, values, self.kernel, scale, origin)
         return self.proj(seen.flatten(-2))
 
     @property
