@@ -161,13 +161,7 @@ class Res2sDiffusionStep:
         )
 
     def step(
-        self,
-        sample: Tensor,
-        denoised_sample: Tensor,
-        sigmas: Tensor,
-        step_index: int,
-        noise: Tensor,
-        eta: float = 0.5,
+        self, sample: Tensor, denoised_sample: Tensor, sigmas: Tensor, step_index: int, noise: Tensor, eta: float = 0.5
     ) -> Tensor:
         """``denoised_sample`` is here the solver's result at the next sigma; result in its dtype.
 

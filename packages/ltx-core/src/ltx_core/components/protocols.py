@@ -9,13 +9,7 @@ from torch import Tensor
 
 from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
 
-__all__ = [
-    "AudioLatentShape",
-    "Patchifier",
-    "SpatioTemporalScaleFactors",
-    "VideoLatentShape",
-    "VideoPixelShape",
-]
+__all__ = ["AudioLatentShape", "Patchifier", "SpatioTemporalScaleFactors", "VideoLatentShape", "VideoPixelShape"]
 
 
 class Patchifier(Protocol):

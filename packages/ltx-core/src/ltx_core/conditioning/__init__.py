@@ -7,10 +7,7 @@ from ltx_core.conditioning.types.keyframe_slots import VideoGeneratedKeyframeSlo
 from ltx_core.conditioning.types.latent_cond import VideoConditionByLatentIndex
 from ltx_core.conditioning.types.mask_cond import VideoConditionByMask
 from ltx_core.conditioning.types.noise_mask_cond import TemporalRegionMask
-from ltx_core.conditioning.types.reference_cond import (
-    AudioConditionByReferenceLatent,
-    VideoConditionByReferenceLatent,
-)
+from ltx_core.conditioning.types.reference_cond import AudioConditionByReferenceLatent, VideoConditionByReferenceLatent
 from ltx_core.conditioning.types.start_cond import ConditionByStart
 
 __all__ = [

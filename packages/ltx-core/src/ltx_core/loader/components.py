@@ -162,7 +162,6 @@ COMPONENTS: dict[str, ComponentSpec] = {
     ),
     AUDIO_ADAPTER: ComponentSpec(prefixes={ADAPTER_PREFIX: ""}, markers=(ADAPTER_PREFIX,)),
     "text_encoder": ComponentSpec(
-        prefixes={"": ""},
-        markers=("tokenizer_json", "model.layers.", "model.language_model.", "language_model.model."),
+        prefixes={"": ""}, markers=("tokenizer_json", "model.layers.", "model.language_model.", "language_model.model.")
     ),
 }

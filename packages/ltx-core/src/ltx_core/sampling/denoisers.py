@@ -214,10 +214,7 @@ def run_passes(
 
 
 def batch_perturbations(
-    passes: Sequence[GuidancePass],
-    streams: tuple[str, ...],
-    size: int,
-    made: dict[Any, BatchedPerturbationConfig],
+    passes: Sequence[GuidancePass], streams: tuple[str, ...], size: int, made: dict[Any, BatchedPerturbationConfig]
 ) -> BatchedPerturbationConfig | None:
     """One entry per sample; ``made`` keeps them by set of passes, for their masks then stay on the device.
 

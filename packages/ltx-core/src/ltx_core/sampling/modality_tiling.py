@@ -114,10 +114,7 @@ class TiledTransformer:
     seen: list[tuple[TokenTile, Tensor | None]] = field(default_factory=list)  # each with the sound's tokens it hears
 
     def __call__(
-        self,
-        video: Modality,
-        audio: Modality | None = None,
-        perturbations: BatchedPerturbationConfig | None = None,
+        self, video: Modality, audio: Modality | None = None, perturbations: BatchedPerturbationConfig | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """``[B, N, D]`` of the video, and the sound's latent."""
         canvas = torch.zeros_like(video.latent, dtype=torch.float32)

@@ -88,13 +88,7 @@ class Res2sSampler:
         return self._cast(states, ends)
 
     def _add_noise(
-        self,
-        state: LatentState,
-        sample: Tensor,
-        result: Tensor,
-        sigmas: tuple[float, float],
-        noise: Tensor,
-        eta: float,
+        self, state: LatentState, sample: Tensor, result: Tensor, sigmas: tuple[float, float], noise: Tensor, eta: float
     ) -> Tensor:
         """The solver's ``result`` with noise; held tokens stay at their clean content."""
         levels = torch.tensor(sigmas, dtype=sample.dtype)

@@ -43,12 +43,7 @@ def magnitude(waveform: Tensor, config: MelConfig) -> Tensor:
         raise MediaError(f"the audio has {waveform.shape[-1]} samples, expected {expected}")
     window, _ = mel_tables(config, waveform.device, waveform.dtype)
     spectrum = torch.stft(
-        waveform.flatten(0, 1),
-        config.n_fft,
-        config.hop_length,
-        window=window,
-        pad_mode="reflect",
-        return_complex=True,
+        waveform.flatten(0, 1), config.n_fft, config.hop_length, window=window, pad_mode="reflect", return_complex=True
     )
     return spectrum.abs().unflatten(0, waveform.shape[:2])
 

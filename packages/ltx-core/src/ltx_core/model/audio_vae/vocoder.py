@@ -327,10 +327,7 @@ def kaiser_sinc_filter(cutoff: float, half_width: float, taps: int) -> Tensor:
         beta = 0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21)
     else:
         beta = 0.0
-    with (
-        torch.device("cpu"),
-        torch.inference_mode(False),
-    ):  # once for all layers
+    with torch.device("cpu"), torch.inference_mode(False):  # once for all layers
         time = torch.arange(taps) - taps // 2 + (0.5 if taps % 2 == 0 else 0.0)
         values = torch.kaiser_window(taps, periodic=False, beta=beta) * torch.sinc(2 * cutoff * time)
         return (values / values.sum())[None, None]

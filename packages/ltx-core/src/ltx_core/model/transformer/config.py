@@ -47,11 +47,7 @@ COMMON_CONSTANTS: Mapping[str, Any] = {
     "qk_norm": "rms_norm",
     "positional_embedding_type": "rope",
 }
-LTX2_CONSTANTS: Mapping[str, Any] = {
-    **COMMON_CONSTANTS,
-    "cross_attention_norm": True,
-    "use_middle_indices_grid": True,
-}
+LTX2_CONSTANTS: Mapping[str, Any] = {**COMMON_CONSTANTS, "cross_attention_norm": True, "use_middle_indices_grid": True}
 AUDIO_VIDEO_CONSTANTS: Mapping[str, Any] = {
     "use_audio_video_cross_attention": True,
     "share_ff": False,

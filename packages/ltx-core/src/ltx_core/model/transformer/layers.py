@@ -101,9 +101,7 @@ class FeedForward(nn.Module):
         super().__init__()
         hidden = 4 * width
         self.net = nn.Sequential(
-            GeluProjection(width, hidden, bias),
-            nn.Identity(),
-            nn.Linear(hidden, width, bias=bias),
+            GeluProjection(width, hidden, bias), nn.Identity(), nn.Linear(hidden, width, bias=bias)
         )
 
     def forward(self, x: Tensor) -> Tensor:

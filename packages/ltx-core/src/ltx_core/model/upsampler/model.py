@@ -196,8 +196,5 @@ def tone_map_latent(latent: Tensor, compression: float) -> Tensor:
 
 def first_pass_size(height: int, width: int, downscale_factor: float) -> tuple[int, int]:
     """(height, width) in pixels of the first pass; the second pass is twice that in each direction."""
-
-    def shrink(size: int) -> int:
-        return int(size * downscale_factor) // LATENT_MULTIPLE * LATENT_MULTIPLE
-
-    return shrink(height), shrink(width)
+    height, width = (int(side * downscale_factor) // LATENT_MULTIPLE * LATENT_MULTIPLE for side in (height, width))
+    return height, width

@@ -59,7 +59,22 @@ class LatentDistribution:
         return self.mean + torch.exp(0.5 * self.logvar.clamp(-30.0, 20.0)) * noise.to(self.mean)
 
 
-class VideoEncoder(nn.Module):
+class VaeHalf(nn.Module):
+    """One half of a VAE, which may run in pieces of time."""
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether it can: no norm spans the frames."""
+        return not any(isinstance(module, nn.GroupNorm) for module in self.modules())
+
+    def check_streamable(self) -> None:
+        """Refuse a network whose output at one frame depends on all frames, which no stream can give."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.GroupNorm):
+                raise ConfigError(f"{name} is a group norm over all frames, expected pixel_norm to stream a video VAE")
+
+
+class VideoEncoder(VaeHalf):
     """Pixels ``[B, 3, F, H, W]`` in [-1, 1] to normalised latents ``[B, C, f, h, w]``; causal in time."""
 
     def __init__(self, config: VideoVaeConfig) -> None:
@@ -106,18 +121,13 @@ class VideoEncoder(nn.Module):
 
         Surplus frames at the end are dropped. Raises ``ConfigError`` for networks with a norm over time.
         """
-        require_streamable(self)
+        self.check_streamable()
         stages = [Stage(run, sys.maxsize) for run in self._parts()]
         pieces = ((self._patches(chunk), False) for chunk in chunks)
         latents = [self._distribution(x).mean for x in stream(stages, pieces, ConvCache(causal=True))]
         if not latents:
             raise ConfigError("video has 0 frames, expected at least 1")
         return self.per_channel_statistics.normalize(torch.cat(latents, dim=2))
-
-    @property
-    def can_stream(self) -> bool:
-        """Whether ``encode_streaming`` can serve this network: no norm spans the frames."""
-        return is_streamable(self)
 
     def _patches(self, video: Tensor) -> Tensor:
         """``[B, 3, F, H, W] -> [B, 3*p*p, F, H/p, W/p]`` on the weights' device and in their dtype."""
@@ -166,7 +176,7 @@ class DecodeConditioning:
     noise: torch.Generator | NoiseSource | None = None  # the latent's noise is drawn first, then blocks in order
 
 
-class VideoDecoder(nn.Module):
+class VideoDecoder(VaeHalf):
     """Normalised latents ``[B, C, f, h, w]`` to pixels ``[B, 3, F, H, W]``, about [-1, 1] and not clamped.
 
     ``up_blocks.0`` is the last entry of the config's list. Raises ``ConfigError`` for a diffusion decoder's config.
@@ -210,7 +220,7 @@ class VideoDecoder(nn.Module):
         The network moves ``chunk`` latent frames at once; the first frames appear after the look-ahead of its
         convolutions. Raises ``ConfigError`` for networks with a norm over time, and for a chunk below 1.
         """
-        require_streamable(self)
+        self.check_streamable()
         if chunk < 1:
             raise ConfigError(f"chunk is {chunk} latent frames, expected at least 1")
         z, cache = self._start(latent, conditioning or DecodeConditioning())
@@ -220,11 +230,6 @@ class VideoDecoder(nn.Module):
         pieces = ((un_normalize(z[:, :, end - chunk : end]), end >= z.shape[2]) for end in ends)
         for frames in stream(self._stages(chunk), pieces, cache):
             yield frames.to(latent.dtype)
-
-    @property
-    def can_stream(self) -> bool:
-        """Whether ``decode_streaming`` can serve this network: no norm spans the frames."""
-        return is_streamable(self)
 
     def _start(self, latent: Tensor, conditioning: DecodeConditioning) -> tuple[Tensor, ConvCache]:
         """The latent in the weights' dtype, with its share of noise, and a clip that carries the conditioning."""
@@ -288,14 +293,3 @@ def make_decoder_block(block: BlockConfig, width: int, style: BlockStyle) -> tup
     if block.name == "res_x_y":
         return ResnetBlock(width, narrowed, style, block.inject_noise), narrowed
     return DepthToSpaceUpsample(width, narrowed, block.stride, style, block.residual), narrowed
-
-
-def is_streamable(network: nn.Module) -> bool:
-    return not any(isinstance(module, nn.GroupNorm) for module in network.modules())
-
-
-def require_streamable(network: nn.Module) -> None:
-    """Refuse a network whose output at one frame depends on all frames, which no stream can give."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.GroupNorm):
-            raise ConfigError(f"{name} is a group norm over all frames, expected pixel_norm to stream a video VAE")

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltx_core.text_encoders.gemma.config import GemmaConfig, LayerConfig, Rope
+from ltx_core.utils import rms_norm
 
 
 class Norm(nn.Module):
@@ -32,13 +33,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (_unit(x, self.eps) * (self.offset + self.weight.float())).to(x.dtype)
-
-
-def _unit(x: Tensor, eps: float) -> Tensor:
-    """``x`` in float32 with a mean square of one."""
-    x = x.float()
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        return (rms_norm(x.float(), eps=self.eps) * (self.offset + self.weight.float())).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -61,7 +56,7 @@ class Attention(nn.Module):
         k = self.k_proj(x).unflatten(-1, (-1, head_dim))
         v = k if self.layer.keys_are_values else self.v_proj(x).unflatten(-1, (-1, head_dim))
         if self.config.is_gemma4:
-            v = _unit(v, self.config.eps).to(x.dtype)
+            v = rms_norm(v.float(), eps=self.config.eps).to(x.dtype)
         q, k = _rotate(self.q_norm(q), tables), _rotate(self.k_norm(k), tables)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # [1, heads, n, h]
         k, v = (part.repeat_interleave(groups, dim=1) for part in (k, v))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ltx_core.errors import ConfigError
 from ltx_core.text_encoders.gemma.config import FeatureExtractorConfig
+from ltx_core.utils import rms_norm
 
 EPS = 1e-6
 PER_PROMPT_RANGE = 8.0  # width of the interval per-prompt normalisation maps a state to
@@ -65,7 +66,7 @@ class FeatureExtractor(nn.Module):
 
     def normalize(self, state: Tensor, lengths: Sequence[int]) -> Tensor:
         """One state ``[n, D]`` of prompts with ``lengths`` valid tokens, in float32."""
-        return normalize_per_token(state) if self.config.per_token else normalize_per_prompt(state, lengths)
+        return rms_norm(state.float(), eps=EPS) if self.config.per_token else normalize_per_prompt(state, lengths)
 
     @property
     def projections(self) -> dict[str, nn.Linear]:
@@ -74,12 +75,6 @@ class FeatureExtractor(nn.Module):
             return {"both": self.aggregate_embed}
         maps = {"video": self.video_aggregate_embed}
         return maps if self.config.audio_width is None else maps | {"audio": self.audio_aggregate_embed}
-
-
-def normalize_per_token(state: Tensor) -> Tensor:
-    """Unit root mean square over the channels of each token: ``[n, D]`` to float32 ``[n, D]``."""
-    x = state.float()
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS)
 
 
 def normalize_per_prompt(state: Tensor, lengths: Sequence[int]) -> Tensor:

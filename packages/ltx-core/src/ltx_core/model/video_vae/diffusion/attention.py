@@ -33,12 +33,7 @@ MAX_BATCH = 2**14  # boxes at once: kernels limit their grids
 
 
 def neighbourhood_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kernel: Axes,
-    scale: float = 1.0,
-    first: Axes = (0, 0, 0),
+    q: Tensor, k: Tensor, v: Tensor, kernel: Axes, scale: float = 1.0, first: Axes = (0, 0, 0)
 ) -> Tensor:
     """``softmax(scale q k^T) v`` over each query's neighbourhood, ``[B, T, H, W, heads, head_dim]``.
 

@@ -15,13 +15,7 @@ from torch import Tensor
 
 from ltx_core.errors import ConfigError
 from ltx_core.model.common.tiling import Interval, TileCountConfig, split_by_count, split_by_size
-from ltx_core.model.video_vae.diffusion.config import (
-    FRAMES_STEP,
-    PIXELS_STEP,
-    Axes,
-    DiffusionDecoderConfig,
-    round_up,
-)
+from ltx_core.model.video_vae.diffusion.config import FRAMES_STEP, PIXELS_STEP, Axes, DiffusionDecoderConfig, round_up
 from ltx_core.model.video_vae.tiling import AXES, Span, TilePlan, TileSizeConfig, Tiling
 
 MIN_FRAMES, MIN_PIXELS = 16, 64  # of a recommended tile
