@@ -102,9 +102,9 @@ def normalised(case: Case) -> dict[str, Tensor]:
 @torch.inference_mode()
 def statistics(case: Case) -> dict[str, Tensor]:
     latent, reference = case.inputs["latent"], case.inputs["reference"]
-    adain = {f"out.adain_{factor}": adain(latent, reference, factor) for factor in case.args["factors"]}
+    matched = {f"out.adain_{factor}": adain(latent, reference, factor) for factor in case.args["factors"]}
     tone = {f"out.tone_{ratio}": tone_map_latent(latent, ratio) for ratio in case.args["compression"]}
-    return adain | tone
+    return matched | tone
 
 
 OPERATIONS: dict[tuple[str, str], Operation] = {

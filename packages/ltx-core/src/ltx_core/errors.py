@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 LONGEST = 2000  # characters of a message
 
@@ -51,8 +52,22 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
     return "" if near is None else f"; nearest valid: {near}"
 
 
-def check_shape(what: str, given: Sequence[int], expected: Sequence[int | str], error: type[LtxError]) -> None:
-    """Refuse a tensor's shape, with ``error``: its sizes must be those of ``expected``, where words stand for any."""
+def check_least(name: str, value: float, least: int, error: type[LtxError] = ConfigError) -> None:
+    """Refuse a number below ``least``."""
+    if value < least:
+        raise error(f"{name} is {value}, expected at least {least}")
+
+
+def check_known(name: str, value: object, known: Collection[Any], error: type[LtxError] = ConfigError) -> None:
+    """Refuse a value that is none of ``known``."""
+    if value not in known:
+        raise error(f"{name} is {value!r:.60}, expected one of {', '.join(map(str, known))}")
+
+
+def check_shape(
+    what: str, given: Sequence[int], expected: Sequence[int | str], error: type[LtxError] = ConfigError
+) -> None:
+    """Refuse a tensor's shape: its sizes must be those of ``expected``, where words stand for any."""
     fits = len(given) == len(expected)
     if not fits or any(isinstance(e, int) and g != e for g, e in zip(given, expected, strict=True)):
         raise error(f"{what} has shape {list(given)}, expected [{', '.join(map(str, expected))}]")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, check_known
 from ltx_core.precision import DtypeName, Precision
 
 if TYPE_CHECKING:
@@ -249,8 +249,7 @@ BACKENDS = {"torch": "ltx_core.loader.backend:TorchBackend", "mlx": "ltx_mlx.bac
 
 def find_backend(name: str) -> Backend:
     """The backend called ``name``. Raises ``ConfigError`` for another name and for one that is not installed."""
-    if name not in BACKENDS:
-        raise ConfigError(f"backend is {name!r}, expected one of {', '.join(BACKENDS)}")
+    check_known("backend", name, BACKENDS)
     module, _, kind = BACKENDS[name].partition(":")
     try:
         backend: Backend = getattr(import_module(module), kind)()

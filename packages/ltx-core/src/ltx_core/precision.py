@@ -86,9 +86,8 @@ def resolve(dtype: DtypeName | torch.dtype, device: torch.device | str) -> Preci
     device = torch.device(device)
     name: Any = str(dtype).removeprefix("torch.")
     if name not in DTYPE_NAMES:
-        raise ConfigError(
-            f"dtype is {name!r}, expected one of {', '.join(DTYPE_NAMES)}{nearest_hint(name, DTYPE_NAMES)}"
-        )
+        known, hint = ", ".join(DTYPE_NAMES), nearest_hint(name, DTYPE_NAMES)
+        raise ConfigError(f"dtype is {name!r}, expected one of {known}{hint}")
     if name == "auto":
         return Precision(fast(device.type))
     return Precision(name, slowdown(name, device.type) if device.type == "cpu" and name != WIDENED else 1.0)

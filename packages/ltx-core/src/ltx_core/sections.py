@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, check_known
 
 
 def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -36,5 +36,5 @@ def _as_tuples(value: Any) -> Any:
 def check_choices(config: object, what: str) -> None:
     """Refuse a value that the ``Literal`` of its field does not list. Raises ``ConfigError``."""
     for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal and (value := getattr(config, name)) not in get_args(hint):
-            raise ConfigError(f"{what} {name} is {value!r:.60}, expected one of {', '.join(get_args(hint))}")
+        if get_origin(hint) is Literal:
+            check_known(f"{what} {name}", getattr(config, name), get_args(hint))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, check_least
 
 if TYPE_CHECKING:
     import torch
@@ -95,8 +95,7 @@ class SpatioTemporalScaleFactors(NamedTuple):
         ``spatial_multiple`` is 2 when a x2 upsampler follows: sides must then divide by 64. Raises ``ConfigError``
         that names the field, its value and the nearest valid value.
         """
-        if shape.batch < 1:
-            raise ConfigError(f"batch is {shape.batch}, expected at least 1")
+        check_least("batch", shape.batch, 1)
         if not shape.fps > 0:
             raise ConfigError(f"fps is {shape.fps}, expected a positive number")
         if shape.frames < 1 or (shape.frames - 1) % self.time:

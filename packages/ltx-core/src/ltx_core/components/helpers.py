@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, check_least
 from ltx_core.types import SpatioTemporalScaleFactors
 
 
@@ -16,14 +16,12 @@ def evenly_spaced_keyframe_positions(num_keyframes: int, num_frames: int) -> lis
 
     Raises ``ConfigError`` for a clip of fewer than ``num_keyframes + 2`` frames.
     """
-    if num_keyframes < 0:
-        raise ConfigError(f"num_keyframes is {num_keyframes}, expected at least 0")
+    check_least("num_keyframes", num_keyframes, 0)
     if num_keyframes == 0:
         return []
     if num_frames < num_keyframes + 2:
-        raise ConfigError(
-            f"num_keyframes is {num_keyframes} for {num_frames} frames, expected at most {num_frames - 2}"
-        )
+        most = num_frames - 2
+        raise ConfigError(f"num_keyframes is {num_keyframes} for {num_frames} frames, expected at most {most}")
     positions = torch.linspace(0, num_frames - 1, num_keyframes + 2).round().to(torch.int64).tolist()
     return positions[1:-1]
 
@@ -67,8 +65,7 @@ def conform_latent_length(latent: Tensor, frames: int) -> Tensor:
 
 def temporal_subsample(video: Tensor, temporal_scale_factor: int) -> Tensor:
     """Frame 0 and every ``temporal_scale_factor``-th from frame 1 of ``[B, C, F, H, W]``."""
-    if temporal_scale_factor < 1:
-        raise ConfigError(f"temporal_scale_factor is {temporal_scale_factor}, expected at least 1")
+    check_least("temporal_scale_factor", temporal_scale_factor, 1)
     if temporal_scale_factor == 1:
         return video
     return torch.cat((video[:, :, :1], video[:, :, 1::temporal_scale_factor]), dim=2)

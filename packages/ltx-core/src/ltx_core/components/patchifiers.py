@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, check_least
 from ltx_core.types import (
     AUDIO_HOP_LENGTH,
     AUDIO_LATENT_DOWNSAMPLE_FACTOR,
@@ -40,8 +40,7 @@ class VideoLatentPatchifier:
     patch_size: int = 1
 
     def __post_init__(self) -> None:
-        if self.patch_size < 1:
-            raise ConfigError(f"patch_size is {self.patch_size}, expected at least 1")
+        check_least("patch_size", self.patch_size, 1)
 
     def get_token_count(self, shape: VideoLatentShape) -> int:
         """Tokens of a latent; with ``frames = k`` the number of tokens before latent frame k."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, check_least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +66,7 @@ class LTX2Scheduler:
         The shift grows linearly with ``tokens``, the positions of the latent and not those of the transformer. One step
         is (1, 0). Raises ``ConfigError`` for ``steps < 1`` or ``terminal`` outside [0, 1).
         """
-        _check_steps(steps)
+        check_least("steps", steps, 1)
         if not 0 <= terminal < 1:
             raise ConfigError(f"terminal is {terminal}, expected 0 <= terminal < 1")
         if steps == 1:
@@ -125,7 +125,7 @@ class LinearQuadraticScheduler:
 
         Raises ``ConfigError`` for ``steps < 1`` or ``linear_steps`` outside 1 to ``steps``.
         """
-        _check_steps(steps)
+        check_least("steps", steps, 1)
         if steps == 1:
             return (1.0, 0.0)
         linear = steps // 2 if linear_steps is None else linear_steps
@@ -152,7 +152,7 @@ class BetaScheduler:
         """
         import torch
 
-        _check_steps(steps)
+        check_least("steps", steps, 1)
         quantiles = [beta_quantile(1 - i / steps, alpha, beta) for i in range(steps)]
         indices = dict.fromkeys(round(q * (BETA_TABLE_SIZE - 1)) for q in quantiles)
         return torch.cat((_beta_table()[list(indices)], torch.zeros(1)))
@@ -164,11 +164,6 @@ def _beta_table() -> Tensor:
 
     times = torch.arange(1, BETA_TABLE_SIZE + 1, dtype=torch.float32) / BETA_TABLE_SIZE
     return _shift(times, BETA_TABLE_SHIFT)
-
-
-def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise ConfigError(f"steps is {steps}, expected at least 1")
 
 
 def beta_quantile(probability: float, a: float, b: float) -> float:

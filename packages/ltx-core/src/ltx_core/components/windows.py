@@ -78,9 +78,8 @@ def plan_windows(
     to 20 ms off the audio grid. Raises `ConfigError` when no stride fits, naming the smallest window that would do.
     """
     if min(fps, seconds, window) <= 0 or overlap < 0:
-        raise ConfigError(
-            f"window plan of {seconds} s in {window} s with {overlap} s shared at {fps} fps: not positive"
-        )
+        asked = f"{seconds} s in {window} s with {overlap} s shared at {fps} fps"
+        raise ConfigError(f"window plan of {asked}: not positive")
     requested = max(round(seconds * fps), 1)
     total = -(-(requested - 1) // FRAMES_PER_LATENT) + 1
     tokens = audio_tokens(pixel_frames(total), fps)
@@ -89,11 +88,9 @@ def plan_windows(
     grid = stride_grid(fps) if align == "exact" else 1
     stride = 0 if size >= total else (size - int(shared)) // grid * grid
     if size < total and stride < grid:
-        smallest = pixel_frames(int(shared) + grid) / fps
-        raise ConfigError(
-            f"window is {float(window):g} s, expected at least {float(smallest):.3f} s "
-            f"for an overlap of {float(overlap):g} s at {float(fps):g} fps"
-        )
+        smallest = f"{float(pixel_frames(int(shared) + grid) / fps):.3f} s"
+        asked = f"for an overlap of {float(overlap):g} s at {float(fps):g} fps"
+        raise ConfigError(f"window is {float(window):g} s, expected at least {smallest} {asked}")
     bounds = _bounds(total, size, stride, grid, last)
     return WindowPlan(fps, requested, total, tokens, grid, size, stride, _windows(bounds, fps, total, tokens))
 

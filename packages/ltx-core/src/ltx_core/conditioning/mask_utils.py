@@ -27,10 +27,8 @@ def resolve_cross_mask(strength: AttentionStrength, num_new_tokens: int, like: T
     try:
         return weights.expand(like.shape[0], num_new_tokens)
     except RuntimeError as error:
-        raise ConditioningError(
-            f"attention_mask has shape {list(weights.shape)}, expected one number, [{num_new_tokens}] or "
-            f"[{like.shape[0]}, {num_new_tokens}]"
-        ) from error
+        expected = f"one number, [{num_new_tokens}] or [{like.shape[0]}, {num_new_tokens}]"
+        raise ConditioningError(f"attention_mask has shape {list(weights.shape)}, expected {expected}") from error
 
 
 def build_attention_mask(existing: Tensor | None, cross_mask: Tensor, num_noisy: int, num_existing: int) -> Tensor:
@@ -73,9 +71,7 @@ def downsample_mask_video_to_latent(mask: Tensor, latent_shape: VideoLatentShape
     if frames == 1 or latent_shape.frames == 1:
         return small[:, 0].flatten(1)
     if (frames - 1) % (latent_shape.frames - 1):
-        raise ConditioningError(
-            f"the mask video has {frames} frames, expected {latent_shape.frames - 1}k+1 for {latent_shape.frames} "
-            "latent frames"
-        )
+        expected = f"{latent_shape.frames - 1}k+1 for {latent_shape.frames} latent frames"
+        raise ConditioningError(f"the mask video has {frames} frames, expected {expected}")
     groups = small[:, 1:].unflatten(1, (latent_shape.frames - 1, -1)).mean(dim=2)  # [B, f-1, h, w]
     return torch.cat((small[:, :1], groups), dim=1).flatten(1)

@@ -100,10 +100,8 @@ class LatentTools(Generic[Shape]):
 
     def check_target_tokens(self, state: LatentState, what: str) -> None:
         """Refuse a state that holds appended tokens."""
-        if state.latent.shape[1] != self.token_count:
-            raise ConditioningError(
-                f"{what} is given {state.latent.shape[1]} tokens, expected the target's {self.token_count} alone"
-            )
+        if (count := state.latent.shape[1]) != self.token_count:
+            raise ConditioningError(f"{what} is given {count} tokens, expected the target's {self.token_count} alone")
 
 
 @dataclass(frozen=True)
@@ -153,14 +151,11 @@ class VideoLatentTools(LatentTools[VideoLatentShape]):
         layout = state.generated_keyframe_layout
         if layout is None:
             return state.generated_keyframes
-        if layout.tokens_per_keyframe != self.tokens_per_frame:
-            raise ConditioningError(
-                f"a keyframe slot has {layout.tokens_per_keyframe} tokens, expected {self.tokens_per_frame}"
-            )
-        if layout.token_slice.stop > state.latent.shape[1]:
-            raise ConditioningError(
-                f"keyframe slots end at token {layout.token_slice.stop}, expected at most {state.latent.shape[1]}"
-            )
+        own, end, count = layout.tokens_per_keyframe, layout.token_slice.stop, state.latent.shape[1]
+        if own != self.tokens_per_frame:
+            raise ConditioningError(f"a keyframe slot has {own} tokens, expected {self.tokens_per_frame}")
+        if end > count:
+            raise ConditioningError(f"keyframe slots end at token {end}, expected at most {count}")
         shape = self.target_shape._replace(frames=layout.num_keyframes)
         return self.patchifier.unpatchify(state.latent[:, layout.token_slice], shape)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, check_known
 
 
 class PerturbationType(IntEnum):
@@ -147,8 +147,7 @@ class BatchedPerturbationConfig:
 
         Raises ``ConfigError`` for an unknown strategy.
         """
-        if strategy not in SKIP_STRATEGIES:
-            raise ConfigError(f"skip strategy is {strategy!r}, expected one of {', '.join(SKIP_STRATEGIES)}")
+        check_known("skip strategy", strategy, SKIP_STRATEGIES)
         masks = mask.new_ones((len(PerturbationType), *mask.shape))
         if (kind := SKIP_STRATEGIES[strategy]) is not None:
             masks[kind] = mask

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from ltx_core.errors import CheckpointError, ConfigError, as_checkpoint_error
+from ltx_core.errors import CheckpointError, ConfigError, as_checkpoint_error, check_known
 from ltx_core.loader.components import COMPONENTS, DIFFUSION_MODEL
 from ltx_core.loader.layouts import Part, as_paths, find_files, open_file, read_parts
 from ltx_core.loader.lora import Lora, is_lora
@@ -205,8 +205,7 @@ class Checkpoint:
 
     def parts_of(self, name: str) -> list[Part]:
         """The parts a component is read from; ``CheckpointError`` when there is none or several would do."""
-        if name not in COMPONENTS:
-            raise CheckpointError(f"component is {name!r}, expected one of {', '.join(COMPONENTS)}")
+        check_known("component", name, COMPONENTS, CheckpointError)
         candidates = [part for part in self.parts if part.holds(name)]
         if not candidates:
             raise CheckpointError(f"{self.where} holds no {name}; it holds {', '.join(self.components)}")

@@ -147,8 +147,7 @@ def read_names(kind: str, tensors: Mapping[str, Source], blocks: Pairs = ()) -> 
             if part == QUERY_KEY_VALUE[0]:
                 parts = tuple(tensors[name.replace(part, other)] for other in QUERY_KEY_VALUE)
                 shape = (3 * source.info.shape[0], *source.info.shape[1:])
-                joined = Derived.of(source, shape, source.info.stored_as, parts, _join)
-                named[from_diffusers(kind, name.replace(part, FUSED), blocks)] = joined
+                named[from_diffusers(kind, name.replace(part, FUSED), blocks)] = Derived.of(parts, _join, shape)
         else:
             named[from_diffusers(kind, name, blocks)] = source
     return named
@@ -162,8 +161,7 @@ def written_names(kind: str, tensors: Mapping[str, Source], blocks: Pairs = ()) 
             rows, *rest = source.info.shape
             for index, part in enumerate(QUERY_KEY_VALUE):
                 own = to_diffusers(kind, name, blocks).replace(FUSED, part)
-                shape = (rows // 3, *rest)
-                named[own] = Derived.of(source, shape, source.info.stored_as, (source,), _Third(index))
+                named[own] = Derived.of((source,), _Third(index), (rows // 3, *rest))
         else:
             named[to_diffusers(kind, name, blocks)] = source
     return named

@@ -80,9 +80,7 @@ class Part:
             for part in ("weight", "bias"):
                 scaled = f"{block}.{spec.gates[leaf]}.{part}"
                 if scaled in sources:
-                    plain = sources[scaled]
-                    kind = (plain.info.shape, plain.info.stored_as)
-                    sources[scaled] = Derived.of(plain, *kind, (plain, gate), scale_rows)
+                    sources[scaled] = Derived.of((sources[scaled], gate), scale_rows)
         return sources
 
 
@@ -266,8 +264,7 @@ def _native(path: Path, tensors: Mapping[str, Source], config: dict[str, Any]) -
     start, embedding = len(DIFFUSION_MODEL), f"{DIFFUSION_MODEL}keyframes_abs_pos_embedding"
     if embedding in tensors and len(tensors[embedding].info.shape) == 1:  # GGUF tools lose leading ones
         lost = tensors[embedding]
-        shape, kind = (1, *lost.info.shape), lost.info.stored_as
-        widened = Derived.of(lost, shape, kind, (lost,), lambda tensor: tensor.unsqueeze(0))
+        widened = Derived.of((lost,), lambda tensor: tensor.unsqueeze(0), (1, *lost.info.shape))
         tensors = {**tensors, embedding: widened}
     if "transformer" not in config and any(
         name.startswith(f"{DIFFUSION_MODEL}transformer_blocks.") for name in tensors

@@ -158,10 +158,8 @@ def _check_shapes(file: Path, path: str, layer: LoraLayer, shapes: Shapes) -> No
         if known is None and f"{path}.weight" in shapes:
             raise CheckpointError(f"{file}: {path} has no {leaf}, the adapter changes one of {_size(change)}")
         if known is not None and tuple(change) != tuple(known):
-            raise CheckpointError(
-                f"{file}: {path}: the {leaf} is {_size(known)}, the adapter makes {_size(change)}; "
-                f"it was made for another model"
-            )
+            sizes = f"the {leaf} is {_size(known)}, the adapter makes {_size(change)}"
+            raise CheckpointError(f"{file}: {path}: {sizes}; it was made for another model")
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -275,8 +273,7 @@ class _LayerReader:
         if "a" in found and "b" in found:
             a, b = self._matrix(found["a"]), self._matrix(found["b"])
             if a.shape[0] != b.shape[1]:
-                sizes = f"A {tuple(a.shape)} and B {tuple(b.shape)}"
-                raise CheckpointError(f"{self.file.path}: {self.module} has {sizes}, ranks must agree")
+                raise self._error(f" has A {tuple(a.shape)} and B {tuple(b.shape)}, ranks must agree")
             fields |= {"a": a, "b": b, "scale": self._scale(alpha, a.shape[0])}
             if "bias" in found:
                 fields["bias"] = found["bias"]
@@ -288,27 +285,28 @@ class _LayerReader:
             return None
         return LoraLayer(**fields, **self._dora(found))
 
+    def _error(self, text: str) -> CheckpointError:
+        return CheckpointError(f"{self.file.path}: {self.module}{text}")
+
     def _matrix(self, tensor: Tensor) -> Tensor:
         if tensor.ndim == 2:
             return tensor
         if tensor.ndim == 4 and tuple(tensor.shape[2:]) == (1, 1):
             return tensor.flatten(1)
-        raise CheckpointError(f"{self.file.path}: {self.module} has a factor {list(tensor.shape)}, expected a matrix")
+        raise self._error(f" has a factor {list(tensor.shape)}, expected a matrix")
 
     def _alpha(self, tensor: Tensor | None) -> float | None:
         if tensor is None:
             return None
         if tensor.numel() != 1:
-            raise CheckpointError(
-                f"{self.file.path}: {self.module}.alpha has shape {tuple(tensor.shape)}, expected a scalar"
-            )
+            raise self._error(f".alpha has shape {tuple(tensor.shape)}, expected a scalar")
         return tensor.float().item()
 
     def _scale(self, alpha: float | None, rank: int) -> float:
         if alpha is None:
             return 1.0 if self.config is None else self.config.scale(bare_name(self.module), rank)
         if not math.isfinite(alpha):
-            raise CheckpointError(f"{self.file.path}: {self.module}.alpha is {alpha}, expected a finite number")
+            raise self._error(f".alpha is {alpha}, expected a finite number")
         return alpha / rank
 
     def _factor(self, found: Mapping[str, Tensor], name: str) -> Pair | Tensor:
@@ -320,18 +318,18 @@ class _LayerReader:
     def _pair(self, found: Mapping[str, Tensor], name: str) -> Pair:
         missing = [part for part in (f"{name}_a", f"{name}_b") if part not in found]
         if missing:
-            raise CheckpointError(f"{self.file.path}: {self.module}.{missing[0]} is missing")
+            raise self._error(f".{missing[0]} is missing")
         first, second = found[f"{name}_a"], found[f"{name}_b"]
         if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[0]:
             sizes = f"{list(first.shape)} and {list(second.shape)}"
-            raise CheckpointError(f"{self.file.path}: {self.module}.{name} is a product of {sizes}, ranks must agree")
+            raise self._error(f".{name} is a product of {sizes}, ranks must agree")
         return first, second
 
     def _lokr(self, found: Mapping[str, Tensor], alpha: float | None) -> dict[str, Any]:
         factors = self._factor(found, "lokr_w1"), self._factor(found, "lokr_w2")
         ranks = {factor[1].shape[0] for factor in factors if isinstance(factor, tuple)}
         if len(ranks) > 1:
-            raise CheckpointError(f"{self.file.path}: {self.module} has LoKr factors of ranks {sorted(ranks)}")
+            raise self._error(f" has LoKr factors of ranks {sorted(ranks)}")
         if ranks:
             return {"kron": factors, "scale": self._scale(alpha, ranks.pop())}
         rank = self.config.rank_of(bare_name(self.module)) if self.config and self.config.peft_type == "LOKR" else None

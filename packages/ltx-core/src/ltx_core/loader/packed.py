@@ -85,9 +85,8 @@ def _formats(path: Path, tensors: Mapping[str, Source], metadata: Mapping[str, s
             if stored == "U8" and {f"{layer}.weight_scale", f"{layer}.weight_scale_2"} <= tensors.keys():
                 formats.setdefault(layer, {"format": "nvfp4"})
             elif stored == "I8" and f"{layer}.comfy_quant" not in tensors:
-                raise CheckpointError(
-                    f"{path}: {name} is I8 without a comfy_quant marker, which says how it is rotated"
-                )
+                lacks = "a comfy_quant marker, which says how it is rotated"
+                raise CheckpointError(f"{path}: {name} is I8 without {lacks}")
     return formats
 
 
@@ -112,7 +111,7 @@ def _widen_layer(path: Path, named: dict[str, Source], layer: str, settings: Map
     leaves = (*form.leaves, *(leaf for leaf in OPTIONAL if f"{layer}.{leaf}" in named))
     parts = tuple(named.pop(f"{layer}.{leaf}") for leaf in leaves)
     widen = partial(_widen, form, leaves, groups)
-    named[f"{layer}.weight"] = Derived.of(weight, (rows, columns), "F32", (weight, *parts), widen)
+    named[f"{layer}.weight"] = Derived.of((weight, *parts), widen, (rows, columns), "F32")
 
 
 def _rotation(path: Path, layer: str, columns: int, settings: Mapping[str, Any]) -> int | None:
@@ -122,9 +121,8 @@ def _rotation(path: Path, layer: str, columns: int, settings: Mapping[str, Any])
     size = settings.get("convrot_groupsize", 256)
     power = round(math.log(size, 4)) if isinstance(size, int) and size > 1 else 0
     if power < 1 or 4**power != size or columns % size:
-        raise CheckpointError(
-            f"{path}: {layer} is rotated in groups of {size!r}, expected a power of 4 that divides {columns}"
-        )
+        expected = f"a power of 4 that divides {columns}"
+        raise CheckpointError(f"{path}: {layer} is rotated in groups of {size!r}, expected {expected}")
     return size
 
 
@@ -135,7 +133,7 @@ def _scale_columns(named: dict[str, Source], name: str, scale: Source) -> None:
     parts = [weight, named.pop(name)]
     if f"{layer}.weight_scale" in named:
         parts.append(named.pop(f"{layer}.weight_scale"))
-    named[f"{layer}.weight"] = Derived.of(weight, weight.info.shape, "F32", tuple(parts), _columns_scaled)
+    named[f"{layer}.weight"] = Derived.of(parts, _columns_scaled, stored_as="F32")
 
 
 def _columns_scaled(weight: Tensor, columns: Tensor, scale: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.errors import CheckpointError, check_known
 from ltx_core.loader import nvfp4
 from ltx_core.loader.fp8 import (
     FP8,
@@ -248,8 +248,7 @@ POLICIES: dict[str, QuantizationPolicy] = {
 
 def find_policy(name: str) -> QuantizationPolicy:
     """The policy a user names; ``ConfigError`` lists the known ones."""
-    if name not in POLICIES:
-        raise ConfigError(f"quantization is {name!r}, expected one of {', '.join(POLICIES)}")
+    check_known("quantization", name, POLICIES)
     return POLICIES[name]
 
 
@@ -259,6 +258,5 @@ def check_scales(where: str, layers: Mapping[str, LayerInfos], policy: Quantizat
         for name in ("weight_scale", "bias_scale"):
             info = infos.get(name)
             if policy.scalar_scales and info is not None and info.shape not in ((), (1,)):
-                raise CheckpointError(
-                    f"{where}: {path}.{name} has shape {list(info.shape)}, expected a scalar for {policy.name}"
-                )
+                what = f"{where}: {path}.{name} has shape {list(info.shape)}"
+                raise CheckpointError(f"{what}, expected a scalar for {policy.name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,15 +42,16 @@ class Derived(Source):
     @classmethod
     def of(
         cls,
-        source: Source,
-        shape: tuple[int, ...],
-        stored_as: str,
-        parts: tuple[Source, ...],
+        parts: Sequence[Source],
         make: Callable[..., Tensor],
+        shape: tuple[int, ...] | None = None,
+        stored_as: str | None = None,
     ) -> Derived:
-        """A source of this shape and type that ``make`` computes from the tensors of ``parts``."""
-        nbytes = math.prod(shape) * DTYPES[stored_as][1]
-        return cls(source.file, source.key, TensorInfo(stored_as, shape, 0, nbytes), parts, make)
+        """What ``make`` computes from the tensors of ``parts``; of the first one's shape and type where none is given."""
+        first = parts[0]
+        shape, stored_as = shape or first.info.shape, stored_as or first.info.stored_as
+        kind = TensorInfo(stored_as, shape, 0, math.prod(shape) * DTYPES[stored_as][1])
+        return cls(first.file, first.key, kind, tuple(parts), make)
 
     @property
     def info(self) -> TensorInfo:

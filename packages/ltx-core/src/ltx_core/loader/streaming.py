@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.errors import CheckpointError, ConfigError, check_least
 from ltx_core.loader.checkpoint import Checkpoint
 from ltx_core.loader.lora import Lora
 from ltx_core.loader.weights import ComponentWeights, fill
@@ -249,8 +249,7 @@ def build_streaming(
     weights = checkpoint.weights("transformer", dtype, "cpu", quantization)
     if weights.policy is not None and not weights.policy.streamable:
         raise ConfigError(f"quantization is {quantization!r}, streaming takes fp8-cast or none")
-    if slots < 1:
-        raise ConfigError(f"slots is {slots}, expected at least 1")
+    check_least("slots", slots, 1)
     network = checkpoint.empty_network(weights)
     blocks = StreamedBlocks(weights, BLOCKS, weights.fit_loras(loras), torch.device(device))
     return blocks.fill(network, hold, slots, read_ahead)

@@ -128,9 +128,8 @@ class ComponentWeights:
         Raises ``CheckpointError`` for weights that are packed for MLX.
         """
         if "scales" in self.layers[path] and packed_bits(self.layers[path]["weight"]):
-            raise CheckpointError(
-                f"{self.where} is quantised for MLX, expected plain weights; compute with backend mlx"
-            )
+            expected = "expected plain weights; compute with backend mlx"
+            raise CheckpointError(f"{self.where} is quantised for MLX, {expected}")
         policy = self.policy if path in self.quantized else None
         raw = {leaf: source.read().to(self.device) for leaf, source in self.layers[path].items()}
 

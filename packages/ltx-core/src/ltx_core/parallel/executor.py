@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
-from ltx_core.errors import ConfigError, LtxError
+from ltx_core.errors import ConfigError, LtxError, check_least
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,7 @@ class Cluster:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ConfigError(f"workers is {self.workers}, expected at least 0")
+        check_least("workers", self.workers, 0)
 
 
 @contextmanager

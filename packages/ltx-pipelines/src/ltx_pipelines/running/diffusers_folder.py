@@ -84,8 +84,7 @@ def _with_third_dilation(
             head, block, convolutions, leaf = match.groups()
             branch = int(block) % len(sizes)
             for added in range(len(sizes[branch]), DILATIONS):
-                zeros = partial(_zeros, source.info.shape)
-                made = Derived.of(source, source.info.shape, source.info.stored_as, (), zeros)
+                made = Derived(source.file, source.key, source.info, (), partial(_zeros, source.info.shape))
                 filled[f"{head}.{convolutions}.{added}.{leaf}"] = made
     dilations = [[*size, *[1] * (DILATIONS - len(size))] for size in sizes]
     return filled, {**config, "vocoder": {**section, "resblock_dilation_sizes": dilations}}

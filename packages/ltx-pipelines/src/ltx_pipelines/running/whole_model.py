@@ -90,7 +90,7 @@ def plain_of_mlx(tensors: Mapping[str, Source], metadata: Mapping[str, str]) -> 
         parts = tuple(plain.pop(f"{layer}.{leaf}") for leaf in leaves)
         rows, words = parts[0].info.shape
         shape = (rows, words * 32 // given["bits"])
-        plain[f"{layer}.weight"] = Derived.of(parts[0], shape, "F32", parts, partial(_dequantize, given))
+        plain[f"{layer}.weight"] = Derived.of(parts, partial(_dequantize, given), shape, "F32")
     return plain
 
 

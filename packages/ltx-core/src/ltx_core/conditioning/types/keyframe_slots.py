@@ -54,9 +54,8 @@ class VideoGeneratedKeyframeSlots:
         if latent_state.generated_keyframe_layout is not None:
             raise ConditioningError("the state already has keyframe slots, expected one slots item per video")
         if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= frames:
-            raise ConditioningError(
-                f"pixel_frame_indices are {indices}, expected strictly increasing frames from 0 to {frames - 1}"
-            )
+            expected = f"strictly increasing frames from 0 to {frames - 1}"
+            raise ConditioningError(f"pixel_frame_indices are {indices}, expected {expected}")
         if self.initial_keyframes is not None:
-            expected = latent_tools.target_shape._replace(frames=len(indices))
-            check_axes("initial_keyframes", self.initial_keyframes.shape, expected, range(5))
+            shape = latent_tools.target_shape._replace(frames=len(indices))
+            check_axes("initial_keyframes", self.initial_keyframes.shape, shape, range(5))

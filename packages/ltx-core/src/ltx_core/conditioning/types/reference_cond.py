@@ -9,7 +9,7 @@ from torch import Tensor
 from ltx_core.components.patchifiers import to_seconds
 from ltx_core.conditioning.item import append_tokens, check_axes, check_strength
 from ltx_core.conditioning.tools import AudioLatentTools, VideoLatentTools
-from ltx_core.errors import ConditioningError
+from ltx_core.errors import ConditioningError, check_least
 from ltx_core.types import LatentState, VideoLatentShape
 
 
@@ -30,8 +30,7 @@ class VideoConditionByReferenceLatent:
         check_strength(self.strength)
         check_axes("the reference latent", self.latent.shape, latent_tools.target_shape, (0, 1))
         for name in ("downscale_factor", "temporal_scale_factor"):
-            if getattr(self, name) < 1:
-                raise ConditioningError(f"{name} is {getattr(self, name)}, expected at least 1")
+            check_least(name, getattr(self, name), 1, ConditioningError)
         tokens = latent_tools.patchifier.patchify(self.latent)
         positions = self._positions(latent_state, latent_tools)
         return append_tokens(latent_state, latent_tools, tokens, positions, self.strength)

@@ -61,7 +61,7 @@ class AudioEncoder(nn.Module):
 
     def features(self, mel: Tensor) -> Tensor:
         """Everything before the split into mean and log-variance: [B, 2C (or C), L, F]."""
-        check_shape("mel", mel.shape, ("B", self.config.in_channels, "frames", "bins"), ConfigError)
+        check_shape("mel", mel.shape, ("B", self.config.in_channels, "frames", "bins"))
         x = self.conv_in(mel.to(self.conv_in.conv.weight))
         for level in self.down:
             x = level(x)
@@ -86,7 +86,7 @@ class AudioDecoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """``latent`` [B, C, L, F], normalised -> mel [B, 2, max(4L-3, 1), mel_bins] (4L without a causal axis)."""
-        check_shape("the audio latent", latent.shape, ("B", self.config.z_channels, "frames", "bins"), ConfigError)
+        check_shape("the audio latent", latent.shape, ("B", self.config.z_channels, "frames", "bins"))
         latent = latent.to(self.conv_in.conv.weight)
         x = self.conv_in(self.per_channel_statistics.un_normalize(latent))
         x = self.mid(x)

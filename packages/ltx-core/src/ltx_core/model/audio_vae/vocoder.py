@@ -77,7 +77,7 @@ class Generator(nn.Module):
         self.conv_post = Conv1d(widths[-1], sides, EDGE_KERNEL, bias=config.use_bias_at_final)
 
     def forward(self, mel: Tensor) -> Tensor:
-        check_shape("mel", mel.shape, ("B", self.sides, "T", MEL_BINS), ConfigError)
+        check_shape("mel", mel.shape, ("B", self.sides, "T", MEL_BINS))
         config = self.generator_config
         parallel = len(config.resblock_kernel_sizes)
         x = self.conv_pre(mel.transpose(2, 3).flatten(1, 2))  # [B, side*64 + bin, T]

@@ -59,13 +59,11 @@ def _grow_last(intervals: list[Interval], min_tile_size: int) -> list[Interval]:
         intervals[-2] = replace(intervals[-2], right_ramp=overlap)
         intervals[-1] = replace(last, start=start, left_ramp=overlap)
     for tile in intervals:
+        name, left, right = f"tile [{tile.start}, {tile.end})", tile.left_ramp, tile.right_ramp
         if tile.length < min_tile_size:
-            raise ConfigError(
-                f"tile [{tile.start}, {tile.end}) is {tile.length} long, expected at least {min_tile_size}"
-            )
-        if max(tile.left_ramp, tile.right_ramp) > tile.length:
-            ramps = f"{tile.left_ramp} and {tile.right_ramp}"
-            raise ConfigError(f"tile [{tile.start}, {tile.end}) has ramps of {ramps}, longer than the tile itself")
+            raise ConfigError(f"{name} is {tile.length} long, expected at least {min_tile_size}")
+        if max(left, right) > tile.length:
+            raise ConfigError(f"{name} has ramps of {left} and {right}, longer than the tile itself")
     return intervals
 
 

@@ -26,10 +26,8 @@ class DurationHeadConfig:
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"duration head: {name} is {value!r}, expected a positive integer")
         if self.pooler_hidden_dim % self.num_pooler_heads:
-            raise ConfigError(
-                f"duration head: pooler_hidden_dim is {self.pooler_hidden_dim}, "
-                f"expected a multiple of num_pooler_heads {self.num_pooler_heads}"
-            )
+            expected = f"a multiple of num_pooler_heads {self.num_pooler_heads}"
+            raise ConfigError(f"duration head: pooler_hidden_dim is {self.pooler_hidden_dim}, expected {expected}")
 
     @classmethod
     def from_metadata(cls, config: Mapping[str, Any]) -> DurationHeadConfig:

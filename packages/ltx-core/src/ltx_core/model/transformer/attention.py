@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, check_known
 from ltx_core.guidance.perturbations import Keep
 from ltx_core.model.transformer.masks import AttentionBias, with_head_axis
 from ltx_core.model.transformer.rope import RotaryTable
@@ -61,8 +61,7 @@ def automatic(q: Tensor, bias: Bias) -> str:
 
 def find_backend(name: str) -> AttentionBackend:
     """The backend of that name; ``ConfigError`` names the choices."""
-    if name not in BACKENDS:
-        raise ConfigError(f"attention backend is {name!r}, expected one of {', '.join((AUTO, *BACKENDS))}")
+    check_known("attention backend", name, (AUTO, *BACKENDS))
     return BACKENDS[name]
 
 

@@ -121,14 +121,12 @@ class TransformerConfig:
             rotated = stream.head_dim if self.rope_type == "split" else stream.width
             if rotated % 2:
                 raise ConfigError(f"{name} attention_head_dim is {stream.head_dim}, expected an even number")
-        if self.video and self.audio and self.video.heads != self.audio.heads:
-            raise ConfigError(
-                f"audio_num_attention_heads is {self.audio.heads}, expected num_attention_heads, {self.video.heads}"
-            )
-        if self.audio_blocks is not None and not set(self.audio_blocks) <= set(range(self.num_layers)):
-            raise ConfigError(
-                f"audio blocks are {list(self.audio_blocks)}, expected some of 0 to {self.num_layers - 1}"
-            )
+        heads = [stream.heads for stream in self.streams.values()]
+        if heads[0] != heads[-1]:
+            raise ConfigError(f"audio_num_attention_heads is {heads[1]}, expected num_attention_heads, {heads[0]}")
+        blocks, last = list(self.audio_blocks or ()), self.num_layers - 1
+        if not set(blocks) <= set(range(self.num_layers)):
+            raise ConfigError(f"audio blocks are {blocks}, expected some of 0 to {last}")
 
     @classmethod
     def from_metadata(cls, config: Mapping[str, Any], streams: Sequence[str] | None = None) -> TransformerConfig:
@@ -235,9 +233,8 @@ def _stream(given: Mapping[str, Any], name: str) -> StreamConfig:
     prefix, published = PREFIXES[name], PUBLISHED_STREAMS[name]
     stream = replace(published, **read_fields(StreamConfig, given, prefix, **STREAM_KEYS))
     if (width := given.get(f"{prefix}cross_attention_dim", published.width)) != stream.width:
-        raise ConfigError(
-            f"transformer config {prefix}cross_attention_dim is {width}, expected the stream's width, {stream.width}"
-        )
+        found = f"{prefix}cross_attention_dim is {width}"
+        raise ConfigError(f"transformer config {found}, expected the stream's width, {stream.width}")
     return stream
 
 

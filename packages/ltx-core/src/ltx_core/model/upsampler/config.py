@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, check_known
 from ltx_core.sections import read_fields
 
 NORM_GROUPS = 32
@@ -41,9 +41,8 @@ class LatentUpsamplerConfig:
             raise ConfigError("spatial_upsample and temporal_upsample are both false, expected at least one true")
         if self.temporal_upsample and self.dims == 2:
             raise ConfigError("dims is 2 with temporal_upsample true, expected dims 3")
-        if self.is_rational and self.spatial_scale not in RATIONAL_SCALES:
-            scales = ", ".join(map(str, RATIONAL_SCALES))
-            raise ConfigError(f"spatial_scale is {self.spatial_scale}, expected one of {scales}")
+        if self.is_rational:
+            check_known("spatial_scale", self.spatial_scale, RATIONAL_SCALES)
 
     @property
     def is_rational(self) -> bool:

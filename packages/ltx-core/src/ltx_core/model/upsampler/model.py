@@ -50,7 +50,7 @@ class LatentUpsampler(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """``latent`` [B, C, T, H, W], un-normalised -> [B, C, T', H', W']."""
-        check_shape("latent", latent.shape, ("B", self.config.in_channels, "T", "H", "W"), ConfigError)
+        check_shape("latent", latent.shape, ("B", self.config.in_channels, "T", "H", "W"))
         batch = latent.shape[0]
         x = fold_frames(latent) if self.config.dims == 2 else latent
         x = F.silu(self.initial_norm(self.initial_conv(x)))

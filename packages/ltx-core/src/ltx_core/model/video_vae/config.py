@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, check_known
 from ltx_core.model.video_vae.diffusion.config import DiffusionDecoderConfig
 from ltx_core.sections import check_choices, read_fields, section
 from ltx_core.types import SpatioTemporalScaleFactors
@@ -80,8 +80,7 @@ class BlockConfig:
     def parse(cls, entry: Sequence[Any], known: Sequence[str]) -> BlockConfig:
         """Read ``[name, params]``. Raises ``ConfigError`` for a name that is not ``known``."""
         name, params = str(entry[0]), entry[1] if len(entry) > 1 else {}
-        if name not in known:
-            raise ConfigError(f"VAE block is {name!r}, expected one of {', '.join(known)}")
+        check_known("VAE block", name, known)
         if not isinstance(params, Mapping):
             params = {"num_layers": int(params)}
         if not 1 <= int(params.get("num_layers", 1)) <= MOST_LAYERS:

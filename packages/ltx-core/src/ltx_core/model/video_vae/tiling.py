@@ -72,10 +72,9 @@ class TileSizeConfig:
                 continue
             fits = 0 <= overlap < tile and tile >= 2 * factor and tile % factor == overlap % factor == 0
             if not fits:
-                raise ConfigError(
-                    f"{name} tiles are {tile} with overlap {overlap}, expected multiples of {factor}, at least "
-                    f"{2 * factor}, with a smaller overlap; or 0 and 0 for no tiles"
-                )
+                expected = f"multiples of {factor}, at least {2 * factor}, with a smaller overlap"
+                given = f"{name} tiles are {tile} with overlap {overlap}"
+                raise ConfigError(f"{given}, expected {expected}; or 0 and 0 for no tiles")
 
     def split(self, cells: Cells, factors: SpatioTemporalScaleFactors) -> list[list[Interval]]:
         """Intervals of each axis of a latent ``(frames, height, width)``."""
@@ -327,11 +326,8 @@ def _check_room(shape: Cells, size: int) -> None:
     """Refuse frames that the folder of temporary files has no room for."""
     folder = tempfile.gettempdir()
     if (free := shutil.disk_usage(folder).free) < size:
-        frames = " x ".join(map(str, shape))
-        raise ConfigError(
-            f"{frames} frames wait in {size / 1e9:.1f} GB of {folder}, which has {free / 1e9:.1f} GB; "
-            "let TMPDIR name a larger disk"
-        )
+        need = f"{' x '.join(map(str, shape))} frames wait in {size / 1e9:.1f} GB of {folder}"
+        raise ConfigError(f"{need}, which has {free / 1e9:.1f} GB; let TMPDIR name a larger disk")
 
 
 def _cells(latent: Tensor) -> Cells:

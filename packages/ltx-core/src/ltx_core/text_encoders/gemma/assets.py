@@ -50,9 +50,8 @@ class GemmaAssets:
         """
         given = os.fspath(path)
         if re.match(r"[a-z][a-z0-9+]+:/", given, re.IGNORECASE):
-            raise CheckpointError(
-                f"text encoder is a URL: {given}; download it first (hf download {PUBLISHED}) and give the folder"
-            )
+            advice = f"download it first (hf download {PUBLISHED}) and give the folder"
+            raise CheckpointError(f"text encoder is a URL: {given}; {advice}")
         where = Path(given)
         if not where.exists():
             raise CheckpointError(f"text encoder not found: {where}; expected a Gemma folder (such as {PUBLISHED})")

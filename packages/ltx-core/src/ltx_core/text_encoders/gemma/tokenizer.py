@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltx_core.errors import CheckpointError, ConfigError
+from ltx_core.errors import CheckpointError, check_least
 
 MAX_LENGTH = 1024  # tokens per prompt in every LTX-2 pipeline
 
@@ -52,8 +52,7 @@ class GemmaTokenizer:
     def __init__(self, tokenizer_json: bytes | str, config: Mapping[str, Any], max_length: int = MAX_LENGTH) -> None:
         from tokenizers import Tokenizer
 
-        if max_length < 1:
-            raise ConfigError(f"max_length is {max_length}, expected at least 1")
+        check_least("max_length", max_length, 1)
         try:
             text = tokenizer_json.decode() if isinstance(tokenizer_json, bytes) else tokenizer_json
             self.tokenizer = Tokenizer.from_str(text)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, check_known, check_least
 from ltx_core.sections import read_fields
 from ltx_core.types import SpatioTemporalScaleFactors
 
@@ -24,6 +24,7 @@ Axes = tuple[int, int, int]  # frames, height, width
 Prediction = Literal["x0", "v"]
 
 DETERMINISTIC_STAGES = 4
+STAGES = DETERMINISTIC_STAGES + 1
 KEYS = {  # of a decoder's section, where they are not the fields' names
     "latent_channels": "in_channels",
     "timestep_width": "t_emb_dim",
@@ -77,21 +78,15 @@ class DiffusionDecoderConfig:
     prediction: Prediction = "v"
 
     def __post_init__(self) -> None:
-        if len(self.stages) != DETERMINISTIC_STAGES + 1 or len(self.upsamples) != DETERMINISTIC_STAGES:
-            raise ConfigError(
-                f"diffusion decoder has {len(self.stages)} stages and {len(self.upsamples)} upsamples, expected "
-                f"{DETERMINISTIC_STAGES + 1} and {DETERMINISTIC_STAGES}"
-            )
-        if self.prediction not in get_args(Prediction):
-            known = ", ".join(get_args(Prediction))
-            raise ConfigError(f"diffusion decoder model_output_type is {self.prediction!r}, expected one of {known}")
-        if self.steps < 1:
-            raise ConfigError(f"diffusion decoder default_num_inference_steps is {self.steps}, expected at least 1")
+        if (len(self.stages), len(self.upsamples)) != (STAGES, DETERMINISTIC_STAGES):
+            counts = f"{len(self.stages)} stages and {len(self.upsamples)} upsamples"
+            raise ConfigError(f"diffusion decoder has {counts}, expected {STAGES} and {DETERMINISTIC_STAGES}")
+        check_known("diffusion decoder model_output_type", self.prediction, get_args(Prediction))
+        check_least("diffusion decoder default_num_inference_steps", self.steps, 1)
         for number, stage in enumerate(self.stages, 1):
             if stage.width % self.head_dim:
-                raise ConfigError(
-                    f"stage {number} has {stage.width} channels, expected a multiple of head_dim {self.head_dim}"
-                )
+                expected = f"a multiple of head_dim {self.head_dim}"
+                raise ConfigError(f"stage {number} has {stage.width} channels, expected {expected}")
             if min(stage.kernel) < 1:
                 raise ConfigError(f"stage {number} has kernel {stage.kernel}, expected at least 1 on each axis")
         self._check_upsamples()
@@ -101,9 +96,8 @@ class DiffusionDecoderConfig:
             if min(upsample.stride) < 1 or upsample.stride[0] > 2:
                 raise ConfigError(f"upsample {number} has stride {upsample.stride}, expected 1 or 2 in time")
             if stage.width % upsample.reduction:
-                raise ConfigError(
-                    f"upsample {number} divides {stage.width} channels by {upsample.reduction}: does not divide"
-                )
+                parts = f"{stage.width} channels by {upsample.reduction}"
+                raise ConfigError(f"upsample {number} divides {parts}: does not divide")
             wanted, given = self.stages[number].width, stage.width // upsample.reduction
             if number < DETERMINISTIC_STAGES and wanted != given:
                 raise ConfigError(f"upsample {number} gives {given} channels, stage {number + 1} takes {wanted}")
@@ -121,10 +115,8 @@ class DiffusionDecoderConfig:
         kernels = [*kernels[:DETERMINISTIC_STAGES], decoder.get("stage5_kernel", (3, 7, 7))]
         widths[DETERMINISTIC_STAGES:] = [decoder.get("stage5_channels") or widths[-1]]
         if not len(widths) == len(depths) == len(kernels):
-            raise ConfigError(
-                f"diffusion decoder lists {len(widths)} widths, {len(depths)} depths and {len(kernels)} kernels, "
-                f"expected {DETERMINISTIC_STAGES + 1} of each"
-            )
+            counts = f"{len(widths)} widths, {len(depths)} depths and {len(kernels)} kernels"
+            raise ConfigError(f"diffusion decoder lists {counts}, expected {STAGES} of each")
         absent = {"in_channels": vae.get("latent_channels", 128), "head_dim": decoder.get("na_head_dim", 64)}
         given = read_fields(cls, {**absent, **decoder}, **KEYS)
         given["stages"] = tuple(StageConfig(w, d, _axes(k)) for w, d, k in zip(widths, depths, kernels, strict=True))

@@ -115,10 +115,8 @@ def recommended_tiling(
         axes.append([(size, len(split_by_size(cells, size // factor, overlap // factor, tile))) for size in sizes])
     best = _cheapest(axes, config, (height, width), usable, budget)
     if best is None:
-        raise ConfigError(
-            f"no tiles of the diffusion decoder fit {budget.free / 2**30:.1f} GiB for {frames} frames of "
-            f"{height} x {width}; free memory, or give smaller tiles yourself"
-        )
+        clip = f"{budget.free / 2**30:.1f} GiB for {frames} frames of {height} x {width}"
+        raise ConfigError(f"no tiles of the diffusion decoder fit {clip}; free memory, or give smaller tiles yourself")
     return TileSizeConfig((best[0], overlap_t), (best[1], overlap_s), (best[2], overlap_s))
 
 
