@@ -47,7 +47,7 @@ class Derived(Source):
         shape: tuple[int, ...] | None = None,
         stored_as: str | None = None,
     ) -> Derived:
-        """What ``make`` computes from the tensors of ``parts``; of the first one's shape and type where none is given."""
+        """What ``make`` computes from the tensors of ``parts``, of the first one's shape and type if none is given."""
         first = parts[0]
         shape, stored_as = shape or first.info.shape, stored_as or first.info.stored_as
         kind = TensorInfo(stored_as, shape, 0, math.prod(shape) * DTYPES[stored_as][1])
