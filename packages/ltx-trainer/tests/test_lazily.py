@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -117,6 +118,21 @@ def test_nothing_is_encoded_before_it_is_drawn(models, clips, tmp_path):
     assert len(list(trainer.held_out_batches())) == 1 and len(made(clips)) == 2
 
 
+@pytest.mark.parametrize("encode", ["ahead", "lazily"])
+def test_a_process_may_have_no_clip_of_its_own(models, clips, monkeypatch, encode):
+    data = DataConfig.model_validate({"sets": [{"path": str(clips), "resolution": "64x64x9"}], "encode": encode})
+
+    def others():
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        ahead = data.model_copy(update={"encode": "ahead"})
+        open_sets(ahead, models, VIDEO_AND_SOUND, "cpu", lambda: None)
+
+    monkeypatch.setenv("RANK", "7")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert len(open_sets(data, models, VIDEO_AND_SOUND, "cpu", others)) == 4
+
+
 def test_another_clip_or_caption_is_refused_on_resume(models, clips, tmp_path):
     run(models, clips, tmp_path / "out", steps=1)
     film(clips / "3.mp4", 9, shade=99)
@@ -146,6 +162,13 @@ def test_broken_clips(models, clips, tmp_path, caplog):
 
 COLUMNS = {"video": "{}.mp4", "caption": "clip {}"}
 FULL = {"reference_video": "reference.mp4", "video_mask": "mask.png", "loss_mask": "mask.png"}
+
+
+def changes(report: str) -> set[str]:
+    """What a report says of sources that were changed, and of sizes and rates."""
+    return {line.partition(", such as")[0] for line in report.splitlines() if re.search("changed|bucket|rates", line)}
+
+
 PICTURES = ("latents", "reference_latents", "keyframe_latents", "video_masks", "loss_masks")
 
 
@@ -177,7 +200,11 @@ def test_headers_tell_what_records_will_look_like(models, tmp_path, options):
         assert dataset.signature(index) == told[index]
         files = lazy.examples[index].items()
         assert told[index] == tuple(signature(lazy.root / name / path) for name, path in files)
+    report = (lazy.root / "report.txt").read_text()
     assert not dataset.num_waiting and not open_sets(data, models, sources, "cpu", lambda: None).num_waiting
+    shutil.rmtree(lazy.root)
+    open_sets(data.model_copy(update={"encode": "ahead"}), models, sources, "cpu", lambda: None)
+    assert changes(report) == changes((lazy.root / "report.txt").read_text()) != set()
 
 
 def test_auto_is_lazy_where_the_encoders_fit(models, clips, tmp_path, caplog):

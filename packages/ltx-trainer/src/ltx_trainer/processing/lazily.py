@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,6 +25,7 @@ from ltx_media.source import changes_of, sampling_rate, sound_changes
 from ltx_media.video import STILL_FPS, VideoInfo, probe_video
 from ltx_trainer.background import in_background
 from ltx_trainer.datasets import PrecomputedDataset, UnreadableClipError
+from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.precomputed import ROLES_OF, SUFFIX, Signature, read_inputs, signature, signature_of
 from ltx_trainer.processing.audio_stages import SHORTEST, encode_sounds
 from ltx_trainer.processing.buckets import Bucket
@@ -81,7 +82,7 @@ class Headers:
         if "video" not in row.media or not set(wanted) <= set(FORESEEN) or self._is_made(row, wanted):
             return None
         with suppress(LtxError):  # what is wrong is said where it is encoded
-            return self._expect(row, wanted)
+            return replace(self, work=replace(self.work, report=Report()))._expect(row, wanted)
         return None
 
     def _is_made(self, row: Row, directories: Sequence[str]) -> bool:
@@ -113,9 +114,9 @@ class Headers:
         self._note_changes(row, info, bucket, rate)
         return Expected(row, bucket, fps, signatures, work)
 
-    def _note_changes(self, row: Row, info: VideoInfo, bucket: Bucket, rate: float | None) -> None:
+    def _note_changes(self, row: Row, info: VideoInfo, size: Bucket, rate: float | None) -> None:
         start, crop = info.start + row.start if row.start else 0.0, self.work.crop(row)
-        wanted = wanted_clip(bucket.frames, (bucket.height, bucket.width), rate, self.work, crop, start)
+        wanted = wanted_clip(size.frames, (size.height, size.width), rate, self.work, crop, start)
         self.work.report.note_changes(info.path, changes_of(info, wanted))
 
     def _grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
@@ -123,13 +124,14 @@ class Headers:
         return factors.latent_frames(frames), height // factors.height, width // factors.width
 
     def _latents(self, frames: int, height: int, width: int, fps: float) -> Signature:
-        return signature_of({"latents": (self._channels, *self._grid(frames, height, width))}, fps)
+        return signature_of({"latents": (channels_of(self.work.models), *self._grid(frames, height, width))}, fps)
 
     def _reference(self, row: Row, bucket: Bucket, fps: float) -> Signature:
         options, path = self.work.options, row.media["reference_video"]
         height, width = (side // options.reference_downscale_factor for side in (bucket.height, bucket.width))
-        probe_video(path)
-        if is_image(path):
+        info, still = probe_video(path), is_image(path)
+        self._note_changes(row, info, Bucket(1 if still else bucket.frames, height, width), None if still else fps)
+        if still:
             return self._latents(1, height, width, float(STILL_FPS))
         factor = options.reference_temporal_scale_factor
         return self._latents(len(kept_frames(bucket.frames, factor)), height, width, fps / factor)
@@ -137,12 +139,7 @@ class Headers:
     def _keyframes(self, bucket: Bucket) -> Signature:
         count = len(keyframes_of(bucket.frames, self.work.options.keyframes))
         _, *sides = self._grid(bucket.frames, bucket.height, bucket.width)
-        return signature_of({"latents": (self._channels, count, *sides), "frames": (count,)})
-
-    @cached_property
-    def _channels(self) -> int:
-        config = self.work.models.checkpoint_of("video_encoder").network_config("video_encoder")
-        return int(config.latent_channels)
+        return signature_of({"latents": (channels_of(self.work.models), count, *sides), "frames": (count,)})
 
     def _sound(self, row: Row, duration: float) -> Signature:
         """That of silence as long."""
@@ -163,9 +160,18 @@ class Headers:
 
 def waiting_clips(rows: Sequence[Row], work: Workspace, directories: Iterable[str]) -> dict[Path, Expected]:
     """The clips that can be encoded when they are drawn, by the names of their records."""
-    headers = Headers(work, tuple(name for name in directories if name != "conditions"))
-    found = in_background(headers.expect, rows, work.options.workers)
-    return {expected.row.stem: expected for expected in found if expected is not None}
+    headers, waiting = Headers(work, tuple(name for name in directories if name != "conditions")), {}
+    for expected in in_background(headers.expect, rows, work.options.workers):
+        if expected is not None:
+            waiting[expected.row.stem] = expected
+            work.report.add(expected.work.report)
+    return waiting
+
+
+@lru_cache(maxsize=4)
+def channels_of(models: ModelFiles) -> int:
+    """Channels of a model's video latents."""
+    return int(models.checkpoint_of("video_encoder").network_config("video_encoder").latent_channels)
 
 
 class LazyDataset(PrecomputedDataset):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,16 +50,21 @@ COLUMNS = {
 def open_sets(
     data: DataConfig, models: ModelFiles, sources: Mapping[str, str], device: str, wait: Callable[[], None]
 ) -> DataMix:
-    """The data sets of a run, encoded where they are to be ahead. Every process does its share and calls ``wait``."""
+    """The data sets of a run, encoded where they are to be ahead. Every process does its share and calls ``wait``.
+
+    Raises `ConfigError` for a column that is missing, and where a directory stays empty, with the reason.
+    """
     waiting: dict[Path, dict[Path, Expected]] = {root: {} for root in data.roots}
     networks: dict[str, Any] = {}
     for one in data.unprepared:
         if data.encode == "ahead":
-            prepare_set(one, models, sources, device, data.num_dataloader_workers)
+            report = prepare_set(one, models, sources, device, data.num_dataloader_workers)
         else:
             options = options_of(one, sources, device, data.num_dataloader_workers)
-            waiting[one.root] |= wait_for_draws(one, models, sources, options, networks)
-        wait()
+            expected, report = wait_for_draws(one, models, sources, options, networks)
+            waiting[one.root] |= expected
+        wait()  # a process may have had no clip
+        check_records(one, sources, report)
     return DataMix(
         [
             LazyDataset(root, sources, waiting[root]) if waiting[root] else PrecomputedDataset(root, sources)
@@ -85,16 +90,14 @@ def options_of(one: DataSetConfig, directories: Iterable[str], device: str, work
     )
 
 
-def prepare_set(one: DataSetConfig, models: ModelFiles, directories: Iterable[str], device: str, workers: int) -> None:
-    """Make the records of a set that a run reads from ``directories``.
-
-    Raises `ConfigError` for a column that is missing, and where a directory stays empty, with the reason.
-    """
+def prepare_set(
+    one: DataSetConfig, models: ModelFiles, directories: Iterable[str], device: str, workers: int
+) -> Report:
+    """Make the records of a set that a run reads from ``directories``. Raises `ConfigError` for a missing column."""
     directories = list(directories)
     check_columns(one, directories)
     options = options_of(one, directories, device, workers)
-    report = process_dataset(Path(one.path), models, one.resolution, options, one.root)
-    check_records(one, directories, report)
+    return process_dataset(Path(one.path), models, one.resolution, options, one.root)
 
 
 def wait_for_draws(
@@ -103,7 +106,7 @@ def wait_for_draws(
     directories: Iterable[str],
     options: ProcessingOptions,
     networks: dict[str, Any],
-) -> dict[Path, Expected]:
+) -> tuple[dict[Path, Expected], Report]:
     """The clips of a set that are encoded when they are drawn; captions, and clips that cannot wait, are encoded.
 
     Clips of all sets that wait share ``networks``. Raises as `prepare_set` does.
@@ -127,13 +130,12 @@ def wait_for_draws(
     write_report(work)
     for name in foreseen:
         if any(name in expected.signatures for expected in waiting.values()):
-            (one.root / name).mkdir(exist_ok=True)
-    check_records(one, directories, work.report)
+            (one.root / name).mkdir(parents=True, exist_ok=True)
     quiet = replace(work, options=replace(work.options, workers=0), shows_progress=False)
-    return {stem: replace(expected, work=quiet) for stem, expected in waiting.items()}
+    return {stem: replace(expected, work=quiet) for stem, expected in waiting.items()}, work.report
 
 
-def check_records(one: DataSetConfig, directories: Sequence[str], report: Report) -> None:
+def check_records(one: DataSetConfig, directories: Iterable[str], report: Report) -> None:
     """Log a report; refuse a set of whose records some kind is missing altogether."""
     for line in report.lines():
         logger.info("%s: %s", one.path, line)
