@@ -10,7 +10,7 @@ from typing import Any
 from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.config import AudioVaeConfig, GeneratorConfig, VocoderConfig
 from ltx_core.model.duration_head.config import DurationHeadConfig
-from ltx_core.model.transformer.config import LTX_VIDEO_CLASS, StreamConfig, TransformerConfig
+from ltx_core.model.transformer.config import LTX_VIDEO_CLASS, TransformerConfig
 from ltx_core.model.transformer.foreign import TEXT_IS_READY, infer_transformer_config
 from ltx_core.model.upsampler.config import LatentUpsamplerConfig
 from ltx_core.model.video_vae.config import BlockConfig, VideoVaeConfig
@@ -23,6 +23,7 @@ AXES = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}  # of c
 OUR_AXES = {theirs: ours for ours, theirs in AXES.items()}
 FIXED: Json = {"patch_size": 1, "patch_size_t": 1, "activation_fn": "gelu-approximate", "attention_bias": True}
 FIXED |= {"qk_norm": "rms_norm_across_heads", "norm_elementwise_affine": False, "attention_out_bias": True}
+VAE_FIXED: Json = {"patch_size_t": 1, "resnet_norm_eps": 1e-06, "scaling_factor": 1.0, "encoder_causal": True}
 AUDIO_FIXED: Json = {"audio_patch_size": 1, "audio_patch_size_t": 1, "audio_scale_factor": 4, "causal_offset": 1}
 STREAM_SIZES = {"in_channels": "in_channels", "out_channels": "out_channels", "width": "cross_attention_dim"}
 STREAM_SIZES |= {"heads": "num_attention_heads", "head_dim": "attention_head_dim"}
@@ -41,6 +42,8 @@ VOCODER_KEYS = {
     "resblock_kernel_sizes": "resnet_kernel_sizes",
     "resblock_dilation_sizes": "resnet_dilations",
 }
+GENERATOR_FIXED: Json = {"in_channels": 128, "out_channels": 2, "leaky_relu_negative_slope": 0.1}
+GENERATOR_FIXED |= {"antialias_ratio": 2, "antialias_kernel_size": 12}
 DURATION_KEYS = {"pooler_hidden_dim": "pooler_hidden_dim", "num_queries": "num_queries"}
 DURATION_KEYS |= {"num_pooler_heads": "num_pooler_heads", "mlp_hidden": "mlp_hidden_dim"}
 
@@ -82,7 +85,7 @@ def _write_transformer(config: Mapping[str, Any]) -> Json:
     model, section = TransformerConfig.from_metadata(config), config["transformer"]
     video, audio = model.video, model.audio
     assert video is not None
-    made: Json = {**FIXED, **_sizes(video, "")} | {
+    made: Json = {**FIXED, **_attributes(video, STREAM_SIZES)} | {
         "num_layers": model.num_layers,
         "norm_eps": model.norm_eps,
         "caption_channels": section.get("caption_channels", 3840),
@@ -97,7 +100,7 @@ def _write_transformer(config: Mapping[str, Any]) -> Json:
         {"_class_name": "LTX2VideoTransformer3DModel"}
         | made
         | AUDIO_FIXED
-        | _sizes(audio, "audio_")
+        | _attributes(audio, STREAM_SIZES, "audio_")
         | {
             "vae_scale_factors": [8, 32, 32],
             "pos_embed_max_pos": seconds,
@@ -123,8 +126,9 @@ def _write_transformer(config: Mapping[str, Any]) -> Json:
     )
 
 
-def _sizes(stream: StreamConfig, prefix: str) -> Json:
-    return {prefix + theirs: getattr(stream, ours) for ours, theirs in STREAM_SIZES.items()}
+def _attributes(config: object, keys: Mapping[str, str], prefix: str = "") -> Json:
+    """A config's values by their keys there; ``keys`` are by ours."""
+    return {prefix + theirs: getattr(config, ours) for ours, theirs in keys.items()}
 
 
 def _read_connectors(given: Mapping[str, Any], shapes: Shapes) -> Json:
@@ -239,6 +243,7 @@ def _write_vae(config: Mapping[str, Any]) -> Json:
     scale = vae.decoder_scale_factors
     return {
         "_class_name": "AutoencoderKLLTX2Video" if vae.family == "ltx2" else "AutoencoderKLLTXVideo",
+        **VAE_FIXED,
         **{key: getattr(vae, key) for key in ("in_channels", "out_channels", "latent_channels", "patch_size")},
         "block_out_channels": widths,
         "down_block_types": ["LTX2VideoDownBlock3D"] * len(widths),
@@ -253,10 +258,6 @@ def _write_vae(config: Mapping[str, Any]) -> Json:
         "upsample_residual": [block.residual for block in upsamplings],
         "upsample_factor": [block.multiplier for block in upsamplings],
         "timestep_conditioning": vae.timestep_conditioning,
-        "patch_size_t": 1,
-        "resnet_norm_eps": 1e-06,
-        "scaling_factor": 1.0,
-        "encoder_causal": True,
         "decoder_causal": vae.causal_decoder,
         "encoder_spatial_padding_mode": vae.encoder_padding,
         "decoder_spatial_padding_mode": vae.decoder_padding,
@@ -354,17 +355,16 @@ def _write_vocoder(config: Mapping[str, Any]) -> Json:
 
 
 def _write_generator(one: GeneratorConfig, prefix: str) -> Json:
-    values = {theirs: getattr(one, ours) for ours, theirs in VOCODER_KEYS.items()} | {
-        "in_channels": 128,
-        "out_channels": 2,
-        "act_fn": "snakebeta" if one.is_alias_free else "leaky_relu",
-        "leaky_relu_negative_slope": 0.1,
-        "antialias": one.is_alias_free,
-        "antialias_ratio": 2,
-        "antialias_kernel_size": 12,
-        "final_act_fn": "tanh" if one.final_activation == "tanh" else None,
-        "final_bias": one.use_bias_at_final,
-    }
+    values = (
+        GENERATOR_FIXED
+        | _attributes(one, VOCODER_KEYS)
+        | {
+            "act_fn": "snakebeta" if one.is_alias_free else "leaky_relu",
+            "antialias": one.is_alias_free,
+            "final_act_fn": "tanh" if one.final_activation == "tanh" else None,
+            "final_bias": one.use_bias_at_final,
+        }
+    )
     return {prefix + key: value for key, value in values.items()}
 
 
@@ -379,8 +379,7 @@ STREAM_KEYS = (("", "video"), ("audio_", "audio"))
 def _write_duration_head(config: Mapping[str, Any]) -> Json:
     head = DurationHeadConfig.from_metadata(config)
     widths = {"video_cross_attention_dim": head.video_width, "audio_cross_attention_dim": head.audio_width}
-    keys = {theirs: getattr(head, ours) for ours, theirs in DURATION_KEYS.items()}
-    return {"_class_name": "LTX2DurationHead"} | widths | keys
+    return {"_class_name": "LTX2DurationHead"} | widths | _attributes(head, DURATION_KEYS)
 
 
 def _read_diffusion_decoder(given: Mapping[str, Any], shapes: Shapes) -> Json:

@@ -226,18 +226,10 @@ class LTXModel(nn.Module):
     def _cross_inputs(self, name: str, modalities: Mapping[str, Modality], levels: TimestepGroups) -> CrossInputs:
         """Scale and shift go by the stream's own timesteps, the gate by the other stream's sigma."""
         modality, config = modalities[name], self.config
+        other = "audio" if name == "video" else "video"
+        scale_shift, gate = self.av_ca_audio_scale_shift_adaln_single, self.av_ca_v2a_gate_adaln_single
         if name == "video":
-            other, scale_shift, gate = (
-                "audio",
-                self.av_ca_video_scale_shift_adaln_single,
-                self.av_ca_a2v_gate_adaln_single,
-            )
-        else:
-            other, scale_shift, gate = (
-                "video",
-                self.av_ca_audio_scale_shift_adaln_single,
-                self.av_ca_v2a_gate_adaln_single,
-            )
+            scale_shift, gate = self.av_ca_video_scale_shift_adaln_single, self.av_ca_a2v_gate_adaln_single
         dtype, multiplier = modality.latent.dtype, config.timestep_scale_multiplier
         gate_multiplier = config.av_ca_timestep_scale_multiplier / multiplier
         scale_shift_rows, _ = scale_shift(levels.values * multiplier, dtype)
