@@ -47,9 +47,8 @@ def plain_layers(path: Path, tensors: Mapping[str, Source], metadata: Mapping[st
     for layer, settings in formats.items():
         if settings["format"] not in PLAIN and f"{layer}.weight" in named:
             _widen_layer(path, named, layer, settings)
-    for name, scale in list(named.items()):
-        if name.endswith(".pre_quant_scale"):
-            _scale_columns(named, name, scale)
+    for name in [name for name in named if name.endswith(".pre_quant_scale")]:
+        _scale_columns(named, name)
     return named
 
 
@@ -126,7 +125,7 @@ def _rotation(path: Path, layer: str, columns: int, settings: Mapping[str, Any])
     return size
 
 
-def _scale_columns(named: dict[str, Source], name: str, scale: Source) -> None:
+def _scale_columns(named: dict[str, Source], name: str) -> None:
     """Multiply what belongs to a layer's input into its weight, scales too."""
     layer = name.removesuffix(".pre_quant_scale")
     weight = named[f"{layer}.weight"]

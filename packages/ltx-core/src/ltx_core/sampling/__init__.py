@@ -7,4 +7,6 @@ denoisers.py    one x0 prediction per stream, with guidance
 velocity.py     guidance on velocities and noise levels per token, for LTX-Video
 modality.py     a state as the transformer's input, and its result held to the clean tokens
 modality_tiling.py   tokens of a big video in overlapping tiles
+cheaper.py      what leaves work out of the transformer
+release.py      letting go of held tokens while sigma falls
 """
