@@ -1,5 +1,6 @@
 """Test settings shared by all packages."""
 
+import gc
 import os
 import tempfile
 
@@ -29,6 +30,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = chosen
+
+
+@pytest.fixture(scope="module", autouse=True)
+def light_collections() -> None:
+    """Commands collect garbage between networks: let that look at what a module of tests makes, not at all of torch."""
+    gc.collect()
+    gc.freeze()
 
 
 # Examples may take as long as a busy machine needs.
