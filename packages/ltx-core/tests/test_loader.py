@@ -89,6 +89,14 @@ def test_one_stream_of_a_joint_file(transformer_file: Path, stream: str) -> None
     assert checkpoint.bytes_read < sum(t.nbytes for t in tensors.values())
 
 
+def test_no_number_is_drawn_for_weights_that_are_read(transformer_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 22 billion that is minutes and their size in float32."""
+    for draw in ("uniform_", "normal_"):
+        monkeypatch.setattr(torch.Tensor, draw, lambda *_, **__: pytest.fail("a number was drawn"))
+    for name in ("transformer", "video_transformer", "audio_transformer"):
+        Checkpoint.open(transformer_file).build(name)
+
+
 def test_sharded_files_are_one_component(tmp_path: Path) -> None:
     names = list(tensors := prefixed(transformer_tensors()))
     halves = names[: len(names) // 2], names[len(names) // 2 :]

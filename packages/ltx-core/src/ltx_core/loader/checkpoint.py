@@ -176,10 +176,12 @@ class Checkpoint:
         """A lazy reader of the component's tensors."""
         from ltx_core.loader.quantization import find_policy
         from ltx_core.loader.weights import ComponentWeights
+        from ltx_core.model.common.meter import without_data
 
         sources = self.sources(name)
         if COMPONENTS[name].streams:
-            sources = _only_of(self._construct(name), sources)
+            with without_data():
+                sources = _only_of(self._construct(name), sources)
         if quantization is None:
             return ComponentWeights(name, sources, dtype, device)
         if not COMPONENTS[name].quantizable:
