@@ -212,5 +212,3 @@ def test_keyframes_that_are_not_there_are_refused(tmp_path):
     row = {"video": "film.mp4", "caption": "a film"}
     with pytest.raises(ConfigError, match=r"keyframes name frame 9, bucket 64x64x9 has 9 frames"):
         prepared(tmp_path, row, keyframes=[0, 9])
-    with pytest.raises(ConfigError, match=r"names no keyframes, expected frames such as \[0, -1\]"):
-        prepared(tmp_path, row, ("conditions", "latents", "keyframe_latents"))

@@ -177,3 +177,21 @@ def test_a_sample_cannot_be_given_a_picture_beyond_its_end(tmp_path):
     validation = {"interval": 1, "samples": [sample], "video_dims": [64, 64, 17]}
     with pytest.raises(ConfigError, match=r"samples.0: keyframe_image frame is 17, the sample has 17 frames"):
         LtxvTrainer(make_config(*files, tmp_path / "out", validation=validation))
+
+
+def test_keyframes_that_a_set_does_not_encode_are_refused_at_once(tmp_path):
+    (tmp_path / "clips.csv").write_text("video,caption\na.mp4,a\n")
+    model = write_model(tmp_path / "m.safetensors")
+
+    def config(frame, *keyframes):
+        one = {"path": str(tmp_path / "clips.csv"), "keyframes": list(keyframes)}
+        strategy = {"name": "flexible", "video": video(picture(frame))}
+        data = {"preprocessed_data_root": None, "sets": [one]}
+        return make_config(model, tmp_path, tmp_path / "out", training_strategy=strategy, data=data)
+
+    assert config(-1, 0, -1) and config("any", 0)
+    for frame, keyframes in ((8, (0, -1)), ("any", ())):
+        with pytest.raises(
+            ConfigError, match=rf"gives frame {frame}, of .*clips.csv the keyframes \[.*name it in data"
+        ):
+            config(frame, *keyframes)

@@ -6,6 +6,7 @@ Unknown keys are errors at every level. Numbers may be written as text (YAML rea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -32,6 +33,7 @@ from ltx_trainer.training_strategies.config import (
     Strict,
     TextToVideoConfig,
     VideoToVideoConfig,
+    keyframe_images,
 )
 from ltx_trainer.validation_config import SampleReference, ValidationConfig
 
@@ -331,6 +333,7 @@ class TrainerConfig(Strict):
             raise ValueError(f"lora.dropout is {self.lora.dropout}, which processes that share tokens cannot have")
         if shared_by("fsdp") > 1 and self.acceleration.blocks_to_swap:
             raise ValueError(f"mesh is {mesh}: weights that are spread over processes are not swapped too")
+        self._check_keyframes()
         self._check_directories()
         return self
 
@@ -349,6 +352,15 @@ class TrainerConfig(Strict):
         given = any(isinstance(c, SampleReference) for sample in self.validation.samples for c in sample.conditions)
         if self.validation.interval is not None and not given:
             raise ValueError("video_to_video is validated with a reference, expected one in validation.samples")
+
+    def _check_keyframes(self) -> None:
+        for one, condition in product(self.data.unprepared, keyframe_images(self.training_strategy)):
+            known = one.keyframes if condition.frame != "any" else one.keyframes and ("any",)
+            if condition.frame not in known:
+                raise ValueError(
+                    f"keyframe_image gives frame {condition.frame}, of {one.path} the keyframes "
+                    f"{list(one.keyframes)} are encoded: name it in data.sets"
+                )
 
     def _check_directories(self) -> None:
         made = {one.root for one in self.data.unprepared}

@@ -19,7 +19,7 @@ from ltx_trainer.machine import Machine, this_machine
 from ltx_trainer.model_files import ModelFiles, open_trainable, trained_config
 from ltx_trainer.processing.buckets import parse_buckets
 from ltx_trainer.targets import adapted_linears, chosen_parameters, factorize, linears, sensitive
-from ltx_trainer.training_strategies.config import KeyframeImage, StrategyConfig
+from ltx_trainer.training_strategies.config import StrategyConfig, keyframe_images
 
 GIB = 2**30
 LOOKED_AT = 64  # examples whose size is read to find the longest
@@ -291,9 +291,7 @@ def data_size(config: TrainerConfig, factors: SpatioTemporalScaleFactors) -> tup
 
 def pictures_read(strategy: StrategyConfig) -> dict[str, int | None]:
     """Directories that a strategy reads; of each how many pictures it takes from a record, None: the whole latent."""
-    video = getattr(strategy, "video", None)
-    conditions = () if video is None else video.conditions
-    pictures = Counter(one.latents_dir for one in conditions if isinstance(one, KeyframeImage))
+    pictures = Counter(one.latents_dir for one in keyframe_images(strategy))
     return {name: pictures.get(name) for name in strategy.data_sources()}
 
 

@@ -286,7 +286,8 @@ def reference_clips(
         condition, keys = encoded.condition, ("video", "audio", "image_or_video")
         file = next((path for key in keys if (path := getattr(condition, key, None)) is not None), None)
         if file is not None:
-            clip = clip_of(file, f"given: {condition.type}", shape, condition.targets())
+            at = f" at frame {condition.frame}" if isinstance(condition, SampleKeyframeImage) else ""
+            clip = clip_of(file, f"given: {condition.type}{at}", shape, condition.targets())
             if clip.frames is not None:
                 clip = replace(clip, frames=given_frames(encoded, clip.frames, factors))
             clips.append(clip)

@@ -164,8 +164,6 @@ def clips_fingerprint(one: DataSetConfig, models: ModelFiles, directories: Itera
 
 def check_columns(one: DataSetConfig, directories: Iterable[str]) -> None:
     """Refuse a set that lacks what a run is to learn from."""
-    if "keyframe_latents" in directories and not one.keyframes:
-        raise ConfigError(f"{one.path} names no keyframes, expected frames such as [0, -1] for keyframe_image")
     rows = read_rows(one.path)
     present = {role for row in rows for role in row.media} | ({"reference_video"} if one.control else set())
     for name in directories:

@@ -215,3 +215,9 @@ StrategyConfig = Annotated[
     | Annotated[VideoToVideoConfig, Tag("video_to_video")],
     Discriminator(_tag),
 ]
+
+
+def keyframe_images(strategy: StrategyConfig) -> list[KeyframeImage]:
+    """The conditions of a strategy that give pictures."""
+    video = strategy.video if isinstance(strategy, _Modalities) else None
+    return [] if video is None else [one for one in video.conditions if isinstance(one, KeyframeImage)]
