@@ -1,6 +1,6 @@
 """Text and images to video with sound on a distilled model: eight steps at half size, three at full size."""
 
-from ltx_pipelines.pipeline import CAMERA, COMMON, LARGE, TwoStagePipeline
+from ltx_pipelines.pipeline import TEXT_AND_IMAGES, TwoStagePipeline
 from ltx_pipelines.planning.plan import Plan
 from ltx_pipelines.planning.stages import distilled_stage, halve_size, refinement_stage
 from ltx_pipelines.request import Request
@@ -9,7 +9,7 @@ from ltx_pipelines.request import Request
 class DistilledPipeline(TwoStagePipeline):
     """Two stages without guidance. From version 2.5 on the first stage is sampled with fresh noise at every step."""
 
-    accepts = COMMON | LARGE | CAMERA | {"auto_duration", "images", "keyframe_fade", "hdr", "generated_keyframes"}
+    accepts = TEXT_AND_IMAGES
     variant = "distilled"
 
     def make_plan(self, request: Request) -> Plan:

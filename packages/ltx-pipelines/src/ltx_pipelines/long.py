@@ -14,19 +14,18 @@ from ltx_core.errors import ConditioningError, ConfigError
 from ltx_core.textfiles import read_yaml
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines.ltx_video.pipeline import LTXVideoPipeline, LTXVideoRequest
-from ltx_pipelines.pipeline import COMMON, GUIDED, Pipeline
+from ltx_pipelines.pipeline import COMMON, GUIDED, EitherPipeline
 from ltx_pipelines.planning.layout import PaddedSize
 from ltx_pipelines.planning.plan import ImageCondition, LongClip, LTXVideoSettings, Plan, Scene, StagePlan, Window
 from ltx_pipelines.planning.schema import File, Misfit, UsageError, fit
-from ltx_pipelines.planning.stages import distilled_stage, guided_stage
-from ltx_pipelines.request import AutoDuration, Request, condition, sampling, size
+from ltx_pipelines.request import AutoDuration, EitherRequest, Request, condition, sampling, size
 
 WIDEST = 6  # latent frames of the coarsest grid of the sound that a window is made longer for
 WINDOW = 80  # pixel frames of a window where neither request nor model says anything
 
 
 @dataclass(frozen=True)
-class LongRequest(Request):
+class LongRequest(EitherRequest):
     """A request with its windows, and what holds them together."""
 
     storyboard: File | None = condition(
@@ -45,18 +44,12 @@ class LongRequest(Request):
     adain: float = condition(
         0.0, "Share by which statistics are moved to the first window's, 0.1 to 0.3.", least=0, most=1
     )
-    distilled: bool | None = condition(
-        None,
-        "The distilled eight steps, or schedule and guidance of a full model.",
-        "--distilled-model/--full-model",
-        shown="by file name",
-    )
     pipeline_config: str | None = sampling(
         None, "Settings of an LTX-Video model, as for `ltx ltxv`.", metavar="NAME", shown="by file name"
     )
 
 
-class LongVideoPipeline(Pipeline):
+class LongVideoPipeline(EitherPipeline):
     """One stage in windows. Each goes on from the last latents and sound of the one before, and is decoded and written
     before the next begins, so that memory does not grow with the length.
 
@@ -68,24 +61,17 @@ class LongVideoPipeline(Pipeline):
     usual: ClassVar[Mapping[str, Any]] = {"height": 512, "width": 768, "num_frames": 241}
     aliases = ("long-video",)
 
-    def fill(self, read: Mapping[str, Any]) -> LongRequest:
+    def fill(self, read: Mapping[str, Any]) -> Request:
         useless = [name for name in read if name in GUIDED]
-        distilled = read.get("distilled")
-        if distilled is None:
-            distilled = "distilled" in Path(self.ledger.files.checkpoint).name
         if useless and self.ledger.is_ltx_video and useless != ["negative_prompt"]:
             raise UsageError(f"{useless[0]} has no effect on an LTX-Video model; its pipeline_config says it")
         if self.ledger.is_ltx_video and read.get("keyframe_fade"):
             raise UsageError("keyframe_fade has no effect on an LTX-Video model, expected it left out")
-        if useless and distilled and not self.ledger.is_ltx_video:
-            raise UsageError(f"{useless[0]} has no effect on a distilled model; leave it out or say --full-model")
         if "storyboard" in read and (given := sorted(read.keys() & {"num_frames", "duration"})):
             raise UsageError(f"{given[0]} has no effect with a storyboard, whose scenes have their own length")
         if "anchor" in read and read.get("anchor_first"):
             raise UsageError("the anchor is given twice: anchor and anchor_first")
-        request = super().fill({**read, "distilled": distilled})
-        assert isinstance(request, LongRequest)
-        return request
+        return super().fill(read)
 
     def wishes(self) -> dict[str, Any]:
         wanted = LTXVideoPipeline.usual if self.ledger.is_ltx_video else super().wishes()
@@ -109,7 +95,8 @@ class LongVideoPipeline(Pipeline):
         if self.ledger.is_ltx_video:
             stage, more = self.ltx_video_stage(request, asked, plan)
         else:
-            stage = self.stage(request, asked, plan.frames)
+            shape = self.shape(replace(request, num_frames=plan.frames))
+            stage = self.stage_of(request, shape, request.images, self.ledger.defaults.ancestral_stage_1)
         windows = tuple(window_of(plan, number, "audio" in stage.streams) for number in range(len(plan.windows)))
         delivered = asked if self.ledger.is_ltx_video else stage.shape._replace(frames=asked.frames)
         anchor = "first" if request.anchor_first else request.anchor
@@ -142,14 +129,6 @@ class LongVideoPipeline(Pipeline):
         times = (frames / fps, longest / fps, request.overlap / fps)
         exact = grid <= factors.latent_frames(longest) - shared and not self.ledger.is_ltx_video
         return plan_windows(fps, *times, align="exact" if exact else "nearest")
-
-    def stage(self, request: LongRequest, asked: VideoPixelShape, frames: int) -> StagePlan:
-        """The stage of a model with sound, on the whole clip."""
-        shape = self.shape(replace(request, num_frames=frames))
-        if request.distilled:
-            ancestral = self.ledger.defaults.ancestral_stage_1
-            return distilled_stage(request, shape, request.images, self.loras, ancestral)
-        return guided_stage(request, self.ledger.defaults, shape, request.images, self.loras)
 
     def ltx_video_stage(
         self, request: LongRequest, asked: VideoPixelShape, plan: WindowPlan

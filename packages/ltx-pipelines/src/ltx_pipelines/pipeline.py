@@ -25,6 +25,8 @@ from ltx_pipelines.planning.stages import (
     TILE_SIDE,
     TILED_SIGMA,
     default_guidance,
+    distilled_stage,
+    guided_stage,
     keyframe_slots,
     tiled_stages,
     with_block_cache,
@@ -33,6 +35,7 @@ from ltx_pipelines.planning.stages import (
 from ltx_pipelines.request import (
     STREAMS,
     AutoDuration,
+    EitherRequest,
     Guidance,
     Networks,
     Request,
@@ -60,17 +63,16 @@ SIZE = frozenset({"height", "width"})
 TIME = frozenset({"num_frames", "duration", "frame_rate"})
 COMMON = frozenset({"prompt", "seed", "sigmas", "snap", "background"}) | SIZE | TIME
 GUIDANCE = {stream: frozenset({f"{stream}_guider_params", *guidance_options(stream)}) for stream in STREAMS}
-SOME_NETWORKS = frozenset(
-    {"spatial_upsampler", "distilled_loras", "temporal_upsampler", "audio_adapter"}
-)  # those in ``uses``
+SOME_NETWORKS = {"spatial_upsampler", "distilled_loras", "temporal_upsampler", "audio_adapter"}  # those in ``uses``
 GUIDERS = frozenset({"guider", "apg_eta", "apg_norm_threshold", "apg_momentum"})
 APG_OFF: dict[str, Any] = {"apg_eta": 1.0, "apg_norm_threshold": 0.0, "apg_momentum": 0.0}
 LARGE = frozenset({"upscale", "tile_size", "upscale_noise", "sparse_attention"})
 CAMERA = frozenset({"camera", "camera_depth", "camera_plane", "camera_release"})
-SAMPLING = frozenset(
-    {*("num_inference_steps", "scheduler", "sampler", "eta", "s_noise", "gamma", "max_batch_size", "first_block_cache")}
+STEPS = frozenset({"num_inference_steps", "scheduler", "sampler", "eta", "s_noise", "gamma"})
+TEXT_AND_IMAGES = COMMON | LARGE | CAMERA | {"auto_duration", "images", "keyframe_fade", "hdr", "generated_keyframes"}
+GUIDED = (
+    GUIDANCE["video"] | GUIDANCE["audio"] | GUIDERS | STEPS | {"negative_prompt", "max_batch_size", "first_block_cache"}
 )
-GUIDED = GUIDANCE["video"] | GUIDANCE["audio"] | GUIDERS | SAMPLING | {"negative_prompt"}
 
 
 class Pipeline(ABC):
@@ -484,6 +486,26 @@ class TwoStagePipeline(Pipeline):
     uses = Pipeline.uses | {"spatial_upsampler", "keep_latents", "first_stage"}
     usual: ClassVar[Mapping[str, Any]] = {**Pipeline.usual, "height": 1024, "width": 1536}
     size_multiple = 2
+
+
+class EitherPipeline(Pipeline):
+    """A task of one stage, on a distilled model or with the schedule and guidance of a full one."""
+
+    def fill(self, read: Mapping[str, Any]) -> Request:
+        distilled = read.get("distilled")
+        if distilled is None:
+            distilled = "distilled" in Path(self.ledger.files.checkpoint).name
+        if distilled and not self.ledger.is_ltx_video and (useless := [name for name in read if name in GUIDED]):
+            raise UsageError(f"{useless[0]} has no effect on a distilled model; leave it out or say --full-model")
+        return super().fill({**read, "distilled": distilled})
+
+    def stage_of(
+        self, request: EitherRequest, shape: VideoPixelShape, images: Sequence[Condition] = (), ancestral: bool = False
+    ) -> StagePlan:
+        """The stage of a shape, as the request says."""
+        if request.distilled:
+            return distilled_stage(request, shape, images, self.loras, ancestral)
+        return guided_stage(request, self.ledger.defaults, shape, images, self.loras)
 
 
 def as_loras(given: Loras) -> tuple[Lora, ...]:

@@ -212,6 +212,18 @@ class Request:
 
 
 @dataclass(frozen=True)
+class EitherRequest(Request):
+    """A request to a full or a distilled model, which are asked in different ways."""
+
+    distilled: bool | None = condition(
+        None,
+        "The distilled eight steps, or schedule and guidance of a full model.",
+        "--distilled-model/--full-model",
+        shown="by file name",
+    )
+
+
+@dataclass(frozen=True)
 class Networks:
     """Networks that make a clip, their device and their place in memory."""
 

@@ -2,23 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltx_core.errors import ConfigError
-from ltx_core.types import VideoPixelShape
-from ltx_pipelines.pipeline import COMMON, GUIDED, SIZE, TIME, Pipeline
-from ltx_pipelines.planning.plan import Plan, RegionCondition, Source, StagePlan, StreamPlan
-from ltx_pipelines.planning.schema import UsageError
-from ltx_pipelines.planning.stages import distilled_stage, guided_stage
-from ltx_pipelines.request import Request, condition
+from ltx_pipelines.pipeline import COMMON, GUIDED, SIZE, TIME, EitherPipeline
+from ltx_pipelines.planning.plan import Plan, RegionCondition, Source, StreamPlan
+from ltx_pipelines.request import EitherRequest, condition
 
 if TYPE_CHECKING:
     from ltx_media.video import VideoInfo
 
 
 @dataclass(frozen=True)
-class RetakeRequest(Request):
+class RetakeRequest(EitherRequest):
     """A request with the span that is made anew."""
 
     start_time: float | None = condition(None, "Where new content starts.", "--start-time", "--start", unit="seconds")
@@ -27,15 +23,9 @@ class RetakeRequest(Request):
     )
     regenerate_video: bool = condition(True, "Make new pictures, or leave them.", "--regenerate-video/--keep-video")
     regenerate_audio: bool = condition(True, "Make new sound, or leave it.", "--regenerate-audio/--keep-audio")
-    distilled: bool | None = condition(
-        None,
-        "The distilled eight steps, or schedule and guidance of a full model.",
-        "--distilled-model/--full-model",
-        shown="by file name",
-    )
 
 
-class RetakePipeline(Pipeline):
+class RetakePipeline(EitherPipeline):
     """One stage on the whole clip, in which only tokens that overlap ``[start_time, end_time)`` are noised.
 
     A stream that is not regenerated is frozen at its source. What is delivered outside the span is the source's own. A
@@ -46,16 +36,6 @@ class RetakePipeline(Pipeline):
     usual: ClassVar[Mapping[str, Any]] = {"num_frames": 121}  # the size is that of the clip
     variant = "distilled"
 
-    def fill(self, read: Mapping[str, Any]) -> RetakeRequest:
-        distilled = read.get("distilled")
-        if distilled is None:
-            distilled = "distilled" in Path(self.ledger.files.checkpoint).name
-        if distilled and (useless := [name for name in read if name in GUIDED]):
-            raise UsageError(f"{useless[0]} has no effect on a distilled model; leave it out or say --full-model")
-        request = super().fill({**read, "distilled": distilled})
-        assert isinstance(request, RetakeRequest)
-        return request
-
     def make_plan(self, request: RetakeRequest) -> Plan:
         if request.video_path is None or request.start_time is None:
             raise ConfigError("video_path and start_time are both needed")
@@ -65,7 +45,7 @@ class RetakePipeline(Pipeline):
         region = RegionCondition(*span_of(request, clip))
         shape, shown = self.source_shapes(request, clip)
         anew = {"video": request.regenerate_video, "audio": request.regenerate_audio}
-        stage = self._stage(request, shape)
+        stage = self.stage_of(request, shape)
         streams = {
             name: _stream(stream, region if anew[name] else None)
             for name, stream in stage.streams.items()
@@ -77,11 +57,6 @@ class RetakePipeline(Pipeline):
             [replace(stage, streams={**stage.streams, **streams}, delivered=shown)],
             sources=dict.fromkeys(streams, source),
         )
-
-    def _stage(self, request: RetakeRequest, shape: VideoPixelShape) -> StagePlan:
-        if request.distilled:
-            return distilled_stage(request, shape, (), self.loras)
-        return guided_stage(request, self.ledger.defaults, shape, (), self.loras)
 
 
 def span_of(request: RetakeRequest, clip: "VideoInfo") -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Text and images to video with sound, in one guided pass at the delivered size."""
 
-from ltx_pipelines.pipeline import CAMERA, COMMON, GUIDED, LARGE, Pipeline
+from ltx_pipelines.pipeline import GUIDED, TEXT_AND_IMAGES, Pipeline
 from ltx_pipelines.planning.plan import Plan
 from ltx_pipelines.planning.stages import guided_stage
 from ltx_pipelines.request import Request
@@ -9,9 +9,7 @@ from ltx_pipelines.request import Request
 class TI2VidOneStagePipeline(Pipeline):
     """One guided stage of a full model."""
 
-    accepts = (
-        COMMON | LARGE | CAMERA | GUIDED | {"auto_duration", "images", "keyframe_fade", "hdr", "generated_keyframes"}
-    )
+    accepts = TEXT_AND_IMAGES | GUIDED
     uses = Pipeline.uses | {"spatial_upsampler"}
     aliases = ("one-stage",)
 

@@ -1,6 +1,6 @@
 """Text and images to video with sound: a guided stage at half size, then three distilled steps at full size."""
 
-from ltx_pipelines.pipeline import CAMERA, COMMON, GUIDED, LARGE, TwoStagePipeline
+from ltx_pipelines.pipeline import GUIDED, TEXT_AND_IMAGES, TwoStagePipeline
 from ltx_pipelines.planning.plan import Plan
 from ltx_pipelines.planning.stages import guided_stage, halve_size, refinement_stage
 from ltx_pipelines.request import Request
@@ -9,9 +9,7 @@ from ltx_pipelines.request import Request
 class TI2VidTwoStagesPipeline(TwoStagePipeline):
     """A full model, refined by its distilled adapter. The sound is that of the first stage."""
 
-    accepts = (
-        COMMON | LARGE | CAMERA | GUIDED | {"auto_duration", "images", "keyframe_fade", "hdr", "generated_keyframes"}
-    )
+    accepts = TEXT_AND_IMAGES | GUIDED
     uses = TwoStagePipeline.uses | {"distilled_loras"}
     aliases = ("two-stages",)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ltx_core.components.guiders import MultiModalGuiderParams
-from ltx_pipelines.pipeline import CAMERA, COMMON, GUIDED, LARGE, TwoStagePipeline
+from ltx_pipelines.pipeline import GUIDED, TEXT_AND_IMAGES, TwoStagePipeline
 from ltx_pipelines.planning.plan import Lora, Plan
 from ltx_pipelines.planning.stages import guided_stage, halve_size, refinement_stage, schedule_for_size
 from ltx_pipelines.request import Request, network
@@ -31,9 +31,7 @@ class HQRequest(Request):
 class TI2VidTwoStagesHQPipeline(TwoStagePipeline):
     """A full model with its distilled adapter at part strength throughout. The sound is that of the first stage."""
 
-    accepts = (
-        COMMON | LARGE | CAMERA | GUIDED | {"auto_duration", "images", "keyframe_fade", "hdr", "generated_keyframes"}
-    )
+    accepts = TEXT_AND_IMAGES | GUIDED
     uses = TwoStagePipeline.uses | {"distilled_loras"}
     usual: ClassVar[Mapping[str, Any]] = {
         **TwoStagePipeline.usual,

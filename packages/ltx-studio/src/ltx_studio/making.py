@@ -84,6 +84,7 @@ def make_clip(
     from ltx_pipelines.cli.job import execute, kept_recipe, load_stage
     from ltx_pipelines.cli.session import open_session
     from ltx_pipelines.pipeline import find_pipeline
+    from ltx_pipelines.request import Output
     from ltx_pipelines.running.preview import find_map
     from ltx_pipelines.running.recipe import is_of
 
@@ -119,7 +120,8 @@ def make_clip(
         is_long=plan.long is not None,
     )
     keep = keep_stage and len(plan.stages) > 1 and resume is None and plan.long is None
-    execute(ClipJob(plan, session.ledger, output, overwrite=True, keep_latents=keep, resume=resume), reporter)
+    asked = Output(overwrite=True, keep_latents=keep)
+    execute(ClipJob(plan, session.ledger, output, asked, resume=resume), reporter)
     write_pictures(output, plan.has_video)
     for left in folder.iterdir():  # of the first stage, or by a worker that died
         if left.is_file() and left.name not in (output.name, THUMBNAIL, SHEET):

@@ -37,7 +37,7 @@ that of an uninterrupted run.
 def rerun(given: dict[str, Any]) -> None:
     """From a recipe to a second clip."""
     from ltx_core.errors import ConfigError
-    from ltx_pipelines.cli.generate import kept_request, make_plan
+    from ltx_pipelines.cli.generate import kept_request, make_plan, output_of
     from ltx_pipelines.cli.progress import Reporter, style_of
     from ltx_pipelines.cli.session import open_session
     from ltx_pipelines.pipeline import find_pipeline
@@ -72,11 +72,12 @@ def rerun(given: dict[str, Any]) -> None:
     from ltx_pipelines.cli.job import Job, execute
 
     output = Path(given.get("output") or free_path(file.with_stem(f"{file.stem}-again")))
-    execute(Job(plan, ledger, output, request, **encoding_fields(given)), reporter)
+    execute(Job(plan, ledger, output, output_of(given), request), reporter)
 
 
 def finish(given: dict[str, Any]) -> None:
     """From kept latents to the whole clip."""
+    from ltx_pipelines.cli.generate import output_of
     from ltx_pipelines.cli.job import Job, execute, kept_recipe, load_stage
     from ltx_pipelines.cli.progress import Reporter, style_of
     from ltx_pipelines.planning.validation import validate_plan
@@ -93,7 +94,7 @@ def finish(given: dict[str, Any]) -> None:
     validate_plan(plan, ledger)
     stem = Path(file.name.removesuffix(".stage1.safetensors")).stem
     output = Path(given.get("output") or free_path(file.with_name(f"{stem}-finished.mp4")))
-    execute(Job(plan, ledger, output, resume=load_stage(kept, plan), **encoding_fields(given)), reporter)
+    execute(Job(plan, ledger, output, output_of(given), resume=load_stage(kept, plan)), reporter)
 
 
 def where_files_are(recipe: Mapping[str, Any], plan: Plan, finder: Finder) -> dict[str, Path | None]:
@@ -184,13 +185,6 @@ def ledger_for(plan: Plan, given: dict[str, Any]) -> ModelLedger:
 
     made_with = {"backend": plan.backend, "dtype": plan.dtype, "quantization": plan.quantization}
     return make_ledger(plan.models, made_with | {name: given[name] for name in PLACES if name in given})
-
-
-def encoding_fields(given: dict[str, Any]) -> dict[str, Any]:
-    """Encoding of a clip, as fields of a job."""
-    sheet = Path(given["contact_sheet"]) if "contact_sheet" in given else None
-    switches = {name: bool(given.get(name)) for name in ("overwrite", "force", "absolute_paths")}
-    return {"contact_sheet": sheet, "crf": given.get("crf"), **switches}
 
 
 def _is_replaced(name: str, changes: Mapping[str, Any]) -> bool:

@@ -101,13 +101,12 @@ def read_lines(file: Path, folder: str, seeds: str, defaults: dict[str, Any]) ->
         for seed in seeds_or_none:
             given = from_json({**defaults, **entry}, f"{file}, line {number}")
             given = {name: value for name, value in with_settings(given).items() if name not in OF_THE_RUN}
-            pipeline = given.pop("pipeline", None)
             given |= {"seed": seed} if seed is not None else {}
             given["output"] = output_name(given, folder, number, seed)
             if given["output"] in taken:
                 raise ConfigError(f"{file}, line {number}: output {given['output']} is made twice")
             taken.add(given["output"])
-            yield Line(number, pipeline, with_absolute_files(every_option(), given))
+            yield Line(number, with_absolute_files(every_option(), given))
 
 
 def entries(file: Path) -> Iterator[tuple[int, Any]]:

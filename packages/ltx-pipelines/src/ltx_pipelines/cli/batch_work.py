@@ -13,7 +13,6 @@ from typing import Any
 
 from ltx_core.errors import MediaError
 from ltx_pipelines.cli.progress import Relayed, Reporter, Style
-from ltx_pipelines.pipeline import find_pipeline
 from ltx_pipelines.planning.schema import MODEL_VARIABLE
 from ltx_pipelines.running.output import change_path, exists, exr_folder, is_url, latents_path, local_copy, put, taken
 
@@ -23,7 +22,6 @@ class Line:
     """One clip of a batch: where it was asked for, and its options as `ltx generate` takes them."""
 
     number: int
-    pipeline: str | None
     given: dict[str, Any]
 
     @property
@@ -93,8 +91,7 @@ class Maker:
         from ltx_pipelines.cli.session import open_session
 
         reporter.note(f"[{asked.index} of {asked.clips}] {asked}", clip=asked.index, clips=asked.clips)
-        named = asked.line.pipeline
-        session = open_session(given, find_pipeline(named) if named else None, share=self.ledgers)
+        session = open_session(given, share=self.ledgers)
         plan = make_plan(session, {**given, "overwrite": True}, reporter)  # what is there may be this very clip
         from ltx_pipelines.cli.job import execute
         from ltx_pipelines.running.recipe import is_of
@@ -103,7 +100,7 @@ class Maker:
         if there.recipe is not None and is_of(there.recipe, job.delivered.plan):
             reporter.note(f"{asked} is already there", path=str(asked))
             return
-        if there.name is not None and not job.overwrite:
+        if there.name is not None and not job.asked.overwrite:
             raise taken(there.name)
         execute(job, reporter)
 

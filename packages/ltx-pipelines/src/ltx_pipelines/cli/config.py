@@ -72,7 +72,9 @@ def configure(given: dict[str, Any]) -> None:
         kept.pop(one.name, None)
         if "value" in given:
             text = given["value"]
-            kept[one.name] = one.read({"true": True, "false": False}.get(text) if one.is_switch else read(one, text))
+            kept[one.name] = one.read(
+                {"true": True, "false": False}.get(text) if one.is_switch else from_tokens(one, [text])
+            )
         save(kept)
     elif "name" in given:
         print(kept.get(settable(given["name"], "ltx config").name, "not set"))
@@ -80,10 +82,6 @@ def configure(given: dict[str, Any]) -> None:
     print(f"{config_path()}{'' if kept else ': nothing is set'}")
     for name, value in kept.items():
         print(f"  {name}: {value}")
-
-
-def read(one: Option, text: str) -> Any:
-    return from_tokens(one, [text])
 
 
 def save(kept: Mapping[str, Any]) -> None:

@@ -177,12 +177,9 @@ def media() -> dict[str, str]:
 
 def models() -> dict[str, str]:
     """Models that can be used now."""
-    from ltx_pipelines.cli.models import known_models, row_of, row_of_tiny
+    from ltx_pipelines.cli.models import place_of, rows
 
-    rows = [row_of_tiny(), *(row_of(model) for model in known_models())]
-    return {
-        row["model"]: f"{row['on_disk']:g} GB in {row['folder']}" if row["folder"] else "not on disk" for row in rows
-    }
+    return {row["model"]: place_of(row) for row in rows()}
 
 
 def disk() -> dict[str, str]:
@@ -190,17 +187,13 @@ def disk() -> dict[str, str]:
     import shutil
 
     from ltx_pipelines.cli.progress import human_bytes
-    from ltx_pipelines.running.hub import cache_folder
+    from ltx_pipelines.running.hub import cache_folder, free_disk_bytes
 
-    here, cache = Path.cwd(), cache_folder()
+    here = Path.cwd()
     return {
         "results": f"{human_bytes(shutil.disk_usage(here).free)} free in {here}",
-        "downloads": f"{human_bytes(shutil.disk_usage(_existing(cache)).free)} free for {cache}",
+        "downloads": f"{human_bytes(free_disk_bytes())} free for {cache_folder()}",
     }
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 DOCTOR = Command("doctor", "What this machine can do: devices, memory, backends, disk.", {"json": AS_JSON}, doctor)

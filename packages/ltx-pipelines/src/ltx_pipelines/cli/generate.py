@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.config import with_settings
 from ltx_pipelines.cli.fields import COMMON, DEVICES, PIPELINE, every_option, options_for
-from ltx_pipelines.pipeline import Pipeline, find_pipeline
-from ltx_pipelines.planning.schema import UsageError, plain
-from ltx_pipelines.request import AutoDuration
+from ltx_pipelines.pipeline import Pipeline
+from ltx_pipelines.planning.schema import UsageError, options_of, plain
+from ltx_pipelines.request import AutoDuration, Output
 from ltx_pipelines.running.output import SOUND, VIDEO, check_beside, check_free, check_output, free_output, free_path
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ENHANCING = ("enhance_prompt", "prompt_enhancer")
 PLACES = (
     *("output", "json", "quiet", "contact_sheet", "crf", "preview", "overwrite", "keep_latents", "first_stage"),
-    *("count", "absolute_paths", "backend", "policy", "offload", "device", "embedding_cache"),
+    *("count", "pipeline", "absolute_paths", "backend", "policy", "offload", "device", "embedding_cache"),
 )
 DEMO_PROMPT = "a ball bounces"  # of a model that proposes none
 OTHER_MODELS = "for anything else name a larger model, such as --model Lightricks/LTX-2.3 (`ltx models` lists them)"
@@ -48,8 +48,6 @@ def make(given: dict[str, Any], kind: type[Pipeline] | None = None) -> None:
     given = with_settings(given)
     devices = join_devices(given)
     reporter = Reporter("quiet" if devices is not None and devices.helping else style_of(given))
-    if named := given.pop("pipeline", None):
-        kind = find_pipeline(named)
     if (count := given.pop("count", 1)) > 1:
         if devices is not None:
             raise UsageError("--count makes several clips, --devices one; leave one of them out")
@@ -119,20 +117,13 @@ def job_of(session: Session, plan: Plan, given: Mapping[str, Any]) -> Job:
     """The job that a line, or a line of a batch, wants done with its plan."""
     from ltx_pipelines.cli.job import Job
 
-    sheet, first_stage = given.get("contact_sheet"), bool(given.get("first_stage"))
-    return Job(
-        plan,
-        session.ledger,
-        Path(given.get("output") or free_output(plan.prompt, plan.seed, session.pipeline.suffix)),
-        request=kept_request(given, session, plan),
-        contact_sheet=Path(sheet) if sheet else None,
-        crf=given.get("crf"),
-        overwrite=bool(given.get("overwrite")),
-        force=bool(given.get("force")),
-        absolute_paths=bool(given.get("absolute_paths")),
-        keep_latents=first_stage or bool(given.get("keep_latents")),
-        first_stage=first_stage,
-    )
+    output = given.get("output") or free_output(plan.prompt, plan.seed, session.pipeline.suffix)
+    return Job(plan, session.ledger, Path(output), output_of(given), kept_request(given, session, plan))
+
+
+def output_of(given: Mapping[str, Any]) -> Output:
+    """What a line asks of its output."""
+    return Output(**{name: given[name] for name in options_of(Output) if name in given})
 
 
 def make_plan(session: Session, given: Mapping[str, Any], reporter: Reporter) -> Plan:

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltx_pipelines.cli.again import where_files_are
+from ltx_pipelines.cli.again import first_of, recipe_in, where_files_are
 from ltx_pipelines.cli.command import AS_JSON, Command
 from ltx_pipelines.cli.trust import LOOK_IN, TRUST, Finder
 from ltx_pipelines.planning.schema import File, Option, UsageError
@@ -29,8 +29,7 @@ def inspect(given: dict[str, Any]) -> None:
     finder = Finder(given, file)
     if not file.exists():
         raise MediaError(f"{file} does not exist")
-    if file.is_dir() and (frames := sorted(file.glob("frame_*.png"))):
-        file = frames[0]
+    file = first_of(file)
     if file.is_dir() or file.suffix in (".safetensors", ".gguf"):
         show_weights(file, as_json)
     else:
@@ -39,13 +38,9 @@ def inspect(given: dict[str, Any]) -> None:
 
 def show_recipe(file: Path, as_json: bool, finder: Finder) -> None:
     """A recipe as facts, then what has changed since of the files that are trusted."""
-    from ltx_core.errors import MediaError
-    from ltx_media.containers import read_recipe
     from ltx_pipelines.running.recipe import changes_since, plan_of
 
-    recipe = read_recipe(file)
-    if recipe is None:
-        raise MediaError(f"{file} carries no recipe, expected a clip, sound or picture made by ltx")
+    recipe = recipe_in(file)
     if as_json:
         print(json.dumps(recipe, ensure_ascii=False, indent=2))
         return

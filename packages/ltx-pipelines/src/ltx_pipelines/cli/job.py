@@ -24,6 +24,7 @@ from ltx_media.files import replacing
 from ltx_pipelines.cli.progress import Reporter, human_bytes
 from ltx_pipelines.planning.cost import check_memory
 from ltx_pipelines.planning.plan import Plan
+from ltx_pipelines.request import Output
 from ltx_pipelines.running.engine import generate
 from ltx_pipelines.running.generation import Generation, write
 from ltx_pipelines.running.kept import kept_encoding, what_is_kept
@@ -41,39 +42,44 @@ RNG_STATE = "rng_state"
 
 @dataclass(frozen=True)
 class Job:
-    """A plan to run, and its output. ``request`` is kept in the recipe; ``resume`` holds stages that are done."""
+    """A plan to run, the file to write, and what is asked of it besides.
+
+    ``request`` is kept in the recipe; ``resume`` holds stages that are done.
+    """
 
     plan: Plan
     ledger: ModelLedger
     output: Path
+    asked: Output
     request: Mapping[str, Any] | None = None
-    contact_sheet: Path | None = None
-    crf: float | None = None  # of an MP4
-    overwrite: bool = False  # what is there already
-    force: bool = False  # also where memory is expected not to suffice
-    keep_latents: bool = False
-    first_stage: bool = False  # stop after it
-    absolute_paths: bool = False  # in the recipe
     resume: Generation | None = None
+
+    @property
+    def contact_sheet(self) -> Path | None:
+        return Path(self.asked.contact_sheet) if self.asked.contact_sheet else None
+
+    @property
+    def keeps_latents(self) -> bool:
+        return self.asked.keep_latents or self.asked.first_stage
 
     @property
     def delivered(self) -> Job:
         """The job with the plan of what is delivered: of the first stage alone, where it stops after that."""
-        return replace(self, plan=replace(self.plan, stages=self.plan.stages[:1])) if self.first_stage else self
+        return replace(self, plan=replace(self.plan, stages=self.plan.stages[:1])) if self.asked.first_stage else self
 
 
 def execute(job: Job, reporter: Reporter) -> Path:
     """Run a job to its file. Whatever stops it, no part of a file is left behind."""
     first, delivered = replace(job.plan, stages=job.plan.stages[:1]), job.delivered
     frames, hdr = delivered.plan.shape.frames, delivered.plan.hdr is not None
-    check_output(delivered.output, delivered.plan.has_video, job.overwrite, hdr, frames)
+    check_output(delivered.output, delivered.plan.has_video, job.asked.overwrite, hdr, frames)
     sounding = "audio" in delivered.plan.decoded or delivered.plan.audio == "source"
     if (lost := LEFT_OUT.get(job.output.suffix.lower())) and sounding and delivered.plan.hdr is None:
         reporter.note(f"{job.output.name}: {lost}")
-    check_beside(job.output, job.contact_sheet, job.crf, delivered.plan.hdr is not None)
-    for path in filter(None, (job.contact_sheet, latents_path(job.output) if job.keep_latents else None)):
-        check_free(path, job.overwrite)
-    if not job.force:
+    check_beside(job.output, job.contact_sheet, job.asked.crf, delivered.plan.hdr is not None)
+    for path in filter(None, (job.contact_sheet, latents_path(job.output) if job.keeps_latents else None)):
+        check_free(path, job.asked.overwrite)
+    if not job.asked.force:
         check_memory(delivered.plan, job.ledger)
     helping = check_devices(job)
     if job.ledger.device.type == "cuda":
@@ -82,7 +88,7 @@ def execute(job: Job, reporter: Reporter) -> Path:
         reporter.note(slow)
     with reporter.running():
         resume = job.resume
-        if job.keep_latents:
+        if job.keeps_latents:
             resume = follow(first, job, reporter, decode=False)
             if not helping:
                 keep_stage(resume, job)
@@ -96,7 +102,7 @@ def execute(job: Job, reporter: Reporter) -> Path:
             if helping:
                 deque(generation.video or (), maxlen=0)  # decoded with the others, written by the first
                 return job.output
-            write(generation, delivered.output, recipe, watch, delivered.crf)
+            write(generation, delivered.output, recipe, watch, job.asked.crf)
         if job.contact_sheet is not None:
             write_sheet(delivered)
         seconds = reporter.finish()
@@ -106,7 +112,7 @@ def execute(job: Job, reporter: Reporter) -> Path:
 
 def recipe_of(job: Job) -> dict[str, Any]:
     """The recipe that goes into its file."""
-    return recipe_for(job.output, job.plan, job.request, str(job.ledger.device), job.absolute_paths)
+    return recipe_for(job.output, job.plan, job.request, str(job.ledger.device), job.asked.absolute_paths)
 
 
 def check_devices(job: Job) -> bool:
@@ -139,8 +145,8 @@ def follow(
 
 def write_long(job: Job, recipe: Mapping[str, Any], reporter: Reporter) -> None:
     """A long clip to its file, window by window; what is whole is kept when it is stopped, and gone on from."""
-    plan, encoding = job.plan, kept_encoding(job.plan, job.crf, job.output)
-    store, total = Unfinished(job.output, plan, encoding, job.overwrite), len(plan.stages[0].windows)
+    plan, encoding = job.plan, kept_encoding(job.plan, job.asked.crf, job.output)
+    store, total = Unfinished(job.output, plan, encoding, job.asked.overwrite), len(plan.stages[0].windows)
     done = store.state.done
     if done:
         reporter.note(f"{done} of {total} windows are in {store.folder}, going on", done=done, total=total)
@@ -221,37 +227,21 @@ def _count(chunks: Iterable[Tensor], total: int, reporter: Reporter, done: int =
 
 
 def _summarize(job: Job, reporter: Reporter, seconds: float) -> None:
-    shape, plan = job.plan.shape, job.plan
+    """Say what came of a run: what is kept, the file, its time, the speed, the peak of memory."""
+    shape, plan, device = job.plan.shape, job.plan, job.ledger.device
+    if (kept := what_is_kept(plan, job.ledger.scale_factors.time)) is not None:
+        reporter.note(kept, kept=kept)
+    peak = peak_bytes(device)
+    if reporter.style == "json":
+        facts = {"path": str(job.output), "seconds": round(seconds, 3), "peak_bytes": peak}
+        reporter.emit("done", **facts, seed=plan.seed, steps=reporter.steps)
+        return
     if plan.has_video:
         what = f"{shape.frames} frames of {shape.width} x {shape.height}, {shape.duration:.2f} s at {shape.fps:g} fps"
         speed = f"{shape.frames / seconds:.3g} frames/s"
     else:
         what, speed = f"{shape.duration:.2f} s of sound", f"{shape.duration / seconds:.3g} s of sound per second"
-    if (kept := what_is_kept(plan, job.ledger.scale_factors.time)) is not None:
-        reporter.note(kept, kept=kept)
-    summary(reporter, Result(job.output, what, speed, seconds, plan.seed, job.ledger.device))
-
-
-@dataclass(frozen=True)
-class Result:
-    """Summary of a run, in words and numbers."""
-
-    path: Path
-    what: str
-    speed: str
-    seconds: float
-    seed: int
-    device: torch.device
-
-
-def summary(reporter: Reporter, result: Result) -> None:
-    """Say what came of a run: the file, its time, the speed, the peak of memory."""
-    peak = peak_bytes(result.device)
-    where = "the process" if result.device.type == "cpu" else str(result.device)
-    if reporter.style == "json":
-        facts = {"path": str(result.path), "seconds": round(result.seconds, 3), "peak_bytes": peak}
-        reporter.emit("done", **facts, seed=result.seed, steps=reporter.steps)
-        return
+    where = "the process" if device.type == "cpu" else str(device)
     steps = f"{reporter.steps} steps, " if reporter.steps else ""
-    reporter.note(f"wrote {result.path}: {result.what}, seed {result.seed}")
-    reporter.note(f"{result.seconds:.1f} s, {steps}{result.speed}, peak memory {human_bytes(peak)} ({where})")
+    reporter.note(f"wrote {job.output}: {what}, seed {plan.seed}")
+    reporter.note(f"{seconds:.1f} s, {steps}{speed}, peak memory {human_bytes(peak)} ({where})")

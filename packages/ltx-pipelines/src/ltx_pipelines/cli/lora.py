@@ -166,12 +166,7 @@ INSPECT = Command(
 MERGE = Command(
     "lora merge",
     ABOUT_MERGE,
-    {
-        "model": MODEL,
-        "output": OUTPUT,
-        "loras": NETWORKS["loras"],
-        "lora_precision": NETWORKS["lora_precision"],
-    },
+    {"model": MODEL, "output": OUTPUT, "loras": NETWORKS["loras"], "lora_precision": NETWORKS["lora_precision"]},
     merge,
     "model output",
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_pipelines.cli.command import AS_JSON, Command
@@ -32,11 +33,14 @@ def models(line: Sequence[str]) -> None:
 
 def show(given: dict[str, Any]) -> None:
     """The models we know."""
-    rows = [row_of_tiny(), *(row_of(model) for model in known_models())]
     if given.get("json"):
-        print(json.dumps(rows, ensure_ascii=False, indent=2))
-    else:
-        print_table(rows)
+        print(json.dumps(rows(), ensure_ascii=False, indent=2))
+        return
+    for row in rows():
+        print(f"{row['model']}: about {row['gigabytes']:g} GB, {place_of(row)}")
+        print(f"    {row['what']}")
+        print(f"    {row['license']}{row['page'] and ', ' + row['page']}")
+    print("ltx models download MODEL fetches one, with the text encoder it needs")
 
 
 def download(given: dict[str, Any]) -> None:
@@ -64,33 +68,39 @@ def download(given: dict[str, Any]) -> None:
         needed, free = sum(one.gigabytes for one in repos), free_disk_bytes() / 1e9
         if needed > free:
             print(f"only {free:.0f} GB are free where downloads go; set HF_HOME to another disk", file=sys.stderr)
-        if not given.get("yes") and input("By going on you accept these licences. Fetch? [Y/n] ").lower() in (
-            "n",
-            "no",
-        ):
+        asked = "By going on you accept these licences. Fetch? [Y/n] "
+        if not given.get("yes") and input(asked).lower() in ("n", "no"):
             raise SystemExit(1)
     folder = download_model(model)
     print(f"{folder_bytes(folder) / 1e9:.1f} GB in {folder}")
     print(f'next: ltx generate "a prompt" --model {model}')
 
 
-def known_models() -> list[KnownModel]:
-    from ltx_pipelines.running.hub import KNOWN_MODELS
+def rows() -> list[dict[str, Any]]:
+    """The bundled model, then those on the hub, as plain values."""
+    from ltx_core.errors import CheckpointError
+    from ltx_pipelines.running.hub import KNOWN_MODELS, NOT_BUNDLED, TINY, KnownModel, bundled_model, on_disk
 
-    return list(KNOWN_MODELS.values())
+    missing = NOT_BUNDLED
+    try:
+        folder = bundled_model(TINY)
+    except CheckpointError as error:
+        folder, missing = None, str(error)
+    what = "small trained model of moving shapes with sound, bundled" if folder else missing
+    tiny = row_of(KnownModel(TINY, what, (), 0.0, "Apache-2.0"), folder, digits=3)
+    tiny |= {"gigabytes": tiny["on_disk"], "page": ""}
+    return [tiny, *(row_of(model, on_disk(model.repo)) for model in KNOWN_MODELS.values())]
 
 
-def row_of(model: KnownModel) -> dict[str, Any]:
-    """A known model as plain values."""
-    from ltx_pipelines.running.hub import folder_bytes, on_disk
+def row_of(model: KnownModel, folder: Path | None, digits: int = 1) -> dict[str, Any]:
+    """A model, and the folder it lies in."""
+    from ltx_pipelines.running.hub import folder_bytes
 
-    folder = on_disk(model.repo)
-    here = folder_bytes(folder) / 1e9 if folder else 0.0
     return {
         "model": model.repo,
         "what": model.summary,
         "gigabytes": model.gigabytes,
-        "on_disk": round(here, 1),
+        "on_disk": round(folder_bytes(folder) / 1e9 if folder else 0.0, digits),
         "folder": str(folder) if folder else None,
         "license": model.license,
         "page": model.page,
@@ -98,37 +108,9 @@ def row_of(model: KnownModel) -> dict[str, Any]:
     }
 
 
-def row_of_tiny() -> dict[str, Any]:
-    """The bundled model."""
-    from ltx_core.errors import CheckpointError
-    from ltx_pipelines.running.hub import NOT_BUNDLED, TINY, bundled_model
-
-    missing = NOT_BUNDLED
-    try:
-        folder = bundled_model(TINY)
-    except CheckpointError as error:
-        folder, missing = None, str(error)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9 if folder else 0.0
-    return {
-        "model": TINY,
-        "what": "small trained model of moving shapes with sound, bundled" if folder else missing,
-        "gigabytes": round(size, 3),
-        "on_disk": round(size, 3),
-        "folder": str(folder) if folder else None,
-        "license": "Apache-2.0",
-        "page": "",
-        "needs": [],
-    }
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """The models, one under the other, then how to get one."""
-    for row in rows:
-        here = f"{row['on_disk']:g} GB in {row['folder']}" if row["folder"] else "not on disk"
-        print(f"{row['model']}: about {row['gigabytes']:g} GB, {here}")
-        print(f"    {row['what']}")
-        print(f"    {row['license']}{row['page'] and ', ' + row['page']}")
-    print("ltx models download MODEL fetches one, with the text encoder it needs")
+def place_of(row: Mapping[str, Any]) -> str:
+    """Where a model lies, in words."""
+    return f"{row['on_disk']:g} GB in {row['folder']}" if row["folder"] else "not on disk"
 
 
 LISTING = Command("models", ABOUT, {"json": AS_JSON}, show)

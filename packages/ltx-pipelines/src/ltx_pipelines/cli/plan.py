@@ -11,7 +11,6 @@ from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.config import with_settings
 from ltx_pipelines.cli.fields import DEVICES, PIPELINE, every_option
 from ltx_pipelines.cli.generate import ENHANCING, take_devices
-from ltx_pipelines.pipeline import find_pipeline
 
 if TYPE_CHECKING:
     from ltx_pipelines.planning.cost import Cost
@@ -34,8 +33,7 @@ def show(given: dict[str, Any]) -> None:
     given = with_settings(given)
     size, mesh = take_devices(given)
     as_json = given.pop("json", False)
-    named = given.pop("pipeline", None)
-    session = open_session(given, find_pipeline(named) if named else None)
+    session = open_session(given)
     reporter = Reporter("quiet" if as_json else "lines")
     if size > 1:
         from ltx_core.parallel.mesh import Devices, check_mesh

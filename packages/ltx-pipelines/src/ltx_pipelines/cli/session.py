@@ -8,7 +8,7 @@ from typing import Any
 
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_pipelines.cli.fields import every_option, options_for
-from ltx_pipelines.pipeline import Pipeline, owners, pipelines
+from ltx_pipelines.pipeline import Pipeline, find_pipeline, owners, pipelines
 from ltx_pipelines.planning.schema import UsageError
 from ltx_pipelines.running.model_facts import ModelFacts
 from ltx_pipelines.running.model_files import FoundModel
@@ -33,10 +33,13 @@ class Session:
 def open_session(
     given: Mapping[str, Any], kind: type[Pipeline] | None = None, share: dict[str, ModelLedger] | None = None
 ) -> Session:
-    """The session of a request; without ``kind`` the pipeline follows from what is given.
+    """The session of a request; without ``kind`` and a name the pipeline follows from what is given.
 
     ``share`` keeps ledgers between requests, so that those with the same model and settings load it once.
     """
+    if named := given.get("pipeline"):
+        kind = find_pipeline(named)
+    given = {name: value for name, value in given.items() if name != "pipeline"}
     asked = next((pipelines()[command] for field, command in owners().items() if field in given), None)
     if (completed_by := kind or asked) is not None:
         given = completed_by.complete(given)

@@ -16,18 +16,14 @@ from ltx_pipelines.planning.stages import with_stream
 from ltx_pipelines.request import Request
 
 ADAPTER = "ltx-2-19b-lora-camera-control-{}.safetensors"
-#: Moves that published adapters make, how these are called, and what the prompt says then.
+#: Published adapters, what the prompt says with each, and the moves it makes.
 ADAPTERS = {
-    ("dolly", "in"): ("dolly-in", "The camera pushes in."),
-    ("dolly", "forward"): ("dolly-in", "The camera pushes in."),
-    ("dolly", "out"): ("dolly-out", "The camera pulls back, revealing the surroundings."),
-    ("dolly", "back"): ("dolly-out", "The camera pulls back, revealing the surroundings."),
-    ("truck", "left"): ("dolly-left", "The camera slides to the left."),
-    ("truck", "right"): ("dolly-right", "The camera slides to the right."),
-    ("pedestal", "up"): ("jib-up", "The camera rises straight up."),
-    ("pedestal", "down"): ("jib-down", "The camera sinks straight down."),
-    ("jib", "up"): ("jib-up", "The camera rises straight up."),
-    ("jib", "down"): ("jib-down", "The camera sinks straight down."),
+    "dolly-in": ("The camera pushes in.", ("dolly in", "dolly forward")),
+    "dolly-out": ("The camera pulls back, revealing the surroundings.", ("dolly out", "dolly back")),
+    "dolly-left": ("The camera slides to the left.", ("truck left",)),
+    "dolly-right": ("The camera slides to the right.", ("truck right",)),
+    "jib-up": ("The camera rises straight up.", ("pedestal up", "jib up")),
+    "jib-down": ("The camera sinks straight down.", ("pedestal down", "jib down")),
 }
 
 
@@ -55,9 +51,11 @@ def steer(
 
 def adapter_for(moves: Sequence[Move], folder: Path) -> tuple[Lora, str] | None:
     """The published adapter of a single move with its words, where it lies in a folder."""
-    name, words = ADAPTERS.get((moves[0].kind, moves[0].direction), ("", "")) if len(moves) == 1 else ("", "")
-    path = folder / ADAPTER.format(name)
-    return (Lora(str(path)), words) if name and path.is_file() else None
+    made = [f"{move.kind} {move.direction}" for move in moves]
+    for name, (words, able) in ADAPTERS.items():
+        if len(made) == 1 and made[0] in able and (path := folder / ADAPTER.format(name)).is_file():
+            return Lora(str(path)), words
+    return None
 
 
 def camera_path(text: str, moves: Sequence[Move], seconds: float) -> CameraPath:
