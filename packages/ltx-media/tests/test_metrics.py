@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+from tests.motion import global_motion
 
 from ltx_core.errors import ConfigError
 from ltx_core.types import Audio
 from ltx_media.metrics import (
     coherence,
     drift,
-    global_motion,
     level_step,
     optical_flow,
     psnr,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.golden.case import TINY_CHECKPOINT
+from tests.motion import global_motion
 
 from ltx_core.components.patchifiers import VideoLatentPatchifier
 from ltx_core.conditioning.tools import VideoLatentTools
@@ -16,7 +17,6 @@ from ltx_core.conditioning.types.seen_cond import VideoConditionBySeen
 from ltx_core.errors import ConditioningError, ConfigError, MediaError
 from ltx_core.types import SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
 from ltx_media.camera import CameraPath, Key, Pose
-from ltx_media.metrics import global_motion
 from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.planning.camera import ADAPTER, adapter_for, steer
 from ltx_pipelines.planning.plan import CameraCondition, Lora, plan_from_json

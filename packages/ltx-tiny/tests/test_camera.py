@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.motion import global_motion
 
 from ltx_media.camera import CameraPath, Intrinsics, Key, Pose
 from ltx_media.camera.warp import warp_still
 from ltx_media.images import write_png
-from ltx_media.metrics import global_motion
 from ltx_pipelines import TI2VidTwoStagesPipeline
 from ltx_tiny.world.motion import progress
 from ltx_tiny.world.render import render

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ltx_core.errors import ConfigError, MediaError
+from ltx_core.errors import MediaError
 
 RGB_TO_YCBCR_709 = ((0.2126, 0.7152, 0.0722), (-0.1146, -0.3854, 0.5), (0.5, -0.4542, -0.0458))
 RGB_TO_YCBCR_601 = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
@@ -44,15 +44,6 @@ class HDRColorSpace(Enum):
     SRGB_LINEAR = "SRGB_LINEAR"  # linear light, Rec.709 primaries
     ACESCG = "ACESCG"  # linear light, AP1 primaries
     ACESCCT = "ACESCCT"  # ACEScct codes, AP1 primaries
-
-    @classmethod
-    def parse(cls, name: str) -> HDRColorSpace:
-        """The member called ``name`` in any case."""
-        try:
-            return cls(name.upper())
-        except ValueError:
-            known = ", ".join(member.value for member in cls)
-            raise ConfigError(f"HDR colour space is {name!r}, expected one of {known}") from None
 
     @property
     def primaries(self) -> Primaries:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -123,28 +122,6 @@ def psnr(first: Tensor, second: Tensor, peak: float = 1.0) -> float:
     """Decibels between two pictures or clips of one shape; infinite when equal."""
     error = float((first.double() - second.double()).square().mean())
     return math.inf if error == 0 else 10 * math.log10(peak * peak / error)
-
-
-def global_motion(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Pixels (x, y) by which the picture moved from ``first`` to ``second`` ``[C, H, W]``, by phase correlation."""
-    a, b = (np.asarray(frame.double().mean(dim=0)) for frame in (first, second))
-    window = np.outer(np.hanning(a.shape[0]), np.hanning(a.shape[1]))
-    cross = np.fft.fft2(b * window) * np.conj(np.fft.fft2(a * window))
-    surface = np.fft.ifft2(cross / np.maximum(np.abs(cross), 1e-12)).real
-    row, column = np.unravel_index(int(surface.argmax()), surface.shape)
-    return (
-        _peak(surface[row], int(column)),
-        _peak(surface[:, column], int(row)),
-    )
-
-
-def _peak(line: np.ndarray, place: int) -> float:
-    """The maximum of a cyclic line near ``place``, refined by a parabola, as a signed shift."""
-    size = len(line)
-    left, middle, right = line[place - 1], line[place], line[(place + 1) % size]
-    curve = left - 2 * middle + right
-    shift = place + (0.5 * (left - right) / curve if curve else 0.0)
-    return float(shift - size if shift > size / 2 else shift)
 
 
 # Coherence of one clip ---------------------------------------------------------------------------------------------

@@ -67,12 +67,13 @@ def by_version(field: str) -> str:
     return "".join(f"{since}{str(value).strip('(),')}" for since, value in found)
 
 
+MEMORY = "Memory and speed"
 clip = partial(option, group="Request")
 size = partial(option, group="Size and time")
 condition = partial(option, group="Conditions")
 sampling = partial(option, group="Sampling")
 network = partial(option, group="Model")
-memory = partial(option, group="Memory and speed")
+memory = partial(option, group=MEMORY)
 result = partial(option, group="Output")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ltx_core.errors import ConfigError
+from ltx_core.textfiles import read_text
 from ltx_media.camera.geometry import Array, Pose
 
 Interpolation = Literal["linear", "smoothstep", "cubic"]
@@ -141,11 +142,8 @@ def camera_path_from_json(text: str | bytes, name: str = "camera path") -> Camer
 
 
 def read_camera_path(path: str | Path) -> CameraPath:
-    """Read a path file."""
-    try:
-        return camera_path_from_json(Path(path).read_bytes(), str(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+    """Read a path file. Raises `ConfigError` that names it."""
+    return camera_path_from_json(read_text(path), str(path))
 
 
 def _path_of(file: _PathFile) -> CameraPath:

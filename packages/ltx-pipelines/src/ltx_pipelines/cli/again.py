@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_pipelines.cli.command import Command
-from ltx_pipelines.cli.fields import every_option
+from ltx_pipelines.cli.fields import every_option, some_options
 from ltx_pipelines.cli.trust import LOOK_IN, SHOWN, TRUST, Finder
 from ltx_pipelines.planning.schema import File, Option, UsageError, files_in, read_all, with_files
 
@@ -195,7 +195,7 @@ def _is_replaced(name: str, changes: Mapping[str, Any]) -> bool:
 
 
 def options(*names: str) -> dict[str, Option]:
-    return {"file": FILE, "trust": TRUST, "look_in": LOOK_IN, **{name: every_option()[name] for name in names}}
+    return {"file": FILE, "trust": TRUST, "look_in": LOOK_IN, **some_options(*names)}
 
 
 RERUN = Command("rerun", ABOUT_RERUN, options(*CHANGEABLE, *SHARED), rerun, "file", every_option)

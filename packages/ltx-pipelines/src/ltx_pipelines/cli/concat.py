@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltx_pipelines.cli.command import Command
-from ltx_pipelines.cli.fields import every_option
+from ltx_pipelines.cli.fields import every_option, some_options
 from ltx_pipelines.planning.schema import File, Option, UsageError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def joined_sound(clips: Sequence[VideoInfo], counts: Sequence[int], fps: Fractio
 CONCAT = Command(
     "concat",
     ABOUT,
-    {"files": FILES, **{name: every_option()[name] for name in ("output", "crf", "overwrite", "json", "quiet")}},
+    {"files": FILES, **some_options("output", "crf", "overwrite", "json", "quiet")},
     concat,
     "files",
     every_option,

@@ -64,7 +64,8 @@ def devices() -> dict[str, str]:
         for index in range(torch.cuda.device_count()):
             found[f"cuda:{index}"] = f"usable: {_cuda(index)}"
     else:
-        found["cuda"] = f"not usable: {_why_no_cuda()}"
+        why = "no NVIDIA driver or device was found" if torch.version.cuda else "this torch is built for the CPU only"
+        found["cuda"] = f"not usable: {why}"
     if torch.backends.mps.is_available():
         found["mps"] = f"usable: {human_bytes(free_bytes(torch.device('mps')))} free"
     else:
@@ -103,14 +104,6 @@ def _cuda(index: int) -> str:
     kinds += ["fp8"] if (major, minor) >= (8, 9) else []
     name = torch.cuda.get_device_name(device)
     return f"{name}, compute {major}.{minor}, {human_bytes(free)} of {human_bytes(size)} free, {', '.join(kinds)}"
-
-
-def _why_no_cuda() -> str:
-    import torch
-
-    if torch.version.cuda is None:
-        return "this torch is built for the CPU only"
-    return "no NVIDIA driver or device was found"
 
 
 def precision() -> dict[str, str]:

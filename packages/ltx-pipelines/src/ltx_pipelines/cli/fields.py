@@ -9,7 +9,7 @@ from typing import Any
 from ltx_core.errors import ConfigError, nearest_hint
 from ltx_pipelines.pipeline import Pipeline, every_field, find_pipeline
 from ltx_pipelines.planning.schema import Option, UsageError, options_of
-from ltx_pipelines.request import Networks, Output
+from ltx_pipelines.request import MEMORY, Networks, Output
 
 SOME_OUTPUTS = {"contact_sheet", "crf", "preview", "keep_latents", "first_stage"}  # in ``uses`` of some pipelines
 #: Options that short help shows, in pipelines beside those of their own.
@@ -23,15 +23,13 @@ COMMON = frozenset(
 )
 OF_THE_RUN = ("json", "quiet", "count")  # options that one request of many cannot have
 DEVICES = {
-    "devices": Option(
-        "devices", int, 1, "Devices that make one clip together.", group="Memory and speed", least=1, most=64
-    ),
+    "devices": Option("devices", int, 1, "Devices that make one clip together.", group=MEMORY, least=1, most=64),
     "mesh": Option(
         "mesh",
         str | None,
         None,
         "How they share it: sp devices the tokens, cfg groups of them the guidance passes, fsdp devices the weights.",
-        group="Memory and speed",
+        group=MEMORY,
         metavar="sp=N,cfg=N,fsdp=N",
         shown="by passes and memory",
     ),
@@ -43,6 +41,11 @@ PIPELINE = Option("pipeline", str | None, None, "Take this pipeline.", group="Re
 def every_option() -> dict[str, Option]:
     """The options of all pipelines together."""
     return group_options({**every_field(), **options_of(Networks), **options_of(Output)})
+
+
+def some_options(*names: str) -> dict[str, Option]:
+    """Those of all options that a command shares."""
+    return {name: every_option()[name] for name in names}
 
 
 def options_for(kind: type[Pipeline]) -> dict[str, Option]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.config import with_settings
-from ltx_pipelines.cli.fields import COMMON, DEVICES, PIPELINE, every_option, options_for
+from ltx_pipelines.cli.fields import COMMON, DEVICES, PIPELINE, every_option, options_for, some_options
 from ltx_pipelines.pipeline import Pipeline
 from ltx_pipelines.planning.schema import UsageError, options_of, plain
 from ltx_pipelines.request import AutoDuration, Output
@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
 ENHANCING = ("enhance_prompt", "prompt_enhancer")
-PLACES = (
-    *("output", "json", "quiet", "contact_sheet", "crf", "preview", "overwrite", "keep_latents", "first_stage"),
-    *("count", "pipeline", "absolute_paths", "backend", "policy", "offload", "device", "embedding_cache"),
-)
+NOT_KEPT = {"pipeline", "backend", "policy", "offload", "device", "embedding_cache", *options_of(Output)}  # in a recipe
 DEMO_PROMPT = "a ball bounces"  # of a model that proposes none
 OTHER_MODELS = "for anything else name a larger model, such as --model Lightricks/LTX-2.3 (`ltx models` lists them)"
 ABOUT = """Make a clip; the pipeline follows from what is given.
@@ -194,7 +191,7 @@ def enhance_prompt(prompt: str, ledger: ModelLedger, image: str | None, folder: 
 
 def kept_request(given: Mapping[str, Any], session: Session, plan: Plan) -> dict[str, Any]:
     """The request, with all that was drawn or predicted filled in, for the recipe."""
-    options = {name: plain(value) for name, value in given.items() if name not in (*ENHANCING, *PLACES)}
+    options = {name: plain(value) for name, value in given.items() if name not in NOT_KEPT}
     options |= {"seed": plan.seed, "prompt": plan.prompt, "dtype": plan.dtype}
     if options.pop("auto_duration", None) is not None:
         options["num_frames"] = plan.stages[0].shown.frames
@@ -233,6 +230,6 @@ def demo(given: dict[str, Any]) -> None:
             print("Or on a page, with a queue and a gallery: ltx serve")
 
 
-DEMO_OPTIONS = {name: every_option()[name] for name in ("prompt", "seed", "output", "quiet")}
+DEMO_OPTIONS = some_options("prompt", "seed", "output", "quiet")
 DEMO_OPTIONS["output"] = replace(DEMO_OPTIONS["output"], shown="demo.mp4, or demo-2.mp4 ...")
 DEMO = Command("demo", "Make demo.mp4 and a contact sheet with the bundled model.", DEMO_OPTIONS, demo, "prompt")

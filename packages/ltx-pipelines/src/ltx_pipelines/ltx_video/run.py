@@ -27,7 +27,7 @@ from ltx_core.types import LatentState, VideoLatentShape
 from ltx_pipelines.ltx_video.media import crop, load_condition, load_source, resize_video, wanted_media
 from ltx_pipelines.planning.layout import PaddedSize
 from ltx_pipelines.planning.plan import ImageCondition, Plan, StagePlan, StreamPlan
-from ltx_pipelines.running.decoding import video_decoder
+from ltx_pipelines.running.decoding import cut_frames, video_decoder
 from ltx_pipelines.running.finite import Watch, finite_frames
 from ltx_pipelines.running.preview import fitting
 from ltx_pipelines.running.stage_inputs import Continuation, StageInputs, StageRun
@@ -207,11 +207,7 @@ class LTXVideoRun:
 
     def decode(self, latent: Tensor) -> Iterator[Tensor]:
         """Chunks ``[f, H, W, 3]`` in [0, 1] of the frames and the size that are delivered."""
-        left = self.settings.asked.frames
-        for chunk in self.frames(latent):
-            if left > 0:
-                yield self.deliver(chunk[:left])
-            left -= len(chunk)
+        return cut_frames(map(self.deliver, self.frames(latent)), self.settings.asked)
 
     def frames(self, latent: Tensor) -> Iterator[Tensor]:
         """Chunks of all frames of a latent ``[f, H, W, 3]`` in [0, 1], whole."""

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ltx_core.errors import ConfigError
-from ltx_core.textfiles import read_text
 from ltx_media.camera import CameraPath, Move, parse_moves, path_of_moves
-from ltx_media.camera.path import camera_path_from_json
+from ltx_media.camera.path import camera_path_from_json, read_camera_path
 from ltx_pipelines.planning.plan import CameraCondition, Lora, StagePlan
 from ltx_pipelines.planning.schema import UsageError
 from ltx_pipelines.planning.stages import with_stream
@@ -62,9 +61,7 @@ def camera_path(text: str, moves: Sequence[Move], seconds: float) -> CameraPath:
     """The path that moves, JSON or the name of a JSON file describe."""
     if moves:
         return path_of_moves(moves, seconds)
-    if text.startswith("{"):
-        return camera_path_from_json(text)
-    return camera_path_from_json(read_text(text))
+    return camera_path_from_json(text) if text.startswith("{") else read_camera_path(text)
 
 
 def camera_condition(request: Request, path: CameraPath) -> CameraCondition:

@@ -322,19 +322,15 @@ def fitting_changes(plan: Plan, ledger: ModelLedger, cost: Cost, free: int) -> I
         yield "--policy streamed fits"
     factor, frames = ledger.scale_factors.time, plan.shape.frames
     share = free / cost.peak
-    for _ in range(TRIES):
-        fewer = int((frames - 1) * share) // factor * factor + 1
+    counts = [int((frames - 1) * share * 0.8**n) // factor * factor + 1 for n in range(TRIES)]
+    for fewer in counts:
         if fewer < frames and cost_of(resize(plan, fewer, 1.0), ledger).peak <= free:
             yield f"{fewer} frames fit"
             break
-        share *= 0.8
-    side = (free / cost.peak) ** 0.5
-    for _ in range(TRIES):
-        smaller = resize(plan, frames, side)
+    for smaller in (resize(plan, frames, share**0.5 * 0.85**n) for n in range(TRIES)):
         if min(smaller.shape.height, smaller.shape.width) >= SMALLEST and cost_of(smaller, ledger).peak <= free:
             yield f"{smaller.shape.width} x {smaller.shape.height} fits"
             break
-        side *= 0.85
 
 
 def resize(plan: Plan, frames: int, side: float) -> Plan:

@@ -21,20 +21,15 @@ from ltx_pipelines.planning.plan import (
     Source,
     StagePlan,
 )
+from ltx_pipelines.planning.schema import options_of
+from ltx_pipelines.request import Networks
+from ltx_pipelines.running.model_facts import SLOTS
 
 if TYPE_CHECKING:
     from ltx_pipelines.utils.model_ledger import ModelLedger
 
-OPTIONS = {  # component -> option that gives a file of it
-    "embeddings": "--text-projection-path",
-    "video_encoder": "--video-vae-path",
-    "video_decoder": "--video-vae-path",
-    "audio_encoder": "--audio-vae-path",
-    "audio_decoder": "--audio-vae-path",
-    "vocoder": "--audio-vae-path",
-    "transformer": "--model",
-    "text_encoder": "--gemma-root",
-}
+# Component -> field of `Networks` that gives a file of it, where that is not the slot it is read from.
+FIELDS = {"embeddings": "text_projection", "transformer": "model", "text_encoder": "gemma_root"}
 NEEDS = {  # stream -> components that decode it
     "video": ("video_decoder",),
     "audio": ("audio_decoder", "vocoder"),
@@ -143,7 +138,8 @@ def check_components(plan: Plan, ledger: ModelLedger) -> None:
     wanted |= networks_of(plan) | (set() if texts_known else {"text_encoder"})
     if missing := [name for name in sorted(wanted) if not ledger.holds(name)]:
         found = ", ".join(f"{Path(path).name} ({slot})" for slot, path in ledger.files.paths())
-        options = ", ".join(dict.fromkeys(OPTIONS[name] for name in missing))
+        fields = options_of(Networks)
+        options = ", ".join(dict.fromkeys(fields[FIELDS.get(name) or SLOTS[name]].flag for name in missing))
         lacks = f"the model has no {', '.join(missing)}, which {plan.pipeline} needs"
         raise ConfigError(f"{lacks}; found {found}; give the rest with {options}")
     sizes = {(stage.shape.height, stage.shape.width) for stage in plan.stages if "video" in stage.streams}

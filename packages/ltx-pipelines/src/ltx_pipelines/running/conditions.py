@@ -33,7 +33,7 @@ from ltx_core.errors import MediaError
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.audio_vae.audio_vae import encode_audio
 from ltx_core.networks import VideoEncoder
-from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
+from ltx_core.types import Audio, AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape, VideoPixelShape
 from ltx_media.audio import read_audio
 from ltx_media.camera.path import camera_path_from_json
 from ltx_media.camera.warp import Warped, fill_holes, warp_still
@@ -223,9 +223,7 @@ def _audio_reference_item(
     elif (sound := read_audio(reference.path)) is None:
         raise MediaError(f"{reference.path} has no sound, expected a file with an audio track")
     else:
-        encoder = ledger.network("audio_encoder")
-        with torch.no_grad():
-            latent = encode_audio(sound.to(device=ledger.device), encoder).to(ledger.dtype)
+        latent = encode_sound(sound, ledger)
     patchifier = AudioPatchifier()
     spans = patchifier.get_patch_grid_bounds(AudioLatentShape.from_torch_shape(latent.shape), latent.device)
     return AudioConditionByReferenceLatent(patchifier.patchify(latent), before_the_start(spans), reference.strength)
@@ -284,10 +282,14 @@ def _audio_source(source: Source, shape: VideoPixelShape, ledger: ModelLedger) -
         raise MediaError(f"{source.path} has no sound at {source.start:g} s, expected a file with an audio track")
     if source.offset:
         silence = round(source.offset * sound.sampling_rate)
-        waveform = F.pad(sound.waveform, (silence, 0))
-        sound = type(sound)(waveform, sound.sampling_rate)
-    encoder = ledger.network("audio_encoder")
-    return conform_latent_length(encode_audio(sound.to(device=ledger.device), encoder).to(ledger.dtype), target.frames)
+        sound = Audio(F.pad(sound.waveform, (silence, 0)), sound.sampling_rate)
+    return conform_latent_length(encode_sound(sound, ledger), target.frames)
+
+
+@torch.no_grad()
+def encode_sound(sound: Audio, ledger: ModelLedger) -> Tensor:
+    """A sound as a normalised latent ``[1, C, T, M]``."""
+    return encode_audio(sound.to(device=ledger.device), ledger.network("audio_encoder")).to(ledger.dtype)
 
 
 def encode_video(pixels: Tensor, ledger: ModelLedger) -> Tensor:

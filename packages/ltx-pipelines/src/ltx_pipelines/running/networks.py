@@ -10,7 +10,8 @@ from typing import Any
 
 from ltx_core.errors import CheckpointError, ConfigError, nearest_hint
 from ltx_pipelines.planning.plan import BackendName, Lora, ModelFiles
-from ltx_pipelines.planning.schema import MODEL_VARIABLE, UsageError
+from ltx_pipelines.planning.schema import MODEL_VARIABLE, UsageError, options_of
+from ltx_pipelines.request import MEMORY, Networks
 from ltx_pipelines.running.hub import TINY
 from ltx_pipelines.running.model_files import FoundModel, find_model
 from ltx_pipelines.running.placement import default_backend
@@ -21,10 +22,7 @@ OFFLOAD = {"none": "resident", "cpu": "streamed", "disk": "sequential"}
 QUANTIZATIONS = ("fp8-cast", "fp8-rowwise", "fp8-scaled-mm", "nvfp4-cast", "nvfp4-prequant")
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 SPLIT = ("transformer", "text_encoder", "audio_vae", "duration_head")
-PLACEMENT = (
-    *("backend", "policy", "offload", "device", "dtype", "quantization", "compile_blocks"),
-    *("embedding_cache", "lora_precision"),
-)
+PLACEMENT = (*(name for name, one in options_of(Networks).items() if one.group == MEMORY), "lora_precision")
 
 
 def model_name(given: Mapping[str, Any]) -> str:
