@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ltx_core.components.schedulers import TEMPORAL_ROUND_SIGMAS
-from ltx_core.errors import ConditioningError, ConfigError
+from ltx_core.errors import ConfigError
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines.pipeline import COMMON, TwoStagePipeline
 from ltx_pipelines.planning.layout import Canvas, temporal_tiles
 from ltx_pipelines.planning.plan import (
     CarriedKeyframes,
     Condition,
-    ImageCondition,
     KeyframeSlots,
     Lora,
     Plan,
@@ -58,18 +57,15 @@ class DFRPipeline(TwoStagePipeline):
 
     def make_plan(self, request: RoundsRequest) -> Plan:
         shape = self.shape(request)
-        check_images(request.images, shape)
+        for image in request.images:  # the canvas may be longer
+            image.check_place(shape.frames)
         canvas = Canvas.of(shape.frames)
         whole = shape._replace(frames=canvas.frames)
         slots = KeyframeSlots(canvas.keyframes)
         loras = self.loras + self.distilled_loras
         first = distilled_stage(request, halve_size(whole), (*request.images, slots), loras)
-        conditions: tuple[Condition, ...] = (
-            *request.images,
-            replace(slots, seeded=True),
-            *self.detail_references(request),
-        )
-        second = refinement_stage(whole, conditions, loras + request.detailing_loras)
+        shown: list[Condition] = [*request.images, replace(slots, seeded=True), *self.detail_references(request)]
+        second = refinement_stage(whole, shown, loras + request.detailing_loras)
         stages = [replace(first, delivered=halve_size(shape)), replace(second, delivered=shape)]
         seams: Sequence[int] = canvas.keyframes
         for number in range(1, request.temporal_upsample_rounds + 1):
@@ -87,16 +83,6 @@ class DFRPipeline(TwoStagePipeline):
         if len(factors) > 1:
             raise ConfigError(f"detailing adapters disagree on reference_downscale_factor: {sorted(factors)}")
         return [ReferenceCondition(None, downscale_factor=factor) for factor in factors]
-
-
-def check_images(images: Sequence[ImageCondition], shape: VideoPixelShape) -> None:
-    """Images lie within the asked length; the canvas may be longer."""
-    for image in images:
-        if image.frame_idx >= shape.frames:
-            raise ConditioningError(
-                f"image frame_idx is {image.frame_idx}, expected 0 to {shape.frames - 1}; "
-                f"nearest valid: {shape.frames - 1}"
-            )
 
 
 def faster(shape: VideoPixelShape) -> VideoPixelShape:
@@ -117,11 +103,7 @@ def round_stage(
     video = StreamPlan(
         start="previous",
         noise_scale=TEMPORAL_ROUND_SIGMAS[0],
-        conditions=(
-            *images,
-            CarriedKeyframes(tuple(seams), ANCHOR_STRENGTH),
-            KeyframeSlots(tuple(slots), seeded=True),
-        ),
+        conditions=(*images, CarriedKeyframes(tuple(seams), ANCHOR_STRENGTH), KeyframeSlots(tuple(slots), seeded=True)),
     )
     seed = request.seed + SEEDS_PER_ROUND * number
     stage = StagePlan(

@@ -16,7 +16,7 @@ from ltx_core.types import VideoPixelShape
 from ltx_pipelines.ltx_video.pipeline import LTXVideoPipeline, LTXVideoRequest
 from ltx_pipelines.pipeline import COMMON, GUIDED, EitherPipeline
 from ltx_pipelines.planning.layout import PaddedSize
-from ltx_pipelines.planning.plan import ImageCondition, LongClip, LTXVideoSettings, Plan, Scene, StagePlan, Window
+from ltx_pipelines.planning.plan import ImageCondition, LongClip, Plan, Scene, StagePlan, Window
 from ltx_pipelines.planning.schema import File, Misfit, UsageError, fit
 from ltx_pipelines.request import AutoDuration, EitherRequest, Request, condition, sampling, size
 
@@ -88,9 +88,8 @@ class LongVideoPipeline(EitherPipeline):
         fps = float(request.frame_rate or 24.0)
         plan = self.windows(request, board.seconds, Fraction(fps).limit_denominator(1001))
         asked = request.shape(plan.requested_frames)
-        if any(image.frame_idx >= asked.frames for image in board.images):
-            latest = max(image.frame_idx for image in board.images)
-            raise ConditioningError(f"image frame_idx is {latest}, expected 0 to {asked.frames - 1}")
+        for image in board.images:
+            image.check_place(asked.frames)
         more: dict[str, Any] = {}
         if self.ledger.is_ltx_video:
             stage, more = self.ltx_video_stage(request, asked, plan)
@@ -147,8 +146,7 @@ class LongVideoPipeline(EitherPipeline):
         part = whole.padded._replace(frames=pixel_frames(min(plan.window_latents, plan.latents)))
         scheduler = SchedulerConfig.chosen(config.sampler, self.ledger.config)
         stage = pipeline.stage(like, config, config.passes[0], scheduler, part, again=False)
-        decoding = (config.decode_timestep, config.decode_noise_scale, config.passes[0].tone_map_compression_ratio)
-        return replace(stage, shape=whole.padded), {"ltx_video": LTXVideoSettings(asked, *decoding)}
+        return replace(stage, shape=whole.padded), {"ltx_video": config.decoding(asked, config.passes[0])}
 
 
 def window_of(plan: WindowPlan, number: int, has_sound: bool) -> Window:

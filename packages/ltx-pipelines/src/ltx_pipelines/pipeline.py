@@ -329,12 +329,8 @@ class Pipeline(ABC):
 
     def wishes(self) -> dict[str, Any]:
         """The request the model prefers, as far as it has an effect here."""
-        unused = SIZE - self.usual.keys()
-        return {
-            name: value
-            for name, value in self.ledger.default_request.items()
-            if name in self.accepts and name not in unused
-        }
+        taken = self.accepts - (SIZE - self.usual.keys())
+        return {name: value for name, value in self.ledger.default_request.items() if name in taken}
 
     def guidance(self, stream: str) -> Guidance:
         """Guidance of a stream where a request says nothing: the usual one with what the model wants otherwise."""

@@ -44,9 +44,8 @@ class AutoDuration:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_seconds <= self.max_seconds:
-            raise ConfigError(
-                f"auto duration is {self.min_seconds} to {self.max_seconds} seconds, expected 0 < min <= max"
-            )
+            span = f"{self.min_seconds} to {self.max_seconds} seconds"
+            raise ConfigError(f"auto duration is {span}, expected 0 < min <= max")
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,7 @@ class Request:
 
     prompt: str = clip("", "What to make.", "--prompt", "-p")
     negative_prompt: str | None = clip(
-        None,
-        "What guidance pushes away from.",
-        "--negative-prompt",
-        "--negative",
-        shown="a list of defects",
+        None, "What guidance pushes away from.", "--negative-prompt", "--negative", shown="a list of defects"
     )
     seed: int = clip(10, "Seed of the noise; -1 draws one.", "--seed", "-s")
     height: int | None = size(
@@ -194,10 +189,7 @@ class Request:
     )
     camera_release: Curve = condition("hold", "How the hold of what the camera sees falls with the noise level.")
     generated_keyframes: int | tuple[int, ...] = condition(
-        0,
-        "Evenly spaced keyframes the model makes itself, or their frames.",
-        "--num-generated-keyframes",
-        least=0,
+        0, "Evenly spaced keyframes the model makes itself, or their frames.", "--num-generated-keyframes", least=0
     )
     video_path: File | None = condition(None, "Source clip.", "--video-path", "--video")
     hdr: HDRName | None = condition(
@@ -291,11 +283,7 @@ class Output:
     )
     enhance_prompt: bool = clip(False, "Let a language model write the prompt out first.")
     prompt_enhancer: File | None = clip(
-        None,
-        "Gemma folder for that.",
-        "--prompt-enhancer-gemma-root",
-        metavar="FOLDER",
-        shown="the text encoder",
+        None, "Gemma folder for that.", "--prompt-enhancer-gemma-root", metavar="FOLDER", shown="the text encoder"
     )
     contact_sheet: str | None = result(None, "Also write frames over a spectrogram to this PNG.", metavar="FILE")
     crf: float | None = result(None, "Quality of an MP4; 0 keeps every pixel.", least=0, most=51, shown="19")

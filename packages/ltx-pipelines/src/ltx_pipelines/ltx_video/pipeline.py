@@ -14,7 +14,6 @@ from ltx_pipelines.pipeline import COMMON, Loras, Pipeline
 from ltx_pipelines.planning.layout import PaddedSize
 from ltx_pipelines.planning.plan import (
     ImageCondition,
-    LTXVideoSettings,
     Plan,
     SamplerPlan,
     Source,
@@ -118,12 +117,11 @@ class LTXVideoPipeline(Pipeline):
             for index, shape in enumerate(shapes)
         ]
         last = replace(stages[-1], delivered=None if shapes[-1] == asked else asked)
-        decoding = (config.decode_timestep, config.decode_noise_scale, config.passes[-1].tone_map_compression_ratio)
         return self.finish_plan(
             request,
             [*stages[:-1], last],
             sources={"video": Source(request.input_media_path)} if request.input_media_path else {},
-            ltx_video=LTXVideoSettings(asked, *decoding),
+            ltx_video=config.decoding(asked, config.passes[-1]),
         )
 
     def config_of(self, request: LTXVideoRequest) -> LTXVConfig:
@@ -191,9 +189,8 @@ def shown_frames(clip: VideoInfo, size: PaddedSize) -> int:
 
 def check_frame(image: ImageCondition, frames: int, size: PaddedSize, step: int) -> None:
     """A picture lies inside the clip; the frames of a clip begin with a latent frame."""
-    last, start = size.asked.frames - 1, image.frame_idx
-    if not 0 <= start <= last:
-        raise ConditioningError(f"image frame_idx is {start}, expected 0 to {last}")
+    image.check_place(size.asked.frames)
+    start = image.frame_idx
     if min(frames, size.padded.frames - start) > step and start % step:
         nearest = round(start / step) * step
         raise ConditioningError(f"a clip starts at frame {start}, expected a multiple of {step}; nearest: {nearest}")

@@ -110,11 +110,8 @@ def pass_levels(sampling: Sampling, scheduler: SchedulerConfig, cells: int) -> T
         if not falling:
             raise ConfigError(f"timesteps are {list(sampling.timesteps)}, expected falling numbers in (0, 1]")
     else:
-        steps, first, last = (
-            sampling.num_inference_steps,
-            sampling.skip_initial_inference_steps,
-            sampling.skip_final_inference_steps,
-        )
+        steps, first = sampling.num_inference_steps, sampling.skip_initial_inference_steps
+        last = sampling.skip_final_inference_steps
         if first < 0 or last < 0 or first + last >= steps:
             raise ConfigError(
                 f"skip_initial_inference_steps + skip_final_inference_steps is {first} + {last}, "

@@ -17,6 +17,8 @@ from ltx_core.components.schedulers import LTXV_DISTILLED_SIGMAS, LTXV_SECOND_PA
 from ltx_core.errors import ConfigError, nearest_hint
 from ltx_core.guidance.perturbations import SKIP_STRATEGIES
 from ltx_core.textfiles import read_yaml
+from ltx_core.types import VideoPixelShape
+from ltx_pipelines.planning.plan import LTXVideoSettings
 
 PerStep = float | tuple[float, ...]
 Blocks = tuple[int, ...]
@@ -97,6 +99,10 @@ class LTXVConfig:
         }
         return {name: value for name, value in named.items() if value is not None}
 
+    def decoding(self, asked: VideoPixelShape, last: Sampling) -> LTXVideoSettings:
+        """The part of a plan that says how the latent of a ``last`` pass is decoded to the size that is asked for."""
+        return LTXVideoSettings(asked, self.decode_timestep, self.decode_noise_scale, last.tone_map_compression_ratio)
+
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any], where: str = "pipeline config") -> LTXVConfig:
         """Read the keys of a pipeline config. Raises ``ConfigError`` that names the first key that does not fit."""
@@ -127,16 +133,10 @@ def read_config(path: str | Path) -> LTXVConfig:
     if not isinstance(given, Mapping):
         raise ConfigError(f"{path}: holds {type(given).__name__}, expected keys and values")
     config = LTXVConfig.from_mapping(given, str(path))
-    return replace(
-        config,
-        checkpoint_path=_beside(path, config.checkpoint_path),
-        spatial_upscaler_model_path=_beside(path, config.spatial_upscaler_model_path),
-        text_encoder_model_name_or_path=_beside(path, config.text_encoder_model_name_or_path),
-    )
-
-
-def _beside(config: Path, name: str | None) -> str | None:
-    return str(config.parent / name) if name and (config.parent / name).exists() else name
+    named = ("checkpoint_path", "spatial_upscaler_model_path", "text_encoder_model_name_or_path")
+    places = {name: path.parent / model for name in named if (model := getattr(config, name))}
+    there: dict[str, Any] = {name: str(place) for name, place in places.items() if place.exists()}
+    return replace(config, **there)
 
 
 def _check_keys(given: Mapping[str, Any], known: set[str], where: str) -> None:

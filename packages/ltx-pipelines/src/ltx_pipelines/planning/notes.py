@@ -54,9 +54,8 @@ def _of_work(plan: Plan, ledger: ModelLedger) -> Iterator[str]:
 def _of_prompts(plan: Plan, ledger: ModelLedger) -> Iterator[str]:
     """Prompts that are longer than what the model reads of them."""
     for prompt in plan.prompts if ledger.files.text_encoder is not None else ():
-        if (
-            prompt == DEFAULT_NEGATIVE_PROMPT or len(prompt.encode()) < ledger.text_tokens
-        ):  # no token is less than a byte
+        short = len(prompt.encode()) < ledger.text_tokens  # no token is less than a byte
+        if prompt == DEFAULT_NEGATIVE_PROMPT or short:
             continue
         if (count := ledger.count_tokens(prompt)) > ledger.text_tokens:
             dropped = count - ledger.text_tokens

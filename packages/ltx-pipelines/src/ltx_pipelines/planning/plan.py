@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ltx_core.components.guiders import MultiModalGuiderParams, VelocityGuidance, at_sigma
 from ltx_core.components.strength import Curve, strength_around
 from ltx_core.components.windows import pixel_frames
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConditioningError, ConfigError
 from ltx_core.precision import DtypeName
 from ltx_core.types import SpatioTemporalScaleFactors, VideoPixelShape
 from ltx_pipelines.planning.schema import File
@@ -80,6 +80,13 @@ class ImageCondition:
     curve: Curve = "hold"
     as_keyframe: bool = False
     kind: Literal["image"] = "image"
+
+    def check_place(self, frames: int) -> None:
+        """Refuse a frame outside a clip of so many. Raises `ConditioningError`."""
+        last, nearest = frames - 1, min(max(self.frame_idx, 0), frames - 1)
+        if self.frame_idx != nearest:
+            said = f"image frame_idx is {self.frame_idx}, expected 0 to {last}"
+            raise ConditioningError(f"{said}; nearest valid: {nearest}")
 
     def places(self, frames: int, step: int) -> dict[int, float]:
         """Its strength by pixel frame in a clip of so many, its own frame first; none where it is 0."""

@@ -228,10 +228,7 @@ def is_exr_folder(path: str) -> bool:
 
 def check_image(image: ImageCondition, shape: VideoPixelShape, may_be_clip: bool) -> None:
     check_strength("image strength", image.strength)
-    last = shape.frames - 1
-    if not 0 <= image.frame_idx <= last:
-        nearest = min(max(image.frame_idx, 0), last)
-        raise ConditioningError(f"image frame_idx is {image.frame_idx}, expected 0 to {last}; nearest valid: {nearest}")
+    image.check_place(shape.frames)
     if image.crf is not None and not 0 <= image.crf <= 51:
         raise ConditioningError(f"image crf is {image.crf}, expected 0 to 51")
     check_exists(image.path, "read image")

@@ -75,9 +75,8 @@ def whole_work(stage: StagePlan, ledger: ModelLedger) -> Iterator[Work]:
     config = TransformerConfig.from_metadata(ledger.config).with_streams(*stage.streams)
     tokens = {name: tokens_of(stage, name, ledger) for name in stage.streams}
     batch = None if stage.velocity_guidance else stage.max_batch_size
-    counter = CallCounter(config, tokens, ledger.text_tokens, ledger.dtype, batch, ledger.policy != "streamed")
-    if ledger.devices is not None:
-        counter = replace(counter, devices=ledger.devices, passes=stage.passes())
+    placed = (ledger.dtype, batch, ledger.policy != "streamed")
+    counter = CallCounter(config, tokens, ledger.text_tokens, *placed, devices=ledger.devices, passes=stage.passes())
     if (sparse := stage.sparse_attention) is not None:
         keys = round(sparse_pattern(stage, sparse, ledger).kept * tokens["video"])
         counter = replace(counter, keys=keys, dense_blocks=sparse.layers)

@@ -154,14 +154,10 @@ def plain_pieces(tensors: Mapping[str, Source]) -> list[Piece]:
 
 
 def _widen(name: str, weight: Source, scale: Source | None) -> dict[str, Tensor]:
-    return {name: as_type(_wide(weight, scale), "BF16")}
-
-
-def _wide(weight: Source, scale: Source | None) -> Tensor:
     from ltx_core.loader.quantization import widen_plain
 
     tensors = {"weight": weight.read()} | ({"weight_scale": scale.read()} if scale is not None else {})
-    return widen_plain(tensors)
+    return {name: as_type(widen_plain(tensors), "BF16")}
 
 
 def pieces_of(tensors: Mapping[str, Source], quantization: str | None) -> list[Piece]:

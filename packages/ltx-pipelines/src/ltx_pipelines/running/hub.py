@@ -105,10 +105,7 @@ def download_model(repo: str) -> Path:
 
 def bundled_model(name: str) -> Path | None:
     """The folder of a model that an installed package ships, found through the entry points of `ltx.models`."""
-    for entry in entry_points(group="ltx.models"):
-        if entry.name == name:
-            return Path(entry.load()())
-    return None
+    return next((Path(entry.load()()) for entry in entry_points(group="ltx.models", name=name)), None)
 
 
 def bundled_folders() -> list[Path]:

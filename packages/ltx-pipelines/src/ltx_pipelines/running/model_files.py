@@ -15,6 +15,8 @@ from ltx_core.loader.lora import is_lora
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.textfiles import path_of, read_json
 from ltx_pipelines.planning.plan import Lora, ModelFiles
+from ltx_pipelines.planning.schema import options_of
+from ltx_pipelines.request import Networks
 from ltx_pipelines.running import hub
 
 logger = logging.getLogger(__name__)
@@ -65,16 +67,11 @@ COMFY_FOLDERS = (
     *("diffusion_models", "unet", "checkpoints", "text_encoders", "clip", "vae", "loras"),
     *("latent_upscale_models", "model_patches"),
 )
-#: Slot of `ModelFiles` -> what it is called in messages.
-KINDS = {
-    "text_projection": "text projections",
-    "video_vae": "video VAEs",
-    "audio_vae": "audio VAEs",
-    "spatial_upsampler": "spatial upscalers",
-    "temporal_upsampler": "temporal upscalers",
-    "duration_head": "duration heads",
-    "audio_adapter": "audio adapters",
-}
+#: Slots of `ModelFiles` that other files than the transformer's may fill.
+SLOTS = (
+    *("text_projection", "video_vae", "audio_vae", "spatial_upsampler", "temporal_upsampler"),
+    *("duration_head", "audio_adapter"),
+)
 
 
 def find_in_folder(folder: Path, variant: str | None = None, chosen: Path | None = None) -> FoundModel:
@@ -99,7 +96,7 @@ def find_in_folder(folder: Path, variant: str | None = None, chosen: Path | None
     held = {slot for slot, component in own.items() if component in opened.components}
     held |= {"text_projection"} if opened.has_text_projection else set()
     held |= set() if opened.is_ltx_video else {"audio_adapter"}
-    for slot in KINDS:
+    for slot in SLOTS:
         if slots.get(slot) and slot not in held:
             files = replace(files, **{slot: str(_fitting(slot, slots[slot], checkpoint))})
     distilled = tuple(Lora(str(file)) for file in slots.get("lora", ()) if "distilled" in file.name)
@@ -141,10 +138,8 @@ def _fitting(slot: str, files: Sequence[Path], checkpoint: Path) -> Path:
     version = Checkpoint.open(checkpoint).version[:2]
     fitting = [file for file in files if Checkpoint.open(file).version[:2] == version]
     chosen = (fitting or files)[0]
-    names = ", ".join(file.name for file in files)
-    logger.info(
-        "several %s: %s; %s is used, --%s names another", KINDS[slot], names, chosen.name, slot.replace("_", "-")
-    )
+    names, flag = ", ".join(file.name for file in files), options_of(Networks)[slot].flag
+    logger.info("several files for %s: %s; %s is used", flag, names, chosen.name)
     return chosen
 
 

@@ -41,10 +41,8 @@ class Model:
     def config(self) -> dict[str, Any]:
         """All sections, each from the file its component is read from."""
         config = dict(self.facts.source("embeddings").config)
-        for component in COMPONENTS:
-            if component in ("video_decoder", "audio_decoder", "vocoder", "duration_head") and self.facts.holds(
-                component
-            ):
+        for component in ("video_decoder", "audio_decoder", "vocoder", "duration_head"):
+            if self.facts.holds(component):
                 own = self.facts.source(component).component_config(component)
                 config |= {key: own[key] for key in ("vae", "audio_vae", "vocoder", "duration_head") if key in own}
         if self.facts.holds("embeddings"):
