@@ -93,7 +93,7 @@ def write_wav(path: str | Path, audio: Audio, metadata: Mapping[str, str] | None
     A name that ends in .flac or .mp3 makes such a file.
     """
     container, codec = SOUND_FILES.get(Path(path).suffix.lower(), SOUND_FILES[".wav"])
-    samples = (stereo_track(audio, path) * 32767).to(torch.int16).T.contiguous()  # [S, 2], truncated
+    samples = (stereo_track(audio, path) * 32767).to(torch.int16)  # [2, S], truncated
     rate = audio.sampling_rate
     with (
         replacing(path) as temporary,
@@ -103,14 +103,22 @@ def write_wav(path: str | Path, audio: Audio, metadata: Mapping[str, str] | None
         sink.metadata.update(container_tags(metadata))
         target = 48000 if container == "mp3" and rate not in MP3_RATES else rate
         stream = sink.add_stream(codec, rate=target, layout="stereo")
-        resampler = av.AudioResampler(stream.codec_context.format, "stereo", target, stream.codec_context.frame_size)
-        for start in range(0, len(samples), rate):
-            piece = samples[start : start + rate].numpy().reshape(1, -1)
-            frame = av.AudioFrame.from_ndarray(piece, format="s16", layout="stereo")
-            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
-            sink.mux([packet for ready in resampler.resample(frame) for packet in stream.encode(ready)])
-        sink.mux([packet for ready in resampler.resample(None) for packet in stream.encode(ready)])
-        sink.mux(stream.encode())
+        sink.mux(encode_sound(stream, samples.numpy(), rate, stream.codec_context.frame_size))
+
+
+def encode_sound(stream: av.AudioStream, track: np.ndarray, rate: int, frame_size: int) -> Iterator[av.Packet]:
+    """A track ``[channels, S]``, float32 or int16, as packets of frames of so many samples."""
+    layout, form = LAYOUTS[len(track)], {"float32": "fltp", "int16": "s16p"}[track.dtype.name]
+    resampler = av.AudioResampler(stream.codec_context.format, layout, stream.rate, frame_size)
+    for start in range(0, track.shape[1], rate):
+        samples = np.ascontiguousarray(track[:, start : start + rate])
+        frame = av.AudioFrame.from_ndarray(samples, format=form, layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+        for ready in resampler.resample(frame):
+            yield from stream.encode(ready)
+    for ready in resampler.resample(None):
+        yield from stream.encode(ready)
+    yield from stream.encode()
 
 
 def fit_duration(audio: Audio, duration: float) -> Audio:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ltx_core.errors import MediaError
 from ltx_core.types import Audio
-from ltx_media.audio import LAYOUTS, sound_track
+from ltx_media.audio import LAYOUTS, encode_sound, sound_track
 from ltx_media.color import Primaries, hlg_to_yuv420p10, linear_to_hlg, rgb_to_i420
 from ltx_media.containers import container_tags, open_container
 from ltx_media.files import media_errors, replacing, temporary_beside
@@ -295,23 +295,9 @@ def _sound_packets(
     target = rate if kept else 48000
     stream = sink.add_stream(encoding.audio_codec, rate=target, layout=LAYOUTS[len(track)])
     stream.bit_rate = encoding.audio_bit_rate * len(track)
-    return _encode_sound(stream, track.numpy(), rate)
-
-
-def _encode_sound(stream: av.AudioStream, track: np.ndarray, rate: int) -> Iterator[av.Packet]:
-    layout, codec = LAYOUTS[len(track)], stream.codec_context
-    if codec.name == "alac":
-        codec.format = "s32p"  # 24 bits
-    resampler = av.AudioResampler(codec.format, layout, stream.rate, FRAME_SIZES[codec.name])
-    for start in range(0, track.shape[1], rate):
-        samples = np.ascontiguousarray(track[:, start : start + rate])
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
-        frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
-        for ready in resampler.resample(frame):
-            yield from stream.encode(ready)
-    for ready in resampler.resample(None):
-        yield from stream.encode(ready)
-    yield from stream.encode()
+    if encoding.audio_codec == "alac":
+        stream.codec_context.format = "s32p"  # 24 bits
+    return encode_sound(stream, track.numpy(), rate, FRAME_SIZES[encoding.audio_codec])
 
 
 def _abandon(sink: av.container.OutputContainer) -> None:
