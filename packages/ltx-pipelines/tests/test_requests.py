@@ -22,7 +22,7 @@ from ltx_core.sampling.samplers import EulerSampler
 from ltx_core.types import Audio
 from ltx_pipelines.cli import session as session_module
 from ltx_pipelines.cli.app import run
-from ltx_pipelines.cli.batch import Line, read_lines
+from ltx_pipelines.cli.batch import read_lines
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.fields import every_option, options_for
 from ltx_pipelines.cli.session import open_session
@@ -164,7 +164,7 @@ def test_every_way_to_ask_gives_the_same(
         (here / "requests.jsonl").write_text(json.dumps({**request, "pipeline": name}))
         (line,) = read_lines(Path("requests.jsonl"), "clips", "", {})
         given = {field: value for field, value in line.given.items() if field != "output"}
-        assert line == Line(1, name, line.given)
+        assert line.number == 1 and line.given["pipeline"] == name
         return session_plan(given, kind)
 
     python, line, batch = map(outcome, (in_python, on_a_line, in_a_batch))

@@ -300,6 +300,19 @@ class Output:
     quiet: bool = result(False, "Print errors only.", "--quiet", "-q")
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """Devices that make one clip together."""
+
+    devices: int = memory(1, "Devices that make one clip together.", least=1, most=64)
+    mesh: str | None = memory(
+        None,
+        "How they share it: sp devices the tokens, cfg groups of them the guidance passes, fsdp devices the weights.",
+        metavar="sp=N,cfg=N,fsdp=N",
+        shown="by passes and memory",
+    )
+
+
 # Guidance ----------------------------------------------------------------------------------------------------------
 
 # Field of the guidance -> what stands in its spelling, help, and what else an option says.

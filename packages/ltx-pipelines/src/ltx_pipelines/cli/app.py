@@ -101,11 +101,9 @@ def load(name: str) -> Callable[[Sequence[str]], Any]:
             near = nearest(name, [*OWN, *pipelines(), *foreign()])
             hint = f"; did you mean {near}?" if near else ", see `ltx --help`"
             raise UsageError(f"no command {name!r}{hint}") from None
-    return made if not hasattr(made, "registered_commands") else _typer_app(made, name)
-
-
-def _typer_app(app: Any, name: str) -> Callable[[Sequence[str]], Any]:
-    return lambda line: app(args=list(line), prog_name=f"ltx {name}")
+    if hasattr(made, "registered_commands"):  # of typer
+        return lambda line: made(args=list(line), prog_name=f"ltx {name}")
+    return made
 
 
 def foreign() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from ltx_core.errors import ConfigError, nearest_hint
 from ltx_pipelines.pipeline import Pipeline, every_field, find_pipeline
 from ltx_pipelines.planning.schema import Option, UsageError, options_of
-from ltx_pipelines.request import MEMORY, Networks, Output
+from ltx_pipelines.request import Networks, Output, Sharing
 
 SOME_OUTPUTS = {"contact_sheet", "crf", "preview", "keep_latents", "first_stage"}  # in ``uses`` of some pipelines
 #: Options that short help shows, in pipelines beside those of their own.
@@ -22,18 +22,7 @@ COMMON = frozenset(
     }
 )
 OF_THE_RUN = ("json", "quiet", "count")  # options that one request of many cannot have
-DEVICES = {
-    "devices": Option("devices", int, 1, "Devices that make one clip together.", group=MEMORY, least=1, most=64),
-    "mesh": Option(
-        "mesh",
-        str | None,
-        None,
-        "How they share it: sp devices the tokens, cfg groups of them the guidance passes, fsdp devices the weights.",
-        group=MEMORY,
-        metavar="sp=N,cfg=N,fsdp=N",
-        shown="by passes and memory",
-    ),
-}
+DEVICES = options_of(Sharing)
 PIPELINE = Option("pipeline", str | None, None, "Take this pipeline.", group="Request", metavar="NAME")
 
 

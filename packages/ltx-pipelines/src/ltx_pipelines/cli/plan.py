@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ltx_core.precision import WIDENED, DtypeName
+from ltx_core.precision import WIDENED
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.config import with_settings
 from ltx_pipelines.cli.fields import DEVICES, PIPELINE, every_option
@@ -90,7 +90,8 @@ def print_plan(plan: Plan, cost: Cost) -> None:
         f"{plan.pipeline}: {size}{shape.frames} frames, {shape.duration:.2f} s at {shape.fps:g} fps", markup=False
     )
     console.print(f"model {plan.models.checkpoint}", markup=False, soft_wrap=True)
-    console.print(precision_in_words(plan.dtype))
+    widened = "computed in float32, weights kept in bfloat16 and widened layer by layer"
+    console.print(widened if plan.dtype == WIDENED else f"computed in {plan.dtype}")
     console.print(f"seed {plan.seed}, prompt {plan.prompt!r}", markup=False, soft_wrap=True)
     names = ("stage", "size", "steps", "passes", "sampler", "streams", "conditions", "adapters")
     stages = Table(*(Column(name, overflow="fold") for name in names), box=SIMPLE)  # narrow terminals cut no name
@@ -127,12 +128,6 @@ def sharing_lines(plan: Plan, cost: Cost, ledger: ModelLedger) -> Iterator[str]:
             amount = human_bytes(sent[f"stage {index}"] // stage.steps)
             mesh = devices.shape(config.with_streams(*stage.streams), stage.passes())
             yield f"stage {index}: {mesh}, {amount} sent in a step"
-
-
-def precision_in_words(dtype: DtypeName) -> str:
-    """The precision of a plan in words."""
-    widened = "computed in float32, weights kept in bfloat16 and widened layer by layer"
-    return widened if dtype == WIDENED else f"computed in {dtype}"
 
 
 def stage_row(stage: StagePlan) -> list[str]:

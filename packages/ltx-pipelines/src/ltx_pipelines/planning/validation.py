@@ -18,7 +18,6 @@ from ltx_pipelines.planning.plan import (
     Plan,
     ReferenceCondition,
     RegionCondition,
-    Source,
     StagePlan,
 )
 from ltx_pipelines.planning.schema import options_of
@@ -48,7 +47,7 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
         from ltx_media.pixels import parse_color
 
         parse_color(plan.background)
-    check_files(plan, ledger)
+    check_files(plan)
     if ledger.is_ltx_video != (plan.ltx_video is not None):
         kind = "an LTX-Video 0.9.x model" if ledger.is_ltx_video else "no LTX-Video 0.9.x model"
         raise ConfigError(f"{ledger.files.checkpoint} is {kind}, which {plan.pipeline} cannot run")
@@ -63,7 +62,10 @@ def validate_plan(plan: Plan, ledger: ModelLedger) -> None:
         check_color_space(condition, plan)
         check_condition(condition, stage, ledger)
     for name, source in plan.sources.items():
-        check_source(name, source, plan)
+        if name == "video":
+            check_clip(source.path)
+        else:
+            check_sounding(source.path, source.start)
     if plan.long is not None and plan.long.anchor not in (None, "first"):
         check_image(ImageCondition(plan.long.anchor), plan.shape, may_be_clip=False)
     check_adapters(plan, ledger)  # last, since it takes torch
@@ -77,7 +79,7 @@ def files_given(plan: Plan) -> Iterator[str]:
     yield from (path for path in paths if path is not None)
 
 
-def check_files(plan: Plan, ledger: ModelLedger) -> None:
+def check_files(plan: Plan) -> None:
     """Every file of the model and every adapter is there."""
     for slot, path in plan.models.paths():
         if not Path(path).exists():
@@ -272,14 +274,6 @@ def check_slots(slots: KeyframeSlots, shape: VideoPixelShape, ledger: ModelLedge
 def check_strength(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ConditioningError(f"{name} is {value}, expected 0 to 1; nearest valid: {min(max(value, 0.0), 1.0)}")
-
-
-def check_source(name: str, source: Source, plan: Plan) -> None:
-    """The source has the stream, and enough of it."""
-    if name == "video":
-        check_clip(source.path)
-    else:
-        check_sounding(source.path, source.start)
 
 
 def check_clip(path: str) -> None:

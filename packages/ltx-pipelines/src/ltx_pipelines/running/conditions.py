@@ -83,7 +83,7 @@ def _items(
             yield _reference_item(condition, wanted_reference(condition, shape, plan), shape, ledger, inputs)
         case CameraCondition():
             frames = warped_clip(condition, shape, plan.background)
-            latent = encode_video(fill_frames(frames), ledger)
+            latent = encode_video(torch.stack([fill_holes(frame) for frame in frames], dim=1)[None], ledger)
             yield VideoConditionBySeen(latent, seen_cells(frames, ledger.scale_factors), condition.release)
         case AudioReferenceCondition():
             yield _audio_reference_item(condition, ledger, inputs)
@@ -323,11 +323,6 @@ def seen_cells(frames: list[Warped], factors: SpatioTemporalScaleFactors) -> Ten
     lowest = torch.cat((cells[:1], grouped))
     around = -F.max_pool2d(-lowest[:, None], 3, stride=1, padding=1)[:, 0]  # the encoder looks beyond its cell
     return around >= SEEN_SHARE
-
-
-def fill_frames(frames: list[Warped]) -> Tensor:
-    """The frames ``[1, 3, F, H, W]`` with their holes filled from around them."""
-    return torch.stack([fill_holes(frame) for frame in frames], dim=1)[None]
 
 
 def read_depth(path: str, height: int, width: int) -> np.ndarray:
