@@ -106,11 +106,5 @@ def joined_sound(clips: Sequence[VideoInfo], counts: Sequence[int], fps: Fractio
     return Audio(torch.cat(parts, dim=1)[None], rate)
 
 
-CONCAT = Command(
-    "concat",
-    ABOUT,
-    {"files": FILES, **some_options("output", "crf", "overwrite", "json", "quiet")},
-    concat,
-    "files",
-    every_option,
-)
+OPTIONS = {"files": FILES, **some_options("output", "crf", "overwrite", "json", "quiet")}
+CONCAT = Command("concat", ABOUT, OPTIONS, concat, "files", every_option)

@@ -111,6 +111,5 @@ def weights_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     return facts | {"components": components, "config": checkpoint.config}
 
 
-INSPECT = Command(
-    "inspect", ABOUT, {"file": FILE, "json": AS_JSON, "trust": TRUST, "look_in": LOOK_IN}, inspect, "file"
-)
+OPTIONS = {"file": FILE, "json": AS_JSON, "trust": TRUST, "look_in": LOOK_IN}
+INSPECT = Command("inspect", ABOUT, OPTIONS, inspect, "file")

@@ -27,7 +27,6 @@ It is the best of that rank in the sense of least squares, layer by layer. Biase
 """
 MODEL = Option("model", str, "", "A model: file, folder or 'tiny'.", metavar="MODEL")
 OUTPUT = Option("output", str, "", "The safetensors file to write.", ("--output", "-o"), metavar="FILE")
-NETWORKS = options_of(Networks)
 
 
 def lora(line: Sequence[str]) -> None:
@@ -156,29 +155,15 @@ def _free(path: str) -> Path:
     return target
 
 
-INSPECT = Command(
-    "lora inspect",
-    ABOUT_INSPECT,
-    {"file": Option("file", File, "", "The adapter."), "model": MODEL, "json": AS_JSON},
-    inspect,
-    "file",
-)
-MERGE = Command(
-    "lora merge",
-    ABOUT_MERGE,
-    {"model": MODEL, "output": OUTPUT, "loras": NETWORKS["loras"], "lora_precision": NETWORKS["lora_precision"]},
-    merge,
-    "model output",
-)
+FILE = {"file": Option("file", File, "", "The adapter.")}
+NETWORKS = {name: options_of(Networks)[name] for name in ("loras", "lora_precision")}
+MODELS = {
+    "base": Option("base", str, "", "The model before.", metavar="MODEL"),
+    "tuned": Option("tuned", str, "", "The model after.", metavar="MODEL"),
+}
+RANK = Option("rank", int, 32, "At most this rank in each layer.", least=1)
+INSPECT = Command("lora inspect", ABOUT_INSPECT, {**FILE, "model": MODEL, "json": AS_JSON}, inspect, "file")
+MERGE = Command("lora merge", ABOUT_MERGE, {"model": MODEL, "output": OUTPUT, **NETWORKS}, merge, "model output")
 EXTRACT = Command(
-    "lora extract",
-    ABOUT_EXTRACT,
-    {
-        "base": Option("base", str, "", "The model before.", metavar="MODEL"),
-        "tuned": Option("tuned", str, "", "The model after.", metavar="MODEL"),
-        "output": OUTPUT,
-        "rank": Option("rank", int, 32, "At most this rank in each layer.", least=1),
-    },
-    extract,
-    "base tuned output",
+    "lora extract", ABOUT_EXTRACT, {**MODELS, "output": OUTPUT, "rank": RANK}, extract, "base tuned output"
 )

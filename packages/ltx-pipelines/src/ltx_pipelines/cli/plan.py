@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ltx_core.precision import WIDENED
 from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.config import with_settings
-from ltx_pipelines.cli.fields import DEVICES, PIPELINE, every_option
-from ltx_pipelines.cli.generate import ENHANCING, take_devices
+from ltx_pipelines.cli.fields import every_option
+from ltx_pipelines.cli.generate import ALL, ENHANCING, take_devices
 
 if TYPE_CHECKING:
     from ltx_pipelines.planning.cost import Cost
@@ -142,11 +142,5 @@ def stage_row(stage: StagePlan) -> list[str]:
     return [size, *counts, stage.sampler.kind, ", ".join(streams), ", ".join(conditions), ", ".join(adapters)]
 
 
-PLAN = Command(
-    "plan",
-    ABOUT,
-    {name: one for name, one in {**every_option(), **DEVICES, "pipeline": PIPELINE}.items() if name not in LEFT_OUT},
-    show,
-    "prompt",
-    every_option,
-)
+OPTIONS = {name: one for name, one in ALL.items() if name not in LEFT_OUT}
+PLAN = Command("plan", ABOUT, OPTIONS, show, "prompt", every_option)

@@ -47,7 +47,6 @@ class Reporter:
 
     style: Style
     started: float = field(default_factory=time.perf_counter)
-    phases: dict[str, float] = field(default_factory=dict)  # seconds per phase
     steps: int = 0
     _open: tuple[str, float] | None = None
     preview: PreviewMap | None = None  # draws what each step predicts
@@ -149,7 +148,6 @@ class Reporter:
             return
         name, began = self._open
         seconds = time.perf_counter() - began
-        self.phases[name] = self.phases.get(name, 0.0) + seconds
         self._open = None
         if self._bars is not None:
             shown = self._bars.tasks[self._bar]

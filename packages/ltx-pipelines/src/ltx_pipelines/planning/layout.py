@@ -188,11 +188,7 @@ class PaddedSize:
 
     @classmethod
     def of(cls, asked: VideoPixelShape, factors: SpatioTemporalScaleFactors) -> PaddedSize:
-        def up(size: int, step: int) -> int:
-            return -(-size // step) * step
-
-        sides = {"height": up(asked.height, factors.height), "width": up(asked.width, factors.width)}
-        return cls(asked, asked._replace(frames=up(asked.frames - 1, factors.time) + 1, **sides))
+        return cls(asked, factors.covering(asked))
 
     @property
     def top(self) -> int:
