@@ -23,6 +23,7 @@ from ltx_pipelines.planning import validation
 from ltx_pipelines.planning.plan import ImageCondition, Lora
 from ltx_pipelines.planning.schema import File, Misfit, Option, UsageError, fit, option, options_of, plain, read_all
 from ltx_pipelines.request import AutoDuration, Reference
+from ltx_pipelines.running.model_facts import SLOTS
 
 IMAGE = ImageCondition("a.png", 8, 0.5)
 
@@ -173,5 +174,5 @@ def test_pipelines_are_described_without_torch() -> None:
 
 
 def test_advice_names_options_there_are() -> None:
-    flags = {flag for one in every_option().values() for flag in one.spellings}
-    assert set(validation.OPTIONS.values()) <= flags
+    fields = {validation.FIELDS.get(component, slot) for component, slot in SLOTS.items()}
+    assert fields | set(validation.FIELDS.values()) <= every_option().keys()
