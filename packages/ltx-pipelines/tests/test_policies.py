@@ -22,11 +22,11 @@ from ltx_core.precision import WIDENED, DtypeName
 from ltx_pipelines.distilled import DistilledPipeline
 from ltx_pipelines.planning.cost import cost_of
 from ltx_pipelines.planning.plan import Lora, plan_from_json
+from ltx_pipelines.request import Policy
 from ltx_pipelines.running.decoding import decode_frames
 from ltx_pipelines.running.generation import Generation
 from ltx_pipelines.running.model_files import find_model
 from ltx_pipelines.running.networks import QUANTIZATIONS
-from ltx_pipelines.running.placement import Policy
 from ltx_pipelines.ti2vid_one_stage import TI2VidOneStagePipeline
 from ltx_pipelines.utils.model_ledger import ModelLedger
 

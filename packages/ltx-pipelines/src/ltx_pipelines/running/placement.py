@@ -8,18 +8,18 @@ import platform
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ltx_core.loader.layouts import find_files, open_file
 from ltx_core.precision import WIDENED, Precision
 from ltx_pipelines.planning.plan import BackendName, ModelFiles
+from ltx_pipelines.request import Policy
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
 
-Policy = Literal["auto", "resident", "sequential", "streamed"]
 MEANING: dict[Policy, str] = {
     "resident": "all networks stay",
     "sequential": "large networks one at a time",

@@ -20,9 +20,9 @@ from ltx_core.errors import ConfigError
 from ltx_core.model.transformer.config import STREAMS
 from ltx_core.precision import DtypeName, Precision
 from ltx_pipelines.planning.plan import BackendName, Lora, ModelFiles
+from ltx_pipelines.request import Policy
 from ltx_pipelines.running.model_facts import ModelFacts
 from ltx_pipelines.running.placement import (
-    Policy,
     choose_policy,
     choose_precision,
     choose_spread,
