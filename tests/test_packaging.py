@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ltx_core import __version__
+from tests.badges import FOLDER, draw, facts, path_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = sorted((ROOT / "packages").iterdir())
@@ -173,3 +174,11 @@ def test_without_torch_the_doctor_names_it(tmp_path: Path) -> None:
     ended = without_torch("doctor", cwd=tmp_path)
     assert ended.returncode == 0 and not ended.stderr
     assert "torch is not installed: `pip install torch`" in ended.stdout and "libx264" in ended.stdout
+
+
+def test_the_badges_of_the_readme_say_what_is_so() -> None:
+    shown = re.findall(r"!\[(.*?): (.*?)\]\((docs/badges/.*?)\)", (ROOT / "README.md").read_text())
+    assert {label: value for label, value, _ in shown} == facts()
+    assert sorted(path.name for path in FOLDER.iterdir()) == sorted(path_of(label).name for label, *_ in shown)
+    for label, value, path in shown:
+        assert (ROOT / path).read_text() == draw(label, value), "python -m tests.badges draws it anew"
