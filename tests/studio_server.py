@@ -46,11 +46,10 @@ def answers(url: str) -> bool:
         return False
 
 
-def ask(address: str, **request: Any) -> dict[str, Any]:
+def ask(address: str, key: str = "", **request: Any) -> dict[str, Any]:
     """Put a clip into the queue."""
-    asked = urllib.request.Request(
-        f"{address}/v1/videos", json.dumps(request).encode(), {"Content-Type": "application/json"}
-    )
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    asked = urllib.request.Request(f"{address}/v1/videos", json.dumps(request).encode(), headers)
     with urllib.request.urlopen(asked, timeout=90) as answer:
         answered: dict[str, Any] = json.load(answer)
     return answered

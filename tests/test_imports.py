@@ -37,6 +37,8 @@ COMPUTING = (
     "ltx_core.model.transformer.model",
     "ltx_core.sampling.loop",
     "ltx_core.text_encoders.gemma.encoder",
+    "ltx_core.text_encoders.gemma.enhance",
+    "ltx_core.text_encoders.t5",
     "ltx_core.conditioning",
 )
 

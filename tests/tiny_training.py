@@ -157,6 +157,6 @@ def processes() -> Any:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["ltx_trainer.trainer", "accelerate", "torch.utils.tensorboard", "tests.tiny_training"]
+        ["ltx_trainer.trainer", "accelerate", "torch._dynamo", "torch.utils.tensorboard", "tests.tiny_training"]
     )
     return context

@@ -434,7 +434,7 @@ def test_being_told_to_end_is_like_ctrl_c(name: str, capfd: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_reader_that_goes_away_does_not_cost_the_clip(stream: str, tmp_path: Path) -> None:
-    line = shlex.split("generate a -H 64 -W 64 -f 9 -o a.mp4" + " --json" * (stream == "stdout"))
+    line = shlex.split("one-stage -p a --sigmas 1 0.5 0 -H 64 -W 64 -f 9 -o a.mp4" + " --json" * (stream == "stdout"))
     pipe: Any = {stream: subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-m", "ltx_pipelines", *line], cwd=tmp_path, **pipe) as process:
         reader = getattr(process, stream)
@@ -445,6 +445,6 @@ def test_a_reader_that_goes_away_does_not_cost_the_clip(stream: str, tmp_path: P
 
 
 def test_streams_that_are_closed_from_the_start_do_not_cost_the_clip(tmp_path: Path) -> None:
-    line = f"exec {sys.executable} -m ltx_pipelines generate a -H 64 -W 64 -f 9 -o a.mp4 <&- >&- 2>&-"
+    line = f"exec {sys.executable} -m ltx_pipelines one-stage -p a --sigmas 1 0 -H 64 -W 64 -f 9 -o a.mp4 <&- >&- 2>&-"
     assert subprocess.run(["sh", "-c", line], cwd=tmp_path, check=False).returncode == 0
     assert probe_video(tmp_path / "a.mp4").frames == 9

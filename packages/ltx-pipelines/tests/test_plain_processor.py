@@ -1,4 +1,4 @@
-"""The demo on a processor without bfloat16 units: nothing that takes time is computed in bfloat16."""
+"""The bundled model on a processor without bfloat16 units: nothing that takes time is computed in bfloat16."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class Counting(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 with Counting():
-    code = run(["demo", "--quiet", "--output", sys.argv[1]])
+    code = run(["generate", "a ball", "--model", "tiny", *"-q -H 64 -W 64 -f 33 -o".split(), sys.argv[1]])
 print(json.dumps([code, [[*key, count] for key, count in Counting.calls.items()]]))
 """
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variables limit x86 processors only")
-def test_the_demo_computes_nothing_in_bfloat16(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", COUNTING, str(tmp_path / "demo.mp4")]
+def test_a_clip_computes_nothing_in_bfloat16(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", COUNTING, str(tmp_path / "ball.mp4")]
     done = subprocess.run(command, env=os.environ | PLAIN, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     code, calls = json.loads(done.stdout.splitlines()[-1])
-    assert code == 0 and (tmp_path / "demo.mp4").is_file()
+    assert code == 0 and (tmp_path / "ball.mp4").is_file()
     counts = {(kind, dtype): count for kind, dtype, count in calls}
     assert counts.keys() == {("convolution", "torch.float32"), ("product", "torch.float32")}
     assert counts["convolution", "torch.float32"] > 100 and counts["product", "torch.float32"] > 1000

@@ -9,6 +9,7 @@ import sqlite3
 import struct
 import time
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,44 +18,53 @@ from typing import Any
 import pytest
 from tests.studio_server import ask, processes_of, served, wait_for
 
+KEY = "secret"
 PROMPT = "a small red ball bounces on a blue background with a low knock"
 HUGE_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
 HUGE_PNG += struct.pack(">I", zlib.crc32(HUGE_PNG[12:])) + b"\0\0\0\0IEND\xaeB`\x82"  # says 10 GB, holds nothing
 SMALLEST: dict[str, Any] = {"num_frames": 9, "height": 64, "width": 64, "num_inference_steps": 2}
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The data folder and the address of a server that asks for a key."""
+    data = tmp_path_factory.mktemp("served-folder")
+    with served(data, "--api-key", KEY) as (address, _):
+        yield data, address
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_openais_client_makes_and_deletes_clips(tmp_path: Path) -> None:
+def test_openais_client_makes_and_deletes_clips(server: tuple[Path, str], tmp_path: Path) -> None:
     openai = pytest.importorskip("openai", reason="the official client is not installed: it comes with `make test`")
-    with served(tmp_path, "--api-key", "secret") as (address, _):
-        client = openai.OpenAI(base_url=f"{address}/v1", api_key="secret", max_retries=0)
-        video = client.videos.create(prompt=PROMPT, model="tiny", extra_body=SMALLEST)
-        assert video.status == "queued"
-        done = wait_for(lambda: (v := client.videos.retrieve(video.id)).status in ("completed", "failed") and v, 240)
-        assert done.status == "completed" and done.progress == 100, done
-        client.videos.download_content(video.id).write_to_file(tmp_path / "x.mp4")
-        assert (tmp_path / "x.mp4").read_bytes()[4:8] == b"ftyp"
-        assert [one.id for one in client.videos.list(limit=5)] == [video.id]
-        assert [model.id for model in client.models.list()] == ["tiny"]
-        long = client.videos.create(prompt=PROMPT, model="tiny", extra_body={**SMALLEST, "num_inference_steps": 500})
-        wait_for(lambda: client.videos.retrieve(long.id).status == "in_progress", 60)
-        wait_for(lambda: steps_of(tmp_path, long.id) > 0, 60)
-        before = steps_of(tmp_path, long.id)
-        with ThreadPoolExecutor() as pool:
-            deleting = pool.submit(client.videos.delete, long.id)
-            seen = before
-            while not deleting.done():
-                seen = max(seen, steps_of(tmp_path, long.id))
-        assert deleting.result().deleted
-        assert seen - before <= 2, "one step may end and be counted, no further one begins"
-        with pytest.raises(openai.NotFoundError):
-            client.videos.retrieve(long.id)
-        assert client.videos.delete(video.id).deleted
-        for name, lie in (("x.png", HUGE_PNG), ("x.wav", b"RIFF    WAVEfmt nonsense"), ("x.mp4", b"MZ" * 40)):
-            with pytest.raises(openai.BadRequestError, match=r"too many pixels|cannot read sound|no picture"):
-                client.videos.create(prompt=PROMPT, model="tiny", input_reference=(name, lie))
-        with pytest.raises(openai.AuthenticationError):
-            openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).videos.list()
+    data, address = server
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0)
+    video = client.videos.create(prompt=PROMPT, model="tiny", extra_body=SMALLEST)
+    assert video.status == "queued"
+    done = wait_for(lambda: (v := client.videos.retrieve(video.id)).status in ("completed", "failed") and v, 240)
+    assert done.status == "completed" and done.progress == 100, done
+    client.videos.download_content(video.id).write_to_file(tmp_path / "x.mp4")
+    assert (tmp_path / "x.mp4").read_bytes()[4:8] == b"ftyp"
+    assert [one.id for one in client.videos.list(limit=5)] == [video.id]
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    long = client.videos.create(prompt=PROMPT, model="tiny", extra_body={**SMALLEST, "num_inference_steps": 500})
+    wait_for(lambda: client.videos.retrieve(long.id).status == "in_progress", 60)
+    wait_for(lambda: steps_of(data, long.id) > 0, 60)
+    before = steps_of(data, long.id)
+    with ThreadPoolExecutor() as pool:
+        deleting = pool.submit(client.videos.delete, long.id)
+        seen = before
+        while not deleting.done():
+            seen = max(seen, steps_of(data, long.id))
+    assert deleting.result().deleted
+    assert seen - before <= 2, "one step may end and be counted, no further one begins"
+    with pytest.raises(openai.NotFoundError):
+        client.videos.retrieve(long.id)
+    assert client.videos.delete(video.id).deleted
+    for name, lie in (("x.png", HUGE_PNG), ("x.wav", b"RIFF    WAVEfmt nonsense"), ("x.mp4", b"MZ" * 40)):
+        with pytest.raises(openai.BadRequestError, match=r"too many pixels|cannot read sound|no picture"):
+            client.videos.create(prompt=PROMPT, model="tiny", input_reference=(name, lie))
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).videos.list()
 
 
 def steps_of(data: Path, job_id: str) -> int:
@@ -139,31 +149,31 @@ def compose_scenes(page: Any, expect: Any) -> None:
     expect(page.locator("#problem")).to_have_text("")
 
 
-def test_what_a_dead_worker_had_goes_on_from_its_second_stage(tmp_path: Path) -> None:
+def test_what_a_dead_worker_had_goes_on_from_its_second_stage(server: tuple[Path, str]) -> None:
     from ltx_studio.store import Store
 
-    with served(tmp_path) as (address, _):
-        store = Store(tmp_path)
-        job = ask(address, prompt=PROMPT, num_frames=25, num_inference_steps=2)["id"]
-        behind = ask(address, prompt=PROMPT, **SMALLEST)["id"]
-        kept = tmp_path / "jobs" / job / "clip.stage1.safetensors"
-        wait_for(kept.is_file, 120)
-        for pid in processes_of("ltx_studio.worker", str(tmp_path)):
-            os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: store.get(job).attempts == 2, 60)
-        made = kept.stat().st_mtime_ns
-        again = []
-        while not (now := store.get(job)).ended:
-            again += [now.progress] if now.phase == "denoise" and now.progress else []
-            with suppress(FileNotFoundError):
-                assert kept.stat().st_mtime_ns == made, "the first stage was made anew"
-            time.sleep(0.02)
-        assert now.status == "completed" and now.attempts == 2
-        assert min(again) > 0.9 * 2 / 5, "two of five steps were behind it"
-        assert {file.name for file in kept.parent.iterdir()} == {"clip.mp4", "thumbnail.webp", "spritesheet.jpg"}
-        assert os.fsencode(tmp_path.name) not in (kept.parent / "clip.mp4").read_bytes(), "no folder of the server"
-        after = wait_for(lambda: (found := store.get(behind)).ended and found, 60)
-        assert after.status == "completed" and after.attempts == 1
+    data, address = server
+    store = Store(data)
+    job = ask(address, KEY, prompt=PROMPT, num_frames=25, num_inference_steps=2)["id"]
+    behind = ask(address, KEY, prompt=PROMPT, **SMALLEST)["id"]
+    kept = data / "jobs" / job / "clip.stage1.safetensors"
+    wait_for(kept.is_file, 120)
+    for pid in processes_of("ltx_studio.worker", str(data)):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: store.get(job).attempts == 2, 60)
+    made = kept.stat().st_mtime_ns
+    again = []
+    while not (now := store.get(job)).ended:
+        again += [now.progress] if now.phase == "denoise" and now.progress else []
+        with suppress(FileNotFoundError):
+            assert kept.stat().st_mtime_ns == made, "the first stage was made anew"
+        time.sleep(0.02)
+    assert now.status == "completed" and now.attempts == 2
+    assert min(again) > 0.9 * 2 / 5, "two of five steps were behind it"
+    assert {file.name for file in kept.parent.iterdir()} == {"clip.mp4", "thumbnail.webp", "spritesheet.jpg"}
+    assert os.fsencode(data.name) not in (kept.parent / "clip.mp4").read_bytes(), "no folder of the server"
+    after = wait_for(lambda: (found := store.get(behind)).ended and found, 60)
+    assert after.status == "completed" and after.attempts == 1
 
 
 @pytest.mark.slow

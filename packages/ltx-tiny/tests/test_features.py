@@ -127,9 +127,12 @@ def write_picture(path: Path, scene: Scene, frame: int) -> np.ndarray:
     return picture
 
 
-def test_the_demo_is_what_its_prompt_says(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_is_what_its_prompt_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     output = tmp_path / "demo.mp4"
-    assert run(["demo", "-o", str(output)]) == 0
+    assert run(["demo"]) == 0
     said = capfd.readouterr().out.splitlines()
     assert len(said) == 3 and "demo.mp4" in said[0] and "demo.png" in said[0] and 'ltx generate "' in said[1]
     assert "ltx serve" in said[2]
