@@ -118,6 +118,16 @@ def test_nothing_is_encoded_before_it_is_drawn(models, clips, tmp_path):
     assert len(list(trainer.held_out_batches())) == 1 and len(made(clips)) == 2
 
 
+def test_encoders_that_do_not_fit_end_in_advice(models, clips, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("no room")
+
+    trainer = LtxvTrainer(config(models, clips, tmp_path / "out"))
+    monkeypatch.setattr("ltx_trainer.processing.video_stages.encode_clips", full)
+    with pytest.raises(ConfigError, match=r"latents: out of memory; .*; data\.encode: ahead encodes before"):
+        trainer.train(live=False)
+
+
 @pytest.mark.parametrize("encode", ["ahead", "lazily"])
 def test_a_process_may_have_no_clip_of_its_own(models, clips, monkeypatch, encode):
     data = DataConfig.model_validate({"sets": [{"path": str(clips), "resolution": "64x64x9"}], "encode": encode})

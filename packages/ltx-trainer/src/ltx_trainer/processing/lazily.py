@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ltx_core.errors import LtxError
+from ltx_core.errors import ConfigError, LtxError
 from ltx_core.types import AUDIO_SAMPLE_RATE, Audio
 from ltx_media.audio import probe_sound
 from ltx_media.images import is_image
@@ -53,11 +53,18 @@ class Expected:
     work: Workspace
 
     def make(self) -> None:
-        """Encode the clip. Raises `UnreadableClipError` where it cannot be read, or is not what its header says."""
+        """Encode the clip.
+
+        Raises `UnreadableClipError` where it cannot be read, or is not what its header says, and `ConfigError` where
+        memory does not suffice.
+        """
         work = replace(self.work, report=Report())
-        with torch.autocast(torch.device(work.options.device).type, enabled=False):
-            process_videos([self.row], work)
-            process_sounds([self.row], work, "audio_latents" in self.signatures)
+        try:
+            with torch.autocast(torch.device(work.options.device).type, enabled=False):
+                process_videos([self.row], work)
+                process_sounds([self.row], work, "audio_latents" in self.signatures)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; data.encode: ahead encodes before the transformer is there") from error
         for directory, expected in self.signatures.items():
             reasons = (why for place, _, why in work.report.skipped if place == directory)
             path = work.record(directory, self.row)
