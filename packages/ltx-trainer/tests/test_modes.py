@@ -106,6 +106,7 @@ def test_a_mode_trains_from_its_commented_file(mode, model, clips, tmp_path, mon
     losses = [value for _, name, value in rows if name == "train/loss"]
     assert len(losses) == 40 and all(map(math.isfinite, losses))
     assert {name for _, name, _ in rows} & MEASURED, "nothing was measured against the truth"
+    assert ("val/psnr_keyframes" in {name for _, name, _ in rows}) == (mode == "keyframes")
     assert Image.open(output / "samples" / "step_000040_1_sheet.png").width == 1600
     assert list((output / "checkpoints").glob("*_weights_step_00040.safetensors"))
 
