@@ -176,6 +176,13 @@ def test_without_torch_the_doctor_names_it(tmp_path: Path) -> None:
     assert "torch is not installed: `pip install torch`" in ended.stdout and "libx264" in ended.stdout
 
 
+def test_every_part_has_a_readme_that_links_to_what_is_there() -> None:
+    for part in PARTS:
+        text = (part / project(part)["readme"]).read_text()
+        pages = re.findall(r"`(docs/\S+\.md)`", text)
+        assert text.startswith(f"# {part.name}\n") and all((ROOT / page).is_file() for page in pages)
+
+
 def test_the_badges_of_the_readme_say_what_is_so() -> None:
     shown = re.findall(r"!\[(.*?): (.*?)\]\((docs/badges/.*?)\)", (ROOT / "README.md").read_text())
     assert {label: value for label, value, _ in shown} == facts()

@@ -83,7 +83,7 @@ def load_transformer_weights(
     dtype: DtypeName | torch.dtype = "auto",
     quantization: str | None = None,
 ) -> LTXModel:
-    """The transformer of a checkpoint with its weights.
+    """The transformer of the checkpoint at ``path`` with its weights, in ``dtype`` and ``quantization``.
 
     ``streams`` names one of a joined model's two, None is all it has. Raises ``CheckpointError`` where the file does
     not fill the network exactly.

@@ -25,7 +25,12 @@ FRAMES_STEP = 8
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """A clip to make. None leaves a value to the model. Raises ``ConfigError`` for a length it cannot have."""
+    """A clip to make; None leaves a value to the model.
+
+    ``height`` and ``width`` in pixels, ``num_frames`` of 8k + 1, ``frame_rate`` in frames a second, ``seed`` of the
+    noise, ``negative_prompt`` for what guidance leads away from, ``num_inference_steps`` of each guided stage. Raises
+    ``ConfigError`` for a length a clip cannot have.
+    """
 
     height: int | None = None  # pixels
     width: int | None = None  # pixels
@@ -47,7 +52,7 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class OneStageCFGConfig(GenerationConfig):
-    """With classifier-free guidance of both streams."""
+    """A `GenerationConfig` with guidance of both streams: ``cfg_scale`` leads towards the prompt, 1 is off."""
 
     cfg_scale: float | None = None  # towards the prompt; 1 is off
 
@@ -62,18 +67,20 @@ class OneStageCFGConfig(GenerationConfig):
 
 @dataclass(frozen=True)
 class TwoStageCFGConfig(OneStageCFGConfig):
-    """The same for the first of two stages; the second is not guided."""
+    """A `OneStageCFGConfig` whose ``cfg_scale`` is for the first of two stages; the second is not guided."""
 
 
 class Door:
-    """A shared pipeline on a model, computed with MLX.
-
-    ``session`` is that of the ``ModelLedger``: ``dtype``, ``policy``, ``quantization``, ``embedding_cache``.
-    """
+    """A shared pipeline on a model, computed with MLX."""
 
     target: ClassVar[str]  # module:Class of the shared pipeline
 
     def __init__(self, model: str | Path = "tiny", loras: Any = (), **session: Any) -> None:
+        """A pipeline on ``model``: a file, a folder, a hub id or "tiny", the bundled one; ``loras`` are adapters.
+
+        ``session`` is that of the `ModelLedger`: ``dtype``, ``policy``, ``quantization``, ``embedding_cache``. Raises
+        ``ConfigError`` for what is none, ``CheckpointError`` for files that are missing or foreign.
+        """
         module, _, name = self.target.partition(":")
         kind = getattr(import_module(f"ltx_pipelines.{module}"), name)
         self.pipeline: Pipeline = kind.from_pretrained(model, loras, **{"backend": "mlx", **session})
@@ -134,32 +141,32 @@ class ICLoraPipeline(Door):
 
 
 def create_pipeline(model: str | Path = "tiny", loras: Any = (), **session: Any) -> TextToVideoPipeline:
-    """A `TextToVideoPipeline` on a file, a folder, a hub id or the bundled model."""
+    """A `TextToVideoPipeline` on a ``model``; ``loras`` and ``session`` as in `Door`."""
     return TextToVideoPipeline(model, loras, **session)
 
 
 def create_one_stage_pipeline(model: str | Path = "tiny", loras: Any = (), **session: Any) -> OneStagePipeline:
-    """A `OneStagePipeline`."""
+    """A `OneStagePipeline` on a ``model``; ``loras`` and ``session`` as in `Door`."""
     return OneStagePipeline(model, loras, **session)
 
 
 def create_two_stage_pipeline(model: str | Path = "tiny", loras: Any = (), **session: Any) -> TwoStagePipeline:
-    """A `TwoStagePipeline`."""
+    """A `TwoStagePipeline` on a ``model``; ``loras`` and ``session`` as in `Door`."""
     return TwoStagePipeline(model, loras, **session)
 
 
 def create_distilled_pipeline(model: str | Path = "tiny", loras: Any = (), **session: Any) -> DistilledPipeline:
-    """A `DistilledPipeline`."""
+    """A `DistilledPipeline` on a ``model``; ``loras`` and ``session`` as in `Door`."""
     return DistilledPipeline(model, loras, **session)
 
 
 def create_keyframe_interpolation_pipeline(
     model: str | Path = "tiny", loras: Any = (), **session: Any
 ) -> KeyframeInterpolationPipeline:
-    """A `KeyframeInterpolationPipeline`."""
+    """A `KeyframeInterpolationPipeline` on a ``model``; ``loras`` and ``session`` as in `Door`."""
     return KeyframeInterpolationPipeline(model, loras, **session)
 
 
 def create_ic_lora_pipeline(model: str | Path = "tiny", loras: Any = (), **session: Any) -> ICLoraPipeline:
-    """An `ICLoraPipeline`."""
+    """An `ICLoraPipeline` on a ``model``; ``loras`` and ``session`` as in `Door`."""
     return ICLoraPipeline(model, loras, **session)

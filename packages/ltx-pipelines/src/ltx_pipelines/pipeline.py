@@ -96,6 +96,11 @@ class Pipeline(ABC):
     suffix: ClassVar[str] = ".mp4"
 
     def __init__(self, ledger: ModelLedger, loras: Loras = (), distilled_loras: Loras = ()) -> None:
+        """A task on the networks of ``ledger``; `from_pretrained` makes one from the name of a model.
+
+        ``loras`` are adapters of every stage, ``distilled_loras`` those of stages that run a full model in few steps: a
+        file name, a `Lora`, or several. Raises `ConfigError` for what is neither.
+        """
         self.ledger = ledger
         self.loras = as_loras(loras)
         self.distilled_loras = as_loras(distilled_loras)
@@ -542,7 +547,10 @@ def _own_pipeline(module: str, name: str) -> type[Pipeline]:
 
 
 def request_schema(name: str) -> dict[str, Any]:
-    """The request of a pipeline, named as its command or class, as JSON schema."""
+    """The request of the pipeline whose command or class is called ``name``, as JSON schema.
+
+    Raises `UsageError` for a name of none.
+    """
     kinds = pipelines()
     kind = next((one for one in kinds.values() if one.__name__ == name), None) or find_pipeline(name)
     fields = {field: one.json_schema() for field, one in kind.fields().items() if not one.hidden}

@@ -37,7 +37,10 @@ STREAMS = {"video": "a2v", "audio": "v2a"}  # and what brings the other stream i
 
 @dataclass(frozen=True)
 class AutoDuration:
-    """Let the model choose the length from the prompt, within these seconds."""
+    """Let the model choose the length from the prompt, between ``min_seconds`` and ``max_seconds``.
+
+    Raises `ConfigError` unless 0 < min <= max.
+    """
 
     min_seconds: float = 1.0
     max_seconds: float = 20.0
@@ -50,7 +53,7 @@ class AutoDuration:
 
 @dataclass(frozen=True)
 class Reference:
-    """A clip to follow, and how closely (0 to 1)."""
+    """The file ``path`` of a clip to follow, and its ``strength``: how closely, from 0 to 1."""
 
     path: File
     strength: float = 1.0

@@ -43,7 +43,7 @@ class Guider(ABC):
 
 @dataclass(frozen=True)
 class CFGGuider(Guider):
-    """Classifier-free guidance: away from the unconditional prediction. 1 is off."""
+    """Classifier-free guidance: away from the unconditional prediction; ``scale`` 1 is off."""
 
     scale: float
 
@@ -63,7 +63,10 @@ class CFGStarRescalingGuider(Guider):
 
 @dataclass(frozen=True)
 class STGGuider(Guider):
-    """Spatio-temporal guidance: away from a prediction made with self-attention skipped in some blocks. 0 is off."""
+    """Spatio-temporal guidance: away from a prediction made with self-attention skipped in some blocks.
+
+    ``scale`` 0 is off.
+    """
 
     scale: float
 

@@ -34,7 +34,12 @@ Tiles = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Files that the networks come from. A single-file checkpoint fills every slot but ``text_encoder``."""
+    """Files that the networks come from. A single-file checkpoint fills every slot but ``text_encoder``.
+
+    ``checkpoint`` is the transformer's file and the default of the other parts: ``text_encoder`` (a Gemma folder or
+    file), ``text_projection`` (what connects it, where the checkpoint lacks that), ``video_vae``, ``audio_vae``,
+    ``duration_head``, ``audio_adapter`` (an audio stream for LTX-Video), ``spatial_upsampler``, ``temporal_upsampler``.
+    """
 
     checkpoint: File  # the transformer's file; the default of every other slot
     text_encoder: File | None = None  # Gemma folder or packed file
@@ -55,7 +60,10 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Lora:
-    """An adapter for the transformer. ``strength`` multiplies its change of the weights; negative is allowed."""
+    """The file ``path`` of an adapter for the transformer.
+
+    ``strength`` multiplies its change of the weights: 1 is what was trained, negative is allowed.
+    """
 
     path: File
     strength: float = 1.0
@@ -63,12 +71,13 @@ class Lora:
 
 @dataclass(frozen=True)
 class ImageCondition:
-    """A still at pixel frame ``frame_idx``. ``crf`` None follows the model, 0 keeps the pixels as they are.
+    """A still at pixel frame ``frame_idx``, held with ``strength`` (0 to 1).
 
-    In place at frame 0, as extra tokens elsewhere; ``as_keyframe`` makes it extra tokens everywhere. ``release`` is how
-    its strength falls with sigma, to 0 at the last evaluated one; it also stands every eighth frame within ``reach``
-    frames to both sides, with a strength that is held or falls along ``curve``. With LTX-Video ``path`` may be a clip
-    that is shown from that frame on.
+    ``crf`` (0 to 51) compresses it first; None follows the model, 0 keeps the pixels as they are. It stands in place
+    at frame 0, as extra tokens elsewhere; ``as_keyframe`` makes it extra tokens everywhere. ``release`` is how its
+    strength falls with sigma, to 0 at the last evaluated one; it also stands every eighth frame within ``reach`` frames
+    to both sides, with a strength that is held or falls along ``curve``. With LTX-Video ``path`` may be a clip that is
+    shown from that frame on.
     """
 
     path: File
@@ -392,7 +401,12 @@ class LongClip:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole task. ``audio`` says whose sound is delivered: of the last stage, of the first, or the source's own."""
+    """A whole task: the ``prompt`` of a ``pipeline`` on ``models``, as ``stages`` that follow each other.
+
+    Everything in it is a plain value, so it can be printed, stored in the clip and run again from its ``seed``.
+    ``sources`` are the clips it begins with. ``audio`` says whose sound is delivered: of the last stage, of the first,
+    or the source's own. ``notes`` say what was changed of what was asked, ``version`` is that of the form.
+    """
 
     pipeline: str
     models: ModelFiles
@@ -508,7 +522,7 @@ def _adapter() -> Any:
 
 
 def plan_from_json(text: str | bytes) -> Plan:
-    """Read a plan. Raises `ConfigError` that names the first field that does not fit."""
+    """The plan that ``text`` holds as JSON. Raises `ConfigError` that names the first field that does not fit."""
     from pydantic import ValidationError
 
     try:

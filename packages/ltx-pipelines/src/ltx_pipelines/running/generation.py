@@ -53,7 +53,11 @@ class Frames:
 
 @dataclass(frozen=True, repr=False)
 class Generation:
-    """Result of a plan. ``save`` writes it to a file; ``video`` and ``audio`` are its frames and its sound."""
+    """Result of a ``plan``. ``save`` writes it to a file; ``video`` and ``audio`` are its frames and its sound.
+
+    ``stages`` are the latents of each stage, ``upsampled`` what the enlarged stage began with, ``rng_state`` where the
+    generator of noise stands after them, ``request`` what was asked.
+    """
 
     plan: Plan
     stages: tuple[StageResult, ...]  # per stage: video [1, C, F, h, w], audio [1, C, T, M], keyframes [1, C, K, h, w]

@@ -57,9 +57,12 @@ LARGE = (
 class ModelLedger(ModelFacts):
     """The networks of one model, shared by every generation of a session.
 
-    Device and precision are chosen, and torch imported, when they are first asked for. ``backend`` is what builds and
-    runs them ("torch" or "mlx"; None is MLX on Apple silicon where it is installed), ``quantization`` that of the
-    transformer, ``embedding_cache`` a folder that keeps encoded prompts.
+    ``files`` are those of the model. ``dtype`` is what networks compute in ("auto": what ``device`` computes fast),
+    ``device`` where (None: the best there is), ``policy`` which weights stay between stages ("resident", "sequential",
+    "streamed", or "auto" by free memory). ``backend`` is what builds and runs them ("torch" or "mlx"; None is MLX on
+    Apple silicon where it is installed), ``quantization`` that of the transformer, ``embedding_cache`` a folder that
+    keeps encoded prompts. ``compile_blocks`` lets torch compile the transformer's blocks. Device and precision are
+    chosen, and torch imported, when they are first asked for.
     """
 
     def __init__(
