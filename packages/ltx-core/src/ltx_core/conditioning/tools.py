@@ -63,26 +63,18 @@ class LatentTools(Generic[Shape]):
     def patchify(self, state: LatentState) -> LatentState:
         """Latent, clean latent and masks to tokens; positions and attention mask stay."""
         check_shape("the latent", state.latent.shape, self.target_shape, ConditioningError)
-        keyframes = state.keyframes_mask
-        return replace(
-            state,
-            latent=self.patchifier.patchify(state.latent),
-            clean_latent=self.patchifier.patchify(state.clean_latent),
-            denoise_mask=self.patchifier.patchify(state.denoise_mask),
-            keyframes_mask=None if keyframes is None else self.patchifier.patchify(keyframes),
-        )
+        tokens: dict[str, Any] = {name: self.patchifier.patchify(x) for name, x in _of_tokens(state).items()}
+        return replace(state, **tokens)
 
     def unpatchify(self, state: LatentState) -> LatentState:
         """The inverse of ``patchify``; appended tokens must be gone."""
         self.check_target_tokens(state, "unpatchify")
-        shape, mask_shape, keyframes = self.target_shape, self.target_shape.mask_shape, state.keyframes_mask
-        return replace(
-            state,
-            latent=self.patchifier.unpatchify(state.latent, shape),
-            clean_latent=self.patchifier.unpatchify(state.clean_latent, shape),
-            denoise_mask=self.patchifier.unpatchify(state.denoise_mask, mask_shape),
-            keyframes_mask=None if keyframes is None else self.patchifier.unpatchify(keyframes, mask_shape),
-        )
+        shape, mask = self.target_shape, self.target_shape.mask_shape
+        shapes = {"latent": shape, "clean_latent": shape, "denoise_mask": mask, "keyframes_mask": mask}
+        spatial: dict[str, Any] = {}
+        for name, x in _of_tokens(state).items():
+            spatial[name] = self.patchifier.unpatchify(x, shapes[name])
+        return replace(state, **spatial)
 
     def clear_conditioning(self, state: LatentState) -> LatentState:
         """Drop the appended tokens and all masks."""
@@ -102,6 +94,12 @@ class LatentTools(Generic[Shape]):
         """Refuse a state that holds appended tokens."""
         if (count := state.latent.shape[1]) != self.token_count:
             raise ConditioningError(f"{what} is given {count} tokens, expected the target's {self.token_count} alone")
+
+
+def _of_tokens(state: LatentState) -> dict[str, Tensor]:
+    """The tensors that are spatial before ``patchify`` and after ``unpatchify``, by name."""
+    named = {"latent": state.latent, "clean_latent": state.clean_latent, "denoise_mask": state.denoise_mask}
+    return named if state.keyframes_mask is None else {**named, "keyframes_mask": state.keyframes_mask}
 
 
 @dataclass(frozen=True)

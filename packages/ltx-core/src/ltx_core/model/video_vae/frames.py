@@ -32,25 +32,6 @@ def make_video_decoder(config: VideoVaeConfig) -> AnyVideoDecoder:
     return VideoDecoder(config) if diffusion is None else DiffusionVideoDecoder(diffusion)
 
 
-def decode_chunks(
-    decoder: AnyVideoDecoder, latent: Tensor, tiling: Tiling | None, conditioning: DecodeConditioning | None
-) -> Iterator[Tensor]:
-    """Decode a normalised latent into chunks of frames ``[B, 3, f, H, W]``.
-
-    Without ``tiling`` a convolutional decoder streams, which joins to exactly the whole decode, or gives one chunk
-    where it cannot; a diffusion decoder takes the tiles that free memory allows.
-    """
-    if isinstance(decoder, DiffusionVideoDecoder):
-        device = decoder.conv_in.weight.device
-        tiling = tiling or decoder.automatic_tiling(latent, free_bytes(device))
-        return decoder.decode_tiled(latent, tiling, conditioning)
-    if tiling is not None:
-        return tiled_decode(decoder, latent, tiling, conditioning)
-    if decoder.can_stream and optimizations().streamed_decode:
-        return decoder.decode_streaming(latent, conditioning)
-    return iter([decoder(latent, conditioning)])
-
-
 def to_frames(video: Tensor) -> Tensor:
     """Item 0 of ``[B, 3, F, H, W]`` in about [-1, 1] as RGB ``[F, H, W, 3]`` in [0, 1]."""
     return (video[0] + 1).div_(2).clamp_(0, 1).permute(1, 2, 3, 0)
@@ -70,14 +51,28 @@ def decode_video(
     it cannot stream; a picture of more than ``most`` latent cells, or too large for free memory, is cut into tiles in
     space, each streamed in time. A diffusion decoder takes the tiles that free memory allows.
     """
-    latent = latent[:1]
-    tiles = None if tiling is not None else decode_tiles(decoder, latent, free_bytes(latent.device), most)
-    if tiles is not None and isinstance(decoder, VideoDecoder):
-        chunks = stream_tiles(decoder, latent, tiles, _first_item(conditioning))
-    else:
-        chunks = decode_chunks(decoder, latent, tiling, _first_item(conditioning))
-    for chunk in chunks:
+    for chunk in _decode(decoder, latent[:1], tiling, _first_item(conditioning), most):
         yield to_frames(chunk)
+
+
+def _decode(
+    decoder: AnyVideoDecoder,
+    latent: Tensor,
+    tiling: Tiling | None,
+    conditioning: DecodeConditioning | None,
+    most: int | None,
+) -> Iterator[Tensor]:
+    """Chunks of frames ``[1, 3, f, H, W]``."""
+    if isinstance(decoder, DiffusionVideoDecoder):
+        tiling = tiling or decoder.automatic_tiling(latent, free_bytes(decoder.conv_in.weight.device))
+        return decoder.decode_tiled(latent, tiling, conditioning)
+    if tiling is not None:
+        return tiled_decode(decoder, latent, tiling, conditioning)
+    if (tiles := decode_tiles(decoder, latent, free_bytes(latent.device), most)) is not None:
+        return stream_tiles(decoder, latent, tiles, conditioning)
+    if decoder.can_stream and optimizations().streamed_decode:
+        return decoder.decode_streaming(latent, conditioning)
+    return iter([decoder(latent, conditioning)])
 
 
 def decode_tiles(

@@ -46,8 +46,7 @@ class StageConfig:
     @property
     def reach(self) -> Axes:
         """The distance that information travels through all blocks, in the stage's own locations."""
-        t, h, w = (self.depth * (k // 2) for k in self.kernel)
-        return t, h, w
+        return _axes([self.depth * (k // 2) for k in self.kernel])
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,7 @@ class DiffusionDecoderConfig:
 
     def stride_before(self, stage: int) -> Axes:
         """Locations of stage ``stage`` (0 to 4) per latent cell on each axis."""
-        t, h, w = (math.prod(u.stride[axis] for u in self.upsamples[:stage]) for axis in range(3))
-        return t, h, w
+        return _axes([math.prod(u.stride[axis] for u in self.upsamples[:stage]) for axis in range(3)])
 
     @property
     def latent_cells(self) -> Axes:
@@ -165,32 +163,20 @@ class DiffusionDecoderConfig:
     @property
     def min_latent(self) -> Axes:
         """The smallest latent whose neighbourhoods fit at every stage."""
-        strides = [self.stride_before(index) for index in range(len(self.stages))]
-        t, h, w = (
-            max(
-                math.ceil(stage.kernel[axis] / stride[axis]) for stage, stride in zip(self.stages, strides, strict=True)
-            )
-            for axis in range(3)
-        )
-        return t, h, w
+        stages = [(stage.kernel, self.stride_before(index)) for index, stage in enumerate(self.stages)]
+        return _axes([max(math.ceil(kernel[axis] / stride[axis]) for kernel, stride in stages) for axis in range(3)])
 
     @property
     def min_tile(self) -> Axes:
         """The smallest tile, in cells, whose neighbourhoods fit at stages 4 and 5."""
-        fourth, stride = self.stages[DETERMINISTIC_STAGES - 1].kernel, self.upsamples[-1].stride
-        t, h, w = (
-            max(small, math.ceil(large / step))
-            for small, large, step in zip(fourth, self.denoising.kernel, stride, strict=True)
-        )
-        return t, h, w
+        axes = zip(self.deterministic[-1].kernel, self.denoising.kernel, self.upsamples[-1].stride, strict=True)
+        return _axes([max(small, math.ceil(large / step)) for small, large, step in axes])
 
     @property
     def halos(self) -> tuple[Axes, Axes]:
         """The distances, in cells, that information travels through stage 4 and through stage 5."""
-        t, h, w = (
-            math.ceil(reach / step) for reach, step in zip(self.denoising.reach, self.upsamples[-1].stride, strict=True)
-        )
-        return self.stages[DETERMINISTIC_STAGES - 1].reach, (t, h, w)
+        axes = zip(self.denoising.reach, self.upsamples[-1].stride, strict=True)
+        return self.deterministic[-1].reach, _axes([math.ceil(reach / step) for reach, step in axes])
 
     @property
     def overlap(self) -> tuple[int, int]:
