@@ -311,9 +311,7 @@ class _LayerReader:
 
     def _factor(self, found: Mapping[str, Tensor], name: str) -> Pair | Tensor:
         """A factor of LoKr: whole, or a product of two."""
-        if name in found:
-            return found[name]
-        return self._pair(found, name)
+        return found[name] if name in found else self._pair(found, name)
 
     def _pair(self, found: Mapping[str, Tensor], name: str) -> Pair:
         missing = [part for part in (f"{name}_a", f"{name}_b") if part not in found]
