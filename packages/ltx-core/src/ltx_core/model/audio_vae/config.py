@@ -103,13 +103,9 @@ class AudioVaeConfig:
         if (kind := dd.get("attn_type", "vanilla")) != "vanilla":
             raise ConfigError(f"attn_type is {kind!r}, expected 'vanilla'")
         bins = (dd.get("mel_bins"), mel.get("n_mel_channels"), (audio_vae.get("variables") or {}).get("mel_bins"))
-        given = read_fields(cls, dd) | {
-            "mel_bins": next((value for value in bins if value is not None), None),
-            "sample_rate": params.get("sampling_rate", AUDIO_SAMPLE_RATE),
-            "n_fft": stft.get("filter_length", 1024),
-            "hop_length": stft.get("hop_length", AUDIO_HOP_LENGTH),
-            "is_causal": stft.get("causal", True),
-        }
+        given = read_fields(cls, dd) | read_fields(cls, stft, n_fft="filter_length", is_causal="causal")
+        given["mel_bins"] = next((value for value in bins if value is not None), None)
+        given["sample_rate"] = params.get("sampling_rate", AUDIO_SAMPLE_RATE)
         if "attn_resolutions" in dd:
             given["attn_resolutions"] = frozenset(dd["attn_resolutions"])
         if "causality_axis" in dd:

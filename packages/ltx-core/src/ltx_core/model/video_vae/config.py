@@ -39,25 +39,16 @@ ENCODER_BLOCKS = (
 )
 DECODER_BLOCKS = ("res_x", "res_x_y", "attn", "compress_time", "compress_space", "compress_all")
 
-# What an absent key means. LTX-Video (0.9.x) files were written for other defaults than LTX-2 files.
+#: What absent keys mean that are no field's default: LTX-Video (0.9.x) files were written for others than LTX-2 files.
 FAMILY_DEFAULTS: dict[Family, dict[str, Any]] = {
-    "ltx2": {
-        "patch_size": 4,
-        "norm_layer": "pixel_norm",
-        "latent_log_var": "uniform",
-        "timestep_conditioning": True,
-        "decoder_padding": "reflect",
-    },
+    "ltx2": {"timestep_conditioning": True},
     "ltxv": {
         "patch_size": 1,
         "norm_layer": "group_norm",
         "latent_log_var": "per_channel",
-        "timestep_conditioning": False,
         "decoder_padding": "zeros",
     },
 }
-
-
 MOST_LAYERS = 1000  # of a block; published ones have at most 6
 
 
