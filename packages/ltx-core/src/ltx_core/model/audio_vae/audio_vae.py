@@ -18,7 +18,6 @@ blocks are listed with them):
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from ltx_core.errors import ConditioningError, ConfigError, check_shape
 from ltx_core.model.audio_vae.config import NORM_GROUPS, AudioVaeConfig, CausalityAxis
 from ltx_core.model.audio_vae.mel import log_mel, resample, to_stereo
 from ltx_core.model.audio_vae.vocoder import Vocoder
+from ltx_core.model.video_vae.ops import PerChannelStatistics
 from ltx_core.types import AUDIO_LATENT_DOWNSAMPLE_FACTOR, Audio
 
 
@@ -36,7 +36,7 @@ class AudioEncoder(nn.Module):
         super().__init__()
         self.config = config
         widths = config.widths
-        self.per_channel_statistics = PerChannelStatistics(config.ch)
+        self.per_channel_statistics = TokenStatistics(config.ch)
         self.conv_in = AxisCausalConv2d(config.in_channels, config.ch, 3, config.causality_axis)
         inputs = (config.ch, *widths[:-1])
         self.down = nn.ModuleList(DownLevel(inputs[level], level, config) for level in range(len(widths)))
@@ -76,7 +76,7 @@ class AudioDecoder(nn.Module):
         super().__init__()
         self.config = config
         widths = config.widths
-        self.per_channel_statistics = PerChannelStatistics(config.ch)
+        self.per_channel_statistics = TokenStatistics(config.ch)
         self.conv_in = AxisCausalConv2d(config.z_channels, widths[-1], 3, config.causality_axis)
         self.mid = Middle(widths[-1], config)
         inputs = (*widths[1:], widths[-1])
@@ -294,29 +294,13 @@ class Upsample(nn.Module):
         return x[:, :, :, 1:] if self.axis is CausalityAxis.WIDTH else x
 
 
-class PerChannelStatistics(nn.Module):
-    """Mean and deviation of each token channel. Tensors: `mean-of-means`, `std-of-means` [C*F]; entry c*F + f."""
+class TokenStatistics(PerChannelStatistics):
+    """Mean and deviation of each token channel: [C*F], entry c*F + f."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("mean-of-means", torch.zeros(channels))
-        self.register_buffer("std-of-means", torch.ones(channels))
-
-    def normalize(self, latent: Tensor) -> Tensor:
-        """[B, C, T, F] -> the same, zero mean and unit deviation."""
-        mean, std = self.tables(latent)
-        return (latent - mean) / std
-
-    def un_normalize(self, latent: Tensor) -> Tensor:
-        """The inverse of ``normalize``."""
-        mean, std = self.tables(latent)
-        return latent * std + mean
-
-    def tables(self, latent: Tensor) -> list[Tensor]:
-        """Mean and deviation as [C, 1, F] in the latent's dtype."""
-        channels, bins = latent.shape[1], latent.shape[3]
-        stored = [self.get_buffer("mean-of-means"), self.get_buffer("std-of-means")]
-        if channels * bins != stored[0].numel():
-            expected = f"{stored[0].numel()} channels * bins"
+    def statistic(self, name: str, like: Tensor) -> Tensor:
+        """[C, 1, F] in the latent's dtype."""
+        channels, bins, stored = like.shape[1], like.shape[3], self.get_buffer(name)
+        if channels * bins != stored.numel():
+            expected = f"{stored.numel()} channels * bins"
             raise ConfigError(f"the audio latent has {channels} channels of {bins} bins, expected {expected}")
-        return [table.to(latent).view(channels, 1, bins) for table in stored]
+        return stored.to(like).view(channels, 1, bins)

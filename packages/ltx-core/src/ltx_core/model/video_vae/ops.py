@@ -134,13 +134,14 @@ class PerChannelStatistics(nn.Module):
             for name in ("channel", "mean-of-stds", "mean-of-stds_over_std-of-means"):
                 self.register_buffer(name, torch.zeros(channels))
 
-    def _statistic(self, name: str, like: Tensor) -> Tensor:
+    def statistic(self, name: str, like: Tensor) -> Tensor:
+        """One of them as it broadcasts against ``[B, C, ...]``."""
         return self.get_buffer(name).to(like).view(1, -1, *[1] * (like.ndim - 2))
 
     def normalize(self, x: Tensor) -> Tensor:
         """Raw latent ``[B, C, ...]`` to the scale the transformer works in."""
-        return (x - self._statistic("mean-of-means", x)) / self._statistic("std-of-means", x)
+        return (x - self.statistic("mean-of-means", x)) / self.statistic("std-of-means", x)
 
     def un_normalize(self, x: Tensor) -> Tensor:
         """The inverse of ``normalize``."""
-        return x * self._statistic("std-of-means", x) + self._statistic("mean-of-means", x)
+        return x * self.statistic("std-of-means", x) + self.statistic("mean-of-means", x)
