@@ -150,6 +150,7 @@ class VideoVaeConfig:
             "encoder_blocks": parse_blocks(vae.get("encoder_blocks", both), ENCODER_BLOCKS),
             "decoder_blocks": parse_blocks(vae.get("decoder_blocks", both), DECODER_BLOCKS),
             "encoder_padding": vae.get("encoder_spatial_padding_mode", "zeros"),
+            "diffusion_decoder": None,
         }
         if family == "ltx2":
             given["encoder_base_channels"] = given.get("latent_channels", 128)
