@@ -22,7 +22,7 @@ from ltx_pipelines.cli.app import run as ltx
 from ltx_pipelines.planning.cost import cost_of
 
 PROMPT = "a small red ball bounces on a blue background"
-SMALL = {"height": 128, "width": 192, "num_frames": 17, "seed": 3}
+SMALL = {"height": 128, "width": 192, "num_frames": 9, "seed": 3}
 KINDS = {  # with the mesh; in the first, one process has no pass of its own
     "distilled": (DistilledPipeline, "cfg=2,fsdp=2"),
     "two stages": (TI2VidTwoStagesPipeline, "fsdp=2"),
@@ -34,7 +34,7 @@ def clips(devices: Devices | None) -> dict[str, Tensor]:
     found = {}
     for name, (kind, mesh) in KINDS.items():
         pipeline = kind.from_pretrained("tiny", dtype="float32", device="cpu")
-        steps = {} if kind is DistilledPipeline else {"num_inference_steps": 4}
+        steps = {} if kind is DistilledPipeline else {"num_inference_steps": 2}
         if devices is not None:
             own = Devices(devices.rank, devices.size, mesh, spread_over=check_mesh(mesh, devices.size))
             pipeline.ledger.devices = own
