@@ -121,7 +121,8 @@ def test_student_starts_as_the_teacher_and_walks_only_with_the_adapter_off(recip
         assert not torch.equal(distiller.trainer.predict(inputs, contexts)["video"], student)
         with adapters_off(distiller.trainer.transformer):
             both = contexts, contexts
-            target = teacher_targets(distiller.trainer.predict, inputs, (0.9, 0.6), both, DistillSettings(substeps=1))
+            span = torch.tensor([0.9]), torch.tensor([0.6])
+            target = teacher_targets(distiller.trainer.predict, inputs, span, both, DistillSettings(substeps=1))
     assert torch.allclose(target["video"], student, atol=1e-5)
 
 

@@ -170,5 +170,5 @@ def test_from_clips_to_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "trained parameters" in run(f"audio-adapter.yaml --plan {settings}")
     run(f"audio-adapter.yaml --disable-progress-bars {settings}")
     figures = {name for _, name, _ in read_csv_log(Path("outputs/audio-adapter") / LOG_NAME)}
-    assert "val/loss_audio_sigma_0.50" in figures and "val/loss_video_sigma_0.50" in figures
+    assert "val/loss_audio_sigma_0.5" in figures and "val/loss_video_sigma_0.5" in figures
     assert Path("outputs/audio-adapter/checkpoints/audio_adapter_weights_step_00002.safetensors").is_file()

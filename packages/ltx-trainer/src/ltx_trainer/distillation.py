@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -38,40 +37,40 @@ class DistillSettings:
 def teacher_targets(
     predict: Predict,
     inputs: TrainingInputs,
-    span: tuple[float, float],
+    span: tuple[Tensor, Tensor],
     contexts: tuple[Contexts, Contexts],
     settings: DistillSettings,
 ) -> dict[str, Tensor]:
     """Velocities ``[B, T, C]`` that lead in one step to where the guided teacher is at the end of a span of sigmas.
 
-    ``contexts`` are those of the captions and of the empty caption. What is given stays where it is.
+    ``span`` holds the first and the last sigma of each example, ``[B]``. ``contexts`` are those of the captions and of
+    the empty caption. What is given stays where it is.
     """
-    levels = torch.linspace(*span, settings.substeps + 1).tolist()
-    moving = inputs
-    for level, following in pairwise(levels):
-        moving = at_level(moving, level)
-        found, unguided = (predict(moving, context) for context in contexts)
+    first, last = (sigma.view(-1, 1, 1) for sigma in span)
+    moving, step = inputs, (last - first) / settings.substeps
+    for index in range(settings.substeps):
+        moving = at_level(moving, span[0] + index * step.flatten())
+        guided, unguided = (predict(moving, context) for context in contexts)
         moved = {}
         for name, modality in moving.modalities.items():
-            velocity = torch.lerp(unguided[name], found[name], settings.guidance_scale)
-            step = torch.where(modality.timesteps.unsqueeze(-1) > 0, (following - level) * velocity, 0.0)
-            moved[name] = replace(modality, latent=modality.latent + step)
+            velocity = torch.lerp(unguided[name], guided[name], settings.guidance_scale)
+            change = torch.where(modality.timesteps.unsqueeze(-1) > 0, step * velocity, 0.0)
+            moved[name] = replace(modality, latent=modality.latent + change)
         moving = replace(moving, modalities=moved)
     return {
-        name: (inputs.modalities[name].latent - modality.latent) / (span[0] - span[1])
+        name: (modality.latent - inputs.modalities[name].latent) / (last - first)
         for name, modality in moving.modalities.items()
     }
 
 
-def at_level(inputs: TrainingInputs, sigma: float) -> TrainingInputs:
-    """The same tokens, said to be at another noise level; what is given stays at 0."""
+def at_level(inputs: TrainingInputs, sigma: Tensor) -> TrainingInputs:
+    """The same tokens, said to be at other noise levels ``[B]``; what is given stays at 0."""
 
     def move(modality: ModalityInputs) -> ModalityInputs:
-        level = modality.sigma.new_tensor(sigma)
         return replace(
             modality,
-            sigma=torch.where(modality.sigma > 0, level, modality.sigma),
-            timesteps=torch.where(modality.timesteps > 0, level, modality.timesteps),
+            sigma=torch.where(modality.sigma > 0, sigma, modality.sigma),
+            timesteps=torch.where(modality.timesteps > 0, sigma.unsqueeze(-1), modality.timesteps),
         )
 
     return replace(inputs, modalities={name: move(modality) for name, modality in inputs.modalities.items()})
@@ -97,9 +96,9 @@ class StepSampler:
     sigmas: tuple[float, ...]
 
     def sample(self, draws: Draws, batch: int, tokens: int) -> Tensor:
-        """One level for the whole batch: ``[B]``."""
-        place = min(int(float(draws.rand(())) * (len(self.sigmas) - 1)), len(self.sigmas) - 2)
-        return torch.full((batch,), self.sigmas[place])
+        """Sigmas ``[B]``. One draw: uniform [B]."""
+        drawn = draws.rand((batch,))
+        return drawn.new_tensor(self.sigmas)[(drawn * (len(self.sigmas) - 1)).long()]
 
 
 class DistillObjective(TransformerObjective):
@@ -116,8 +115,9 @@ class DistillObjective(TransformerObjective):
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         device = next(self.transformer.parameters()).device
         batch = {key: to_device(source, device) for key, source in batch.items()}
-        asked, sigmas = float(self.strategy.sampler.sample(draws, 1, 0)), self.settings.sigmas
-        place = min(range(len(sigmas) - 1), key=lambda index: abs(sigmas[index] - asked))
+        asked = self.strategy.sampler.sample(draws, len(batch["conditions"]["prompt_attention_mask"]), 0).to(device)
+        sigmas = asked.new_tensor(self.settings.sigmas)
+        place = (sigmas[:-1] - asked.unsqueeze(-1)).abs().argmin(-1)
         span = sigmas[place], sigmas[place + 1]
         strategy = replace(self.strategy, sampler=FixedSigma(span[0]))
         inputs = strategy.prepare_training_inputs(batch, draws)

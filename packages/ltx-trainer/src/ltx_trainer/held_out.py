@@ -15,12 +15,12 @@ from ltx_trainer.transformer_task import TransformerObjective
 
 @dataclass(frozen=True)
 class FixedSigma:
-    """A sampler of noise levels that always gives the same one."""
+    """A sampler of noise levels that always gives the same one, or the same ``[B]``."""
 
-    value: float
+    value: float | Tensor
 
     def sample(self, draws: Draws, batch: int, tokens: int) -> Tensor:
-        return torch.full((batch,), self.value)
+        return torch.as_tensor(self.value).expand(batch)
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def held_out_losses(
             for index, batch in enumerate(batches()):
                 objective(batch, step_draws(device, seed, "held out", index))
                 for name, (_, losses) in objective.sigma_losses().items():
-                    found.setdefault(f"val/loss_{name}_sigma_{sigma:.2f}", []).extend(losses)
+                    found.setdefault(f"val/loss_{name}_sigma_{sigma:g}", []).extend(losses)
     finally:
         objective.strategy, objective.caption_dropout, objective.observed = strategy, dropout, observed
     return {name: sum(losses) / len(losses) for name, losses in found.items() if losses}

@@ -39,12 +39,13 @@ class Distiller(nn.Module):
         """The losses at one step of the schedule."""
         sigma, after = self.settings.sigmas[step : step + 2]
         inputs = self.trainer.at_sigma(batch, sigma, draws)
+        span = torch.tensor([sigma], device=self.trainer.device), torch.tensor([after], device=self.trainer.device)
         with torch.no_grad():
             contexts = self.trainer.contexts(batch)
             empty = {"input_ids": batch["empty_ids"], "attention_mask": batch["empty_mask"]}
             both = contexts, self.trainer.contexts(empty)
             with adapters_off(self.trainer.transformer):
-                targets = teacher_targets(self.trainer.predict, inputs, (sigma, after), both, self.settings)
+                targets = teacher_targets(self.trainer.predict, inputs, span, both, self.settings)
         velocities = self.trainer.predict(inputs, contexts)
         losses = {f"loss_{name}": (velocity - targets[name]).square().mean() for name, velocity in velocities.items()}
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
