@@ -19,9 +19,9 @@ from ltx_trainer.draws import Draws
 from ltx_trainer.held_out import FixedSigma
 from ltx_trainer.lora import lora_layers
 from ltx_trainer.training_strategies.inputs import Batch, ModalityInputs, TrainingInputs
-from ltx_trainer.transformer_task import TransformerObjective, examples_with, mean_losses, to_device
+from ltx_trainer.training_strategies.strategies import Strategy
+from ltx_trainer.transformer_task import Contexts, TransformerObjective, to_device
 
-Contexts = Mapping[str, Tensor]
 Predict = Callable[[TrainingInputs, Contexts], dict[str, Tensor]]
 
 
@@ -112,29 +112,23 @@ class DistillObjective(TransformerObjective):
         self.strategy = replace(self.strategy, sampler=StepSampler(settings.sigmas))
         return self
 
-    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        device = next(self.transformer.parameters()).device
-        batch = {key: to_device(source, device) for key, source in batch.items()}
-        asked = self.strategy.sampler.sample(draws, len(batch["conditions"]["prompt_attention_mask"]), 0).to(device)
-        sigmas = asked.new_tensor(self.settings.sigmas)
-        place = (sigmas[:-1] - asked.unsqueeze(-1)).abs().argmin(-1)
+    def prepare(self, strategy: Strategy, batch: Batch, draws: Draws) -> tuple[TrainingInputs, Contexts]:
+        mask = batch["conditions"]["prompt_attention_mask"]
+        drawn = strategy.sampler.sample(draws, len(mask), 0).to(mask.device)
+        sigmas = drawn.new_tensor(self.settings.sigmas)
+        place = (sigmas[:-1] - drawn.unsqueeze(-1)).abs().argmin(-1)
         span = sigmas[place], sigmas[place + 1]
-        strategy = replace(self.strategy, sampler=FixedSigma(span[0]))
-        inputs = strategy.prepare_training_inputs(batch, draws)
-        self._keep_reference_factors(inputs.reference_factors)
-        contexts = self.contexts(batch["conditions"])
+        inputs, contexts = super().prepare(replace(strategy, sampler=FixedSigma(span[0])), batch, draws)
         with torch.no_grad(), adapters_off(self.transformer):
-            empty = self.contexts(self._empty(batch))
+            empty = self.contexts(to_device(self._empty(len(mask)), mask.device))
             targets = teacher_targets(self.predict, inputs, span, (contexts, empty), self.settings)
-        inputs = replace(inputs, modalities={n: with_target(m, targets[n]) for n, m in inputs.modalities.items()})
-        losses = strategy.compute_loss(self.predict(inputs, contexts), inputs)
-        self.observed = {name: examples_with(inputs.modalities[name], loss) for name, loss in losses.modalities.items()}
-        return {"loss": losses.total.mean(), **mean_losses(losses, inputs)}
+        return replace(
+            inputs, modalities={name: with_target(m, targets[name]) for name, m in inputs.modalities.items()}
+        ), contexts
 
-    def _empty(self, batch: Batch) -> Mapping[str, Tensor]:
-        """The empty caption for every example of a batch."""
+    def _empty(self, count: int) -> Mapping[str, Tensor]:
+        """The empty caption ``count`` times."""
         assert self.empty_caption is not None
-        count = len(batch["conditions"]["prompt_attention_mask"])
         return {
             name: value.expand(count, *value.shape)
             for name, value in self.empty_caption.items()

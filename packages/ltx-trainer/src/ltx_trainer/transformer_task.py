@@ -73,12 +73,16 @@ class TransformerObjective(nn.Module):
         """``loss`` is minimised; ``loss_video`` and ``loss_audio`` are plain means over the examples that have them."""
         device = next(self.transformer.parameters()).device
         batch = {key: to_device(source, device) for key, source in batch.items()}
-        inputs = self.strategy.prepare_training_inputs(batch, draws)
-        self._keep_reference_factors(inputs.reference_factors)
-        contexts = self.contexts(self._with_dropped_captions(batch["conditions"], draws))
+        inputs, contexts = self.prepare(self.strategy, batch, draws)
         losses = self.strategy.compute_loss(self.predict(inputs, contexts), inputs)
         self.observed = {name: examples_with(inputs.modalities[name], loss) for name, loss in losses.modalities.items()}
         return {"loss": losses.total.mean(), **mean_losses(losses, inputs)}
+
+    def prepare(self, strategy: Strategy, batch: Batch, draws: Draws) -> tuple[TrainingInputs, Contexts]:
+        """Inputs and contexts of the transformer, and with them what it is to predict."""
+        inputs = strategy.prepare_training_inputs(batch, draws)
+        self._keep_reference_factors(inputs.reference_factors)
+        return inputs, self.contexts(self._with_dropped_captions(batch["conditions"], draws))
 
     def predict(self, inputs: TrainingInputs, contexts: Contexts) -> dict[str, Tensor]:
         """Velocities ``[B, T, C]`` in float32, by modality."""
