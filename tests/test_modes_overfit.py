@@ -8,8 +8,10 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ltx_core.loader.safetensors_file import SafetensorsFile
+from ltx_core.sampling.loop import SamplingStep
 from ltx_core.types import Audio
 from ltx_media.audio import write_wav
 from ltx_media.writer import write_video
@@ -25,6 +28,7 @@ from ltx_tiny.world.render import render
 from ltx_tiny.world.scene import Body, Scene
 from ltx_trainer.config_file import read_config
 from ltx_trainer.datasets import collate
+from ltx_trainer.distillation import adapters_off
 from ltx_trainer.held_out import held_out_losses
 from ltx_trainer.init import write_configuration
 from ltx_trainer.model_files import ModelFiles, find_model
@@ -41,6 +45,7 @@ SCENES = (
     ("ring", "green", "spins", "night"),
 )
 STEPS, OF_SOUND = 400, 800
+RATES = {"full": 5e-3, "distill": 4e-3}  # of what is not to be forgotten
 FAST = {
     "optimization": {
         "batch_size": 4,
@@ -107,12 +112,12 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def changes(mode: str) -> list[str]:
     found = [f"{section}.{key}={value}" for section, values in FAST.items() for key, value in values.items()]
-    steps = OF_SOUND if "audio" in mode or mode in ("full", "distill") else STEPS
+    steps = OF_SOUND if "audio" in mode or mode == "full" else STEPS
     found += [f"optimization.steps={steps}", f"validation.interval={steps}"]
-    found += [f"optimization.learning_rate={5e-3 if mode == 'full' else 2e-2}"]
+    found += [f"optimization.learning_rate={RATES.get(mode, 2e-2)}"]
     if mode == "full":  # what it makes of no caption is a part of a teacher's guidance
         return [*found, "optimization.caption_dropout=0.5"]
-    return [*found, "lora.rank=96", "lora.alpha=96"]
+    return [*found, "lora.rank=96", "lora.alpha=96", "validation.negative_prompt=''"]
 
 
 def loss(trainer: LtxvTrainer) -> float:
@@ -173,3 +178,44 @@ def test_an_adapter_learns_its_clips_by_heart(mode: str, model: ModelFiles, clip
 def test_the_whole_model_learns_its_clips_by_heart(whole: Lesson) -> None:
     assert whole.after < whole.before / 10
     whole.check_samples()
+
+
+def test_a_student_goes_where_its_guided_teacher_does(
+    whole: Lesson, model: ModelFiles, clips: Path, tmp_path: Path
+) -> None:
+    """Eight steps alone are held against three times as many that the core guides, from the same eight noises.
+
+    The loss is no measure of a student: it begins at what guidance changes, which varies with every noise, and noise is
+    not learned by heart. It fell to 1/2.6; the adapter that comes with the package leaves 1/1.5 of it on these clips.
+    After the four steps at high noise the squared distance to the teacher fell to a third, at the end to 1/1.4 for
+    pictures and 1/1.7 for sound. With the learning rate of the other adapters the end was further off than before.
+    """
+    path = next((whole.trainer.output / "checkpoints").glob(f"model_weights_step_{OF_SOUND:05d}.safetensors"))
+    teacher = replace(model, model_path=path, video_vae_path=model.model_path, audio_vae_path=model.model_path)
+    lesson = learn("distill", clips, teacher, tmp_path)
+    assert lesson.after < lesson.before / 2
+    replace(lesson, best=whole.reached).check_samples()
+    trainer, sigmas = lesson.trainer, (*lesson.trainer.objective.levels, 0.0)
+    between = (first + (last - first) * part / 3 for first, last in pairwise(sigmas) for part in range(3))
+    learned = paths(trainer)
+    with adapters_off(trainer.transformer):
+        start = paths(trainer)
+        goal = paths(trainer, sigmas=(*between, 0.0), video_cfg_scale=3.0, audio_cfg_scale=3.0)
+    for name, found in goal.items():
+        far, near = ((path[name] - found[2::3]).square().flatten(1).mean(1) for path in (start, learned))
+        print(f"{name}: the distance to the teacher fell to 1/", (far / near).tolist())
+        assert near[3] < far[3] / 2 and near[-1] < far[-1], name
+
+
+@torch.no_grad()
+def paths(trainer: LtxvTrainer, **changes: Any) -> dict[str, torch.Tensor]:
+    """Latents of the validation sample after every step, from eight noises: ``[steps, 8, T, C]`` by modality."""
+    config = trainer.config.validation.model_copy(update=changes)
+    sampler = ValidationSampler(config, trainer.transformer, trainer.files.scale_factors(), torch.float32)
+    found: dict[str, list[torch.Tensor]] = {}
+    for seed in range(8):
+        steps: list[SamplingStep] = []
+        sampler.latents(replace(trainer.samples[0], seed=seed), steps.append)
+        for name in steps[0].states:
+            found.setdefault(name, []).append(torch.cat([step.states[name].latent for step in steps]))
+    return {name: torch.stack(walks, dim=1) for name, walks in found.items()}
