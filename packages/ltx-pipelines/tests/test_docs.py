@@ -193,6 +193,19 @@ def test_a_pipeline_in_a_file_is_a_command(here: Path, loop: None, capfd: pytest
     assert run(["loop:Pipeline", "-p", "x"]) == 2 and run(["lop:LoopPipeline", "-p", "x"]) == 2
 
 
+@pytest.mark.parametrize("page", [*sorted(DOCS.glob("*.md")), README], ids=lambda page: page.name)
+def test_a_document_names_what_is_there(page: Path) -> None:
+    """Links, files by their way from the root, and modules by their name or the end of their path."""
+    text, root = page.read_text(), DOCS.parent
+    links = re.findall(r"\]\((?!http)([^)#]+)", text)
+    files = re.findall(r"`((?:benchmarks|docs|examples|packages|tests)/[\w./-]+)`", text)
+    gone = {name for name in links if not (page.parent / name).exists()}
+    gone |= {name for name in files if not (root / name).exists()}
+    sources = [path.as_posix() for part in ("packages", "benchmarks", "tests") for path in (root / part).rglob("*.py")]
+    modules = {name for name in re.findall(r"`([\w/]+\.py)`", text) if "/" not in name or name not in files}
+    assert not gone | {name for name in modules if not any(path.endswith(f"/{name}") for path in sources)}
+
+
 def test_the_configuration_reference_is_what_the_schema_says(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["reference"]) == 0
     assert capsys.readouterr().out == (DOCS / "configuration-reference.md").read_text()
