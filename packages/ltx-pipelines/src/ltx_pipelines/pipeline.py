@@ -317,12 +317,16 @@ class Pipeline(ABC):
         files = {**dict(plan.models.paths()), "checkpoint_path": plan.models.checkpoint}
         networks: dict[str, Any] = {**files, "loras": self.loras, "distilled_loras": self.distilled_loras}
         options = {name: found for name, found in networks.items() if found and name in self.network_fields()}
-        options |= {**read, "prompt": plan.prompt, "seed": plan.seed, "dtype": plan.dtype}
+        known = {**self.fields(), **self.network_fields()}
+        return self.kept_request(with_absolute_files(known, {**options, **read}), plan)
+
+    def kept_request(self, options: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+        """What is asked, with all that was drawn or predicted filled in, and the command that is asked for it."""
+        options = {**options, "prompt": plan.prompt, "seed": plan.seed, "dtype": plan.dtype}
         if options.pop("auto_duration", None) is not None or isinstance(options.get("num_frames"), AutoDuration):
             options["num_frames"] = plan.stages[0].shown.frames
         name = self.command() if type(self).__name__ in PIPELINES else f"{type(self).__module__}:{type(self).__name__}"
-        known = {**self.fields(), **self.network_fields()}
-        return {"command": name, "options": plain(with_absolute_files(known, options))}
+        return {"command": name, "options": plain(options)}
 
     def _length(self, read: Mapping[str, Any], merged: Mapping[str, Any]) -> int | AutoDuration:
         if (seconds := read.get("duration")) is not None:

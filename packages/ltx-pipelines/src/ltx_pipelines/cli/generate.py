@@ -13,7 +13,7 @@ from ltx_pipelines.cli.command import Command
 from ltx_pipelines.cli.config import with_settings
 from ltx_pipelines.cli.fields import COMMON, DEVICES, PIPELINE, every_option, options_for, some_options
 from ltx_pipelines.pipeline import Pipeline
-from ltx_pipelines.planning.schema import UsageError, options_of, plain
+from ltx_pipelines.planning.schema import UsageError, options_of
 from ltx_pipelines.request import AutoDuration, Output
 from ltx_pipelines.running.output import SOUND, VIDEO, check_beside, check_free, check_output, free_output, free_path
 
@@ -190,12 +190,8 @@ def enhance_prompt(prompt: str, ledger: ModelLedger, image: str | None, folder: 
 
 
 def kept_request(given: Mapping[str, Any], session: Session, plan: Plan) -> dict[str, Any]:
-    """The request, with all that was drawn or predicted filled in, for the recipe."""
-    options = {name: plain(value) for name, value in given.items() if name not in NOT_KEPT}
-    options |= {"seed": plan.seed, "prompt": plan.prompt, "dtype": plan.dtype}
-    if options.pop("auto_duration", None) is not None:
-        options["num_frames"] = plan.stages[0].shown.frames
-    return {"command": session.pipeline.command(), "options": options}
+    """The request, for the recipe."""
+    return session.pipeline.kept_request({name: given[name] for name in given if name not in NOT_KEPT}, plan)
 
 
 def pipeline_command(kind: type[Pipeline]) -> Command:
