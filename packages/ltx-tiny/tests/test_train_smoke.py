@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -13,9 +14,10 @@ from ltx_core.types import AudioLatentShape, VideoPixelShape
 from ltx_tiny import bundle, stages
 from ltx_tiny.cli import app
 from ltx_tiny.examples import FPS, VideoExamples, captions, held_out_clips
-from ltx_tiny.latents import LatentClips, beginning
+from ltx_tiny.latents import LatentClips, beginning, video_latent
 from ltx_tiny.recipe import Recipe, merge, read_recipe
 from ltx_tiny.train import run
+from ltx_tiny.world.scene import sample_scene
 from ltx_trainer.distillation import DistillSettings, adapters_off, teacher_targets
 from ltx_trainer.draws import step_draws
 from ltx_trainer.pretrain import transformer
@@ -99,6 +101,21 @@ def test_the_outline_adapter_fits_and_saw_drawings(out: Path, recipe: Recipe) ->
     batch = task.examples.batch(0)
     assert batch["reference"].shape == batch["video"].shape and not torch.equal(batch["reference"], batch["video"])
     assert task.module(batch, step_draws("cpu", 1))["loss_video"] > 0
+
+
+def test_a_later_picture_is_given_as_generation_gives_it(recipe: Recipe) -> None:
+    modes = [mode for mode in recipe.stage("transformer")["modes"] if "keyframe_image" in str(mode)]
+    trainer = stages.make_trainer(recipe, recipe.exported_file("transformer"), modes)
+    batch = stages.latent_examples(recipe, "transformer", 0.0)[0].batch(1)
+    number = int(batch["keyframe_number"])
+    assert 0 < number < batch["video"].shape[2] * 8 and batch["keyframe"].shape[2] == 1
+    losses = [
+        trainer({**batch, **changed}, step_draws("cpu", 1)) for changed in ({}, {"keyframe": batch["video"][:, :, :1]})
+    ]
+    assert losses[0]["loss_video"] > 0 and losses[0]["loss_video"] != losses[1]["loss_video"]
+    scene = sample_scene(np.random.default_rng(2))
+    assert torch.equal(video_latent(scene, 1, 64), video_latent(scene, 9, 64)[:, :1])
+    assert not torch.equal(video_latent(scene, 1, 64, 8), video_latent(scene, 1, 64))
 
 
 def test_the_exported_transformer_comes_back_whole(recipe: Recipe) -> None:

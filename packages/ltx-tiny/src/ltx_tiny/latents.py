@@ -38,9 +38,12 @@ PART_SEEDS = {"train": 0, "held_out": 1, "long": 2}
 LONG = 2  # times as long as other clips are those of part "long", and so are their motions
 
 
-def video_latent(scene: Scene, frames: int, side: int, drawing: bool = False) -> Tensor:
-    """The latent of a square clip of a scene, float32 ``[128, f, h, w]``: its code, and nothing in the rest."""
-    code = torch.from_numpy(scene_code(scene, frames, side, side, FPS, drawing=drawing))
+def video_latent(scene: Scene, frames: int, side: int, first: int = 0, drawing: bool = False) -> Tensor:
+    """The latent of a square clip of a scene, float32 ``[128, f, h, w]``: its code, and nothing in the rest.
+
+    ``first`` is the frame of the scene that the clip begins with.
+    """
+    code = torch.from_numpy(scene_code(scene, frames, side, side, FPS, first / FPS, drawing=drawing))
     return torch.cat([code, code.new_zeros(LATENT_CHANNELS - len(CHANNELS), *code.shape[1:])])
 
 
@@ -102,8 +105,9 @@ class LatentClips:
 class LatentExamples:
     """Latents with a caption in new words each time: ``video``, ``audio``, ``fps``, ``input_ids``, ``attention_mask``.
 
-    Also the empty prompt as ``empty_ids`` and ``empty_mask``. A stage of few frames has the beginnings of clips; one
-    that says ``tokens`` has its prompts padded to so many. With ``drawings`` every clip has that of its drawing too, as
+    Also the empty prompt as ``empty_ids`` and ``empty_mask``, and a later picture of the clip encoded alone, as
+    ``keyframe`` with its ``keyframe_number``. A stage of few frames has the beginnings of clips; one that says
+    ``tokens`` has its prompts padded to so many. With ``drawings`` every clip has that of its drawing too, as
     ``reference``.
     """
 
@@ -125,8 +129,11 @@ class LatentExamples:
             reference = {"reference": video_latent(scene, stage.frames, stage.side, drawing=True)}
         texts = [spoken(scene, rng, self.caption_dropout, self.leave_out), ""]
         batch = self.tokenizer(texts, stage.tokens or None)
+        number = keyframe_number(rng, stage.frames)
         return {
             **reference,
+            "keyframe": video_latent(scene, 1, stage.side, number),
+            "keyframe_number": torch.tensor(number),
             "video": video_latent(scene, stage.frames, stage.side),
             "audio": beginning(audio, stage.frames),
             "fps": torch.tensor(FPS),
@@ -135,6 +142,11 @@ class LatentExamples:
             "empty_ids": batch.input_ids[1],
             "empty_mask": batch.attention_mask[1],
         }
+
+
+def keyframe_number(rng: np.random.Generator, frames: int) -> int:
+    """A frame after the first; the last one every other time."""
+    return frames - 1 if rng.random() < 0.5 else int(rng.integers(1, frames))
 
 
 def beginning(audio: Tensor, frames: int) -> Tensor:

@@ -47,7 +47,7 @@ FIXED_SIGMAS = (1.0, 0.75, 0.5, 0.25)  # noise levels of the held-out loss
 HELD_OUT_SEED = 1234
 FORMS = 64  # lengths, batch sizes and modes of a run; past the limit torch goes on without compiling
 CAPTIONS_AT_ONCE = 64  # which attend in one row, each to itself
-SOURCES = ("video", "audio", "reference")  # latents of a batch
+SOURCES = ("video", "audio", "reference", "keyframe")  # latents of a batch
 LEAST_VARIANCE = 1e-4  # of the largest: axes with less are noise
 
 Judge = Callable[["TransformerTrainer", int, Path], Mapping[str, float]]
@@ -294,6 +294,8 @@ def latent_sources(batch: Mapping[str, Tensor], device: torch.device) -> Batch:
     sources["audio_latents"] = {"latents": latents["audio"]}
     if "reference" in latents:
         sources["reference"] = {"latents": latents["reference"], "fps": batch["fps"]}
+    if "keyframe" in latents:
+        sources["keyframe_latents"] = {"latents": latents["keyframe"], "frames": batch["keyframe_number"][:, None]}
     return sources
 
 
