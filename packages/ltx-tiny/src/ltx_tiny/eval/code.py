@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ltx_tiny.eval.path import UNKNOWN, Path, find_motion
 from ltx_tiny.eval.sight import find_size
 from ltx_tiny.eval.stage import camera_move
-from ltx_tiny.world.code import CELL, CHANNELS, PAIRS, QUARTER, SHAPE_POINTS, TRANSFORM
+from ltx_tiny.world.code import CELL, CHANNELS, GAINS, PAIRS, QUARTER, SHAPE_POINTS, TRANSFORM
 from ltx_tiny.world.picture import backdrop
 from ltx_tiny.world.scene import BACKGROUNDS, COLOURS, SHAPES
 
@@ -25,7 +25,8 @@ GONE = 0.25  # share of cells of the whole clip's mean, below which a body is ta
 
 def read_code(code: Float, fps: float) -> dict[str, str]:
     """Colour, shape, size, motion, background and camera of a code ``[59 or more, f, h, w]`` of a square clip."""
-    said = dict(zip(CHANNELS, code.astype(np.float64), strict=False))
+    layers = code[: len(CHANNELS)].astype(np.float64) / GAINS[:, None, None, None]
+    said = dict(zip(CHANNELS, layers, strict=True))
     side = CELL * code.shape[-1]
     pan, zoom = _camera(said, side)
     found = {"background": _background(said), "camera": camera_move(pan, zoom)}
