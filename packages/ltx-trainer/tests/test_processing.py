@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tests.golden.case import TINY_CHECKPOINT
 from typer.testing import CliRunner
 
-from ltx_core.errors import CheckpointError, ConfigError, MediaError
+from ltx_core.errors import CheckpointError, ConfigError, LtxError, MediaError
+from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.types import Audio, SpatioTemporalScaleFactors
 from ltx_media.audio import read_audio
 from ltx_media.audio import write_wav as write_sound
@@ -255,6 +257,17 @@ class TestWhatTheTableSays:
         report = self.run(folder)
         assert report.present["latents"] == 1 and [row for _, row, _ in report.skipped] == ["silent"]
         assert [path.name for path in (folder / "out" / "latents").iterdir()] == ["a.safetensors"]
+
+    def test_a_model_without_an_encoder_is_refused_and_takes_no_record(self, folder, tmp_path):
+        tensors = load_file(MODELS.model_path)
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("vae.")}
+        save_file(kept, tmp_path / "no-vae.safetensors", SafetensorsFile(MODELS.model_path).metadata)
+        before = records(folder / "out" / "latents")
+        models = ModelFiles.of(tmp_path / "no-vae.safetensors", MODELS.text_encoder_path)
+        options = ProcessingOptions(skip_audio=True)
+        with pytest.raises(LtxError, match="video_encoder"):
+            process_dataset(folder / "t.json", models, BUCKETS, options, folder / "out")
+        assert before and records(folder / "out" / "latents") == before
 
     def test_a_removed_row_is_not_trained_on_and_check_prunes_it(self, folder):
         data = lambda: PrecomputedDataset(folder / "out", ["latents", "conditions"])  # noqa: E731

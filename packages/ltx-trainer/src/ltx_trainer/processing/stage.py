@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltx_core.errors import ConfigError, LtxError
+from ltx_core.errors import CheckpointError, ConfigError, LtxError
 from ltx_trainer.background import in_background
 from ltx_trainer.precomputed import SUFFIXES, Record, read_inputs, write_record
 from ltx_trainer.processing.inputs import changed_inputs, inputs_of
@@ -63,7 +63,8 @@ def work_left(stage: Stage, rows: Sequence[Row], work: Workspace) -> Todo:
 def run_stage(stage: Stage, rows: Sequence[Row], work: Workspace) -> None:
     """Write the records that are missing or stale. A row that cannot be read is reported and left out.
 
-    Raises `CheckpointError` when the disk refuses a record; the ones before it stay.
+    Raises `CheckpointError` when the disk refuses a record, and for networks that cannot be built; records that are
+    there stay.
     """
     todo = work_left(stage, rows, work)
 
@@ -88,6 +89,8 @@ def run_stage(stage: Stage, rows: Sequence[Row], work: Workspace) -> None:
                 records = list(stage.encode([inputs for _, (inputs, _) in group]))
         except torch.OutOfMemoryError as error:
             raise ConfigError(f"{stage.directory}: out of memory; try tiling, smaller buckets or batches") from error
+        except (ConfigError, CheckpointError):  # of the networks, no fault of these rows
+            raise
         except LtxError as error:
             skip([row for row, _ in group], error)
             continue
