@@ -26,8 +26,8 @@ demo: install  ## make a clip with the bundled model in out/; replaces nothing t
 # One thread per process and one process per core: twice as fast as two threads in one process on small tensors.
 test slow: export OMP_NUM_THREADS := $(or $(strip $(OMP_NUM_THREADS)),1)
 
-test: install  ## run every test that takes less than a minute: some 9 minutes on two cores with bfloat16 units
-	@echo "All tests but the slow ones: expect some 9 minutes on two cores with bfloat16 units."
+test: install  ## run every test that takes less than a minute: some 7 minutes on two cores with bfloat16 units
+	@echo "All tests but the slow ones: expect some 7 minutes on two cores with bfloat16 units."
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 slow: install  ## run the long tests
