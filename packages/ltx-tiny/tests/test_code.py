@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ltx_tiny.eval.code import read_code
-from ltx_tiny.world.code import CELL, CHANNELS, DEEPEST, QUARTERS, SHAPE_POINTS, TRANSFORM, scene_code, simplex
+from ltx_tiny.world.code import CELL, CHANNELS, DEEPEST, SHAPE_POINTS, TRANSFORM, scene_code, simplex
 from ltx_tiny.world.motion import track
 from ltx_tiny.world.picture import Window
 from ltx_tiny.world.scene import SHAPES, Body, Scene, attributes, sample_scene
@@ -34,7 +34,7 @@ def test_cells_near_a_body_say_where_and_what_it_is():
     y = (CELL * (row + 0.5) - path.y[0] * 256 - 128) / CELL
     assert said["x"][f, row, column] == pytest.approx(x / 2, abs=1e-5)
     assert said["own y 0"][f, row, column] == pytest.approx(y * CELL / (path.radius[0] * 256) / 1.5, abs=1e-5)
-    depths = [said[f"depth {quarter} 0"] for quarter in QUARTERS]
+    depths = [said[f"depth {row}{column} 0"] for row in range(4) for column in range(4)]
     assert max(depth.max() for depth in depths) > DEEPEST > depths[0][0, 0, 0]
     point = np.array([said[f"shape {i}"][f, row, column] for i in range(4)])
     assert np.linalg.norm(SHAPE_POINTS - point, axis=1).argmin() == SHAPES.index("star")
@@ -43,7 +43,7 @@ def test_cells_near_a_body_say_where_and_what_it_is():
 def test_what_is_still_leaves_the_changes_at_nothing():
     changes = [name for name in CHANNELS if "change" in name or (name[-1] in "123" and not name.startswith("shape"))]
     said = layers(SCENE)
-    assert len(changes) == 25 and all(np.abs(said[name]).max() < 1e-6 for name in changes)
+    assert len(changes) == 61 and all(np.abs(said[name]).max() < 1e-6 for name in changes)
     bounce = layers(replace(SCENE, bodies=(replace(BODY, motion="bounces", period=0.7, pitch="low"),)))
     assert np.abs(bounce["own y 1"]).max() > 0.5
 

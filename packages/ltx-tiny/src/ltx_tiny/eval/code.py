@@ -24,7 +24,7 @@ GONE = 0.25  # share of cells of the whole clip's mean, below which a body is ta
 
 
 def read_code(code: Float, fps: float) -> dict[str, str]:
-    """Colour, shape, size, motion, background and camera of a code ``[59 or more, f, h, w]`` of a square clip."""
+    """Colour, shape, size, motion, background and camera of a code ``[107 or more, f, h, w]`` of a square clip."""
     layers = code[: len(CHANNELS)].astype(np.float64) / GAINS[:, None, None, None]
     said = dict(zip(CHANNELS, layers, strict=True))
     side = CELL * code.shape[-1]

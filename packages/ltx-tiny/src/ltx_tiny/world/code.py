@@ -3,8 +3,8 @@
 A learned latent is spread over all its channels and every cell describes its own pixels; cells that disagree tear an
 outline. Here every cell says what the empty stage looks like and where on it the cell lies, and every cell near the
 body says the same few things of it: what it is, how large, turned and coloured, where the cell lies seen from it, and
-how deep inside the outline the cell's quarters are. All of it is smooth, redundant and easy to denoise, and a decoder
-that draws from it cannot draw half a star.
+how deep inside the outline points eight pixels apart are. All of it is smooth, redundant and easy to denoise, and a
+decoder that draws from it cannot draw half a star.
 
 A latent frame stands for 8 frames (the first for one). What moves is given as the cosine transform of its means over
 four pairs of frames, so that what is still takes one channel and leaves the others near nothing. Whoever says a code
@@ -14,6 +14,7 @@ is a tenth off in every channel: what is small and matters, motion above all, is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ SPAN = 8  # frames of a latent frame
 PAIRS = 4  # of these frames
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 QUARTER = CELL / 4  # pixels from a cell's middle to a quarter's, along either axis
+POINTS = tuple(((i + 0.5) / 4 - 0.5) for i in range(4))  # in cells from the middle, along either axis
 MARGIN = 1.7  # cells from a body or its shadow to where nothing is said of it
 DEEPEST = 1.5  # cells
 WIDEST_SHADOW = 1.25  # radii
@@ -38,7 +40,7 @@ CHANNELS = (
     *(f"stage {colour} {quarter}" for colour in ("red", "green", "blue") for quarter in QUARTERS),
     *("stage x", "stage x change", "stage y", "stage y change", "scale"),
     "near",
-    *(f"depth {quarter} {i}" for quarter in QUARTERS for i in range(PAIRS)),
+    *(f"depth {row}{column} {i}" for row in range(4) for column in range(4) for i in range(PAIRS)),
     *(f"own {axis} {i}" for axis in "xy" for i in range(PAIRS)),
     *("cosine", "sine", "cosine change", "sine change", "x", "y", *(f"there {i}" for i in range(PAIRS))),
     *("red", "green", "blue", *(f"shape {i}" for i in range(4))),
@@ -135,7 +137,7 @@ def _stage(scene: Scene, grid: Grid, t: Float) -> Float:
 
 
 def _body(scene: Scene, grid: Grid, t: Float) -> Float:
-    """Channels that tell of the body in the cells near it: ``[42, f, h, w]``."""
+    """Channels that tell of the body in the cells near it: ``[90, f, h, w]``."""
     body, view, side = scene.body, camera(scene, t), min(grid.height, grid.width)
     path, zoom = track(scene, body, t), view.zoom * side
     x, y = (path.x - view.x) * zoom + grid.width / 2, path.y * zoom + grid.height / 2  # pixels, [f, 8]
@@ -157,8 +159,7 @@ def _body(scene: Scene, grid: Grid, t: Float) -> Float:
         return across * cos + down * sin, down * cos - across * sin
 
     said: list[Float] = [np.ones_like(near)]
-    step = QUARTER / CELL
-    for below, right in ((-step, -step), (-step, step), (step, -step), (step, step)):
+    for below, right in product(POINTS, POINTS):
         depth = DEEPEST - np.clip(distance(body.shape, *own(right, below)) * radius, -DEEPEST, DEEPEST)
         said += list(_pairs(depth))
     said += [layer / 1.5 for values in own(0.0, 0.0) for layer in _pairs(values)]
