@@ -34,6 +34,7 @@ DOORS = {"ltx_mlx.pipelines": {"ltx_pipelines"}, "ltx_mlx.generate": {"ltx_pipel
 FLOOR = {
     "types": 0,
     "errors": 0,
+    "exports": 0,
     "textfiles": 0,
     "fingerprint": 0,
     "precision": 0,
@@ -106,7 +107,7 @@ def imports_of(code: str) -> Iterator[str]:
 
 def names_in(code: str, package: str) -> Iterator[str]:
     """Modules whose names stand in strings: "module:thing", and any in files that import modules by name."""
-    by_name = "import_module(" in code
+    by_name = "import_module(" in code or "lazily(" in code
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             module, colon, _ = node.value.partition(":")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -43,15 +42,6 @@ def test_exports_are_found_and_imported_when_used() -> None:
         _ = ltx_pipelines.Nothing
     program = "import sys, ltx_pipelines as p; p.DistilledPipeline, p.Plan; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-@pytest.mark.parametrize("name", sorted({*ltx_pipelines.__all__} - {"Plan"}))  # of which pipelines make one
-def test_help_names_every_argument(name: str) -> None:
-    thing = getattr(ltx_pipelines, name)
-    if callable(thing):
-        said = f"{inspect.getdoc(thing)} {inspect.getdoc(thing.__init__)}"
-        wanted = inspect.signature(thing).parameters.keys() - {"args", "kwargs", "kind"}
-        assert not {argument for argument in wanted if f"``{argument}``" not in said}
 
 
 def test_the_result_says_what_it_is_and_reads_twice(made: Generation) -> None:

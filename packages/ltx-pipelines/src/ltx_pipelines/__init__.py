@@ -8,8 +8,7 @@ What is exported here is imported when it is used::
     clip.save("ball.mp4")
 """
 
-from importlib import import_module
-from typing import Any
+from ltx_core.exports import lazily
 
 #: The pipelines, each with the module it stands in, whose name is also that of its command.
 PIPELINES = {
@@ -47,13 +46,7 @@ _EXPORTS = PIPELINES | {
     "plan_from_json": "planning.plan",
     "request_schema": "pipeline",
 }
-__all__ = [*_EXPORTS]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module {__name__} has no attribute {name}")
+__getattr__, __all__ = lazily(__name__, _EXPORTS)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,21 @@
+"""Names of a package that are imported when they are asked for, so that importing the package costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def lazily(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], list[str]]:
+    """The ``__getattr__`` and ``__all__`` of a package.
+
+    ``package`` is its name, ``places`` the module inside it that holds each exported name.
+    """
+
+    def find(name: str) -> Any:
+        if name in places:
+            return getattr(import_module(f"{package}.{places[name]}"), name)
+        raise AttributeError(f"module {package} has no attribute {name}")
+
+    return find, [*places]
