@@ -285,7 +285,19 @@ class FlowMatchingConfig(Strict):
 
 
 class TrainerConfig(Strict):
-    """A whole training run."""
+    """A whole training run.
+
+    ``model`` and ``data`` are required: the files of the weights, and the data sets to learn from. ``lora`` is the
+    adapter, required when the training mode is lora; ``audio_adapter`` the sound added to an LTX-Video model.
+    ``training_strategy`` says what is given and what is learned (text_to_video by default), ``flow_matching`` how noise
+    levels are drawn. ``optimization`` holds optimizer, schedule and steps, ``acceleration`` precision and memory,
+    ``validation`` the samples made on the way, ``checkpoints`` when and how weights are saved, ``hub`` the upload and
+    ``wandb`` the logging to Weights & Biases; all have defaults. ``seed`` (42) decides what
+    the run draws; ``output_dir`` (``outputs``) is the folder of its results, made absolute.
+
+    Raises pydantic's ``ValidationError`` for unknown keys, values out of range and sections that do not agree;
+    `read_config` and `parse_config` turn it into `InvalidConfig`.
+    """
 
     model: ModelConfig
     lora: LoraConfig | None = None

@@ -50,9 +50,9 @@ def parse_config(raw: Mapping[str, Any], where: str = "configuration") -> Traine
 
 
 def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainerConfig:
-    """Read and validate a YAML file with ``changes`` such as ``optimization.steps=40`` made to it.
+    """Read and validate the YAML file at ``path`` with ``changes`` such as ``optimization.steps=40`` made to it.
 
-    Raises `ConfigError` where it is no mapping, `InvalidConfig` for its content.
+    Raises `ConfigError` where it cannot be read or is no mapping, `InvalidConfig` for its content.
     """
     raw = read_yaml(path)
     if not isinstance(raw, Mapping):

@@ -21,7 +21,11 @@ GUIDED_PLACE = 28 / 48  # of the block perturbed for guidance
 def write_configuration(mode: str, data: Path | None, models: ModelFiles | None, path: Path) -> Path:
     """Write the configuration of ``mode`` to ``path``, which must be new.
 
-    Raises `ConfigError` for an unknown mode, clips that lack what it needs, and a file that is there already.
+    ``data`` is a folder or table of clips, which sizes, frame rate and prompt are taken from; ``models`` are the files
+    of the model. None for either leaves placeholders to fill in.
+
+    Raises `ConfigError` for an unknown mode, clips that lack what it needs, and a file that is there already;
+    `CheckpointError` for a model that the mode cannot train.
     """
     text = configuration(mode, gather(mode, data, models))
     try:

@@ -25,7 +25,14 @@ PREFIX = "diffusion_model."
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Kind, size, strength and place of an adapter."""
+    """Kind, size, strength and place of an adapter.
+
+    ``kind`` is lora, rslora, dora or lokr. ``rank`` is the inner size of its matrices, at least 1; its strength is
+    ``alpha`` / ``rank`` (rslora: ``alpha`` / sqrt(``rank``)). ``dropout``, from 0 to 1, is the share of a module's
+    inputs left out in training. ``target_modules`` are names, or name endings, of the linears that are adapted: by
+    default those of attention. ``factor`` bounds the rows and columns of lokr's first matrix. ``groups`` give some of
+    the modules settings of their own; the first one that means a module decides.
+    """
 
     rank: int = 64
     alpha: float = 64
@@ -102,13 +109,17 @@ def lora_tensors(network: nn.Module, weights: Mapping[str, Tensor] | None = None
 def save_lora(
     path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Write an adapter. Raises `CheckpointError` when it cannot be written."""
+    """Write an adapter to the safetensors file ``path`` and return that.
+
+    ``tensors`` are those of `lora_tensors`, stored as ``dtype``; ``metadata`` is text for the file's header, None for
+    none. Raises `CheckpointError` when it cannot be written.
+    """
     save_tensors(path, {name: tensor.cpu().to(dtype) for name, tensor in tensors.items()}, metadata or {})
     return path
 
 
 def load_lora(network: nn.Module, path: Path) -> None:
-    """Put a saved adapter into an adapted network, its strength divided out again.
+    """Put the adapter saved at ``path`` into ``network``, which `add_lora` adapted; its strength is divided out again.
 
     Raises `CheckpointError` that names what does not fit: other modules, another kind or rank.
     """

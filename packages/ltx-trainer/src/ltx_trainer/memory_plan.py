@@ -196,7 +196,10 @@ class MemoryModel:
 
 
 def plan_memory(config: TrainerConfig) -> MemoryPlan:
-    """The plan of a configuration. Reads headers only; raises what the run itself would raise for wrong files."""
+    """The bytes that a run of ``config`` holds on this machine, item by item. Reads headers only.
+
+    Raises what the run itself would raise for wrong files: `ConfigError` or `CheckpointError`.
+    """
     return MemoryModel.of(config).plan(config)
 
 

@@ -54,7 +54,13 @@ def is_split_transformer(config: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Paths as options give them. A path is opened when one of its networks is asked for, not before."""
+    """Paths as options give them. A path is opened when one of its networks is asked for, not before.
+
+    ``model_path`` is a unified checkpoint, or the transformer of a split pack. ``text_encoder_path`` is a Gemma folder
+    or a packed text encoder; None where nothing is to be encoded. ``video_vae_path`` and ``audio_vae_path`` (with the
+    vocoder) belong to a split pack; None means the model file's own. Asking for a network raises `ConfigError` where
+    its path is missing, `CheckpointError` where the file cannot be read.
+    """
 
     model_path: Path = field(metadata=shown("Unified checkpoint, or the transformer of a split pack."))
     text_encoder_path: Path | None = field(
@@ -153,7 +159,8 @@ class ModelFiles:
 def find_model(named: str | None) -> ModelFiles:
     """The files of a model by what a user calls it: a checkpoint, a folder, or the name of a model that is installed.
 
-    A text encoder and VAEs that lie in the folder are found by what they hold. Raises `ConfigError` for no such model.
+    ``named`` None is the model ``tiny``. A text encoder and VAEs that lie in the folder are found by what they hold.
+    Raises `ConfigError` for no such model.
     """
     name = named or "tiny"
     path = path_of(name)

@@ -80,6 +80,7 @@ class TrainingResult:
 class LtxvTrainer:
     """Fine-tunes the transformer as a configuration says.
 
+    ``config`` is a validated `TrainerConfig`, as `read_config` gives it; results go to its ``output_dir``.
     `train` runs to the end; iterate over `steps` to see every step yourself. Files and settings that cannot work are
     refused on construction, as `ConfigError` or `CheckpointError`, before any weight is read.
     """

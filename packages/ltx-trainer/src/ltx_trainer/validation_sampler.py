@@ -118,7 +118,11 @@ def sample_seed(config: ValidationConfig, sample: ValidationSample) -> int:
 
 @dataclass(frozen=True)
 class ValidationSampler:
-    """Makes the latents of prepared samples. ``transformer`` is the network being trained."""
+    """Makes the latents of prepared samples. ``transformer`` is the network being trained.
+
+    ``config`` is the section validation: steps or noise levels, and guidance. ``scale_factors`` are pixels per latent
+    cell of the video VAE; ``dtype`` is that of latents and contexts while they are denoised, bfloat16 by default.
+    """
 
     config: ValidationConfig
     transformer: LTXModel

@@ -52,6 +52,7 @@ def process_dataset(
 ) -> Report:
     """Make the records of all rows of ``metadata`` below ``output`` (by default ``.precomputed`` beside it).
 
+    ``models`` are the files of the networks that encode; ``options`` say how, its ``buckets`` excepted:
     ``buckets`` is ``"WxHxF;..."``, needed with videos; ``columns`` may name those of the video and the caption;
     ``parts`` restricts the work to captions, video or audio. Records that are there already stay as they are, unless
     what they were made of has changed. Rows that cannot be read are left out and reported, also in ``report.txt``.

@@ -28,7 +28,30 @@ def default_device() -> str:
 
 @dataclass(frozen=True)
 class ProcessingOptions:
-    """Processing of a data set. ``fps`` None keeps each clip's own frame rate."""
+    """Processing of a data set. ``fps`` None keeps each clip's own frame rate.
+
+    ``buckets`` are the sizes, in pixels and frames, that clips are brought to; ``audio_durations`` the lengths, in
+    seconds, that sound without video is cut to: the longest that it fills, its own where there are none. ``tiling``
+    encodes large pictures in pieces; ``random_crop`` cuts clips anywhere instead of at their centre. ``long_clips``
+    says what is taken of a clip longer than its bucket: the ``first`` part, ``chunks`` side by side, or parts that
+    ``slide`` by ``stride`` frames, at least 1 (None: half a bucket). ``skip_audio`` leaves the sound of videos out.
+
+    ``trigger`` is a word put in front of every caption, None for none; ``remove_openings`` drops stock openings such as
+    "The video shows".
+
+    ``keyframes`` are frames encoded alone too, -1 the last. ``control`` makes references of the clips: ``canny``,
+    ``downscale``, ``blur``, ``depth:FOLDER`` or ``pose:FOLDER``; None makes none. References are
+    ``reference_downscale_factor`` times smaller than their targets and keep every n-th frame, n being
+    ``reference_temporal_scale_factor``; 1 changes nothing.
+
+    ``overwrite`` makes records again that are there already. ``batch_size`` clips or captions, at least 1, are
+    encoded together on ``device``, by default the accelerator; ``workers`` threads read clips ahead (0: none).
+    ``text_encoder_in_8bit`` halves the text encoder's memory. ``ray`` works on a Ray cluster, at ``ray_address``
+    (empty: this machine's, or a new one), with ``ray_workers`` there (0: one per GPU, else one per machine).
+
+    Nothing is checked here: `process_dataset` raises `ConfigError` for an unknown control, and for keyframes and
+    reference factors that do not fit the buckets.
+    """
 
     buckets: tuple[Bucket, ...] = ()
     audio_durations: tuple[float, ...] = ()  # seconds; of sound without video
