@@ -26,7 +26,11 @@ AUDIO_LATENT_DOWNSAMPLE_FACTOR = 4  # mel frames per latent frame: 25 latent fra
 
 
 class VideoPixelShape(NamedTuple):
-    """A video in pixels. ``frames`` counts pictures, ``fps`` is pictures per second."""
+    """A video in pixels.
+
+    ``batch`` counts clips, ``frames`` the pictures of each; ``height`` and ``width`` are in pixels, ``fps`` in pictures
+    per second. Nothing is checked here: `SpatioTemporalScaleFactors.check` refuses what a VAE cannot hold.
+    """
 
     batch: int
     frames: int
@@ -114,7 +118,11 @@ def nearest_multiple(value: float, step: int) -> int:
 
 
 class VideoLatentShape(NamedTuple):
-    """A video latent ``[B, C, F, H, W]``."""
+    """A video latent ``[B, C, F, H, W]``.
+
+    ``batch`` counts clips, ``channels`` are 128 in published models, ``frames`` are latent frames, ``height`` and
+    ``width`` latent cells.
+    """
 
     batch: int
     channels: int
@@ -177,7 +185,11 @@ class VideoLatentShape(NamedTuple):
 
 
 class AudioLatentShape(NamedTuple):
-    """An audio latent ``[B, C, T, M]``: T latent frames of M mel bins."""
+    """An audio latent ``[B, C, T, M]``.
+
+    ``batch`` counts clips; in published models there are 8 ``channels``, 25 latent ``frames`` a second and 16
+    ``mel_bins``, which are the mel picture's 64 divided by 4.
+    """
 
     batch: int
     channels: int
@@ -263,19 +275,28 @@ class GeneratedKeyframeLayout:
 class LatentState:
     """One stream on its way from noise to a latent: N tokens of width D and what is known about each of them.
 
-    Between ``unpatchify`` and ``patchify`` the first three tensors and the keyframe mask are spatial instead.
+    ``latent`` ``[B, N, D]`` are the noisy tokens, ``clean_latent`` ``[B, N, D]`` what held ones are held at.
+    ``denoise_mask`` ``[B, N, 1]`` float32 is 1 where a token is denoised fully, 0 where it is held. ``positions``
+    ``[B, 3 or 1, N, 2]`` float32 are spans ``[start, end)`` in seconds, for video then in pixel rows and columns.
+    Between ``unpatchify`` and ``patchify`` latents, denoise mask and keyframe mask are spatial instead.
+
+    ``attention_mask`` ``[B, N, N]`` holds attention strengths in [0, 1]; None: all ones. ``keyframes_mask``
+    ``[B, N, 1]`` is non-zero where a token encodes one single pixel frame; None: nowhere. ``release`` ``[B, N, 1]`` is
+    how its hold falls with sigma, as a place in `CURVES`; None: nowhere. ``generated_keyframe_layout`` is the place
+    of the keyframe slots among the tokens, None where there are none; ``generated_keyframes`` ``[B, C, K, H, W]`` are
+    what ``clear_conditioning`` took out of them. With ``frozen`` the whole stream is held fixed at sigma 0.
     """
 
-    latent: Tensor  # [B, N, D] noisy tokens
-    denoise_mask: Tensor  # [B, N, 1] float32; 1 = denoise fully, 0 = hold at the clean token
-    positions: Tensor  # [B, 3 or 1, N, 2] float32; [start, end) in seconds, and in pixels for video
-    clean_latent: Tensor  # [B, N, D] what held tokens are held at
-    attention_mask: Tensor | None = None  # [B, N, N] attention strength in [0, 1]; None = all ones
-    keyframes_mask: Tensor | None = None  # [B, N, 1] non-zero where the token encodes one single pixel frame
-    release: Tensor | None = None  # [B, N, 1] how its hold falls with sigma: place in `CURVES`; None = nowhere
+    latent: Tensor
+    denoise_mask: Tensor
+    positions: Tensor
+    clean_latent: Tensor
+    attention_mask: Tensor | None = None
+    keyframes_mask: Tensor | None = None
+    release: Tensor | None = None
     generated_keyframe_layout: GeneratedKeyframeLayout | None = None
-    generated_keyframes: Tensor | None = field(default=None)  # [B, C, K, H, W], set by clear_conditioning
-    frozen: bool = False  # the whole stream is held fixed at sigma 0
+    generated_keyframes: Tensor | None = field(default=None)
+    frozen: bool = False
 
     def clone(self) -> LatentState:
         """A state whose tensors are copies."""

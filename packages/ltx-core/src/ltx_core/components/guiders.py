@@ -79,9 +79,10 @@ class STGGuider(Guider):
 
 @dataclass(frozen=True)
 class LtxAPGGuider(Guider):
-    """Adaptive projected guidance: the part of the guidance along the prediction is scaled by ``eta``.
+    """Adaptive projected guidance: the part of the guidance along the prediction is scaled by ``eta``, 1 leaving it.
 
-    ``norm_threshold`` caps the guidance's norm over the last three axes (of ``[B, N, D]``: the last two); 0 is no cap.
+    ``scale`` is that of classifier-free guidance, 1 being off. ``norm_threshold`` caps the guidance's norm over the
+    last three axes (of ``[B, N, D]``: the last two); 0 is no cap.
     """
 
     scale: float
@@ -134,18 +135,30 @@ def projection_coefficient(a: Tensor, onto: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MultiModalGuiderParams:
-    """Guidance of one stream. The defaults guide nothing."""
+    """Guidance of one stream. The defaults guide nothing.
 
-    cfg_scale: float = 1.0  # away from the prediction with the negative prompt; 1 off
-    stg_scale: float = 0.0  # away from the prediction with self-attention skipped in stg_blocks; 0 off
-    stg_blocks: Sequence[int] | None = ()  # None: all blocks
-    rescale_scale: float = 0.0  # 1: give the result the conditional prediction's standard deviation; 0 off
-    modality_scale: float = 1.0  # away from the prediction that ignores the other stream; 1 off
-    skip_step: int = 0  # after each guided step reuse its result for this many steps
-    guider: GuiderName = "cfg"  # how the prediction with the negative prompt is used: plain, scaled to fit, projected
-    apg_eta: float = 1.0  # of apg: share of the guidance along the prediction that is kept
-    apg_norm_threshold: float = 0.0  # of apg: largest norm of the guidance; 0 no limit
-    apg_momentum: float = 0.0  # of apg: share of the last step's guidance that goes on; 0 none
+    ``cfg_scale`` leads away from the prediction with the negative prompt, ``modality_scale`` from the one that ignores
+    the other stream; 1 is off. ``stg_scale`` leads away from the prediction with self-attention skipped in
+    ``stg_blocks``, numbers of blocks from 0 or None for all; 0 is off. ``rescale_scale`` is the share, 0 to 1, of the
+    conditional prediction's standard deviation that the result is given back; 0 is off. After each guided step
+    ``skip_step`` steps reuse its result.
+
+    ``guider`` says how the prediction with the negative prompt is used: ``"cfg"`` plain, ``"cfg_star"`` scaled to fit,
+    ``"apg"`` projected. With the last, ``apg_eta`` is the share of the guidance along the prediction that is kept,
+    ``apg_norm_threshold`` the largest norm of the guidance (0: no limit), ``apg_momentum`` the share of the last step's
+    guidance that goes on (0: none).
+    """
+
+    cfg_scale: float = 1.0
+    stg_scale: float = 0.0
+    stg_blocks: Sequence[int] | None = ()
+    rescale_scale: float = 0.0
+    modality_scale: float = 1.0
+    skip_step: int = 0
+    guider: GuiderName = "cfg"
+    apg_eta: float = 1.0
+    apg_norm_threshold: float = 0.0
+    apg_momentum: float = 0.0
 
     def __post_init__(self) -> None:
         if self.stg_blocks is not None:
@@ -154,10 +167,14 @@ class MultiModalGuiderParams:
 
 @dataclass(frozen=True)
 class MultiModalGuider:
-    """The guidance of one stream: which predictions it needs and how they are combined."""
+    """The guidance of one stream: which predictions it needs and how they are combined.
+
+    ``params`` are its scales, by default guiding nothing. ``negative_context`` ``[B, S, c]`` is the negative prompt's
+    text features, which a ``cfg_scale`` other than 1 needs.
+    """
 
     params: MultiModalGuiderParams = MultiModalGuiderParams()
-    negative_context: Tensor | None = None  # [B, S, c]
+    negative_context: Tensor | None = None
 
     def do_unconditional_generation(self) -> bool:
         return not math.isclose(self.params.cfg_scale, 1.0)

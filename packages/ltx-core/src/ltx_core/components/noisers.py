@@ -17,7 +17,11 @@ NoiseSource = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class GaussianNoiser:
-    """Fills the noisy tokens of a state. One generator serves a whole call: video first, then audio, stage by stage."""
+    """Fills the noisy tokens of a state.
+
+    Numbers are drawn from ``generator`` on its device, then moved to the tokens. One serves a whole call: video first,
+    then audio, stage by stage.
+    """
 
     generator: torch.Generator
 

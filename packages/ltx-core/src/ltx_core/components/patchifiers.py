@@ -35,7 +35,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class VideoLatentPatchifier:
-    """Cuts a video latent into ``1 x patch_size x patch_size`` patches, one token each."""
+    """Cuts a video latent into patches of one frame and ``patch_size`` x ``patch_size`` latent cells, one token each.
+
+    Published models take 1. Raises ``ConfigError`` for a size below 1.
+    """
 
     patch_size: int = 1
 
@@ -101,7 +104,13 @@ def to_seconds(pixel_coords: Tensor, fps: float) -> Tensor:
 
 @dataclass(frozen=True)
 class AudioPatchifier:
-    """One token per audio latent frame; ``patch_size`` is only part of the common interface, audio has no patches."""
+    """One token per audio latent frame; ``patch_size`` is only part of the common interface, audio has no patches.
+
+    The rest places tokens in time: ``sample_rate`` in Hz, ``hop_length`` in samples per mel frame,
+    ``audio_latent_downsample_factor`` in mel frames per latent frame, by default 25 latent frames a second. With
+    ``is_causal`` the first latent frame covers one mel frame alone. ``shift`` is the number of the first latent frame,
+    other than 0 where the latent is a part of a longer one.
+    """
 
     patch_size: int = 1
     sample_rate: int = AUDIO_SAMPLE_RATE

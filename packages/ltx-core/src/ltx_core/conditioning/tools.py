@@ -106,7 +106,9 @@ def _of_tokens(state: LatentState) -> dict[str, Tensor]:
 class VideoLatentTools(LatentTools[VideoLatentShape]):
     """Tools for a video latent of ``fps`` pictures per second.
 
-    ``causal_fix``: the first latent frame holds one pixel frame, as with every causal video VAE.
+    ``patchifier`` cuts tokens, ``target_shape`` is the latent to be made, ``scale_factors`` are the pixels per latent
+    cell: by default 8 frames and 32 x 32. ``causal_fix``: the first latent frame holds one pixel frame, as with every
+    causal video VAE.
     """
 
     patchifier: VideoLatentPatchifier
@@ -160,7 +162,11 @@ class VideoLatentTools(LatentTools[VideoLatentShape]):
 
 @dataclass(frozen=True)
 class AudioLatentTools(LatentTools[AudioLatentShape]):
-    """Tools for an audio latent; ``spans`` are the seconds of its tokens where it is a part of a longer sound."""
+    """Tools for an audio latent.
+
+    ``patchifier`` cuts tokens, ``target_shape`` is the latent to be made. ``spans`` are the seconds of each of its
+    tokens where it is a part of a longer sound; None: it starts at 0, or at the patchifier's ``shift``.
+    """
 
     patchifier: AudioPatchifier
     spans: tuple[tuple[float, float], ...] | None = None

@@ -35,6 +35,11 @@ class Checkpoint:
 
     Opening reads headers only. ``components`` names what can be built; ``config`` is the JSON the files carry, all
     sections together; ``model_version`` is the declared version as text, ``version`` as a tuple to compare with.
+
+    `open` makes one from paths. The constructor is given what was opened: ``parts``, one per file or set of shards;
+    ``given_order_wins``, whether the later of two parts that hold the same tensors is read or both are refused; and
+    ``prefer``, pieces of file names that decide between parts first, by default none. Raises ``CheckpointError`` when
+    the parts are adapters alone or hold no component.
     """
 
     def __init__(self, parts: Sequence[Part], given_order_wins: bool, prefer: Sequence[str] = ()) -> None:

@@ -47,14 +47,20 @@ Shapes = Mapping[str, tuple[int, ...]]  # parameter name -> shape
 
 @dataclass(frozen=True)
 class Lora:
-    """An adapter and the strength it is applied with."""
+    """An adapter and the strength it is applied with; `open` reads one from a file.
+
+    ``path`` is its file and ``metadata`` the header strings of that. ``layers`` are the changes by module path, whose
+    flattened names `fit` resolves; ``unused`` names tensors of the file that are no part of any layer. ``strength``
+    multiplies the change, 1 being as trained. ``in_bfloat16`` has adapters added up and fused in bfloat16,
+    as the official package does, and not in float32.
+    """
 
     path: Path
-    layers: Mapping[str, LoraLayer]  # by module path; flattened names are resolved by `fit`
+    layers: Mapping[str, LoraLayer]
     metadata: Mapping[str, str]
-    unused: tuple[str, ...]  # tensors of the file that are no part of any layer
+    unused: tuple[str, ...]
     strength: float = 1.0
-    in_bfloat16: bool = False  # added up and fused in bfloat16, as the official package does
+    in_bfloat16: bool = False
 
     @classmethod
     def open(
@@ -66,9 +72,9 @@ class Lora:
     ) -> Lora:
         """Read an adapter; its tensors stay in the file until they are used.
 
-        ``use_alpha`` False ignores every alpha, as the official package does. ``dora_norm`` says which norm a
-        ``dora_scale`` was made for, where its naming would guess wrong. Raises ``CheckpointError`` for a file that
-        holds no adapter, or one of an unsupported kind.
+        ``path`` is the file and ``strength`` what its change is multiplied by. ``use_alpha`` False ignores every alpha,
+        as the official package does. ``dora_norm`` says which norm a ``dora_scale`` was made for, where its naming
+        would guess wrong. Raises ``CheckpointError`` for a file that holds no adapter, or one of an unsupported kind.
         """
         file = SafetensorsFile(path)
         _refuse_foreign(file)

@@ -123,14 +123,16 @@ class GuidancePass:
 class GuidedDenoiser:
     """Predicts with the guidance of each stream; a stream without a guider is not guided.
 
-    ``contexts`` and ``guiders`` are per stream. ``force_uncond_pass`` asks for ``uncond`` even at CFG scale 1, as
-    CFG++ sampling needs it. Raises ``ConfigError`` when CFG is on for a stream without a negative context.
+    ``contexts`` ``[B, S, c]`` and ``guiders`` are per stream. ``force_uncond_pass`` asks for ``uncond`` even at CFG
+    scale 1, as CFG++ sampling needs it. ``keep_text`` keeps what the transformer made of the texts, where it stays the
+    same at every step; off, it takes less memory and more time. A call raises ``ConfigError`` when CFG is on for a
+    stream without a negative context.
     """
 
     contexts: Mapping[str, Tensor]
     guiders: Mapping[str, MultiModalGuider | MultiModalGuiderFactory] = field(default_factory=dict)
     force_uncond_pass: bool = False
-    keep_text: bool = True  # keep what the transformer made of the texts, where it stays the same at every step
+    keep_text: bool = True
 
     def __call__(self, transformer: Transformer, states: States, call: DenoiseCall) -> Results:
         memory = call.memory

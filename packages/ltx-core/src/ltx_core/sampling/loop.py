@@ -41,8 +41,10 @@ def denoise(
 ) -> Iterator[SamplingStep]:
     """Take the streams along ``sigmas`` ``[steps + 1]``, one ``SamplingStep`` at a time.
 
-    ``transformer`` predicts x0 (``X0Model``). Sigmas are read once, here; no step waits for the accelerator. Raises
-    ``ConfigError`` for no stream or for sigmas that rise or reach 0 early.
+    ``transformer`` predicts x0 (``X0Model``); ``denoiser`` calls it and adds guidance (``GuidedDenoiser``). ``states``
+    are noisy, patchified and by stream, ``"video"``, ``"audio"`` or both. ``sampler`` makes each step, by default an
+    Euler step. Sigmas are read once, at the first step; no step waits for the accelerator. Raises ``ConfigError`` for
+    no stream or for sigmas that rise or reach 0 early.
     """
     schedule = sampler.schedule(_check_sigmas(sigmas))
     states = {name: states[name] for name in ("video", "audio") if name in states}

@@ -18,9 +18,11 @@ from ltx_core.types import LatentState, VideoLatentShape
 class VideoConditionByKeyframeIndex:
     """Appends the tokens of ``keyframes`` ``[B, C, f, h, w]`` at pixel frame ``frame_idx``.
 
-    ``num_pixel_frames`` is the length of the clip that was encoded; 1 gives every token the span of one pixel frame.
-    With a negative ``frame_idx`` they stand before the video and are seen by all of it. ``release`` is how the strength
-    falls with sigma.
+    ``strength`` from 0 to 1 is how firmly they are held: 1 unchanged, 0 not at all. ``num_pixel_frames`` is the length
+    of the clip that was encoded; 1 gives every token the span of one pixel frame. With a negative ``frame_idx`` they
+    stand before the video and are seen by all of it. ``release`` is how the strength falls with sigma: not
+    (``"hold"``), or to 0 along a ``"linear"`` or ``"smoothstep"`` curve. ``apply_to`` raises ``ConditioningError`` for
+    another batch or channel count than the target's and for a strength out of range.
     """
 
     keyframes: Tensor

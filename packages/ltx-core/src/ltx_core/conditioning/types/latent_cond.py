@@ -16,8 +16,9 @@ from ltx_core.types import LatentState
 class VideoConditionByLatentIndex:
     """Replaces the clean tokens of the latent frames from ``latent_idx`` on, in place.
 
-    ``latent`` is ``[B, C, f, H, W]`` of the target's size. The noisy tokens follow when noise is mixed in. Raises
-    ``ConditioningError`` for another size and for frames beyond the target.
+    ``latent`` is ``[B, C, f, H, W]`` of the target's size. ``strength`` from 0 to 1 is how firmly it is held: 1
+    unchanged, 0 not at all. The noisy tokens follow when noise is mixed in. ``apply_to`` raises ``ConditioningError``
+    for another size, for frames beyond the target and for a strength out of range.
     """
 
     latent: Tensor

@@ -30,7 +30,10 @@ from ltx_core.types import AUDIO_LATENT_DOWNSAMPLE_FACTOR, Audio
 
 
 class AudioEncoder(nn.Module):
-    """Log-mel pictures to normalised latents."""
+    """Log-mel pictures ``[B, 2, M, bins]`` to normalised latents ``[B, C, L, F]``.
+
+    ``config`` describes the VAE; `AudioVaeConfig.from_metadata` reads it from a checkpoint.
+    """
 
     def __init__(self, config: AudioVaeConfig) -> None:
         super().__init__()
@@ -70,7 +73,10 @@ class AudioEncoder(nn.Module):
 
 
 class AudioDecoder(nn.Module):
-    """Normalised latents to log-mel pictures."""
+    """Normalised latents ``[B, C, L, F]`` to log-mel pictures ``[B, 2, M, bins]``.
+
+    ``config`` describes the VAE; `AudioVaeConfig.from_metadata` reads it from a checkpoint.
+    """
 
     def __init__(self, config: AudioVaeConfig) -> None:
         super().__init__()
@@ -162,8 +168,9 @@ class Middle(nn.Module):
 def encode_audio(audio: Audio, encoder: AudioEncoder) -> Tensor:
     """Sound to normalised latents: [B, channels, N] (or [channels, N]) at any rate -> [B, C, L, F].
 
-    Channels become stereo and the rate the encoder's; the mel picture is computed in float32 where the sound lies.
-    Raises ``MediaError`` when the clip is shorter than half a window (513 samples at 16 kHz).
+    Channels of ``audio`` become stereo and its rate that of ``encoder``; the mel picture is computed in float32 where
+    the sound lies. Raises ``MediaError`` for no channel, for a rate that is not positive, and when the clip is shorter
+    than half a window (513 samples at 16 kHz).
     """
     config = encoder.config.mel
     waveform = audio.waveform if audio.waveform.ndim == 3 else audio.waveform[None]
@@ -172,7 +179,10 @@ def encode_audio(audio: Audio, encoder: AudioEncoder) -> Tensor:
 
 
 def decode_audio(latent: Tensor, decoder: AudioDecoder, vocoder: Vocoder) -> Audio:
-    """One normalised latent [1, C, L, F] to sound: float32 [2, samples] at the vocoder's rate."""
+    """One normalised ``latent`` [1, C, L, F] to sound: float32 [2, samples] at the vocoder's rate.
+
+    ``decoder`` makes the mel picture and ``vocoder`` the waveform. Raises ``ConditioningError`` for a batch of several.
+    """
     if latent.shape[0] != 1:
         raise ConditioningError(f"the audio latent has a batch of {latent.shape[0]}, expected 1")
     mel = decoder(latent)

@@ -40,7 +40,10 @@ FINAL_SLOPE = 0.01
 
 
 class Vocoder(nn.Module):
-    """Mel to waveform; ``Vocoder(config)`` builds the kind the config describes."""
+    """Mel ``[B, 2, T, 64]`` to waveform ``[B, 2, samples]``; ``Vocoder(config)`` builds the kind ``config`` describes.
+
+    `VocoderConfig.from_metadata` reads it from a checkpoint.
+    """
 
     config: VocoderConfig
 

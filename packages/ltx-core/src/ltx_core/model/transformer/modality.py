@@ -95,21 +95,36 @@ class TextMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Modality:
-    """Noisy tokens of one stream and what conditions them. The latent's dtype is the working dtype of the forward."""
+    """Noisy tokens of one stream and what conditions them.
 
-    latent: Tensor  # [B, T, C] patchified noisy tokens
-    timesteps: Tensor  # [B, T, 1], [B, T], [B, 1] or [B] float32: noise level in [0, 1] per token or per sample;
-    # other shapes with B or B*T elements are read as [B, -1]
-    positions: Tensor  # [B, n, T, 2] float32 bounds in seconds (and pixels); LTX-Video: [B, n, T] starts
-    context: Tensor  # [B, S, c] text features of this stream
-    sigma: Tensor | None = None  # [B] float32: the sample's noise level; None: its largest timestep
-    enabled: bool = True  # False: tokens stay as they are, and the other stream still attends to them
-    context_mask: Tensor | None = None  # [B, S] integers, 1 keep; or an additive float bias
-    attention_mask: Tensor | None = None  # [B, Tq, Tk] self-attention strengths in [0, 1]; [B, 1, T] broadcasts
-    keyframes_mask: Tensor | None = None  # [B, T, 1]; above 0 where a token encodes one single pixel frame
-    timestep_groups: TimestepGroups | None = None  # counts only while it describes this very ``timesteps`` tensor
-    strength_groups: StrengthGroups | None = None  # counts only while it describes this very ``attention_mask``
-    text_memory: TextMemory | None = None  # of ``context``: read and filled where text is the same at every step
+    ``latent`` ``[B, T, C]`` are the patchified noisy tokens; their dtype is the working dtype of the forward.
+    ``timesteps`` are float32 noise levels in [0, 1], per token ``[B, T]`` or ``[B, T, 1]``, or per sample ``[B]`` or
+    ``[B, 1]``; other shapes with as many elements are read as ``[B, -1]``. ``sigma`` ``[B]`` float32 is the sample's
+    noise level; None: its largest timestep. ``positions`` are float32 bounds in seconds (and pixels)
+    ``[B, axes, T, 2]``, for LTX-Video starts ``[B, axes, T]``. ``context`` ``[B, S, c]`` are the text features, and
+    ``context_mask`` ``[B, S]`` holds integers, 1 to keep a token of it, or an additive float bias; None: all are kept.
+
+    With ``enabled`` False tokens stay as they are, and the other stream still attends to them. ``attention_mask``
+    ``[B, Tq, Tk]`` holds self-attention strengths in [0, 1], where ``[B, 1, T]`` broadcasts; None: all ones.
+    ``keyframes_mask`` ``[B, T, 1]`` is above 0 where a token encodes one single pixel frame; None: nowhere.
+
+    The rest saves work: ``timestep_groups`` and ``strength_groups`` count only while they
+    describe this very ``timesteps`` and ``attention_mask`` tensor; ``text_memory`` keeps what was made of ``context``,
+    where text is the same at every step.
+    """
+
+    latent: Tensor
+    timesteps: Tensor
+    positions: Tensor
+    context: Tensor
+    sigma: Tensor | None = None
+    enabled: bool = True
+    context_mask: Tensor | None = None
+    attention_mask: Tensor | None = None
+    keyframes_mask: Tensor | None = None
+    timestep_groups: TimestepGroups | None = None
+    strength_groups: StrengthGroups | None = None
+    text_memory: TextMemory | None = None
 
     def __post_init__(self) -> None:
         batch, count = self.batch_size, self.timesteps.numel()

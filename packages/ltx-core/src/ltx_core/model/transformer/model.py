@@ -76,7 +76,11 @@ class OuterLayers(NamedTuple):
 
 
 class LTXModel(nn.Module):
-    """The transformer of LTX-2 and LTX-Video, with the streams its config has."""
+    """The transformer of LTX-2 and LTX-Video, with the streams its ``config`` has.
+
+    `TransformerConfig.from_metadata` reads the config from a checkpoint; `Checkpoint.build` makes the network and
+    fills in its weights.
+    """
 
     #: The module list that holds the blocks, the bulk of the weights.
     BLOCK_LIST: ClassVar[str] = "transformer_blocks"
@@ -354,7 +358,11 @@ class LTXModel(nn.Module):
 
 
 class X0Model(nn.Module):
-    """A velocity model that answers with denoised latents. Blocks are given ``max_batch_size`` samples at a time."""
+    """A velocity model that answers with denoised latents.
+
+    ``velocity_model`` is an `LTXModel`, or whatever is called as its ``forward`` is. Its blocks are given at most
+    ``max_batch_size`` samples at a time; None: all.
+    """
 
     def __init__(
         self, velocity_model: Callable[..., tuple[Tensor | None, Tensor | None]], max_batch_size: int | None = None

@@ -35,7 +35,10 @@ from ltx_core.model.upsampler.config import NORM_GROUPS, LatentUpsamplerConfig
 
 
 class LatentUpsampler(nn.Module):
-    """Enlarge an un-normalised video latent; ``upsample_latent`` is the call for normalised ones."""
+    """Enlarge an un-normalised video latent; ``upsample_latent`` is the call for normalised ones.
+
+    ``config`` says how far and on which axes; `LatentUpsamplerConfig.from_metadata` reads it from the upscaler's file.
+    """
 
     def __init__(self, config: LatentUpsamplerConfig) -> None:
         super().__init__()

@@ -75,7 +75,10 @@ class VaeHalf(nn.Module):
 
 
 class VideoEncoder(VaeHalf):
-    """Pixels ``[B, 3, F, H, W]`` in [-1, 1] to normalised latents ``[B, C, f, h, w]``; causal in time."""
+    """Pixels ``[B, 3, F, H, W]`` in [-1, 1] to normalised latents ``[B, C, f, h, w]``; causal in time.
+
+    ``config`` describes the VAE; `VideoVaeConfig.from_metadata` reads it from a checkpoint.
+    """
 
     def __init__(self, config: VideoVaeConfig) -> None:
         super().__init__()
@@ -179,7 +182,8 @@ class DecodeConditioning:
 class VideoDecoder(VaeHalf):
     """Normalised latents ``[B, C, f, h, w]`` to pixels ``[B, 3, F, H, W]``, about [-1, 1] and not clamped.
 
-    ``up_blocks.0`` is the last entry of the config's list. Raises ``ConfigError`` for a diffusion decoder's config.
+    ``config`` describes the VAE; `VideoVaeConfig.from_metadata` reads it from a checkpoint. ``up_blocks.0`` is the last
+    entry of its list. Raises ``ConfigError`` for a diffusion decoder's config.
     """
 
     def __init__(self, config: VideoVaeConfig) -> None:

@@ -90,11 +90,14 @@ def load_text_encoder(
     max_length: int = MAX_LENGTH,
     hold: Hold | None = None,
 ) -> AVGemmaTextEncoderModel | VideoGemmaTextEncoderModel:
-    """The text encoder of a checkpoint; ``gemma`` is a Hugging Face folder or the packed file of a split pack.
+    """The text encoder of ``checkpoint``; ``gemma`` is a Hugging Face folder or the packed file of a split pack.
 
-    ``audio`` False builds the video-only encoder; ``hold`` is where the language model's layers wait, two of which are
-    then on the device at a time. Raises ``CheckpointError`` when files are missing, do not fit, or the checkpoint was
-    trained with another text encoder.
+    Weights are held in ``dtype`` on ``device``, by default bfloat16 on the CPU. ``audio`` False builds the video-only
+    encoder. ``max_length`` is the number of tokens that prompts are cut and padded to, or the tokenizer's own limit
+    where that is less. ``hold`` is where the language model's layers wait, ``"host"``, ``"file"`` or shards, two of
+    which are then on the device at a time; None: all of them are there. Raises ``CheckpointError`` when files are
+    missing, do not fit, or the checkpoint was trained with another text encoder, and ``ConfigError`` for a
+    ``max_length`` below 1 and for a checkpoint without sound unless ``audio`` is False.
     """
     assets = _assets(gemma, checkpoint)
     processor = load_embeddings_processor(assets, checkpoint, dtype, device, audio=audio)
