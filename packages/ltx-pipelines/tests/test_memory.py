@@ -149,8 +149,8 @@ def measured(size: tuple[int, int, int], folder: Path, dtype: str = "auto") -> t
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are reset through /proc")
 def test_the_peak_is_as_planned(tmp_path: Path) -> None:
-    planned, taken = measured((64, 64, 9), tmp_path)
-    assert planned == pytest.approx(taken, rel=0.15)
+    (planned, taken), (_, again) = (measured((64, 64, 9), tmp_path) for _ in range(2))
+    assert planned == pytest.approx(min(taken, again), rel=0.15)  # what else a machine does only adds
 
 
 @pytest.mark.slow
