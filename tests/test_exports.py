@@ -1,10 +1,8 @@
-"""What the packages export is imported when it is asked for, and its help names every argument."""
+"""What the packages export is found, and its help names every argument."""
 
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 from importlib import import_module
 
 import pytest
@@ -24,13 +22,9 @@ def test_help_names_every_argument(package: str, name: str) -> None:
         assert not unnamed - OF_PYTHON
 
 
-def test_importing_a_package_imports_no_torch() -> None:
-    code = f"import sys, {', '.join(PACKAGES)}; print('torch' in sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout == "False\n"
-
-
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_name_there_is_not_is_refused(package: str) -> None:
-    with pytest.raises(AttributeError, match="no attribute nonsense"):
-        import_module(package).nonsense  # noqa: B018
+def test_exports_are_listed_and_no_other_name_is_found(package: str) -> None:
+    module = import_module(package)
+    assert set(module.__all__) <= set(dir(module))
+    with pytest.raises(AttributeError, match="has no attribute Nothing"):
+        _ = module.Nothing

@@ -27,7 +27,7 @@ sizes = [source.info.nbytes for source in checkpoint.sources("transformer").valu
 """
 
 
-@pytest.mark.parametrize("statement", ["import ltx_core", READ_HEADERS], ids=["package", "headers"])
+@pytest.mark.parametrize("statement", ["import ltx_core, ltx_trainer", READ_HEADERS], ids=["packages", "headers"])
 def test_what_needs_no_tensor_takes_no_torch(statement: str) -> None:
     assert not modules_after(statement) & {"torch", "transformers", "numpy"}
 

@@ -37,9 +37,6 @@ def made(pipeline: DistilledPipeline) -> Generation:
 
 def test_exports_are_found_and_imported_when_used() -> None:
     assert all(getattr(ltx_pipelines, name).__doc__ for name in ltx_pipelines.__all__)
-    assert set(ltx_pipelines.__all__) <= set(dir(ltx_pipelines))
-    with pytest.raises(AttributeError, match="has no attribute Nothing"):
-        _ = ltx_pipelines.Nothing
     program = "import sys, ltx_pipelines as p; p.DistilledPipeline, p.Plan; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -10,7 +10,7 @@ What is exported here is imported when it is used::
 from ltx_core.exports import lazily
 
 __version__ = "0.1.0"  # of every package of the workspace
-__getattr__, __all__ = lazily(
+__getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "AudioDecoder": "model.audio_vae.audio_vae",

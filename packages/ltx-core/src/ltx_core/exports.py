@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
 
-def lazily(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], list[str]]:
-    """The ``__getattr__`` and ``__all__`` of a package.
+def lazily(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """The ``__getattr__``, ``__dir__`` and ``__all__`` of a package.
 
     ``package`` is its name, ``places`` the module inside it that holds each exported name.
     """
@@ -18,4 +19,7 @@ def lazily(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any
             return getattr(import_module(f"{package}.{places[name]}"), name)
         raise AttributeError(f"module {package} has no attribute {name}")
 
-    return find, [*places]
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *places})
+
+    return find, names, [*places]

@@ -46,8 +46,4 @@ _EXPORTS = PIPELINES | {
     "plan_from_json": "planning.plan",
     "request_schema": "pipeline",
 }
-__getattr__, __all__ = lazily(__name__, _EXPORTS)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazily(__name__, _EXPORTS)

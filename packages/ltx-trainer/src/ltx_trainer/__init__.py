@@ -10,7 +10,7 @@ What is exported here is imported when it is used::
 
 from ltx_core.exports import lazily
 
-__getattr__, __all__ = lazily(
+__getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "LoraSettings": "lora",
