@@ -148,7 +148,7 @@ COLUMNS = ("model", "training", *("x".join(map(str, size)) for size in SIZES), "
 def run(options: Any) -> list[Any]:
     """The tables, for ``python -m benchmarks``."""
     counted = [round(operations(MODELS["LTX-2.3"], size)) for size in SIZES]
-    sizes = [f"{name}, {each} TFLOP" for name, each in zip(COLUMNS[2:], counted, strict=False)]
+    sizes = [f"{name}, {each} TFLOP" for name, each in zip(COLUMNS[2:-1], counted, strict=True)]
     return [
         Table("Memory of a training step, GiB, batch 1, recomputed activations", COLUMNS, list(rows())),
         Table(

@@ -32,7 +32,7 @@ SPAN = 8  # frames of a latent frame
 PAIRS = 4  # of these frames
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 QUARTER = CELL / 4  # pixels from a cell's middle to a quarter's, along either axis
-POINTS = tuple(((i + 0.5) / 4 - 0.5) for i in range(4))  # in cells from the middle, along either axis
+POINTS = (-0.375, -0.125, 0.125, 0.375)  # cells from a cell's middle, along either axis
 MARGIN = 1.7  # cells from a body or its shadow to where nothing is said of it
 DEEPEST = 1.5  # cells
 WIDEST_SHADOW = 1.25  # radii
@@ -40,7 +40,7 @@ CHANNELS = (
     *(f"stage {colour} {quarter}" for colour in ("red", "green", "blue") for quarter in QUARTERS),
     *("stage x", "stage x change", "stage y", "stage y change", "scale"),
     "near",
-    *(f"depth {row}{column} {i}" for row in range(4) for column in range(4) for i in range(PAIRS)),
+    *(f"depth {row}{column} {i}" for row in range(len(POINTS)) for column in range(len(POINTS)) for i in range(PAIRS)),
     *(f"own {axis} {i}" for axis in "xy" for i in range(PAIRS)),
     *("cosine", "sine", "cosine change", "sine change", "x", "y", *(f"there {i}" for i in range(PAIRS))),
     *("red", "green", "blue", *(f"shape {i}" for i in range(4))),
