@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from threading import Lock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from ltx_core.errors import ConfigError
 from ltx_core.types import Audio
 from ltx_media.writer import write_video
 from ltx_trainer.auto import choose
+from ltx_trainer.background import in_background
 from ltx_trainer.config_file import parse_config
 from ltx_trainer.data_config import DataConfig
 from ltx_trainer.datasets import BatchOrder, collate, read_batches
@@ -25,6 +27,7 @@ from ltx_trainer.machine import Machine, this_machine
 from ltx_trainer.memory_plan import plan_memory
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.precomputed import signature
+from ltx_trainer.processing.lazily import Expected
 from ltx_trainer.processing.prepare import open_sets
 from ltx_trainer.trainer import LtxvTrainer
 
@@ -127,6 +130,27 @@ def test_encoders_that_do_not_fit_end_in_advice(models, clips, tmp_path, monkeyp
     monkeypatch.setattr("ltx_trainer.processing.video_stages.encode_clips", full)
     with pytest.raises(ConfigError, match=r"latents: out of memory; .*; data\.encode: ahead encodes before"):
         trainer.train(live=False)
+
+
+def test_clips_of_all_sets_are_encoded_one_at_a_time_and_the_encoders_go(models, clips, tmp_path, monkeypatch):
+    other = shutil.copytree(clips, tmp_path / "other" / "clips")
+    sets = [{"path": str(path), "resolution": "64x64x9"} for path in (clips, other)]
+    data = DataConfig.model_validate({"sets": sets, "encode": "lazily"})
+    dataset = open_sets(data, models, VIDEO_AND_SOUND, "cpu", lambda: None)
+    make, one = Expected.make, Lock()
+    networks = [next(iter(member.waiting.values())).work.networks for member in dataset.members]
+    seen = []
+
+    def alone(expected):
+        assert one.acquire(blocking=False), "two clips at once"
+        make(expected)
+        seen.append(set(networks[0]))
+        one.release()
+
+    monkeypatch.setattr(Expected, "make", alone)
+    assert len(list(in_background(dataset.__getitem__, (0, 4, 1, 5, 2, 6, 3, 7), workers=4))) == 8
+    assert networks[0] is networks[1] and not networks[0]
+    assert seen == [{"video_encoder", "audio_encoder"}] * 8
 
 
 @pytest.mark.parametrize("encode", ["ahead", "lazily"])

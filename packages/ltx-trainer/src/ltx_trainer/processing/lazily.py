@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 #: Directories whose records are known from headers. Captions are encoded ahead, sound alone is as long as it decodes.
 FORESEEN = ("latents", "audio_latents", "reference_latents", "keyframe_latents", "video_masks", "loss_masks")
+#: Held by who encodes: the clips of all sets share their networks, and those share the device with training.
+ENCODER_LOCK = Lock()
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,6 @@ class Headers:
     work: Workspace
     directories: tuple[str, ...]  # that a run reads
     silences: dict[tuple[int, int], Signature] = field(default_factory=dict)  # by samples and rate
-    lock: Any = field(default_factory=Lock)
 
     def expect(self, row: Row) -> Expected | None:
         """A row that can wait; None for one that is encoded already, or must be now."""
@@ -154,7 +155,7 @@ class Headers:
         sound = None if not duration or ("audio" not in row.media and is_image(path)) else probe_sound(path)
         rate = AUDIO_SAMPLE_RATE if sound is None else sound.rate
         silence = round((duration or SHORTEST) * rate), rate
-        with self.lock, torch.no_grad():
+        with ENCODER_LOCK, torch.no_grad():
             if silence not in self.silences:
                 (record,) = encode_sounds([Audio(torch.zeros(2, silence[0]), rate)], self.work)
                 latents = record["latents"]
@@ -185,8 +186,8 @@ class LazyDataset(PrecomputedDataset):
     """A data set some of whose records are made, and kept, when they are first read."""
 
     def __init__(self, root: str | Path, sources: Mapping[str, str], waiting: Mapping[Path, Expected]) -> None:
-        self.waiting, self.lock = dict(waiting), Lock()
-        self.broken: dict[Path, UnreadableClipError] = {}
+        self.waiting = dict(waiting)
+        self.broken: dict[Path, str] = {}  # what is wrong with clips that waited, by the names of their records
         super().__init__(root, sources)
         drawn = {self.stem(index) for index in range(len(self))}
         self.waiting = {stem: expected for stem, expected in waiting.items() if stem in drawn}
@@ -223,13 +224,13 @@ class LazyDataset(PrecomputedDataset):
                 yield stem.with_name(f"{stem.name}{SUFFIX}")
 
     def _make(self, stem: Path) -> None:
-        """Make the records of a clip that waits; one at a time, since the encoders share the device with training."""
+        """Make the records of a clip that waits. Raises `UnreadableClipError`, at every draw of a broken one."""
         if stem in self.waiting:
-            with self.lock:
+            with ENCODER_LOCK:
                 if (expected := self.waiting.get(stem)) is not None:
                     self._try(expected)
         if stem in self.broken:
-            raise self.broken[stem]
+            raise UnreadableClipError(self.broken[stem])
 
     def _try(self, expected: Expected) -> None:
         stem = expected.row.stem
@@ -237,7 +238,7 @@ class LazyDataset(PrecomputedDataset):
             expected.make()
         except UnreadableClipError as error:
             logger.warning("%s is left out, another clip of its size takes its place: %s", stem, error)
-            self.broken[stem] = error
+            self.broken[stem] = str(error)
         del self.waiting[stem]
         if not self.waiting:
             expected.work.release()

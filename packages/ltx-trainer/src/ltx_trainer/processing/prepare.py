@@ -113,7 +113,7 @@ def wait_for_draws(
     """
     directories = list(directories)
     check_columns(one, directories)
-    work = Workspace(one.root, models, options, models.scale_factors(), _networks=networks)
+    work = Workspace(one.root, models, options, models.scale_factors(), networks=networks)
     rows, work = open_rows(Path(one.path), work, buckets=one.resolution)
     sounding = not options.skip_audio and any(map(has_sound, rows))
     if not options.skip_audio and not sounding:

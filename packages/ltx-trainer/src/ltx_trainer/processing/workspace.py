@@ -77,20 +77,20 @@ class Workspace:
     factors: SpatioTemporalScaleFactors = field(default_factory=SpatioTemporalScaleFactors.default)
     report: Report = field(default_factory=Report)
     shows_progress: bool = True
-    _networks: dict[str, Any] = field(default_factory=dict)
+    networks: dict[str, Any] = field(default_factory=dict)
     _prints: dict[str, str] = field(default_factory=dict)
 
     def network(self, name: str) -> Any:
         """A network on the device; audio networks in float32."""
-        if name not in self._networks:
+        if name not in self.networks:
             options = self.options
             dtype = torch.float32 if name.startswith("audio") else options.dtype
             if name == "text_encoder":
                 made: Any = self.models.text_encoder(dtype, options.device, options.text_encoder_in_8bit)
             else:
                 made = self.models.build(name, dtype, options.device)
-            self._networks[name] = made
-        return self._networks[name]
+            self.networks[name] = made
+        return self.networks[name]
 
     def print_of(self, network: str) -> str:
         """A fingerprint of the files that a network is read from."""
@@ -103,7 +103,7 @@ class Workspace:
 
     def release(self) -> None:
         """Let go of all networks."""
-        self._networks.clear()
+        self.networks.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
