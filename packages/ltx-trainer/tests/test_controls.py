@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ltx_core.errors import ConfigError
+from ltx_trainer.model_files import find_model
 from ltx_trainer.processing.controls import find_control
+from ltx_trainer.processing.options import ProcessingOptions
 from ltx_trainer.processing.pose import KEYPOINTS, cut, draw, joints_of, widened
+from ltx_trainer.processing.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,8 @@ def test_depth_is_grey_and_fills_its_range_over_the_whole_clip(depth):
     assert (made[:, 0].max() < 1) or (made[:, 1].max() < 1), "frames are not stretched one by one"
     assert find_control(f"depth:{depth}") is control, "the network is read once"
     assert control(clip().bfloat16()).dtype == torch.bfloat16
+    Workspace(depth, find_model("tiny"), ProcessingOptions()).release()
+    assert find_control(f"depth:{depth}") is not control, "it goes with the networks that encode"
 
 
 @pytest.mark.parametrize(("metres", "nearest"), [(False, -1.0), (True, 1.0)])

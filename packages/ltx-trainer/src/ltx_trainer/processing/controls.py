@@ -58,6 +58,11 @@ def _open(kind: str, place: str, device: str) -> Control:
     return depth_control(place, device) if kind == "depth" else pose_control(place, device)
 
 
+def release_networks() -> None:
+    """Let go of the networks of controls; `find_control` reads them again."""
+    _open.cache_clear()
+
+
 def canny(frames: Tensor) -> Tensor:
     """White edges of one pixel on black, after J. Canny, "A computational approach to edge detection" (1986)."""
     grey = gaussian(((frames.float() + 1) / 2).mean(dim=0)[:, None], SMOOTHING)  # [F, 1, H, W]

@@ -43,11 +43,13 @@ def video_stage(work: Workspace) -> Stage:
 def reference_stage(work: Workspace) -> Stage:
     """References to ``reference_latents``: the target's size and length, or whole fractions of them."""
     scale, factor = work.options.reference_downscale_factor, work.options.reference_temporal_scale_factor
+    asked = work.options.control
+    found = None if asked is None else find_control(asked, work.options.device)
 
     def prepare(row: Row) -> Prepared:
         path, target = row.media["reference_video"], target_bucket(work, row)
         height, width = target.height // scale, target.width // scale
-        control = find_control(row.control, work.options.device) if row.control else None
+        control = found if row.control else None
         if is_image(path):
             picture = fitted_frames(path, 1, (height, width), None, work)
             return control(picture) if control else picture, {"fps": float(STILL_FPS)}

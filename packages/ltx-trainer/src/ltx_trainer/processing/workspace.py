@@ -17,6 +17,7 @@ from ltx_core.types import SpatioTemporalScaleFactors
 from ltx_media.source import Change
 from ltx_trainer.model_files import VAE_OPTIONS, ModelFiles
 from ltx_trainer.precomputed import read_values, record_path
+from ltx_trainer.processing.controls import release_networks
 from ltx_trainer.processing.metadata import Row
 from ltx_trainer.processing.options import ProcessingOptions
 
@@ -102,8 +103,9 @@ class Workspace:
         return self._prints[network]
 
     def release(self) -> None:
-        """Let go of all networks."""
+        """Let go of all networks, those of controls among them."""
         self.networks.clear()
+        release_networks()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
