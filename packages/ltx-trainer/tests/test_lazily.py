@@ -122,12 +122,13 @@ def test_nothing_is_encoded_before_it_is_drawn(models, clips, tmp_path):
     assert len(list(trainer.held_out_batches())) == 1 and len(made(clips)) == 2
 
 
-def test_encoders_that_do_not_fit_end_in_advice(models, clips, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["fitted_frames", "encode_clips"])
+def test_encoders_that_do_not_fit_end_in_advice(models, clips, tmp_path, monkeypatch, step):
     def full(*arguments):
         raise torch.OutOfMemoryError("no room")
 
     trainer = LtxvTrainer(config(models, clips, tmp_path / "out"))
-    monkeypatch.setattr("ltx_trainer.processing.video_stages.encode_clips", full)
+    monkeypatch.setattr(f"ltx_trainer.processing.video_stages.{step}", full)
     with pytest.raises(ConfigError, match=r"latents: out of memory; .*; data\.encode: ahead encodes before"):
         trainer.train(live=False)
 

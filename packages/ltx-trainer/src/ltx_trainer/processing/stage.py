@@ -63,8 +63,8 @@ def work_left(stage: Stage, rows: Sequence[Row], work: Workspace) -> Todo:
 def run_stage(stage: Stage, rows: Sequence[Row], work: Workspace) -> None:
     """Write the records that are missing or stale. A row that cannot be read is reported and left out.
 
-    Raises `CheckpointError` when the disk refuses a record, and for networks that cannot be built; records that are
-    there stay.
+    Raises `CheckpointError` when the disk refuses a record, `ConfigError` when memory does not suffice, and either for
+    networks that cannot be built; records that are there stay.
     """
     todo = work_left(stage, rows, work)
 
@@ -83,22 +83,23 @@ def run_stage(stage: Stage, rows: Sequence[Row], work: Workspace) -> None:
     results = in_background(attempt, todo.rows, work.options.workers)
     if work.shows_progress:
         results = progress(results, stage.directory, len(todo.rows))
-    for group in _batches(results, stage, skip):
-        try:
-            with torch.no_grad():
-                records = list(stage.encode([inputs for _, (inputs, _) in group]))
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(f"{stage.directory}: out of memory; try tiling, smaller buckets or batches") from error
-        except (ConfigError, CheckpointError):  # of the networks, no fault of these rows
-            raise
-        except LtxError as error:
-            skip([row for row, _ in group], error)
-            continue
-        for (row, (_, values)), record in zip(group, records, strict=True):
-            base = work.output / stage.directory / row.stem
-            path = base.with_name(f"{base.name}{SUFFIXES[0]}")
-            write_record(path, {**record, **values}, todo.inputs[row.stem])
-            work.report.written[stage.directory] += 1
+    try:
+        for group in _batches(results, stage, skip):
+            try:
+                with torch.no_grad():
+                    records = list(stage.encode([inputs for _, (inputs, _) in group]))
+            except (ConfigError, CheckpointError):  # of the networks, no fault of these rows
+                raise
+            except LtxError as error:
+                skip([row for row, _ in group], error)
+                continue
+            for (row, (_, values)), record in zip(group, records, strict=True):
+                base = work.output / stage.directory / row.stem
+                path = base.with_name(f"{base.name}{SUFFIXES[0]}")
+                write_record(path, {**record, **values}, todo.inputs[row.stem])
+                work.report.written[stage.directory] += 1
+    except torch.OutOfMemoryError as error:  # also of what prepares: a control may be a network
+        raise ConfigError(f"{stage.directory}: out of memory; try tiling, smaller buckets or batches") from error
 
 
 def _batches(
