@@ -144,7 +144,7 @@ def process_rows(rows: Sequence[Row], work: Workspace, parts: Sequence[str], sou
     make = partial(Processor if cluster is None else processor_elsewhere, work)
     with workers(make, cluster) as run:
         for part in (one for one in (CAPTIONS, VIDEO, AUDIO) if one in parts):
-            heard = part == AUDIO and (sounding or any_sound(rows, work))
+            heard = part == AUDIO and (sounding or any_sound(may_sound(rows, work), work))
             shares = [Share(part, rows[at : at + size], heard) for at in range(0, len(rows), size)]
             ended = run(shares) if cluster is None else progress(run(shares), part, len(shares))
             for _, report in ended:
@@ -236,10 +236,9 @@ def any_sound(rows: Sequence[Row], work: Workspace) -> bool:
     """Whether sound is wanted and any row has it; it is noted where none has."""
     if work.options.skip_audio:
         return False
-    having = may_sound(rows, work)
-    if any(map(has_sound, having)):
+    if any(map(has_sound, rows)):
         return True
-    if having:
+    if rows:
         work.report.notes.append("no clip has sound: there are no audio_latents")
     return False
 

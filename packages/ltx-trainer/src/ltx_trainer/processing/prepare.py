@@ -16,11 +16,11 @@ from ltx_trainer.data_config import DataConfig, DataSetConfig
 from ltx_trainer.datasets import DataMix, PrecomputedDataset
 from ltx_trainer.model_files import ModelFiles
 from ltx_trainer.precomputed import ROLES_OF, read_inputs, record_path
-from ltx_trainer.processing.audio_stages import has_sound
 from ltx_trainer.processing.dataset import (
     AUDIO,
     CAPTIONS,
     VIDEO,
+    any_sound,
     describe,
     open_rows,
     process_dataset,
@@ -115,12 +115,9 @@ def wait_for_draws(
     check_columns(one, directories)
     work = Workspace(one.root, models, options, models.scale_factors(), networks=networks)
     rows, work = open_rows(Path(one.path), work, buckets=one.resolution)
-    sounding = not options.skip_audio and any(map(has_sound, rows))
-    if not options.skip_audio and not sounding:
-        work.report.notes.append("no clip has sound: there are no audio_latents")
+    sounding = any_sound(rows, work)
     foreseen = [name for name in directories if sounding or name != "audio_latents"]
     waiting = waiting_clips(rows, work, foreseen)
-    work.release()
     process_rows(share(rows), work, (CAPTIONS,))
     ahead = share([row for row in rows if row.stem not in waiting])
     process_rows(ahead, work, (VIDEO, AUDIO) if sounding else (VIDEO,), sounding)
