@@ -7,7 +7,7 @@ Persons are found by a detector where one is named; else the whole frame is take
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -74,15 +74,12 @@ class PoseControl:
             return torch.empty(0, KEYPOINTS, 3)
         height, width = self.network.config.backbone_config.image_size
         boxes = widened(boxes, width / height)
-        mean, deviation = (torch.tensor(values)[:, None, None] for values in self._statistics())
+        mean, deviation = torch.tensor([self.processor.image_mean, self.processor.image_std])[..., None, None]
         inputs = ((cut(picture, boxes, (height, width)) - mean) / deviation).to(self.network.device)
         experts = {}
         if getattr(self.network.config.backbone_config, "num_experts", 1) > 1:
             experts["dataset_index"] = torch.zeros(len(boxes), dtype=torch.long, device=inputs.device)  # of COCO
         return joints_of(self.network(pixel_values=inputs, **experts).heatmaps.float().cpu(), boxes)
-
-    def _statistics(self) -> tuple[Sequence[float], Sequence[float]]:
-        return self.processor.image_mean, self.processor.image_std
 
 
 class PersonDetector:
@@ -154,7 +151,7 @@ def draw(persons: Tensor, size: tuple[int, int]) -> Tensor:
         shoulders = person[list(SHOULDERS)]
         neck = torch.cat((shoulders[:, :2].mean(dim=0), shoulders[:, 2:].amin(dim=0)))
         joints = torch.cat((person, neck[None]))[list(JOINTS)].tolist()
-        for hue, (first, second) in zip(HUES, LIMBS, strict=False):
+        for hue, (first, second) in zip(HUES, LIMBS, strict=False):  # the last hue is of a joint alone
             (x1, y1, score), (x2, y2, other) = joints[first], joints[second]
             if min(score, other) >= SEEN:
                 canvas.line((x1, y1, x2, y2), fill=_shade(hue, LIMB_LIGHT), width=2 * thick)
