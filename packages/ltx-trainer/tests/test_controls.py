@@ -87,6 +87,8 @@ def test_a_missing_or_foreign_folder_is_one_line(depth, tmp_path):
     tensors = load_file(broken / "model.safetensors")
     save_file({name: tensor for name, tensor in tensors.items() if "head" not in name}, broken / "model.safetensors")
     assert "is not a depth model: its files lack" in refused(broken)
+    (broken / "model.safetensors").write_bytes((depth / "model.safetensors").read_bytes()[:-8])
+    assert f"there is no depth model at {broken}" in refused(broken), "cut off"
     other = shutil.copytree(depth, tmp_path / "other")
     (other / "config.json").write_text(json.dumps({"model_type": "bert"}))
     assert "there is no depth model at" in refused(other)

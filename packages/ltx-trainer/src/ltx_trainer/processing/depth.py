@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ltx_core.errors import ConfigError
@@ -56,7 +57,7 @@ def open_network(kind: str, what: str, place: str, device: str) -> tuple[Any, An
     """A network of `transformers` with its image processor, from files on this machine; nothing is downloaded.
 
     Weights are read from safetensors alone, and no code of theirs is run. Raises `ConfigError`, one line, where there
-    is no such model or its files lack some of its weights.
+    is no such model, its files are damaged or lack some of its weights.
     """
     import transformers
 
@@ -66,7 +67,7 @@ def open_network(kind: str, what: str, place: str, device: str) -> tuple[Any, An
         network, found = getattr(transformers, kind).from_pretrained(
             place, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options
         )
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         hint = f"expected a folder, or a name that `hf download {place}` was run for"
         raise ConfigError(f"there is no {what.partition(' ')[2]} at {place} ({reason}): {hint}") from error
