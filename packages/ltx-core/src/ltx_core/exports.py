@@ -11,7 +11,8 @@ from typing import Any
 def lazily(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """The ``__getattr__``, ``__dir__`` and ``__all__`` of a package.
 
-    ``package`` is its name, ``places`` the module inside it that holds each exported name.
+    ``package`` is its name, ``places`` the module inside it that holds each exported name. The first raises
+    ``AttributeError`` for a name that is not exported.
     """
 
     def find(name: str) -> Any:
