@@ -10,8 +10,8 @@ from typing import Any
 from ltx_core.errors import ConfigError
 from ltx_core.model.audio_vae.config import AudioVaeConfig, GeneratorConfig, VocoderConfig
 from ltx_core.model.duration_head.config import DurationHeadConfig
-from ltx_core.model.transformer.config import LTX_VIDEO_CLASS, TransformerConfig
-from ltx_core.model.transformer.foreign import TEXT_IS_READY, infer_transformer_config
+from ltx_core.model.transformer.config import LTX_VIDEO_CLASS, STREAM_PREFIXES, TEXT_IS_READY, TransformerConfig
+from ltx_core.model.transformer.foreign import infer_transformer_config
 from ltx_core.model.upsampler.config import LatentUpsamplerConfig
 from ltx_core.model.video_vae.config import BlockConfig, VideoVaeConfig
 from ltx_core.text_encoders.gemma.config import EmbeddingsConfig
@@ -369,11 +369,11 @@ def _write_generator(one: GeneratorConfig, prefix: str) -> Json:
 
 
 def _read_duration_head(given: Mapping[str, Any], shapes: Shapes) -> Json:
-    widths = {f"{ours}cross_attention_dim": given[f"{theirs}_cross_attention_dim"] for ours, theirs in STREAM_KEYS}
+    widths = {
+        f"{prefix}cross_attention_dim": given[f"{stream}_cross_attention_dim"]
+        for stream, prefix in STREAM_PREFIXES.items()
+    }
     return {"transformer": widths, "duration_head": {ours: given[theirs] for ours, theirs in DURATION_KEYS.items()}}
-
-
-STREAM_KEYS = (("", "video"), ("audio_", "audio"))
 
 
 def _write_duration_head(config: Mapping[str, Any]) -> Json:

@@ -53,6 +53,13 @@ AUDIO_VIDEO_CONSTANTS: Mapping[str, Any] = {
     "share_ff": False,
     "av_cross_ada_norm": True,
 }
+#: What sections say of models whose text is projected by the text encoder (2.3 and later).
+TEXT_IS_READY = {
+    "caption_proj_before_connector": True,
+    "caption_projection_first_linear": False,
+    "caption_proj_input_norm": False,
+    "caption_projection_second_linear": False,
+}
 
 
 def is_adapter_tensor(name: str) -> bool:
@@ -76,7 +83,7 @@ class StreamConfig:
         return self.heads * self.head_dim
 
 
-PREFIXES = {"video": "", "audio": "audio_"}  # of a stream's keys
+STREAM_PREFIXES = {"video": "", "audio": "audio_"}  # of a stream's keys
 STREAM_KEYS = {
     "heads": "num_attention_heads",
     "head_dim": "attention_head_dim",
@@ -230,7 +237,7 @@ def _common(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stream(given: Mapping[str, Any], name: str) -> StreamConfig:
     """The sizes of a stream: those of the published models where the section does not say. Its text is as wide."""
-    prefix, published = PREFIXES[name], PUBLISHED_STREAMS[name]
+    prefix, published = STREAM_PREFIXES[name], PUBLISHED_STREAMS[name]
     stream = replace(published, **read_fields(StreamConfig, given, prefix, **STREAM_KEYS))
     if (width := given.get(f"{prefix}cross_attention_dim", published.width)) != stream.width:
         found = f"{prefix}cross_attention_dim is {width}"

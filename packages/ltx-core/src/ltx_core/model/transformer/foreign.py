@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ltx_core.model.transformer.config import AUDIO_VIDEO_CONSTANTS, COMMON_CONSTANTS, LTX2_CONSTANTS
+from ltx_core.model.transformer.config import AUDIO_VIDEO_CONSTANTS, COMMON_CONSTANTS, LTX2_CONSTANTS, TEXT_IS_READY
 
 #: Names the diffusers library gives to parts of the transformer. All others are the same in both.
 NAMES = {
@@ -59,13 +59,6 @@ PUBLISHED_LTX2: dict[str, Any] = {
     "rope_type": "split",
     "frequencies_precision": "float64",
 }
-#: Of models whose text is projected by the text encoder (2.3 and later).
-TEXT_IS_READY = {
-    "caption_proj_before_connector": True,
-    "caption_projection_first_linear": False,
-    "caption_proj_input_norm": False,
-    "caption_projection_second_linear": False,
-}
 HINTS = ("num_attention_heads", "audio_num_attention_heads", "norm_eps", "rope_type", "timestep_scale_multiplier")
 
 
@@ -113,7 +106,7 @@ def _shape(shapes: Shapes, name: str, default: tuple[int, int] = (1, 1)) -> tupl
 
 
 def infer_metadata(section: Mapping[str, Any]) -> dict[str, str]:
-    """Metadata that published files carry besides their config, for a transformer whose section of it this is."""
+    """The metadata, besides the config, of published files whose transformer has this section."""
     if section.get("use_keyframes_abs_pos_embedding") or not section.get("ff_bias", True):
         return {"model_version": "2.5.0", "gemma_source_checkpoint": '{"gemma_version": "gemma4-12b-ltx-v1"}'}
     return {"model_version": "2.3.0"} if section.get("cross_attention_adaln") else {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ltx_core.errors import ConfigError
-from ltx_core.model.transformer.foreign import TEXT_IS_READY
+from ltx_core.model.transformer.config import TEXT_IS_READY
 from ltx_core.sections import check_choices, section
 
 if TYPE_CHECKING:
@@ -184,14 +184,18 @@ def gemma_text_config(gemma: Mapping[str, Any]) -> Mapping[str, Any]:
     return text
 
 
-def _positive(section: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = section.get(name, default)
+def _positive(given: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = given.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{name} is {value!r}, expected a positive integer")
     return value
 
 
+# Language models ------------------------------------------------------------------------------------------------------
+
+
 FULL, SLIDING = "full_attention", "sliding_attention"
+HEADS = (("num_attention_heads", 8), ("num_key_value_heads", 4), ("head_dim", 256))  # with their defaults
 FULL_EVERY = 6  # layers, where the config does not list them
 SUPPORTED: dict[str, tuple[Any, ...]] = {  # what the networks are written for, the default first
     "hidden_activation": ("gelu_pytorch_tanh",),
@@ -323,9 +327,8 @@ def _gemma3_layers(text: Mapping[str, Any]) -> dict[str, LayerConfig]:
 def _gemma4_layers(text: Mapping[str, Any]) -> dict[str, LayerConfig]:
     heads, kv_heads, head_dim = (text.get(*item) for item in HEADS)
     shared = bool(text.get("attention_k_eq_v"))
-    own: Mapping[str, Any] = next(
-        iter((text.get("per_layer_config") or {}).values()), {}
-    )  # of full layers, as newer files say it
+    # Of full layers, as newer files say it.
+    own: Mapping[str, Any] = next(iter((text.get("per_layer_config") or {}).values()), {})
     wide = own.get("head_dim", text.get("global_head_dim", 512))
     few = own.get("num_key_value_heads", text.get("num_global_key_value_heads") if shared else None) or kv_heads
     ropes = text.get("rope_parameters") or {}
@@ -336,6 +339,3 @@ def _gemma4_layers(text: Mapping[str, Any]) -> dict[str, LayerConfig]:
         FULL: LayerConfig(heads, few, 1.0, full, keys_are_values=shared),
         SLIDING: LayerConfig(heads, kv_heads, 1.0, sliding, text.get("sliding_window", 1024)),
     }
-
-
-HEADS = (("num_attention_heads", 8), ("num_key_value_heads", 4), ("head_dim", 256))  # with their defaults
