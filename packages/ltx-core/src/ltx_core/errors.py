@@ -53,21 +53,23 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
 
 
 def check_least(name: str, value: float, least: int, error: type[LtxError] = ConfigError) -> None:
-    """Refuse a number below ``least``."""
+    """Raise ``error`` for a number below ``least``."""
     if value < least:
         raise error(f"{name} is {value}, expected at least {least}")
 
 
 def check_known(name: str, value: object, known: Collection[Any], error: type[LtxError] = ConfigError) -> None:
-    """Refuse a value that is none of ``known``."""
+    """Raise ``error`` for a value that is none of ``known``, naming the nearest."""
     if value not in known:
-        raise error(f"{name} is {value!r:.60}, expected one of {', '.join(map(str, known))}")
+        choices = [str(one) for one in known]
+        hint = nearest_hint(str(value), choices)
+        raise error(f"{name} is {value!r:.60}, expected one of {', '.join(choices)}{hint}")
 
 
 def check_shape(
     what: str, given: Sequence[int], expected: Sequence[int | str], error: type[LtxError] = ConfigError
 ) -> None:
-    """Refuse a tensor's shape: its sizes must be those of ``expected``, where words stand for any."""
+    """Raise ``error`` for a tensor's shape whose sizes are not those of ``expected``, where words stand for any."""
     fits = len(given) == len(expected)
     if not fits or any(isinstance(e, int) and g != e for g, e in zip(given, expected, strict=True)):
         raise error(f"{what} has shape {list(given)}, expected [{', '.join(map(str, expected))}]")

@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ltx_core.errors import ConfigError, nearest_hint
+from ltx_core.errors import check_known
 
 if TYPE_CHECKING:
     import torch
@@ -85,9 +85,7 @@ def resolve(dtype: DtypeName | torch.dtype, device: torch.device | str) -> Preci
 
     device = torch.device(device)
     name: Any = str(dtype).removeprefix("torch.")
-    if name not in DTYPE_NAMES:
-        known, hint = ", ".join(DTYPE_NAMES), nearest_hint(name, DTYPE_NAMES)
-        raise ConfigError(f"dtype is {name!r}, expected one of {known}{hint}")
+    check_known("dtype", name, DTYPE_NAMES)
     if name == "auto":
         return Precision(fast(device.type))
     return Precision(name, slowdown(name, device.type) if device.type == "cpu" and name != WIDENED else 1.0)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ltx_core.errors import ConfigError
+from ltx_core.errors import ConfigError, check_known
 from ltx_core.sections import check_choices, read_fields, section
 
 LTX2_CLASS = "AVTransformer3DModel"
@@ -160,8 +160,8 @@ class TransformerConfig:
 
     def with_streams(self, *names: str) -> TransformerConfig:
         """The same model with only the named streams: ``"video"``, ``"audio"`` or both."""
-        if unknown := [name for name in names if name not in self.streams]:
-            raise ConfigError(f"stream is {unknown[0]!r}, expected one of {', '.join(self.streams)}")
+        for name in names:
+            check_known("stream", name, self.streams)
         return replace(
             self, video=self.video if "video" in names else None, audio=self.audio if "audio" in names else None
         )
@@ -189,8 +189,8 @@ def _streams_of(given: Mapping[str, Any]) -> Sequence[str]:
 
 def _ltx2(given: Mapping[str, Any], streams: Sequence[str]) -> TransformerConfig:
     _check_constants(given, LTX2_CONSTANTS)
-    if unknown := [name for name in streams if name not in STREAMS]:
-        raise ConfigError(f"stream is {unknown[0]!r}, expected one of {', '.join(STREAMS)}")
+    for name in streams:
+        check_known("stream", name, STREAMS)
     if len(set(streams)) == 2:
         _check_constants(given, AUDIO_VIDEO_CONSTANTS)
         for key in ("num_attention_heads", "audio_num_attention_heads"):
