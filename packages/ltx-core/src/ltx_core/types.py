@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ltx_core.errors import ConfigError, check_least
@@ -295,7 +295,7 @@ class LatentState:
     keyframes_mask: Tensor | None = None
     release: Tensor | None = None
     generated_keyframe_layout: GeneratedKeyframeLayout | None = None
-    generated_keyframes: Tensor | None = field(default=None)
+    generated_keyframes: Tensor | None = None
     frozen: bool = False
 
     def clone(self) -> LatentState:

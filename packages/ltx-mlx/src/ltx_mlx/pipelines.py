@@ -32,10 +32,10 @@ class GenerationConfig:
     ``ConfigError`` for a length a clip cannot have.
     """
 
-    height: int | None = None  # pixels
-    width: int | None = None  # pixels
-    num_frames: int | None = None  # 8k + 1
-    frame_rate: float | None = None  # frames a second
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    frame_rate: float | None = None
     seed: int | None = None
     negative_prompt: str | None = None
     num_inference_steps: int | None = None
@@ -54,7 +54,7 @@ class GenerationConfig:
 class OneStageCFGConfig(GenerationConfig):
     """A `GenerationConfig` with guidance of both streams: ``cfg_scale`` leads towards the prompt, 1 is off."""
 
-    cfg_scale: float | None = None  # towards the prompt; 1 is off
+    cfg_scale: float | None = None
 
     def request(self) -> dict[str, Any]:
         given = super().request()

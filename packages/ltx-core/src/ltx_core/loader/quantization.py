@@ -154,8 +154,8 @@ def _fp8_scaled_load(tensors: LayerTensors, load: LayerLoad) -> LayerTensors:
     return result
 
 
-def _as(kind: Callable[[int, int, bool], nn.Module]) -> Callable[[nn.Linear, LayerInfos], nn.Module]:
-    """A module of this kind in the place of a linear."""
+def _replace_by(kind: Callable[[int, int, bool], nn.Module]) -> Callable[[nn.Linear, LayerInfos], nn.Module]:
+    """A function that makes a module of this kind, empty, to stand in the place of a linear."""
     return lambda linear, infos: kind(linear.in_features, linear.out_features, linear.bias is not None)
 
 
@@ -227,20 +227,22 @@ POLICIES: dict[str, QuantizationPolicy] = {
     policy.name: policy
     for policy in (
         QuantizationPolicy(
-            "fp8-cast", _fp8_cast_covers, _fp8_cast_load, _as(CastLinear), folds_scales=True, streamable=True
+            "fp8-cast", _fp8_cast_covers, _fp8_cast_load, _replace_by(CastLinear), folds_scales=True, streamable=True
         ),
         QuantizationPolicy(
             "fp8-rowwise",
             _fp8_cast_covers,
             _fp8_rowwise_load,
-            _as(RowwiseLinear),
+            _replace_by(RowwiseLinear),
             delta_dtype=torch.float32,
             scalar_scales=False,
             streamable=True,
             spares_ends=True,
         ),
-        QuantizationPolicy("fp8-scaled-mm", _fp8_scaled_covers, _fp8_scaled_load, _as(ScaledLinear), prequantized=True),
-        QuantizationPolicy("nvfp4-cast", _nvfp4_cast_covers, _nvfp4_cast_load, _as(nvfp4.Nvfp4Linear)),
+        QuantizationPolicy(
+            "fp8-scaled-mm", _fp8_scaled_covers, _fp8_scaled_load, _replace_by(ScaledLinear), prequantized=True
+        ),
+        QuantizationPolicy("nvfp4-cast", _nvfp4_cast_covers, _nvfp4_cast_load, _replace_by(nvfp4.Nvfp4Linear)),
         nvfp4_prequant(nvfp4.ActivationScale.STATIC),
     )
 }

@@ -49,7 +49,7 @@ class Derived(Source):
     ) -> Derived:
         """What ``make`` computes from the tensors of ``parts``, of the first one's shape and type if none is given."""
         first = parts[0]
-        shape, stored_as = shape or first.info.shape, stored_as or first.info.stored_as
+        shape, stored_as = first.info.shape if shape is None else shape, stored_as or first.info.stored_as
         kind = TensorInfo(stored_as, shape, 0, math.prod(shape) * DTYPES[stored_as][1])
         return cls(first.file, first.key, kind, tuple(parts), make)
 
