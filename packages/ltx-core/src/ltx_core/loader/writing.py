@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,10 +29,6 @@ from ltx_core.loader.lora import Lora
 from ltx_core.loader.safetensors_file import DTYPES, HEADER_DIGEST, TENSOR_DIGESTS, build_header, header_digest
 from ltx_core.loader.sources import Derived, Source
 from ltx_core.loader.weights import ComponentWeights
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 NO_DIGEST = "0" * 32
 CHUNK = 2**24  # bytes read at once of what an earlier run wrote
@@ -62,8 +58,6 @@ class Piece:
 
 def as_type(tensor: Tensor, stored_as: str) -> Tensor:
     """A tensor as a safetensors type."""
-    import torch
-
     return tensor.to(getattr(torch, DTYPES[stored_as][0]))
 
 
@@ -142,16 +136,14 @@ def _write(
     final_header: Callable[[Mapping[str, str]], bytes],
 ) -> str:
     """Write the pieces to their spans behind a header, going on with what an earlier run of the same file left."""
-    partial = path.with_name(f".{path.name}.partial")
+    unfinished = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = _count_written(partial, start)
+        written = _count_written(unfinished, start)
         whole = [all(spans[name][1] <= written for name in piece.kinds) for piece in pieces]
-        done = (
-            max(whole.index(False) if False in whole else len(whole), 1) - 1
-        )  # the last may lack what was not flushed
+        done = max((*whole, False).index(False), 1) - 1  # the last may lack what was not flushed
         digests: dict[str, str] = {}
-        with partial.open("r+b" if written else "w+b") as file:
+        with unfinished.open("r+b" if written else "w+b") as file:
             if not written:
                 file.write(start)
             for piece in pieces[:done]:
@@ -173,18 +165,18 @@ def _write(
             file.write(header)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        unfinished.replace(path)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error}; run the same command again to go on") from error
     return hashlib.blake2b(header + "".join(digests.values()).encode(), digest_size=16).hexdigest()
 
 
-def _count_written(partial: Path, start: bytes) -> int:
+def _count_written(unfinished: Path, start: bytes) -> int:
     """Bytes that an earlier run left, 0 where it wrote another file."""
-    if not partial.is_file():
+    if not unfinished.is_file():
         return 0
-    with partial.open("rb") as file:
-        return partial.stat().st_size if file.read(len(start)) == start else 0
+    with unfinished.open("rb") as file:
+        return unfinished.stat().st_size if file.read(len(start)) == start else 0
 
 
 def _read_digest(file: Any, start: int, end: int) -> str:
@@ -193,6 +185,9 @@ def _read_digest(file: Any, start: int, end: int) -> str:
     for position in range(start, end, CHUNK):
         digest.update(file.read(min(CHUNK, end - position)))
     return digest.hexdigest()
+
+
+# Adapters into checkpoints and out of them ----------------------------------------------------------------------------
 
 
 EXACT_UP_TO = 1024  # rows or columns of a difference that is decomposed exactly
