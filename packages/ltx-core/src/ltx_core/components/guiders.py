@@ -321,6 +321,9 @@ class VelocityGuidance:
         return guided
 
 
+# One list of defects for every program --------------------------------------------------------------------------------
+
+
 DEFAULT_NEGATIVE_PROMPT = (
     "on-screen text, subtitles, captions, watermark, logo, blurred box, fade from black, fade to black, cut speech, "
     "out of focus, motion smear, overexposed, underexposed, washed out colours, low contrast, harsh contrast, grain, "

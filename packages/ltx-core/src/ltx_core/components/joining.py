@@ -63,6 +63,9 @@ def overlap_correlation(first: Tensor, second: Tensor) -> float:
     return min(max(float((first * second).sum()) / power, 0.0), 1.0) if power > 0 else 0.0
 
 
+# Statistics of latents ------------------------------------------------------------------------------------------------
+
+
 SMALLEST_STD = 1e-8
 
 

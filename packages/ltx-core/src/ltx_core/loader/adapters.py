@@ -121,6 +121,9 @@ def _product_shape(factor: Pair | Tensor) -> tuple[int, int]:
     return first.shape[0], second.shape[1]
 
 
+# Names ----------------------------------------------------------------------------------------------------------------
+
+
 DOTTED_PREFIXES = (
     "base_model.model.",
     "model.diffusion_model.",

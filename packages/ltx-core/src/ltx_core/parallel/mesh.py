@@ -196,6 +196,9 @@ class Devices:
         return self.groups.setdefault(shape, found)
 
 
+# On paper -------------------------------------------------------------------------------------------------------------
+
+
 @dataclass
 class PaperRanks(Ranks):
     """A group that counts what is sent; what is received has shapes and no values."""
@@ -220,6 +223,9 @@ class PaperDevices(Devices):
 
     def _groups(self, shape: MeshShape) -> tuple[Ranks, Ranks]:
         return self.groups.setdefault(shape, (PaperRanks(None, 0, shape.cfg), PaperRanks(None, 0, shape.sp)))
+
+
+# In training ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,9 @@ def share_of(video: Modality, span: slice) -> Modality:
     return replace(take_tokens(grouped, span), sigma=video.noise_level, attention_mask=video.attention_mask)
 
 
+# Guidance passes ------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class PassParallel:
     """A transformer as one that computes every sample; a process without a sample waits.

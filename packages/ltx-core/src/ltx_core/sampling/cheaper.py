@@ -36,6 +36,9 @@ from ltx_core.sampling.denoisers import DenoiseCall, Denoiser, Results, Transfor
 from ltx_core.sampling.modality import States
 from ltx_core.sampling.modality_tiling import take_tokens
 
+# Pairs of distant tokens left out -------------------------------------------------------------------------------------
+
+
 #: How queries ``[B, T, H, d]`` mix values, given keys.
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -95,6 +98,9 @@ def mixing(attentions: Sequence[Attention], mix: Mix) -> Iterator[None]:
         for one in attentions:
             one.__class__ = Attention
             del one.own
+
+
+# Blocks after the first left out --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

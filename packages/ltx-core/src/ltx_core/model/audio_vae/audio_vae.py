@@ -189,6 +189,9 @@ def decode_audio(latent: Tensor, decoder: AudioDecoder, vocoder: Vocoder) -> Aud
     return Audio(vocoder(mel.float())[0], vocoder.output_sampling_rate)
 
 
+# Layers ---------------------------------------------------------------------------------------------------------------
+
+
 NORM_EPS = 1e-6
 
 # Zeros around the picture before the stride-2 convolution: (bins left, bins right, time top, time bottom).

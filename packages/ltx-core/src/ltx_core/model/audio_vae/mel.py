@@ -83,6 +83,9 @@ def mel_to_hz(mel: Tensor) -> Tensor:
     return torch.where(mel < BREAK_MEL, mel / LINEAR_MELS_PER_HZ, BREAK_HZ * torch.exp((mel - BREAK_MEL) / LOG_MELS))
 
 
+# Waveforms before the mel front end -----------------------------------------------------------------------------------
+
+
 ROLLOFF = 0.99  # the cut-off, as a part of the lower Nyquist frequency
 LOWPASS_WIDTH = 6  # zero crossings of the sinc on each side
 SURROUND_GAIN = 0.707  # of centre and surround channels in a stereo mix

@@ -226,6 +226,9 @@ def mean_of(blocks: nn.ModuleList, x: Tensor) -> Tensor:
     return total / len(blocks)
 
 
+# Alias-free activations and the resampling around them ----------------------------------------------------------------
+
+
 FILTER_TAPS = 12
 CUTOFF = 0.25  # of the doubled rate
 HALF_WIDTH = 0.3  # of the transition band
@@ -236,6 +239,9 @@ HANN_ROLLOFF = 0.99
 
 class AliasFreeSnakeBeta(nn.Module):
     """Up x2, snake-beta, down x2: [B, C, T] -> [B, C, T].
+
+    Harmonics that the nonlinearity adds beyond the Nyquist frequency are filtered away at twice the rate, where they
+    would otherwise fold back.
 
     Tensors: `act.{alpha, beta}` [C], `upsample.filter` and `downsample.lowpass.filter` [1, 1, 12].
     """

@@ -110,6 +110,9 @@ class CountedAttention(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+# Shapes, strides and types on the meta device -------------------------------------------------------------------------
+
+
 aten = torch.ops.aten
 
 

@@ -83,6 +83,9 @@ def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
+# Networks of two layers -----------------------------------------------------------------------------------------------
+
+
 class GeluProjection(nn.Module):
     """A linear layer followed by GELU."""
 

@@ -186,6 +186,9 @@ def unfold_frames(x: Tensor, batch: int) -> Tensor:
     return x.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
+# LTX-Video between its two passes -------------------------------------------------------------------------------------
+
+
 LATENT_MULTIPLE = 32  # pixels per latent cell: sizes of the first pass are multiples of it
 
 

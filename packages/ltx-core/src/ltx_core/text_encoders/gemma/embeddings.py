@@ -87,6 +87,9 @@ def _reorder(x: Tensor, order: Tensor) -> Tensor:
     return x.gather(1, order[..., None].expand(-1, -1, x.shape[2]))
 
 
+# The connector --------------------------------------------------------------------------------------------------------
+
+
 EPS = 1e-6
 
 
