@@ -153,6 +153,6 @@ class PassParallel:
             own = {name: None if one is None else one.select(computed) for name, one in given.items()}
             chosen = None if perturbations is None else perturbations.select(computed)
             made = dict(zip(given, self.transformer(**own, perturbations=chosen), strict=True))
-        shares_of = {name: made.get(name) if rows else one.latent[:0] for name, one in given.items() if one is not None}
-        found = {name: None if own is None else self.ranks.gather(own, counts, 0) for name, own in shares_of.items()}
-        return found.get("video"), found.get("audio")
+        parts = {name: made.get(name) if rows else one.latent[:0] for name, one in given.items() if one is not None}
+        whole = {name: None if part is None else self.ranks.gather(part, counts, 0) for name, part in parts.items()}
+        return whole.get("video"), whole.get("audio")
