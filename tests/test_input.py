@@ -262,6 +262,8 @@ def transparent(folder: Path) -> None:
     assert next(read_frames(path))[0, [0, 63]].tolist() == [[0, 0, 0], [250, 0, 0]]
     assert next(read_frames(path, look=Look("blue")))[0, [0, 63]].tolist() == [[0, 0, 255], [250, 0, 0]]
     assert changed(path, background="blue") == {"background": "transparent parts filled with blue"}
+    with pytest.raises(ConfigError, match=r"^background is 'bleu'"):
+        next(read_frames(path, look=Look("bleu")))
 
 
 @kind("longer than wanted")

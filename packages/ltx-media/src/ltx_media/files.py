@@ -16,7 +16,7 @@ from pathlib import Path
 
 import av
 
-from ltx_core.errors import MediaError
+from ltx_core.errors import LtxError, MediaError
 from ltx_core.fingerprint import is_regular
 
 LONGEST = 255  # bytes of a file's name
@@ -85,10 +85,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def media_errors(path: str | Path, action: str) -> Iterator[None]:
-    """Raise ``MediaError("<path>: cannot <action>: <cause>")`` for anything the media libraries refuse."""
+    """Raise ``MediaError("<path>: cannot <action>: <cause>")`` for anything the media libraries refuse.
+
+    Errors of ours pass as they are.
+    """
     try:
         yield
-    except MediaError:
+    except LtxError:
         raise
     except (av.FFmpegError, OSError, EOFError, SyntaxError, ValueError) as error:
         raise MediaError(f"{path}: cannot {action}: {_cause(error)}") from error

@@ -204,7 +204,7 @@ class _Frame:
         return float((self.frame.duration or 0) * self.frame.time_base)
 
     def picture(self, look: Look) -> Tensor:
-        with media_errors(self.path, "show a frame"):  # of a format that none is converted from
+        with media_errors(self.path, "show a frame"):  # whose pixel format nothing converts
             return upright(self.frame, self.aspect, look)
 
 
