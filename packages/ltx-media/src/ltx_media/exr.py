@@ -1,7 +1,5 @@
 """OpenEXR pictures: read any that libav decodes, write half-float RGB scanline files with ZIP compression.
 
-An HDR clip is a folder of them, in its colour space, and beside it a master in HEVC and HLG that players show.
-
 File layout (OpenEXR technical introduction): magic, version, attributes, a table of chunk offsets, then chunks of 16
 scanlines. A scanline holds its channels one after another in alphabetical order.
 """
@@ -10,9 +8,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -21,16 +16,12 @@ import torch
 from torch import Tensor
 
 from ltx_core.errors import MediaError
-from ltx_core.types import Audio
-from ltx_media.color import HDRColorSpace, rec709_light
+from ltx_media.color import HDRColorSpace
 from ltx_media.containers import open_container
 from ltx_media.files import media_errors, replacing
-from ltx_media.preview import numbered_files
-from ltx_media.writer import HLG, write_video
 
 MAGIC, VERSION = 20000630, 2
 HALF, ZIP_COMPRESSION, ROWS_PER_CHUNK = 1, 3, 16
-WRITERS = 4  # threads that pack files
 REC709_CHROMATICITIES = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, 0.3127, 0.3290)
 AP1_CHROMATICITIES = (0.713, 0.293, 0.165, 0.830, 0.128, 0.044, 0.32168, 0.33767)
 COLOR_SPACES = {
@@ -119,39 +110,3 @@ def _predict(raw: bytes) -> bytes:
     split = np.concatenate((data[0::2], data[1::2]))
     split[1:] = split[1:] - split[:-1] + np.uint8(128)
     return split.tobytes()
-
-
-def write_exr_files(folder: str | Path, frames: Iterable[Tensor], color_space: HDRColorSpace) -> int:
-    """Write chunks ``[F, H, W, 3]`` as ``frame_00000.exr`` ... in a folder; returns their number."""
-    with numbered_files(folder, ".exr") as name:
-        return sum(len(chunk) for chunk in _stored(frames, name, color_space))
-
-
-def write_hdr(
-    path: str | Path,
-    folder: str | Path,
-    frames: Iterable[Tensor],
-    fps: float | Fraction,
-    audio: Audio | None,
-    color_space: HDRColorSpace,
-    metadata: Mapping[str, str] | None = None,
-) -> int:
-    """Write a master to an MP4 (BT.2020, HLG, 10 bits) and its EXR files to a folder; returns the number of frames.
-
-    ``frames`` yields chunks ``[F, H, W, 3]`` in ``color_space``. Raises ``MediaError`` as `write_video` does.
-    """
-    with numbered_files(folder, ".exr") as name:
-        light = (rec709_light(chunk, color_space) for chunk in _stored(frames, name, color_space))
-        return write_video(path, light, fps, audio, HLG, metadata)
-
-
-def _stored(frames: Iterable[Tensor], name: Callable[[int], Path], color_space: HDRColorSpace) -> Iterator[Tensor]:
-    """The chunks, each handed on while its frames are being written."""
-    count = 0
-    with ThreadPoolExecutor(WRITERS, "ltx-exr") as pool:
-        for chunk in frames:
-            written = [pool.submit(write_exr, name(count + at), frame, color_space) for at, frame in enumerate(chunk)]
-            count += len(chunk)
-            yield chunk
-            for one in written:
-                one.result()

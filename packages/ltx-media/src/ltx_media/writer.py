@@ -3,6 +3,8 @@
 Two steps. A fragmented MP4 beside the target (``<name>.partial-...mp4``) takes the picture as it comes; after a
 crash it plays up to its last half second. At the end its packets and the sound are copied, without encoding again, into
 an ordinary MP4 with its index in front, which replaces the target.
+
+An HDR clip is a folder of EXR files in its colour space, and beside it a master in HEVC and HLG that players show.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ from torch import Tensor
 from ltx_core.errors import MediaError
 from ltx_core.types import Audio
 from ltx_media.audio import LAYOUTS, encode_sound, sound_track
-from ltx_media.color import Primaries, hlg_to_yuv420p10, linear_to_hlg, rgb_to_i420
+from ltx_media.color import HDRColorSpace, Primaries, hlg_to_yuv420p10, linear_to_hlg, rec709_light, rgb_to_i420
 from ltx_media.containers import container_tags, open_container
+from ltx_media.exr import write_exr
 from ltx_media.files import media_errors, replacing, temporary_beside
 from ltx_media.pixels import to_bytes
+from ltx_media.preview import numbered_files
 
 FRAME_SIZES = {"aac": 1024, "alac": 4096, "libopus": 960}  # samples
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
@@ -40,6 +44,7 @@ FAITHFUL_BELOW = 15  # CRF
 NARROW = 128  # pixels: below, libx264's macroblock tree reads past its rows, and equal frames become unequal files
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".m4v": "mp4", ".mkv": "matroska", ".webm": "webm"}
 SUFFIXES = tuple(CONTAINERS)
+EXR_WRITERS = 4  # threads that pack files
 
 
 @dataclass(frozen=True)
@@ -303,3 +308,42 @@ def _sound_packets(
 def _abandon(sink: av.container.OutputContainer) -> None:
     with suppress(av.FFmpegError, OSError, ValueError):
         sink.close()
+
+
+# HDR clips -----------------------------------------------------------------------------------------------------------
+
+
+def write_exr_files(folder: str | Path, frames: Iterable[Tensor], color_space: HDRColorSpace) -> int:
+    """Write chunks ``[F, H, W, 3]`` as ``frame_00000.exr`` ... in a folder; returns their number."""
+    with numbered_files(folder, ".exr") as name:
+        return sum(len(chunk) for chunk in _stored(frames, name, color_space))
+
+
+def write_hdr(
+    path: str | Path,
+    folder: str | Path,
+    frames: Iterable[Tensor],
+    fps: float | Fraction,
+    audio: Audio | None,
+    color_space: HDRColorSpace,
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """Write a master to an MP4 (BT.2020, HLG, 10 bits) and its EXR files to a folder; returns the number of frames.
+
+    ``frames`` yields chunks ``[F, H, W, 3]`` in ``color_space``. Raises ``MediaError`` as `write_video` does.
+    """
+    with numbered_files(folder, ".exr") as name:
+        light = (rec709_light(chunk, color_space) for chunk in _stored(frames, name, color_space))
+        return write_video(path, light, fps, audio, HLG, metadata)
+
+
+def _stored(frames: Iterable[Tensor], name: Callable[[int], Path], color_space: HDRColorSpace) -> Iterator[Tensor]:
+    """The chunks, each handed on while its frames are being written."""
+    count = 0
+    with ThreadPoolExecutor(EXR_WRITERS, "ltx-exr") as pool:
+        for chunk in frames:
+            written = [pool.submit(write_exr, name(count + at), frame, color_space) for at, frame in enumerate(chunk)]
+            count += len(chunk)
+            yield chunk
+            for one in written:
+                one.result()

@@ -17,8 +17,8 @@ from ltx_core.errors import MediaError
 from ltx_core.textfiles import path_of
 from ltx_core.types import Audio
 from ltx_media.color import HDRColorSpace
-from ltx_media.exr import write_exr_files, write_hdr
 from ltx_media.preview import single_frames
+from ltx_media.writer import write_exr_files, write_hdr
 from ltx_pipelines.planning.plan import Plan
 from ltx_pipelines.running.kept import kept_encoding
 from ltx_pipelines.running.output import PREVIEW, STILL, VIDEO, check_output, exr_folder
