@@ -1,4 +1,7 @@
-"""Clips of any length with sound, window after window, that go on where they were stopped."""
+"""Clips of any length with sound, window after window, that go on where they were stopped.
+
+Their scenes may be read from a storyboard (`read_storyboard`).
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ from ltx_core.errors import ConditioningError, ConfigError
 from ltx_core.textfiles import read_yaml
 from ltx_core.types import VideoPixelShape
 from ltx_pipelines.ltx_video.pipeline import LTXVideoPipeline, LTXVideoRequest
-from ltx_pipelines.pipeline import COMMON, GUIDED, EitherPipeline
+from ltx_pipelines.pipeline import COMMON, GUIDED, FullOrDistilledPipeline
 from ltx_pipelines.planning.layout import PaddedSize
 from ltx_pipelines.planning.plan import ImageCondition, LongClip, Plan, Scene, StagePlan, Window
 from ltx_pipelines.planning.schema import File, Misfit, UsageError, fit
-from ltx_pipelines.request import AutoDuration, EitherRequest, Request, condition, sampling, size
+from ltx_pipelines.request import AutoDuration, FullOrDistilledRequest, Request, condition, sampling, size
 
 WIDEST = 6  # latent frames of the coarsest grid of the sound that a window is made longer for
 WINDOW = 80  # pixel frames of a window where neither request nor model says anything
 
 
 @dataclass(frozen=True)
-class LongRequest(EitherRequest):
+class LongRequest(FullOrDistilledRequest):
     """A request with its windows, and what holds them together."""
 
     storyboard: File | None = condition(
@@ -49,7 +52,7 @@ class LongRequest(EitherRequest):
     )
 
 
-class LongVideoPipeline(EitherPipeline):
+class LongVideoPipeline(FullOrDistilledPipeline):
     """One stage in windows. Each goes on from the last latents and sound of the one before, and is decoded and written
     before the next begins, so that memory does not grow with the length.
 

@@ -35,7 +35,7 @@ from ltx_pipelines.planning.stages import (
 from ltx_pipelines.request import (
     STREAMS,
     AutoDuration,
-    EitherRequest,
+    FullOrDistilledRequest,
     Guidance,
     Networks,
     Request,
@@ -493,7 +493,7 @@ class TwoStagePipeline(Pipeline):
     size_multiple = 2
 
 
-class EitherPipeline(Pipeline):
+class FullOrDistilledPipeline(Pipeline):
     """A task of one stage, on a distilled model or with the schedule and guidance of a full one."""
 
     def fill(self, read: Mapping[str, Any]) -> Request:
@@ -505,9 +505,13 @@ class EitherPipeline(Pipeline):
         return super().fill({**read, "distilled": distilled})
 
     def stage_of(
-        self, request: EitherRequest, shape: VideoPixelShape, images: Sequence[Condition] = (), ancestral: bool = False
+        self,
+        request: FullOrDistilledRequest,
+        shape: VideoPixelShape,
+        images: Sequence[Condition] = (),
+        ancestral: bool = False,
     ) -> StagePlan:
-        """The stage of a shape, as the request says."""
+        """The stage of a shape, as the request says; ``ancestral`` draws new noise at every distilled step."""
         if request.distilled:
             return distilled_stage(request, shape, images, self.loras, ancestral)
         return guided_stage(request, self.ledger.defaults, shape, images, self.loras)

@@ -208,7 +208,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class EitherRequest(Request):
+class FullOrDistilledRequest(Request):
     """A request to a full or a distilled model, which are asked in different ways."""
 
     distilled: bool | None = condition(

@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ltx_core.errors import ConfigError
-from ltx_pipelines.pipeline import COMMON, GUIDED, SIZE, TIME, EitherPipeline
+from ltx_pipelines.pipeline import COMMON, GUIDED, SIZE, TIME, FullOrDistilledPipeline
 from ltx_pipelines.planning.plan import Plan, RegionCondition, Source, StreamPlan
-from ltx_pipelines.request import EitherRequest, condition
+from ltx_pipelines.request import FullOrDistilledRequest, condition
 
 if TYPE_CHECKING:
     from ltx_media.video import VideoInfo
 
 
 @dataclass(frozen=True)
-class RetakeRequest(EitherRequest):
+class RetakeRequest(FullOrDistilledRequest):
     """A request with the span that is made anew."""
 
     start_time: float | None = condition(None, "Where new content starts.", "--start-time", "--start", unit="seconds")
@@ -25,7 +25,7 @@ class RetakeRequest(EitherRequest):
     regenerate_audio: bool = condition(True, "Make new sound, or leave it.", "--regenerate-audio/--keep-audio")
 
 
-class RetakePipeline(EitherPipeline):
+class RetakePipeline(FullOrDistilledPipeline):
     """One stage on the whole clip, in which only tokens that overlap ``[start_time, end_time)`` are noised.
 
     A stream that is not regenerated is frozen at its source. What is delivered outside the span is the source's own. A
