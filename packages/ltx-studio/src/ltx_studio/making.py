@@ -83,14 +83,12 @@ def make_clip(
     from ltx_pipelines.cli.job import Job as ClipJob
     from ltx_pipelines.cli.job import execute, kept_recipe, load_stage
     from ltx_pipelines.cli.session import open_session
-    from ltx_pipelines.pipeline import find_pipeline
     from ltx_pipelines.request import Output
     from ltx_pipelines.running.preview import find_map
     from ltx_pipelines.running.recipe import is_of
 
     given = from_json({**defaults, **resolve(job.request, files)}, "request")
-    named = given.pop("pipeline", None)
-    session = open_session(given, find_pipeline(named) if named else None, share=ledgers)
+    session = open_session(given, share=ledgers)
     folder = files.job(job.id)
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / f"clip{session.pipeline.suffix}"

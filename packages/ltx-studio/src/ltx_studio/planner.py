@@ -78,12 +78,10 @@ def answer(request: Mapping[str, Any], ledgers: dict[str, ModelLedger], costed: 
     from ltx_pipelines.cli.fields import from_json
     from ltx_pipelines.cli.plan import print_plan
     from ltx_pipelines.cli.session import open_session
-    from ltx_pipelines.pipeline import find_pipeline
     from ltx_pipelines.planning.cost import cost_of
 
     given = from_json(request, "request")
-    named = given.pop("pipeline", None)
-    session = open_session(given, find_pipeline(named) if named else None, share=ledgers)
+    session = open_session(given, share=ledgers)
     plan = session.pipeline.plan(**session.request)
     if not costed:
         return {}
