@@ -222,7 +222,7 @@ class Overview(Reporter):
         for line in lines:
             if self.style == "json":
                 self._send(sys.stdout, line)
-            else:
+            elif self.style != "quiet":
                 self._print(line)
         if self._bars is not None:
             done = self._bars.tasks[self._bar].completed + 1
