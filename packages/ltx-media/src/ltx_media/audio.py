@@ -107,7 +107,7 @@ def write_wav(path: str | Path, audio: Audio, metadata: Mapping[str, str] | None
 
 
 def encode_sound(stream: av.AudioStream, track: np.ndarray, rate: int, frame_size: int) -> Iterator[av.Packet]:
-    """A track ``[channels, S]``, float32 or int16, as packets of frames of so many samples."""
+    """Packets of a track ``[channels, S]`` at ``rate`` Hz, float32 or int16: ``frame_size`` samples each, 0 for any."""
     layout, form = LAYOUTS[len(track)], {"float32": "fltp", "int16": "s16p"}[track.dtype.name]
     resampler = av.AudioResampler(stream.codec_context.format, layout, stream.rate, frame_size)
     for start in range(0, track.shape[1], rate):

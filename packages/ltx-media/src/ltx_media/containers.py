@@ -25,7 +25,7 @@ REFERRING = {
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 RECIPE_KEY = "recipe"
-CONTAINER_KEY = "comment"  # the tag of that length-free kind that MP4, MOV and WAV share
+CONTAINER_KEY = "comment"  # the tag without a limit of length that MP4, MOV and WAV share
 
 
 def open_container(path: str | Path) -> av.container.InputContainer:

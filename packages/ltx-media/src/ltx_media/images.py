@@ -1,4 +1,4 @@
-"""Still pictures: decoding to upright opaque sRGB, the recompression rule, PNG files."""
+"""Still pictures: decoding to upright opaque sRGB, the recompression rule, PNG files of pictures and of values."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Decoded frames as plain upright pictures: square pixels, RGB, opaque, SDR unless HDR is wanted; and pictures made to
-fit the size a model works at.
+"""Decoded frames as plain upright pictures: square pixels, RGB, opaque, SDR unless HDR is wanted.
+
+Also pictures made to fit the size a model works at.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from ltx_core.errors import MediaError
 from ltx_media.containers import RECIPE_KEY
 from ltx_media.files import media_errors, replacing, temporary_beside
 from ltx_media.images import write_png
+from ltx_media.pixels import to_bytes
 
 PREVIEW_FPS = 15
 PREVIEW_SIDE = 480
@@ -102,7 +103,7 @@ def single_frames(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
     """Chunks ``[F, H, W, 3]`` or single frames ``[H, W, 3]``, uint8 or floats in [0, 1], as single uint8 frames."""
     for chunk in chunks:
         for frame in chunk if chunk.dim() == 4 else (chunk,):
-            yield frame.float().mul(255).round().clamp(0, 255).byte() if frame.is_floating_point() else frame
+            yield to_bytes(frame) if frame.is_floating_point() else frame
 
 
 def _thumbnail(frame: Tensor, long_side: int) -> Image.Image:

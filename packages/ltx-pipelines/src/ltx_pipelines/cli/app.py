@@ -148,7 +148,7 @@ SHELLS = {
     "zsh": f"autoload -U +X bashcompinit && bashcompinit\n{BASH}",
     "fish": "complete -c ltx -a '(ltx completion words (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'\n",
 }
-HELP = f"""Usage: ltx completion SHELL
+COMPLETION_HELP = f"""Usage: ltx completion SHELL
 
 Print what makes a shell complete lines of `ltx`: {", ".join(SHELLS)}. For bash, in ~/.bashrc:
 
@@ -159,7 +159,7 @@ Print what makes a shell complete lines of `ltx`: {", ".join(SHELLS)}. For bash,
 def completion(line: Sequence[str]) -> None:
     """Print the script of a shell, or the words that may come next on a line."""
     if not line or line[0] in ("--help", "-h"):
-        print(HELP, end="")
+        print(COMPLETION_HELP, end="")
     elif line[0] == "words":
         print("\n".join(words(line[1:])))
     elif line[0] in SHELLS:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -33,11 +33,6 @@ from ltx_pipelines.planning.layout import runs
 from ltx_pipelines.planning.plan import Plan, StagePlan
 from ltx_pipelines.planning.work import tiled_work, tokens_of, whole_work
 from ltx_pipelines.utils.model_ledger import ModelLedger
-
-if TYPE_CHECKING:
-    from ltx_pipelines.planning.plan import Plan
-    from ltx_pipelines.utils.model_ledger import ModelLedger
-
 
 UNIT = 8 * 0.2e15  # operations of the clip that relative cost 1 stands for
 NO_WORK = Work()

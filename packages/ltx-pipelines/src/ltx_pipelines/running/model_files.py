@@ -67,8 +67,8 @@ COMFY_FOLDERS = (
     *("diffusion_models", "unet", "checkpoints", "text_encoders", "clip", "vae", "loras"),
     *("latent_upscale_models", "model_patches"),
 )
-#: Slots of `ModelFiles` that other files than the transformer's may fill.
-SLOTS = (
+#: Parts of a model that files beside the transformer's may hold: slots of `ModelFiles`.
+PARTS = (
     *("text_projection", "video_vae", "audio_vae", "spatial_upsampler", "temporal_upsampler"),
     *("duration_head", "audio_adapter"),
 )
@@ -96,7 +96,7 @@ def find_in_folder(folder: Path, variant: str | None = None, chosen: Path | None
     held = {slot for slot, component in own.items() if component in opened.components}
     held |= {"text_projection"} if opened.has_text_projection else set()
     held |= set() if opened.is_ltx_video else {"audio_adapter"}
-    for slot in SLOTS:
+    for slot in PARTS:
         if slots.get(slot) and slot not in held:
             files = replace(files, **{slot: str(_fitting(slot, slots[slot], checkpoint))})
     distilled = tuple(Lora(str(file)) for file in slots.get("lora", ()) if "distilled" in file.name)

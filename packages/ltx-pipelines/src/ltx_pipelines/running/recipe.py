@@ -9,7 +9,8 @@ A recipe is a JSON object:
 ``files``     a fingerprint (`ltx_core.fingerprint`) of every file that was read: weights, adapters, pictures, clips
 
 Inside a clip it names a file that lies beside or below the clip by its path from there, any other by its name alone.
-The folder of a model, which is no file that is read, stands in the request as ``./name``.
+The folder of a model, which is no file that is read, stands in the request as ``./name``. Where this user's files lie
+is known by their fingerprints, outside all clips (`state_folder`).
 """
 
 from __future__ import annotations
