@@ -8,3 +8,17 @@ along +z. Angles are in degrees, lengths in scene units, times in seconds. Pixel
 from ltx_media.camera.geometry import Intrinsics, Pose, plane_homography, project, rotation_homography, unproject
 from ltx_media.camera.moves import Move, parse_moves, path_of_moves
 from ltx_media.camera.path import CameraPath, Key
+
+__all__ = [
+    "CameraPath",
+    "Intrinsics",
+    "Key",
+    "Move",
+    "Pose",
+    "parse_moves",
+    "path_of_moves",
+    "plane_homography",
+    "project",
+    "rotation_homography",
+    "unproject",
+]

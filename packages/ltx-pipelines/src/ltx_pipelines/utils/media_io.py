@@ -10,3 +10,38 @@ from ltx_media.preview import write_png_sequence, write_preview
 from ltx_media.source import Wanted, load_image, load_mask_video, load_video, normalize_source
 from ltx_media.video import VideoInfo, probe_video, read_frames, read_frames_at, read_frames_between
 from ltx_media.writer import HLG, SDR, VideoEncoding, exact_rate, write_video
+
+__all__ = [
+    "HLG",
+    "RECIPE_KEY",
+    "SDR",
+    "VideoEncoding",
+    "VideoInfo",
+    "Wanted",
+    "center_crop_fit",
+    "decode_image",
+    "exact_rate",
+    "exr_frames",
+    "load_image",
+    "load_mask_video",
+    "load_thumbnail",
+    "load_video",
+    "normalize_source",
+    "probe_video",
+    "read_audio",
+    "read_exr",
+    "read_frames",
+    "read_frames_at",
+    "read_frames_between",
+    "read_recipe",
+    "recompress_image",
+    "reflect_pad_fit",
+    "stereo_track",
+    "write_contact_sheet",
+    "write_exr",
+    "write_png",
+    "write_png_sequence",
+    "write_preview",
+    "write_video",
+    "write_wav",
+]
