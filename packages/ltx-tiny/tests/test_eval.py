@@ -305,7 +305,8 @@ def test_reconstruction_of_a_perfect_and_a_soft_chain():
     assert [trip.psnr_db for trip in perfect] == [np.inf, np.inf]
     assert [trip.log_mel_error for trip in perfect] == [0.0, 0.0]
     assert set(perfect[0].shifts_ms) == {0.0} and perfect[1].shifts_ms == ()
-    assert len(perfect[0].heard_ms) == 2 and np.abs(perfect[0].heard_ms).max() < 5
+    impacts = len(events(BALL, 0.0, 1.0))
+    assert len(perfect[0].heard_ms) == impacts > 0 and np.abs(perfect[0].heard_ms).max() < 5
     assert perfect[0].to_json()["psnr_db"] is None
     soft = list(reconstruct(drawn, lambda video: video // 16 * 16, lambda audio: audio * 0.8, frames=25, side=64))
     assert all(25 < trip.psnr_db < 45 and trip.log_mel_error > 0.01 for trip in soft)

@@ -186,6 +186,6 @@ def test_a_drawing_has_white_lines_where_a_picture_has_edges(shape):
     still = scene(shape=shape, motion="stays still", size="large", x=0.0)
     lines, picture = draw_lines(still, 1, 256, 256, 25.0)[0], render(still, 1)[0][0].astype(int)
     assert lines.max() == 255 and 0.01 < (lines > 128).mean() < 0.1
-    edges = np.abs(np.gradient(picture.mean(axis=-1))).max(axis=0) > 25
+    edges = np.abs(np.gradient(picture.mean(axis=-1))).max(axis=0) > 12
     near = np.lib.stride_tricks.sliding_window_view(np.pad(lines[..., 0], 3), (7, 7)).max(axis=(2, 3)) > 128
     assert near[edges].mean() > 0.8

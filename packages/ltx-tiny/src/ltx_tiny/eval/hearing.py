@@ -12,7 +12,7 @@ Array = NDArray[np.floating[Any]]
 
 UNKNOWN = "unknown"
 RATE = 16000  # Hz; other rates are resampled to this
-SILENCE = 0.006  # root mean square, of full scale
+SILENCE = 0.003  # root mean square, of full scale; one tick a clip has twice as much, the vocoder of nothing 0.0002
 QUIET = 0.09  # of the loudest 16 ms
 REGISTERS = (300.0, 670.0)  # Hz: low below, high above
 TICK_HZ = 1500.0  # ticks are above, knocks and beeps below

@@ -30,6 +30,8 @@ class Edition:
     reach: float  # of bodies to either side of the middle
     softness: float  # least width of an outline's ramp
     star: tuple[float, float, float]  # tip, notch, rounding in radii
+    hum_width: float  # of what slides, to that of other sounds: it must be heard from side to side
+    swell: float  # power of the size that is the loudness of what grows
 
 
 EDITIONS = {
@@ -43,6 +45,8 @@ EDITIONS = {
         reach=0.34,
         softness=0.0,
         star=(1.08, 0.5, 0.1),
+        hum_width=1.0,
+        swell=3.5,
     ),
     "2": Edition(
         radius={"small": 0.17, "large": 0.26},
@@ -52,8 +56,10 @@ EDITIONS = {
         slide=0.17,
         climb=0.25,
         reach=0.39,
-        softness=0.01,
+        softness=0.025,
         star=(0.98, 0.45, 0.14),
+        hum_width=1.47,
+        swell=4.4,
     ),
 }
 

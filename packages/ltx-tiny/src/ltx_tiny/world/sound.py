@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ltx_tiny.world.edition import EDITION
 from ltx_tiny.world.motion import camera, events, progress, track
 from ltx_tiny.world.scene import RADIUS, Body, Scene
 
@@ -47,7 +48,8 @@ def play(scene: Scene, seconds: float, rate: int = SAMPLE_RATE) -> Wave:
     view = camera(scene, t)
     for body in scene.bodies:
         path = track(scene, body, t)
-        left_right = np.clip((path.x - view.x) * view.zoom * PAN_WIDTH + 0.5, 0.0, 1.0) * (np.pi / 2)
+        width = PAN_WIDTH * (EDITION.hum_width if body.motion.startswith("slides") else 1.0)
+        left_right = np.clip((path.x - view.x) * view.zoom * width + 0.5, 0.0, 1.0) * (np.pi / 2)
         out += _voice(scene, body, t) * np.stack([np.cos(left_right), np.sin(left_right)])
     return np.clip(out / np.sqrt(max(len(scene.bodies), 1)), -1.0, 1.0).astype(np.float32)
 
@@ -71,7 +73,7 @@ def _voice(scene: Scene, body: Body, t: NDArray[np.float64]) -> NDArray[np.float
         return LOUDNESS["glide"] * rising * _still_after(scene, t) * _harmonics(turns, "glide")
     if body.motion in ("grows", "shrinks"):
         size = track(scene, body, t).radius / RADIUS["large"]
-        return LOUDNESS["swell"] * rising * size**3.5 * _steady(SWELL_HZ, t, "swell")
+        return LOUDNESS["swell"] * rising * size**EDITION.swell * _steady(SWELL_HZ, t, "swell")
     if body.pitch is None:
         return np.zeros_like(t)
     return LOUDNESS["tone"] * rising * _steady(PITCH_HZ[body.pitch], t, "tone")
