@@ -41,7 +41,7 @@ def train_stem(stem: str, seed: int, steps: int) -> Mapping[str, float]:
     """Figures of a VAE like the bundled one, but without a taught code, after so many steps."""
     torch.manual_seed(seed)
     examples = Examples(VideoExamples(seed), Curriculum((Stage(steps, BATCH, FRAMES, SIDE),)))
-    task = VideoVaeTask(config_of(stem), examples, [held_out_clips(CLIPS, FRAMES, SIDE)])
+    task = VideoVaeTask(config_of(stem), examples, [held_out_clips(CLIPS, FRAMES, SIDE)["video"]])
     settings = LoopSettings(steps, learning_rate=2e-3, warmup_steps=steps // 10, save_state="off", seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         reports = list(train(task, settings, Path(folder)))

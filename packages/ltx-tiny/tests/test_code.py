@@ -6,9 +6,20 @@ import numpy as np
 import pytest
 
 from ltx_tiny.eval.code import read_code
-from ltx_tiny.world.code import CELL, CHANNELS, DEEPEST, SHAPE_POINTS, TRANSFORM, scene_code, simplex
+from ltx_tiny.world.code import (
+    ACROSS,
+    CELL,
+    CHANNELS,
+    DEEPEST,
+    DEPTHS,
+    POINTS,
+    SHAPE_POINTS,
+    TRANSFORM,
+    scene_code,
+    simplex,
+)
 from ltx_tiny.world.motion import track
-from ltx_tiny.world.picture import Window
+from ltx_tiny.world.picture import Window, distance
 from ltx_tiny.world.scene import SHAPES, Body, Scene, attributes, sample_scene
 
 BODY = Body("star", "red", "large", "stays still", None, x=0.1, y=0.0, period=1.0, phase=0.0, tilt=0.0)
@@ -34,16 +45,31 @@ def test_cells_near_a_body_say_where_and_what_it_is():
     y = (CELL * (row + 0.5) - path.y[0] * 256 - 128) / CELL
     assert said["x"][f, row, column] == pytest.approx(x / 2, abs=1e-5)
     assert said["own y 0"][f, row, column] == pytest.approx(y * CELL / (path.radius[0] * 256) / 1.5, abs=1e-5)
-    depths = [said[f"depth {row}{column} 0"] for row in range(4) for column in range(4)]
-    assert max(depth.max() for depth in depths) > DEEPEST > depths[0][0, 0, 0]
+    deepest = said["depth 00 0"].max() / DEPTHS[0, 0, 0]
+    assert deepest > DEEPEST > said["depth 00 0"][0, 0, 0]
     point = np.array([said[f"shape {i}"][f, row, column] for i in range(4)])
     assert np.linalg.norm(SHAPE_POINTS - point, axis=1).argmin() == SHAPES.index("star")
+
+
+def test_a_cell_says_the_mean_and_the_slopes_of_the_depth_at_its_points():
+    said, path = layers(SCENE), track(SCENE, BODY, np.zeros(1))
+    f, row, column = 0, 4, 5
+    assert said["near"][f, row, column] == 1.0
+    middle = (CELL * np.array([column, row]) + CELL / 2 - 128 - 256 * np.array([path.x[0], path.y[0]])) / CELL
+    radius = path.radius[0] * 256 / CELL
+    across, down = np.meshgrid(middle[0] + np.array(POINTS), middle[1] + np.array(POINTS))
+    depth = DEEPEST - distance(BODY.shape, across / radius, down / radius) * radius
+    waves = ACROSS @ depth @ ACROSS.T
+    assert waves[0, 0] == pytest.approx(depth.mean()) and abs(waves[0, 1]) > 0.01
+    for d, a in ((0, 0), (0, 1), (1, 0)):
+        found = said[f"depth {d}{a} 0"][f, row, column] / DEPTHS[d, a, 0]
+        assert found == pytest.approx(waves[d, a], abs=1e-4)
 
 
 def test_what_is_still_leaves_the_changes_at_nothing():
     changes = [name for name in CHANNELS if "change" in name or (name[-1] in "123" and not name.startswith("shape"))]
     said = layers(SCENE)
-    assert len(changes) == 61 and all(np.abs(said[name]).max() < 1e-6 for name in changes)
+    assert len(changes) == 22 and all(np.abs(said[name]).max() < 1e-6 for name in changes)
     bounce = layers(replace(SCENE, bodies=(replace(BODY, motion="bounces", period=0.7, pitch="low"),)))
     assert np.abs(bounce["own y 1"]).max() > 0.5
 
@@ -65,7 +91,7 @@ def test_a_window_is_cut_from_the_whole(seed):
 def test_a_body_that_is_gone_is_not_told_of():
     blinking = replace(SCENE, bodies=(replace(BODY, motion="blinks", period=2.0, pitch="low", phase=0.7),))
     said = layers(blinking, frames=9)
-    assert not said["near"].any() and not said["x"].any() and said["stage red top left"].any()
+    assert not said["near"].any() and not said["x"].any() and said["stage red"].any()
 
 
 def test_points_of_a_simplex_are_equally_far_apart():

@@ -17,6 +17,7 @@ from ltx_tiny.examples import FPS, VideoExamples, captions, held_out_clips
 from ltx_tiny.latents import LatentClips, beginning, video_latent
 from ltx_tiny.recipe import Recipe, merge, read_recipe
 from ltx_tiny.train import run
+from ltx_tiny.world.code import CHANNELS
 from ltx_tiny.world.scene import sample_scene
 from ltx_trainer.distillation import DistillSettings, adapters_off, teacher_targets
 from ltx_trainer.draws import step_draws
@@ -46,7 +47,7 @@ def test_every_stage_leaves_a_state_curves_and_an_export(out: Path) -> None:
     for name in set(stages.STAGES) - {"latents", "bundle"}:
         assert list((out / name / "checkpoints").glob("training_state_step_*.safetensors")), name
         assert (out / name / "curves.png").is_file() and (out / name / "metrics.csv").is_file()
-    for name in ("video_vae", "audio_vae", "vocoder", "transformer", "distill"):
+    for name in ("video_decoder", "audio_vae", "vocoder", "transformer", "distill"):
         assert list((out / name / "samples").glob("*.png")), name
 
 
@@ -185,7 +186,16 @@ def test_video_examples_are_a_function_of_position() -> None:
     assert torch.equal(make(5, 1, stage)["video"], make(5, 1, stage)["video"])
     assert make(5, 1, stage)["video"].shape == (3, 9, 64, 64)
     assert not torch.equal(make(5, 1, stage)["video"], make(5, 2, stage)["video"])
-    assert held_out_clips(2, 2, 32).shape == (2, 3, 2, 32, 32)
+    held_out = held_out_clips(2, 9, 32)
+    assert held_out["video"].shape == (2, 3, 9, 32, 32) and held_out["code"].shape[2:] == (2, 1, 1)
+
+
+def test_a_part_of_a_picture_is_one_near_the_body() -> None:
+    make, stage = VideoExamples(3), Stage(1, 1, frames=9, side=256, window=128)
+    parts = [make(0, slot, stage) for slot in range(16)]
+    assert all(part["video"].shape == (3, 9, 128, 128) and part["code"].shape[1:] == (2, 4, 4) for part in parts)
+    near = [part["code"][CHANNELS.index("near")].max() for part in parts]
+    assert sum(value > 0.5 for value in near) >= 14  # one that blinks may be gone
 
 
 def test_overlays_replace_values_and_keep_the_rest() -> None:
@@ -197,7 +207,7 @@ def test_overlays_replace_values_and_keep_the_rest() -> None:
 
 def test_wrong_stages_and_missing_forerunners_are_named(tmp_path: Path) -> None:
     recipe = Recipe(read_recipe("smoke"), tmp_path)
-    with pytest.raises(ConfigError, match="stage is 'vae', expected one of video_vae"):
+    with pytest.raises(ConfigError, match="stage is 'vae', expected one of video_encoder"):
         run(recipe, ["vae"])
     with pytest.raises(ConfigError, match="holds no file of stage gemma"):
         run(recipe, ["transformer"])
@@ -219,4 +229,4 @@ def test_a_component_of_the_packaged_weights_is_reused_as_it_is(tmp_path: Path) 
     with torch.no_grad():
         assert torch.allclose(Checkpoint.open(path).build("vocoder", torch.float32)(mel), packaged(mel), atol=1e-6)
     with pytest.raises(CheckpointError, match="expected audio_vae or vocoder"):
-        bundle.reuse("video_vae", config, tmp_path)
+        bundle.reuse("video_encoder", config, tmp_path)

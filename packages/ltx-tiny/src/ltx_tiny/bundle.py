@@ -72,8 +72,8 @@ def reuse(name: str, config: Mapping[str, Any], folder: Path) -> Path:
 def write_bundle(folder: Path, config: Mapping[str, Any], files: Mapping[str, Path]) -> list[Path]:
     """Put the stages' files together and return what was written.
 
-    ``files`` are by stage: ``video_decoder``, ``audio_vae``, ``vocoder``, ``transformer``, ``gemma``, ``upsampler``,
-    ``distill``, ``in_context``. Raises `CheckpointError` when the whole is larger than 48 MB.
+    ``files`` are by stage: ``video_encoder``, ``video_decoder``, ``audio_vae``, ``vocoder``, ``transformer``,
+    ``gemma``, ``upsampler``, ``distill``, ``in_context``. Raises `CheckpointError` when the whole is larger than 48 MB.
     """
     from ltx_core.loader.safetensors_file import SafetensorsFile, save_checkpoint
     from ltx_tiny.world.captions import prompt_world
@@ -82,7 +82,7 @@ def write_bundle(folder: Path, config: Mapping[str, Any], files: Mapping[str, Pa
 
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, upscaler = folder / CHECKPOINT, folder / UPSCALER
-    parts = [files[name] for name in ("transformer", "video_decoder", "audio_vae", "vocoder")]
+    parts = [files[name] for name in ("transformer", "video_encoder", "video_decoder", "audio_vae", "vocoder")]
     metadata = {"config": dict(config), "model_version": MODEL_VERSION, "demo_prompt": DEMO_PROMPT}
     metadata |= {"default_request": DEFAULT_REQUEST, "prompt_world": prompt_world()}
     save_checkpoint(checkpoint, round_tensors(parts), metadata)

@@ -13,15 +13,17 @@ from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
 from ltx_tiny.world.captions import caption
 from ltx_tiny.world.code import scene_code
 from ltx_tiny.world.drawing import draw_lines
-from ltx_tiny.world.picture import draw
+from ltx_tiny.world.motion import camera, track
+from ltx_tiny.world.picture import Window, draw
 from ltx_tiny.world.scene import SECONDS, Scene, sample_scene
 from ltx_tiny.world.sound import play
-from ltx_trainer.pretrain.data import Stage
+from ltx_trainer.pretrain.data import Stage, stack
 from ltx_trainer.pretrain.gemma import TURN, TURN_END
 from ltx_trainer.validation_config import DEFAULT_NEGATIVE_PROMPT
 
 FPS = 25.0
-DRAWN_SHARE = 0.08  # of the video VAE's clips, so that it can encode what an in-context adapter is given
+DRAWN_SHARE = 0.08  # of the encoder's clips, so that it can encode what an in-context adapter is given
+TURNING_SHARE = 0.3  # of the decoder's clips: a pale mark that goes round is hard to draw
 CHAT_SHARE = 0.5  # of what the language model reads
 FRAMES = 49
 
@@ -30,20 +32,41 @@ FRAMES = 49
 class VideoExamples:
     """Short stretches of clips for the video VAE: ``video`` uint8 ``[3, frames, side, side]`` and its ``code``.
 
-    Pictures are whole: what a code says of a body cannot be seen in a part of it.
+    A stage that says ``window`` has a part of each picture around the body. That is for a decoder: what a code says of
+    a body cannot be seen in a part of it.
     """
 
     seed: int
     part: str = "train"
+    drawn_share: float = 0.0  # of clips that are drawings
+    turning_share: float = 0.0  # of clips that are made to show a body that spins
 
     def __call__(self, position: int, slot: int, stage: Stage) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, position, slot))
         scene = sample_scene(rng, self.part)
+        if rng.random() < self.turning_share:
+            while scene.body.motion != "spins":
+                scene = sample_scene(rng, self.part)
         start = float(rng.uniform(0.0, SECONDS - stage.frames / FPS))
         view = (scene, stage.frames, stage.side, stage.side, FPS, start)
-        drawing = bool(rng.random() < DRAWN_SHARE)
-        video = draw_lines(*view) if drawing else draw(*view)
-        return {"video": as_tensor(video), "code": torch.from_numpy(scene_code(*view, drawing=drawing))}
+        if rng.random() < self.drawn_share:
+            return seen(draw_lines(*view), scene_code(*view, drawing=True))
+        window = window_at_body(rng, scene, stage, start) if stage.window else None
+        return seen(draw(*view, window), scene_code(*view, window))
+
+
+def seen(video: NDArray[np.uint8], code: NDArray[np.float32]) -> dict[str, Tensor]:
+    """Frames ``[F, H, W, 3]`` and their code as an example."""
+    return {"video": as_tensor(video), "code": torch.from_numpy(code)}
+
+
+def window_at_body(rng: np.random.Generator, scene: Scene, stage: Stage, start: float) -> Window:
+    """A part of a picture near the body, or all but always some of it; ``start`` is in seconds."""
+    instant = np.array([start])
+    path, view = track(scene, scene.body, instant), camera(scene, instant)
+    middle = np.array([path.y[0], path.x[0] - view.x[0]]) * view.zoom[0] + 0.5 + rng.uniform(-0.3, 0.3, 2)
+    top, left = np.clip(middle * stage.side - stage.window / 2, 0, stage.side - stage.window).astype(int)
+    return Window(int(top), int(left), stage.window, stage.window)
 
 
 @dataclass(frozen=True)
@@ -66,11 +89,11 @@ def as_tensor(video: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(video.transpose(3, 0, 1, 2)))
 
 
-def held_out_clips(count: int, frames: int, side: int, seed: int = 7) -> Tensor:
-    """Clips of triples never trained on, from half a second in: uint8 ``[B, 3, F, side, side]``."""
+def held_out_clips(count: int, frames: int, side: int, seed: int = 7) -> dict[str, Tensor]:
+    """Clips of triples never trained on, from half a second in, as ``video`` and ``code``, stacked."""
     rngs = (np.random.default_rng((seed, number)) for number in range(count))
-    scenes = [sample_scene(rng, "held_out") for rng in rngs]
-    return torch.stack([as_tensor(draw(scene, frames, side, side, FPS, 0.5)) for scene in scenes])
+    views = [(sample_scene(rng, "held_out"), frames, side, side, FPS, 0.5) for rng in rngs]
+    return stack([seen(draw(*view), scene_code(*view)) for view in views])
 
 
 def held_out_sound(count: int, samples: int, seed: int = 7) -> Tensor:

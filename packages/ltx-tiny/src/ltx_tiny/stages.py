@@ -20,6 +20,8 @@ from ltx_core.text_encoders.gemma.encoder import load_tokenizer
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
 from ltx_tiny.bundle import write_bundle
 from ltx_tiny.examples import (
+    DRAWN_SHARE,
+    TURNING_SHARE,
     CaptionExamples,
     SoundExamples,
     VideoExamples,
@@ -30,7 +32,7 @@ from ltx_tiny.examples import (
 from ltx_tiny.latents import LATENT_CHANNELS, LatentClips, LatentExamples, LatentPairs, LatentsPlan, make_latents
 from ltx_tiny.recipe import Recipe
 from ltx_tiny.sample import Decoders, SampleJudge, SampleSettings
-from ltx_tiny.world.code import CHANNELS
+from ltx_tiny.world.code import CHANNELS, DOUBTS
 from ltx_trainer.loop import Task
 from ltx_trainer.lora import LoraSettings
 from ltx_trainer.pretrain.audio_vae import AudioVaeTask
@@ -38,9 +40,9 @@ from ltx_trainer.pretrain.data import Examples, Stage, stack
 from ltx_trainer.pretrain.distill import DistillSettings, DistillTask, block_linears
 from ltx_trainer.pretrain.gemma import TOKENIZER_CONFIG, GemmaTask, train_tokenizer
 from ltx_trainer.pretrain.in_context import InContextTask
+from ltx_trainer.pretrain.taught_vae import TaughtDecoderTask, TaughtEncoderTask
 from ltx_trainer.pretrain.transformer import Mode, TextModel, TransformerTask, TransformerTrainer, start_distinct
 from ltx_trainer.pretrain.upsampler import UpsamplerTask
-from ltx_trainer.pretrain.video_vae import VideoDecoderTask, VideoVaeTask
 from ltx_trainer.pretrain.vocoder import VocoderTask
 from ltx_trainer.training_strategies.config import FlexibleConfig
 
@@ -52,15 +54,14 @@ HELD_OUT_CAPTIONS = 64
 CAPTIONS_TO_START = 512  # whose words set the text projections
 
 
-def video_vae(recipe: Recipe) -> Task:
-    examples = recipe.examples("video_vae", VideoExamples(recipe.seed))
-    return VideoVaeTask(recipe.config, examples, held_out_videos(recipe), code_channels=len(CHANNELS))
+def video_encoder(recipe: Recipe) -> Task:
+    examples = recipe.examples("video_encoder", VideoExamples(recipe.seed, drawn_share=DRAWN_SHARE))
+    return TaughtEncoderTask(recipe.config, examples, len(CHANNELS), held_out_videos(recipe))
 
 
 def video_decoder(recipe: Recipe) -> Task:
-    examples = recipe.examples("video_decoder", VideoExamples(recipe.seed))
-    trained = recipe.exported_file("video_vae")
-    return VideoDecoderTask(recipe.config, trained, examples, held_out_videos(recipe), code_channels=len(CHANNELS))
+    examples = recipe.examples("video_decoder", VideoExamples(recipe.seed, turning_share=TURNING_SHARE))
+    return TaughtDecoderTask(recipe.config, examples, DOUBTS.tolist(), held_out_videos(recipe))
 
 
 def audio_vae(recipe: Recipe) -> Task:
@@ -134,15 +135,14 @@ def in_context(recipe: Recipe) -> Task:
 
 
 def bundle(recipe: Recipe) -> None:
-    stages = ("video_decoder", "audio_vae", "vocoder", "transformer", "gemma", "upsampler", "distill", "in_context")
-    files = {name: recipe.exported_file(name) for name in stages}
+    files = {name: recipe.exported_file(name) for name in STAGES if name not in ("latents", "bundle")}
     written = write_bundle(recipe.out / "bundle", recipe.config, files)
     size = sum(path.stat().st_size for path in written)
     typer.echo(f"bundle of {len(written)} files, {size / 1e6:.1f} MB, in {recipe.out / 'bundle'}")
 
 
 STAGES: dict[str, Callable[[Recipe], Task | None]] = {
-    "video_vae": video_vae,
+    "video_encoder": video_encoder,
     "video_decoder": video_decoder,
     "audio_vae": audio_vae,
     "vocoder": vocoder,
@@ -156,9 +156,9 @@ STAGES: dict[str, Callable[[Recipe], Task | None]] = {
 }
 
 
-def held_out_videos(recipe: Recipe) -> list[Tensor]:
-    """Clips to judge the video VAE by, uint8 ``[B, 3, F, side, side]`` for each side."""
-    check = recipe.stage("video_vae")["check"]
+def held_out_videos(recipe: Recipe) -> list[dict[str, Tensor]]:
+    """Clips and their codes to judge the video VAE by, a batch for each side."""
+    check = recipe.stage("video_decoder")["check"]
     return [held_out_clips(check["clips"], check["frames"], side) for side in check["sides"]]
 
 

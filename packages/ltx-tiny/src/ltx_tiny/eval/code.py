@@ -24,7 +24,7 @@ GONE = 0.25  # share of cells of the whole clip's mean, below which a body is ta
 
 
 def read_code(code: Float, fps: float) -> dict[str, str]:
-    """Colour, shape, size, motion, background and camera of a code ``[107 or more, f, h, w]`` of a square clip."""
+    """Colour, shape, size, motion, background and camera of a code ``[49 or more, f, h, w]`` of a square clip."""
     layers = code[: len(CHANNELS)].astype(np.float64) / GAINS[:, None, None, None]
     said = dict(zip(CHANNELS, layers, strict=True))
     side = CELL * code.shape[-1]
@@ -56,13 +56,13 @@ def _camera(said: dict[str, Float], side: int) -> tuple[Float, Float]:
 def _background(said: dict[str, Float]) -> str:
     """The backdrop whose colours are nearest to those of all cells."""
     x, y = 0.3 * said["stage x"], 0.3 * said["stage y"]
-    seen = np.stack([said[f"stage {colour} top left"] for colour in ("red", "green", "blue")], axis=-1)
+    seen = np.stack([said[f"stage {c}"] - said[f"stage {c} down"] for c in ("red", "green", "blue")], axis=-1)
     shift = QUARTER / 256.0 / 2.0 ** said["scale"]
 
     def error(name: str) -> float:
         true = [
             backdrop(name, (across.mean(axis=0)).astype(np.float32), (down.mean(axis=1)).astype(np.float32))
-            for across, down in zip(x - shift, y - shift, strict=True)
+            for across, down in zip(x, y - shift, strict=True)
         ]
         return float(np.abs(np.stack(true) / 127.5 - 1.0 - seen).mean())
 

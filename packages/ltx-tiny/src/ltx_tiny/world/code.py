@@ -3,12 +3,13 @@
 A learned latent is spread over all its channels and every cell describes its own pixels; cells that disagree tear an
 outline. Here every cell says what the empty stage looks like and where on it the cell lies, and every cell near the
 body says the same few things of it: what it is, how large, turned and coloured, where the cell lies seen from it, and
-how deep inside the outline points eight pixels apart are. All of it is smooth, redundant and easy to denoise, and a
-decoder that draws from it cannot draw half a star.
+how deep inside the outline it is. All of it is smooth, redundant and easy to denoise, and a decoder that draws from it
+cannot draw half a star. What bends from cell to cell, such as floor boards, is left to the decoder.
 
 A latent frame stands for 8 frames (the first for one). What moves is given as the cosine transform of its means over
-four pairs of frames, so that what is still takes one channel and leaves the others near nothing. Whoever says a code
-is a tenth off in every channel: what is small and matters, motion above all, is said louder (`GAINS`).
+four pairs of frames, so that what is still takes one channel and leaves the others near nothing. Of the depth within a
+cell the mean and the slopes are given. Whoever says a code is at least a twentieth off in every channel: what is small
+and matters, such as the slope of an outline, is said louder (`GAINS`).
 """
 
 from __future__ import annotations
@@ -30,25 +31,34 @@ Float = NDArray[np.floating[Any]]
 CELL = 32  # pixels
 SPAN = 8  # frames of a latent frame
 PAIRS = 4  # of these frames
-QUARTERS = ("top left", "top right", "bottom left", "bottom right")
+HALVES = np.array([[1, 1, 1, 1], [-1, -1, 1, 1]]) / 4  # of the colours of four quarters their mean and how they rise
 QUARTER = CELL / 4  # pixels from a cell's middle to a quarter's, along either axis
 POINTS = (-0.375, -0.125, 0.125, 0.375)  # cells from a cell's middle, along either axis
 MARGIN = 1.7  # cells from a body or its shadow to where nothing is said of it
 DEEPEST = 1.5  # cells
 WIDEST_SHADOW = 1.25  # radii
+WAVE_GAINS = ((1.3, 5.0), (8.0, 20.0), (12.0, 25.0), (12.0, 25.0))  # of a cell's depth and its slopes, by wave in time
+DEPTHS = {  # waves down, across and in time of the depth at a cell's points, and how loud they are said
+    (down, across, i): gains[down + across]
+    for i, gains in enumerate(WAVE_GAINS)
+    for down, across in ((0, 0), (0, 1), (1, 0))
+}
 CHANNELS = (
-    *(f"stage {colour} {quarter}" for colour in ("red", "green", "blue") for quarter in QUARTERS),
+    *(f"stage {colour}{how}" for colour in ("red", "green", "blue") for how in ("", " down")),
     *("stage x", "stage x change", "stage y", "stage y change", "scale"),
     "near",
-    *(f"depth {row}{column} {i}" for row in range(len(POINTS)) for column in range(len(POINTS)) for i in range(PAIRS)),
+    *(f"depth {down}{across} {i}" for down, across, i in DEPTHS),
     *(f"own {axis} {i}" for axis in "xy" for i in range(PAIRS)),
     *("cosine", "sine", "cosine change", "sine change", "x", "y", *(f"there {i}" for i in range(PAIRS))),
     *("red", "green", "blue", *(f"shape {i}" for i in range(4))),
 )
-CHANGES = {"1": 5.0, "2": 8.0, "3": 10.0}  # how much louder what changes within a latent frame is said
-LOUDER = {"stage x change": 2.0, "stage y change": 6.0, "scale": 6.0, "cosine change": 3.0, "sine change": 3.0}
-LOUDER |= {name: CHANGES[name[-1]] for name in CHANNELS if name[-1] in CHANGES and not name.startswith("shape")}
+LOUDER = {"stage x change": 2.0, "stage y change": 6.0, "scale": 6.0}
+LOUDER |= {"sine": 3.0, "cosine change": 3.0, "sine change": 3.0, "there 1": 5.0, "there 2": 8.0, "there 3": 20.0}
+LOUDER |= {f"own {axis} {i}": gain for axis in "xy" for i, gain in ((1, 5.0), (2, 20.0), (3, 50.0))}
+LOUDER |= {f"depth {down}{across} {i}": gain for (down, across, i), gain in DEPTHS.items()}
+LOUDER |= {f"stage {colour} down": 15.0 for colour in ("red", "green", "blue")}
 GAINS: Float = np.array([LOUDER.get(name, 1.0) for name in CHANNELS])
+DOUBTS: Float = np.array([0.3 if name.startswith("depth") else 0.1 for name in CHANNELS])  # how far off a guess may be
 
 
 def simplex(count: int) -> Float:
@@ -60,9 +70,9 @@ def simplex(count: int) -> Float:
 
 
 SHAPE_POINTS = simplex(len(SHAPES))
-TRANSFORM = np.cos(np.pi / PAIRS * np.outer(np.arange(PAIRS), np.arange(PAIRS) + 0.5)) * np.array(
-    [[0.25], [0.5], [0.5], [0.5]]
-)
+WAVES = np.cos(np.pi / 4 * np.outer(np.arange(4), np.arange(4) + 0.5))  # of four values: their mean and three waves
+TRANSFORM = WAVES * np.array([[0.25], [0.5], [0.5], [0.5]])  # of four pairs of frames
+ACROSS = WAVES / np.sum(WAVES**2, axis=1, keepdims=True) ** 0.5 / 2  # of four points of a cell
 
 
 @dataclass(frozen=True)
@@ -108,12 +118,12 @@ def scene_code(
             if name in ("red", "green", "blue"):
                 code[number] = (INK / 98.0 - 1.3) * near
             elif name.startswith(("stage red", "stage green", "stage blue")):
-                code[number] = PAPER / 127.5 - 1.0
+                code[number] = PAPER / 127.5 - 1.0 if name.count(" ") == 1 else 0.0
     return code
 
 
 def _stage(scene: Scene, grid: Grid, t: Float) -> Float:
-    """The empty stage at every cell, the cell's place on it and its scale: ``[17, f, h, w]``."""
+    """The empty stage at every cell, the cell's place on it and its scale: ``[11, f, h, w]``."""
     side = min(grid.height, grid.width)
     view = camera(scene, t)  # [f, 8]
     shape = (len(t), len(grid.rows), len(grid.columns))
@@ -128,7 +138,8 @@ def _stage(scene: Scene, grid: Grid, t: Float) -> Float:
         for c, r in zip(columns, rows, strict=True)
     ]
     colours = np.stack(seen).reshape(len(t), shape[1], 2, shape[2], 2, 3) / 127.5 - 1.0
-    layers = list(colours.transpose(5, 2, 4, 0, 1, 3).reshape(12, *shape))
+    quartered = colours.transpose(5, 2, 4, 0, 1, 3).reshape(3, 4, *shape)
+    layers = list(np.einsum("sq,cq...->cs...", HALVES, quartered).reshape(6, *shape))
     for values, axis in ((across, 1), (down, 2)):
         mean, change = values.mean(axis=1) / 0.3, (values[:, -1] - values[:, 0]) / 0.05
         layers += [np.broadcast_to(np.expand_dims(layer, axis), shape) for layer in (mean, change)]
@@ -137,7 +148,7 @@ def _stage(scene: Scene, grid: Grid, t: Float) -> Float:
 
 
 def _body(scene: Scene, grid: Grid, t: Float) -> Float:
-    """Channels that tell of the body in the cells near it: ``[90, f, h, w]``."""
+    """Channels that tell of the body in the cells near it: ``[41, f, h, w]``."""
     body, view, side = scene.body, camera(scene, t), min(grid.height, grid.width)
     path, zoom = track(scene, body, t), view.zoom * side
     x, y = (path.x - view.x) * zoom + grid.width / 2, path.y * zoom + grid.height / 2  # pixels, [f, 8]
@@ -159,9 +170,13 @@ def _body(scene: Scene, grid: Grid, t: Float) -> Float:
         return across * cos + down * sin, down * cos - across * sin
 
     said: list[Float] = [np.ones_like(near)]
-    for below, right in product(POINTS, POINTS):
-        depth = DEEPEST - np.clip(distance(body.shape, *own(right, below)) * radius, -DEEPEST, DEEPEST)
-        said += list(_pairs(depth))
+    points = [
+        DEEPEST - np.clip(distance(body.shape, *own(right, below)) * radius, -DEEPEST, DEEPEST)
+        for below, right in product(POINTS, POINTS)
+    ]
+    depths = np.stack([_pairs(depth) for depth in points], axis=1).reshape(PAIRS, 4, 4, *near.shape)
+    waves = np.einsum("dr,ac,irc...->dai...", ACROSS, ACROSS, depths)
+    said += [waves[wave] for wave in DEPTHS]
     said += [layer / 1.5 for values in own(0.0, 0.0) for layer in _pairs(values)]
     for values in (_mean, _change):
         said += [values(cos / radius), values(sin / radius)]

@@ -28,6 +28,7 @@ class Stage:
     batch_size: int = 1
     frames: int = 1
     side: int = 0  # pixels
+    window: int = 0  # pixels of the part of a picture that is given; 0 for all of it
     tokens: int = 0  # of a caption
     in_turn: tuple[Stage, ...] = ()
 

@@ -1,14 +1,9 @@
-"""The video VAE from nothing: clips to a latent that is taught, and back.
-
-A data set may give a ``code`` with every clip: what the first channels of its latent ought to be. The encoder learns to
-say it and the decoder to draw from it, sometimes from the code itself and sometimes from what the encoder said, always
-with a little noise, since a transformer will not hit it exactly. Channels that no code asks for stay at nothing: the
-encoder gives 0 there and the decoder does not look. Without a code all channels are free and held near a normal
-distribution.
+"""The video VAE from nothing: clips to a latent that it finds by itself, and back.
 
 The picture's loss is absolute plus squared error plus the error of its slopes, with pixels that stand out from their
-row weighed up so that small things are not taken for noise. Without a code the per-channel statistics are measured on
-export, so that a latent leaves the encoder with mean 0 and spread 1 in every channel; a code is taken as it is.
+row weighed up so that small things are not taken for noise. All channels are held near a normal distribution. The
+per-channel statistics are measured on export, so that a latent leaves the encoder with mean 0 and spread 1 in every
+channel.
 """
 
 from __future__ import annotations
@@ -21,86 +16,57 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.model.video_vae.config import VideoVaeConfig
 from ltx_core.model.video_vae.ops import use_channels_last
 from ltx_core.model.video_vae.video_vae import LatentDistribution, VideoDecoder, VideoEncoder
 from ltx_trainer.draws import Draws
 from ltx_trainer.pretrain.data import Examples
 from ltx_trainer.pretrain.pictures import frames_sheet
-from ltx_trainer.pretrain.task import STATISTICS, PretrainTask, Spread, add_prefix, read_first, say_first
+from ltx_trainer.pretrain.task import STATISTICS, PretrainTask, Spread, add_prefix
 
-TAUGHT_LOG_VARIANCE = -6.0  # what an encoder says of a taught latent
 STANDS_OUT = 0.15  # distance from the row's mean, of a range of 2
+KL = 1e-3  # weight of the distance from a normal distribution
 
 
 @dataclass(frozen=True)
-class VideoVaeLoss:
-    """Weights of the loss's terms, and how the decoder's input is made where there is a code."""
+class PictureLoss:
+    """How far a clip is from the true one; the weights of its terms."""
 
     squared: float = 2.0
     detail: float = 4.0  # extra weight of pixels that stand out
     slope: float = 1.0
-    kl: float = 1e-3
-    code: float = 1.0
-    code_share: float = 0.5  # of examples that are decoded from the code itself
-    noise: float = 0.1  # largest spread of what is added to a taught latent
+
+    def __call__(self, made: Tensor, true: Tensor) -> dict[str, Tensor]:
+        """``loss`` and the terms it is the weighted sum of, of clips ``[B, 3, F, H, W]`` in [-1, 1]."""
+        weight = 1 + self.detail * stands_out(true)
+        weight = weight / weight.mean()
+        error = made - true
+        absolute = (weight * error.abs()).mean()
+        squared = (weight * error.square()).mean()
+        slope = slope_error(error, weight)
+        loss = absolute + self.squared * squared + self.slope * slope
+        return {"loss": loss, "absolute": absolute, "squared": squared, "slope": slope}
 
 
 class VideoVae(nn.Module):
-    """Both halves. Training works on raw latents: the statistics stay at mean 0 and spread 1 until export.
+    """Both halves. Training works on raw latents: the statistics stay at mean 0 and spread 1 until export."""
 
-    ``code_channels`` of the latent are taught; 0 teaches none.
-    """
-
-    def __init__(self, config: VideoVaeConfig, loss: VideoVaeLoss, code_channels: int = 0) -> None:
+    def __init__(self, config: VideoVaeConfig) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.loss = VideoEncoder(config), VideoDecoder(config), loss
-        self.code_channels = code_channels
+        self.encoder, self.decoder, self.loss = VideoEncoder(config), VideoDecoder(config), PictureLoss()
         use_channels_last(self)
-        if code_channels:
-            say_first(self.encoder.conv_out.conv, code_channels)
-            read_first(self.decoder.conv_in.conv, code_channels)
-            with torch.no_grad():
-                self.encoder.conv_out.conv.get_parameter("bias")[config.latent_channels :] = TAUGHT_LOG_VARIANCE
 
     def forward(self, batch: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
-        """``batch["video"]`` uint8 ``[B, 3, F, H, W]``, with its ``code`` ``[B, c, f, h, w]`` if taught, to losses."""
+        """``batch["video"]`` uint8 ``[B, 3, F, H, W]`` to losses."""
         video = self.pixels(batch["video"])
         latent = self.encoder.moments(video)
-        noise = draws.randn(latent.mean.shape)
-        if self.code_channels:
-            z, kept = self.taught_latent(latent.mean.float(), batch["code"], noise, draws)
-            terms = {"code": (self.loss.code, kept)}
-        else:
-            z = latent.sample(noise)
-            terms = {"kl": (self.loss.kl, kl_to_normal(latent))}
-        made = self.decoder(z).float()
-        weight = 1 + self.loss.detail * stands_out(video)
-        weight = weight / weight.mean()
-        error = made - video
-        terms["absolute"] = (1.0, (weight * error.abs()).mean())
-        terms["squared"] = (self.loss.squared, (weight * error.square()).mean())
-        terms["slope"] = (self.loss.slope, slope_error(error, weight))
-        total = torch.stack([factor * term for factor, term in terms.values()]).sum()
-        return {"loss": total, **{name: term for name, (_, term) in terms.items()}}
-
-    def taught_latent(self, said: Tensor, code: Tensor, noise: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """The latent to decode, of what the encoder ``said`` and of the code, and the error of what was said."""
-        count = self.code_channels
-        code = code.to(said)
-        own = (draws.rand((len(code),)) < self.loss.code_share).view(-1, 1, 1, 1, 1).to(said.device)
-        level = self.loss.noise * draws.rand((len(code),)).view(-1, 1, 1, 1, 1).to(said)
-        z = torch.where(own, code, said[:, :count]) + level * noise[:, :count].to(said)
-        silent = z.new_zeros(len(z), said.shape[1] - count, *z.shape[2:])
-        difference = said[:, :count] - code
-        return torch.cat([z, silent], dim=1), difference.square().mean() + difference.abs().mean()
+        terms = self.loss(self.decoder(latent.sample(draws.randn(latent.mean.shape))).float(), video)
+        kl = kl_to_normal(latent)
+        return {**terms, "loss": terms["loss"] + KL * kl, "kl": kl}
 
     def pixels(self, video: Tensor) -> Tensor:
         """uint8 to [-1, 1] on the weights' device, channels-last."""
-        device = self.encoder.conv_in.conv.weight.device
-        pixels = video.to(device, non_blocking=True).to(torch.float32) / 127.5 - 1
-        return pixels.contiguous(memory_format=torch.channels_last_3d)
+        return to_pixels(video, self.encoder.conv_in.conv.weight.device)
 
     def reconstruct(self, video: Tensor) -> Tensor:
         """uint8 ``[B, 3, F, H, W]`` through the mean latent and back, in [-1, 1]."""
@@ -118,12 +84,9 @@ class VideoVaeTask(PretrainTask):
         config: Mapping[str, Any],
         examples: Examples,
         held_out: Sequence[Tensor] = (),
-        loss: VideoVaeLoss | None = None,
         statistics_batches: int = 16,
-        code_channels: int = 0,
     ) -> None:
-        module = VideoVae(VideoVaeConfig.from_metadata(config), loss or VideoVaeLoss(), code_channels)
-        super().__init__(module, examples)
+        super().__init__(VideoVae(VideoVaeConfig.from_metadata(config)), examples)
         self.given_config, self.held_out, self.statistics_batches = dict(config), tuple(held_out), statistics_batches
 
     def validate(self, step: int, folder: Path) -> Mapping[str, float]:
@@ -147,10 +110,7 @@ class VideoVaeTask(PretrainTask):
         return {"vae": self.given_config["vae"]}
 
     def statistics(self) -> dict[str, Tensor]:
-        """Mean and spread ``[C]`` of every raw latent channel over training clips of the last stage; of a code 0, 1."""
-        if self.module.code_channels:
-            channels = self.module.encoder.config.latent_channels
-            return {"mean-of-means": torch.zeros(channels), "std-of-means": torch.ones(channels)}
+        """Mean and spread ``[C]`` of every raw latent channel over training clips of the last stage."""
         first, spread = self.examples.curriculum.steps, Spread()
         for position in range(first, first + self.statistics_batches):
             video = self.module.pixels(self.examples.batch(position)["video"])
@@ -158,35 +118,10 @@ class VideoVaeTask(PretrainTask):
         return spread.tensors()
 
 
-class VideoDecoderTask(VideoVaeTask):
-    """Train the decoder of a finished VAE further. The encoder and the statistics stay, so latents keep their meaning.
-
-    ``trained`` is the file that a `VideoVaeTask` of the same config exported.
-    """
-
-    name = "video_decoder"
-
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        trained: Path,
-        examples: Examples,
-        held_out: Sequence[Tensor] = (),
-        loss: VideoVaeLoss | None = None,
-        code_channels: int = 0,
-    ) -> None:
-        super().__init__(config, examples, held_out, loss, code_channels=code_channels)
-        file, prefix = SafetensorsFile(trained), f"vae.{STATISTICS}"
-        self.kept = {name.removeprefix(prefix): file.read(name) for name in file.tensors if name.startswith(prefix)}
-        raw = self.module.state_dict()  # at mean 0 and spread 1
-        self.module.load_state_dict(
-            {name: raw[name] if STATISTICS in name else file.read(f"vae.{name}") for name in raw}
-        )
-        self.module.encoder.requires_grad_(False)
-
-    def statistics(self) -> dict[str, Tensor]:
-        """Those of the finished VAE."""
-        return self.kept
+def to_pixels(video: Tensor, device: torch.device) -> Tensor:
+    """uint8 clips ``[B, 3, F, H, W]`` to [-1, 1] on a device, channels-last."""
+    pixels = video.to(device, non_blocking=True).to(torch.float32) / 127.5 - 1
+    return pixels.contiguous(memory_format=torch.channels_last_3d)
 
 
 def stands_out(video: Tensor) -> Tensor:

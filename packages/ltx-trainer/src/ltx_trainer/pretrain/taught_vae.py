@@ -1,0 +1,141 @@
+"""A video VAE whose latent is taught: a data set gives a ``code`` with every clip, which its latent ought to be.
+
+So the halves never meet in training. The encoder learns to say the code of what it sees. The decoder learns to draw
+from the code with noise, since neither an encoder nor a transformer will hit it exactly. Channels that no code
+asks for stay at nothing: the encoder gives 0 there and the decoder does not look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ltx_core.model.video_vae.config import VideoVaeConfig
+from ltx_core.model.video_vae.ops import use_channels_last
+from ltx_core.model.video_vae.video_vae import VideoDecoder, VideoEncoder
+from ltx_trainer.draws import Draws
+from ltx_trainer.pretrain.data import Batch, Examples
+from ltx_trainer.pretrain.pictures import frames_sheet
+from ltx_trainer.pretrain.task import STATISTICS, PretrainTask, add_prefix, read_first, say_first
+from ltx_trainer.pretrain.video_vae import PictureLoss, psnr, to_pixels
+
+LOG_VARIANCE = -6.0  # what the encoder says of every latent
+
+
+class TaughtEncoder(nn.Module):
+    """An encoder whose first ``code_channels`` are to be the code."""
+
+    def __init__(self, config: VideoVaeConfig, code_channels: int) -> None:
+        super().__init__()
+        self.encoder, self.code_channels = VideoEncoder(config), code_channels
+        use_channels_last(self)
+        last = self.encoder.conv_out.conv
+        say_first(last, code_channels)
+        with torch.no_grad():
+            last.get_parameter("bias")[config.latent_channels :] = LOG_VARIANCE
+
+    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """``video`` uint8 ``[B, 3, F, H, W]`` and its ``code`` ``[B, c, f, h, w]`` to losses."""
+        difference = self.say(batch["video"]) - batch["code"].to(self.encoder.conv_in.conv.weight.device)
+        squared, absolute = difference.square().mean(), difference.abs().mean()
+        return {"loss": squared + absolute, "squared": squared, "absolute": absolute}
+
+    def say(self, video: Tensor) -> Tensor:
+        """The code ``[B, c, f, h, w]`` of uint8 clips, float32."""
+        pixels = to_pixels(video, self.encoder.conv_in.conv.weight.device)
+        return self.encoder.moments(pixels).mean[:, : self.code_channels].float()
+
+
+class TaughtDecoder(nn.Module):
+    """A decoder that reads a code in the first channels of its latent.
+
+    ``doubts`` are the largest spreads, by channel, of the noise that is added to a code before it is drawn.
+    """
+
+    def __init__(self, config: VideoVaeConfig, doubts: Sequence[float]) -> None:
+        super().__init__()
+        self.decoder, self.loss, self.doubts = VideoDecoder(config), PictureLoss(), tuple(doubts)
+        use_channels_last(self)
+        read_first(self.decoder.conv_in.conv, len(doubts))
+
+    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """``video`` uint8 ``[B, 3, F, H, W]`` and its ``code`` ``[B, c, f, h, w]`` to losses."""
+        device = self.decoder.conv_in.conv.weight.device
+        code = batch["code"].to(device)
+        level = draws.rand((len(code),)).to(code)[:, None] * torch.tensor(self.doubts).to(code)
+        made = self.draw(code + level[..., None, None, None] * draws.randn(code.shape).to(code))
+        return self.loss(made, to_pixels(batch["video"], device))
+
+    def draw(self, code: Tensor) -> Tensor:
+        """Clips ``[B, 3, F, H, W]`` in about [-1, 1], float32."""
+        silent = self.decoder.config.latent_channels - code.shape[1]
+        return self.decoder(torch.cat([code, code.new_zeros(len(code), silent, *code.shape[2:])], dim=1)).float()
+
+
+class TaughtHalfTask(PretrainTask):
+    """What both halves share. ``held_out`` are batches of ``video`` and ``code`` to judge it by, one for each side."""
+
+    half: ClassVar[str]
+
+    def __init__(
+        self, module: nn.Module, config: Mapping[str, Any], examples: Examples, held_out: Sequence[Batch]
+    ) -> None:
+        super().__init__(module, examples)
+        self.given_config, self.held_out = dict(config), tuple(held_out)
+
+    def tensors(self) -> dict[str, Tensor]:
+        trained = self.module.get_submodule(self.half).state_dict()
+        kept = {name: tensor for name, tensor in trained.items() if STATISTICS not in name}
+        channels = int(self.given_config["vae"]["latent_channels"])
+        statistics = {"mean-of-means": torch.zeros(channels), "std-of-means": torch.ones(channels)}
+        return add_prefix(f"vae.{self.half}.", kept) | add_prefix(f"vae.{STATISTICS}", statistics)
+
+    def config(self) -> dict[str, Any]:
+        return {"vae": self.given_config["vae"]}
+
+
+class TaughtEncoderTask(TaughtHalfTask):
+    """Train a `TaughtEncoder`."""
+
+    name, half = "video_encoder", "encoder"
+    module: TaughtEncoder
+
+    def __init__(
+        self, config: Mapping[str, Any], examples: Examples, code_channels: int, held_out: Sequence[Batch] = ()
+    ) -> None:
+        module = TaughtEncoder(VideoVaeConfig.from_metadata(config), code_channels)
+        super().__init__(module, config, examples, held_out)
+
+    def validate(self, step: int, folder: Path) -> Mapping[str, float]:
+        figures: dict[str, float] = {}
+        for clips in self.held_out:
+            error = self.module.say(clips["video"]).cpu() - clips["code"]
+            figures[f"error_{clips['video'].shape[-1]}"] = float(error.square().mean())
+        return figures
+
+
+class TaughtDecoderTask(TaughtHalfTask):
+    """Train a `TaughtDecoder`."""
+
+    name, half = "video_decoder", "decoder"
+    module: TaughtDecoder
+
+    def __init__(
+        self, config: Mapping[str, Any], examples: Examples, doubts: Sequence[float], held_out: Sequence[Batch] = ()
+    ) -> None:
+        module = TaughtDecoder(VideoVaeConfig.from_metadata(config), doubts)
+        super().__init__(module, config, examples, held_out)
+
+    def validate(self, step: int, folder: Path) -> Mapping[str, float]:
+        figures: dict[str, float] = {}
+        for clips in self.held_out:
+            true, side = to_pixels(clips["video"], torch.device("cpu")), clips["video"].shape[-1]
+            codes = clips["code"].to(self.device)
+            drawn = torch.cat([self.module.draw(code[None]).clamp(-1, 1).cpu() for code in codes])
+            figures[f"psnr_{side}"] = sum(map(psnr, drawn, true)) / len(true)
+            frames_sheet(folder / f"step_{step:06d}_{side}.png", true, drawn)
+        return figures
