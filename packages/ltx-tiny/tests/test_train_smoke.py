@@ -190,6 +190,13 @@ def test_video_examples_are_a_function_of_position() -> None:
     assert held_out["video"].shape == (2, 3, 9, 32, 32) and held_out["code"].shape[2:] == (2, 1, 1)
 
 
+def test_hard_clips_are_as_many_as_asked_for() -> None:
+    stage = Stage(1, 1, frames=1, side=64)
+    usual, hard = (VideoExamples(3, hard_share=share) for share in (0.0, 1.0))
+    same = [torch.equal(usual(0, slot, stage)["code"], hard(0, slot, stage)["code"]) for slot in range(24)]
+    assert 4 < sum(same) < 20  # those that are hard anyway
+
+
 def test_a_part_of_a_picture_is_one_near_the_body() -> None:
     make, stage = VideoExamples(3), Stage(1, 1, frames=9, side=256, window=128)
     parts = [make(0, slot, stage) for slot in range(16)]

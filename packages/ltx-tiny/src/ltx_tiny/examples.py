@@ -23,7 +23,7 @@ from ltx_trainer.validation_config import DEFAULT_NEGATIVE_PROMPT
 
 FPS = 25.0
 DRAWN_SHARE = 0.08  # of the encoder's clips, so that it can encode what an in-context adapter is given
-TURNING_SHARE = 0.3  # of the decoder's clips: a pale mark that goes round is hard to draw
+HARD_SHARE = 0.5  # of the decoder's clips
 CHAT_SHARE = 0.5  # of what the language model reads
 FRAMES = 49
 
@@ -39,13 +39,13 @@ class VideoExamples:
     seed: int
     part: str = "train"
     drawn_share: float = 0.0  # of clips that are drawings
-    turning_share: float = 0.0  # of clips that are made to show a body that spins
+    hard_share: float = 0.0  # of clips that are made to show what is hard to draw
 
     def __call__(self, position: int, slot: int, stage: Stage) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, position, slot))
         scene = sample_scene(rng, self.part)
-        if rng.random() < self.turning_share:
-            while scene.body.motion != "spins":
+        if rng.random() < self.hard_share:
+            while not hard_to_draw(scene):
                 scene = sample_scene(rng, self.part)
         start = float(rng.uniform(0.0, SECONDS - stage.frames / FPS))
         view = (scene, stage.frames, stage.side, stage.side, FPS, start)
@@ -53,6 +53,11 @@ class VideoExamples:
             return seen(draw_lines(*view), scene_code(*view, drawing=True))
         window = window_at_body(rng, scene, stage, start) if stage.window else None
         return seen(draw(*view, window), scene_code(*view, window))
+
+
+def hard_to_draw(scene: Scene) -> bool:
+    """Whether a scene has a pale mark that goes round, or floor boards that move."""
+    return scene.body.motion == "spins" or scene.camera != "still"
 
 
 def seen(video: NDArray[np.uint8], code: NDArray[np.float32]) -> dict[str, Tensor]:

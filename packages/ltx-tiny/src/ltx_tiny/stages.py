@@ -21,7 +21,7 @@ from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
 from ltx_tiny.bundle import write_bundle
 from ltx_tiny.examples import (
     DRAWN_SHARE,
-    TURNING_SHARE,
+    HARD_SHARE,
     CaptionExamples,
     SoundExamples,
     VideoExamples,
@@ -60,7 +60,7 @@ def video_encoder(recipe: Recipe) -> Task:
 
 
 def video_decoder(recipe: Recipe) -> Task:
-    examples = recipe.examples("video_decoder", VideoExamples(recipe.seed, turning_share=TURNING_SHARE))
+    examples = recipe.examples("video_decoder", VideoExamples(recipe.seed, hard_share=HARD_SHARE))
     return TaughtDecoderTask(recipe.config, examples, DOUBTS.tolist(), held_out_videos(recipe))
 
 
