@@ -6,6 +6,7 @@ import resource
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from fractions import Fraction
 
 import av
@@ -299,8 +300,10 @@ class TestWriterRefuses:
         assert run.returncode == -9
         (partial,) = tmp_path.iterdir()
         assert partial.name.startswith("a.partial-")
-        with av.open(str(partial)) as source:
-            assert sum(1 for _ in source.decode(video=0)) > 50
+        played = []
+        with av.open(str(partial)) as source, suppress(av.error.InvalidDataError):  # where the last packet is cut
+            played += (frame.pts for frame in source.decode(video=0))
+        assert len(played) > 50
         (tmp_path / f"b.partial-1-{MACHINE}.mp4").touch()  # of a process that runs
         (tmp_path / "d.partial-99999999-other.mp4").touch()  # of another machine
         write_wav(tmp_path / "c.wav", tone(0.1))
