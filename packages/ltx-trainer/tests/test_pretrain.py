@@ -33,7 +33,7 @@ from ltx_trainer.pretrain.gemma import (
 )
 from ltx_trainer.pretrain.pictures import draw_curves, frames_sheet, spectrogram_sheet
 from ltx_trainer.pretrain.task import Spread, holding
-from ltx_trainer.pretrain.taught_vae import TaughtDecoderTask, TaughtEncoderTask
+from ltx_trainer.pretrain.taught_vae import TaughtDecoder, TaughtDecoderTask, TaughtEncoder, TaughtEncoderTask
 from ltx_trainer.pretrain.transformer import pick
 from ltx_trainer.pretrain.upsampler import UpsamplerTask
 from ltx_trainer.pretrain.video_vae import VideoVaeTask, stands_out, to_pixels
@@ -134,13 +134,13 @@ def square_with_code(position: int, slot: int, stage: Stage) -> dict[str, torch.
 def taught_encoder_task() -> TaughtEncoderTask:
     torch.manual_seed(0)
     examples = Examples(square_with_code, Curriculum((Stage(20, 2, frames=3),)))
-    return TaughtEncoderTask(VIDEO_CONFIG, examples, 1, [examples.batch(9)])
+    return TaughtEncoderTask(TaughtEncoder(VIDEO_CONFIG, 1), VIDEO_CONFIG, examples, [examples.batch(9)])
 
 
 def taught_decoder_task() -> TaughtDecoderTask:
     torch.manual_seed(0)
     examples = Examples(square_with_code, Curriculum((Stage(20, 2, frames=3),)))
-    return TaughtDecoderTask(VIDEO_CONFIG, examples, [0.1], [examples.batch(9)])
+    return TaughtDecoderTask(TaughtDecoder(VIDEO_CONFIG, [0.1]), VIDEO_CONFIG, examples, [examples.batch(9)])
 
 
 def audio_task() -> AudioVaeTask:

@@ -40,7 +40,7 @@ from ltx_trainer.pretrain.data import Examples, Stage, stack
 from ltx_trainer.pretrain.distill import DistillSettings, DistillTask, block_linears
 from ltx_trainer.pretrain.gemma import TOKENIZER_CONFIG, GemmaTask, train_tokenizer
 from ltx_trainer.pretrain.in_context import InContextTask
-from ltx_trainer.pretrain.taught_vae import TaughtDecoderTask, TaughtEncoderTask
+from ltx_trainer.pretrain.taught_vae import TaughtDecoder, TaughtDecoderTask, TaughtEncoder, TaughtEncoderTask
 from ltx_trainer.pretrain.transformer import Mode, TextModel, TransformerTask, TransformerTrainer, start_distinct
 from ltx_trainer.pretrain.upsampler import UpsamplerTask
 from ltx_trainer.pretrain.vocoder import VocoderTask
@@ -56,12 +56,14 @@ CAPTIONS_TO_START = 512  # whose words set the text projections
 
 def video_encoder(recipe: Recipe) -> Task:
     examples = recipe.examples("video_encoder", VideoExamples(recipe.seed, drawn_share=DRAWN_SHARE))
-    return TaughtEncoderTask(recipe.config, examples, len(CHANNELS), held_out_videos(recipe))
+    module = TaughtEncoder(recipe.config, len(CHANNELS))
+    return TaughtEncoderTask(module, recipe.config, examples, held_out_videos(recipe))
 
 
 def video_decoder(recipe: Recipe) -> Task:
     examples = recipe.examples("video_decoder", VideoExamples(recipe.seed, hard_share=HARD_SHARE))
-    return TaughtDecoderTask(recipe.config, examples, DOUBTS.tolist(), held_out_videos(recipe))
+    module = TaughtDecoder(recipe.config, DOUBTS.tolist())
+    return TaughtDecoderTask(module, recipe.config, examples, held_out_videos(recipe))
 
 
 def audio_vae(recipe: Recipe) -> Task:

@@ -1,8 +1,8 @@
 """A video VAE whose latent is taught: a data set gives a ``code`` with every clip, which its latent ought to be.
 
 So the halves never meet in training. The encoder learns to say the code of what it sees. The decoder learns to draw
-from the code with noise, since neither an encoder nor a transformer will hit it exactly. Channels that no code
-asks for stay at nothing: the encoder gives 0 there and the decoder does not look.
+from the code with noise, since neither an encoder nor a transformer will hit it exactly. Channels that no code asks for
+stay at nothing: the encoder gives 0 there and the decoder does not look.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from ltx_trainer.draws import Draws
 from ltx_trainer.pretrain.data import Batch, Examples
 from ltx_trainer.pretrain.pictures import frames_sheet
 from ltx_trainer.pretrain.task import STATISTICS, PretrainTask, add_prefix, read_first, say_first
-from ltx_trainer.pretrain.video_vae import PictureLoss, psnr, to_pixels
+from ltx_trainer.pretrain.video_vae import picture_losses, psnr, to_pixels
 
 LOG_VARIANCE = -6.0  # what the encoder says of every latent
 
 
 class TaughtEncoder(nn.Module):
-    """An encoder whose first ``code_channels`` are to be the code."""
+    """An encoder whose first ``code_channels`` are to be the code. ``config`` is a checkpoint's."""
 
-    def __init__(self, config: VideoVaeConfig, code_channels: int) -> None:
+    def __init__(self, config: Mapping[str, Any], code_channels: int) -> None:
         super().__init__()
-        self.encoder, self.code_channels = VideoEncoder(config), code_channels
+        self.encoder, self.code_channels = VideoEncoder(VideoVaeConfig.from_metadata(config)), code_channels
         use_channels_last(self)
         last = self.encoder.conv_out.conv
         say_first(last, code_channels)
         with torch.no_grad():
-            last.get_parameter("bias")[config.latent_channels :] = LOG_VARIANCE
+            last.get_parameter("bias")[self.encoder.config.latent_channels :] = LOG_VARIANCE
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """``video`` uint8 ``[B, 3, F, H, W]`` and its ``code`` ``[B, c, f, h, w]`` to losses."""
@@ -51,14 +51,17 @@ class TaughtEncoder(nn.Module):
 
 
 class TaughtDecoder(nn.Module):
-    """A decoder that reads a code in the first channels of its latent.
+    """A decoder that reads a code in the first channels of its latent. ``config`` is a checkpoint's.
 
     ``doubts`` are the largest spreads, by channel, of the noise that is added to a code before it is drawn.
     """
 
-    def __init__(self, config: VideoVaeConfig, doubts: Sequence[float]) -> None:
+    doubts: Tensor
+
+    def __init__(self, config: Mapping[str, Any], doubts: Sequence[float]) -> None:
         super().__init__()
-        self.decoder, self.loss, self.doubts = VideoDecoder(config), PictureLoss(), tuple(doubts)
+        self.decoder = VideoDecoder(VideoVaeConfig.from_metadata(config))
+        self.register_buffer("doubts", torch.tensor(doubts), persistent=False)
         use_channels_last(self)
         read_first(self.decoder.conv_in.conv, len(doubts))
 
@@ -66,9 +69,9 @@ class TaughtDecoder(nn.Module):
         """``video`` uint8 ``[B, 3, F, H, W]`` and its ``code`` ``[B, c, f, h, w]`` to losses."""
         device = self.decoder.conv_in.conv.weight.device
         code = batch["code"].to(device)
-        level = draws.rand((len(code),)).to(code)[:, None] * torch.tensor(self.doubts).to(code)
+        level = draws.rand((len(code),)).to(code)[:, None] * self.doubts.to(code)
         made = self.draw(code + level[..., None, None, None] * draws.randn(code.shape).to(code))
-        return self.loss(made, to_pixels(batch["video"], device))
+        return picture_losses(made, to_pixels(batch["video"], device))
 
     def draw(self, code: Tensor) -> Tensor:
         """Clips ``[B, 3, F, H, W]`` in about [-1, 1], float32."""
@@ -77,12 +80,15 @@ class TaughtDecoder(nn.Module):
 
 
 class TaughtHalfTask(PretrainTask):
-    """What both halves share. ``held_out`` are batches of ``video`` and ``code`` to judge it by, one for each side."""
+    """What training either half has in common. ``config`` is the one that the module was made from.
+
+    ``held_out`` are batches of ``video`` and ``code`` to judge it by, one for each side.
+    """
 
     half: ClassVar[str]
 
     def __init__(
-        self, module: nn.Module, config: Mapping[str, Any], examples: Examples, held_out: Sequence[Batch]
+        self, module: nn.Module, config: Mapping[str, Any], examples: Examples, held_out: Sequence[Batch] = ()
     ) -> None:
         super().__init__(module, examples)
         self.given_config, self.held_out = dict(config), tuple(held_out)
@@ -99,16 +105,10 @@ class TaughtHalfTask(PretrainTask):
 
 
 class TaughtEncoderTask(TaughtHalfTask):
-    """Train a `TaughtEncoder`."""
+    """Train a `TaughtEncoder`; figures are the mean squared error of the code at each side."""
 
     name, half = "video_encoder", "encoder"
     module: TaughtEncoder
-
-    def __init__(
-        self, config: Mapping[str, Any], examples: Examples, code_channels: int, held_out: Sequence[Batch] = ()
-    ) -> None:
-        module = TaughtEncoder(VideoVaeConfig.from_metadata(config), code_channels)
-        super().__init__(module, config, examples, held_out)
 
     def validate(self, step: int, folder: Path) -> Mapping[str, float]:
         figures: dict[str, float] = {}
@@ -119,16 +119,10 @@ class TaughtEncoderTask(TaughtHalfTask):
 
 
 class TaughtDecoderTask(TaughtHalfTask):
-    """Train a `TaughtDecoder`."""
+    """Train a `TaughtDecoder`; figures are the PSNR in dB of what is drawn from true codes at each side."""
 
     name, half = "video_decoder", "decoder"
     module: TaughtDecoder
-
-    def __init__(
-        self, config: Mapping[str, Any], examples: Examples, doubts: Sequence[float], held_out: Sequence[Batch] = ()
-    ) -> None:
-        module = TaughtDecoder(VideoVaeConfig.from_metadata(config), doubts)
-        super().__init__(module, config, examples, held_out)
 
     def validate(self, step: int, folder: Path) -> Mapping[str, float]:
         figures: dict[str, float] = {}

@@ -9,7 +9,6 @@ channel.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +24,9 @@ from ltx_trainer.pretrain.pictures import frames_sheet
 from ltx_trainer.pretrain.task import STATISTICS, PretrainTask, Spread, add_prefix
 
 STANDS_OUT = 0.15  # distance from the row's mean, of a range of 2
+DETAIL = 4.0  # extra weight of pixels that stand out
+SQUARED = 2.0  # weight of the squared error, beside 1 of the absolute one and 1 of that of slopes
 KL = 1e-3  # weight of the distance from a normal distribution
-
-
-@dataclass(frozen=True)
-class PictureLoss:
-    """How far a clip is from the true one; the weights of its terms."""
-
-    squared: float = 2.0
-    detail: float = 4.0  # extra weight of pixels that stand out
-    slope: float = 1.0
-
-    def __call__(self, made: Tensor, true: Tensor) -> dict[str, Tensor]:
-        """``loss`` and the terms it is the weighted sum of, of clips ``[B, 3, F, H, W]`` in [-1, 1]."""
-        weight = 1 + self.detail * stands_out(true)
-        weight = weight / weight.mean()
-        error = made - true
-        absolute = (weight * error.abs()).mean()
-        squared = (weight * error.square()).mean()
-        slope = slope_error(error, weight)
-        loss = absolute + self.squared * squared + self.slope * slope
-        return {"loss": loss, "absolute": absolute, "squared": squared, "slope": slope}
 
 
 class VideoVae(nn.Module):
@@ -53,14 +34,14 @@ class VideoVae(nn.Module):
 
     def __init__(self, config: VideoVaeConfig) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.loss = VideoEncoder(config), VideoDecoder(config), PictureLoss()
+        self.encoder, self.decoder = VideoEncoder(config), VideoDecoder(config)
         use_channels_last(self)
 
     def forward(self, batch: Mapping[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         """``batch["video"]`` uint8 ``[B, 3, F, H, W]`` to losses."""
         video = self.pixels(batch["video"])
         latent = self.encoder.moments(video)
-        terms = self.loss(self.decoder(latent.sample(draws.randn(latent.mean.shape))).float(), video)
+        terms = picture_losses(self.decoder(latent.sample(draws.randn(latent.mean.shape))).float(), video)
         kl = kl_to_normal(latent)
         return {**terms, "loss": terms["loss"] + KL * kl, "kl": kl}
 
@@ -122,6 +103,17 @@ def to_pixels(video: Tensor, device: torch.device) -> Tensor:
     """uint8 clips ``[B, 3, F, H, W]`` to [-1, 1] on a device, channels-last."""
     pixels = video.to(device, non_blocking=True).to(torch.float32) / 127.5 - 1
     return pixels.contiguous(memory_format=torch.channels_last_3d)
+
+
+def picture_losses(made: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """``loss`` and the terms it is the weighted sum of, of clips ``[B, 3, F, H, W]`` in about [-1, 1]."""
+    weight = 1 + DETAIL * stands_out(true)
+    weight = weight / weight.mean()
+    error = made - true
+    absolute = (weight * error.abs()).mean()
+    squared = (weight * error.square()).mean()
+    slope = slope_error(error, weight)
+    return {"loss": absolute + SQUARED * squared + slope, "absolute": absolute, "squared": squared, "slope": slope}
 
 
 def stands_out(video: Tensor) -> Tensor:
