@@ -7,11 +7,11 @@ import pytest
 
 from ltx_tiny.eval.code import read_code
 from ltx_tiny.world.code import (
-    ACROSS,
     CELL,
     CHANNELS,
     DEEPEST,
     DEPTHS,
+    MEAN_AND_SLOPE,
     POINTS,
     SHAPE_POINTS,
     TRANSFORM,
@@ -59,7 +59,7 @@ def test_a_cell_says_the_mean_and_the_slopes_of_the_depth_at_its_points():
     radius = path.radius[0] * 256 / CELL
     across, down = np.meshgrid(middle[0] + np.array(POINTS), middle[1] + np.array(POINTS))
     depth = DEEPEST - distance(BODY.shape, across / radius, down / radius) * radius
-    waves = ACROSS @ depth @ ACROSS.T
+    waves = MEAN_AND_SLOPE @ depth @ MEAN_AND_SLOPE.T
     assert waves[0, 0] == pytest.approx(depth.mean()) and abs(waves[0, 1]) > 0.01
     for d, a in ((0, 0), (0, 1), (1, 0)):
         found = said[f"depth {d}{a} 0"][f, row, column] / DEPTHS[d, a, 0]

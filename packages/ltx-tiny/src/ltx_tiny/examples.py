@@ -23,7 +23,7 @@ from ltx_trainer.validation_config import DEFAULT_NEGATIVE_PROMPT
 
 FPS = 25.0
 DRAWN_SHARE = 0.08  # of the encoder's clips, so that it can encode what an in-context adapter is given
-HARD_SHARE = 0.5  # of the decoder's clips
+HARD_SHARE = 0.5  # of the decoder's clips that are chosen for what is hard to draw
 CHAT_SHARE = 0.5  # of what the language model reads
 FRAMES = 49
 
@@ -39,7 +39,7 @@ class VideoExamples:
     seed: int
     part: str = "train"
     drawn_share: float = 0.0  # of clips that are drawings
-    hard_share: float = 0.0  # of clips that are made to show what is hard to draw
+    hard_share: float = 0.0  # of clips that are chosen for what is hard to draw
 
     def __call__(self, position: int, slot: int, stage: Stage) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, position, slot))
@@ -66,7 +66,7 @@ def seen(video: NDArray[np.uint8], code: NDArray[np.float32]) -> dict[str, Tenso
 
 
 def window_at_body(rng: np.random.Generator, scene: Scene, stage: Stage, start: float) -> Window:
-    """A part of a picture near the body, or all but always some of it; ``start`` is in seconds."""
+    """The part of a stage's pictures to show: near where the body is at ``start`` seconds, in most cases some of it."""
     instant = np.array([start])
     path, view = track(scene, scene.body, instant), camera(scene, instant)
     middle = np.array([path.y[0], path.x[0] - view.x[0]]) * view.zoom[0] + 0.5 + rng.uniform(-0.3, 0.3, 2)

@@ -8,8 +8,8 @@ cannot draw half a star. What bends from cell to cell, such as floor boards, is 
 
 A latent frame stands for 8 frames (the first for one). What moves is given as the cosine transform of its means over
 four pairs of frames, so that what is still takes one channel and leaves the others near nothing. Of the depth within a
-cell the mean and the slopes are given. Whoever says a code is at least a twentieth off in every channel: what is small
-and matters, such as the slope of an outline, is said louder (`GAINS`).
+cell the mean and the slopes are given. Whoever says a code is some hundredths to a tenth off in every channel: what is
+small and matters, such as the slope of an outline, is said louder (`GAINS`).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Float = NDArray[np.floating[Any]]
 CELL = 32  # pixels
 SPAN = 8  # frames of a latent frame
 PAIRS = 4  # of these frames
-HALVES = np.array([[1, 1, 1, 1], [-1, -1, 1, 1]]) / 4  # of the colours of four quarters their mean and how they rise
+HALVES = np.array([[1, 1, 1, 1], [-1, -1, 1, 1]]) / 4  # [2, 4]: mean of four quarters' colours, and top to bottom
 QUARTER = CELL / 4  # pixels from a cell's middle to a quarter's, along either axis
 POINTS = (-0.375, -0.125, 0.125, 0.375)  # cells from a cell's middle, along either axis
 MARGIN = 1.7  # cells from a body or its shadow to where nothing is said of it
 DEEPEST = 1.5  # cells
 WIDEST_SHADOW = 1.25  # radii
 WAVE_GAINS = ((1.3, 5.0), (8.0, 20.0), (12.0, 25.0), (12.0, 25.0))  # of a cell's depth and its slopes, by wave in time
-DEPTHS = {  # waves down, across and in time of the depth at a cell's points, and how loud they are said
+DEPTHS = {  # whether down, whether across, wave in time: mean and slopes of a cell's depth, and how loud they are
     (down, across, i): gains[down + across]
     for i, gains in enumerate(WAVE_GAINS)
     for down, across in ((0, 0), (0, 1), (1, 0))
@@ -72,7 +72,7 @@ def simplex(count: int) -> Float:
 SHAPE_POINTS = simplex(len(SHAPES))
 WAVES = np.cos(np.pi / 4 * np.outer(np.arange(4), np.arange(4) + 0.5))  # of four values: their mean and three waves
 TRANSFORM = WAVES * np.array([[0.25], [0.5], [0.5], [0.5]])  # of four pairs of frames
-ACROSS = WAVES / np.sum(WAVES**2, axis=1, keepdims=True) ** 0.5 / 2  # of four points of a cell
+MEAN_AND_SLOPE = WAVES[:2] / np.sum(WAVES[:2] ** 2, axis=1, keepdims=True) ** 0.5 / 2  # [2, 4], of a cell's points
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _stage(scene: Scene, grid: Grid, t: Float) -> Float:
 
 
 def _body(scene: Scene, grid: Grid, t: Float) -> Float:
-    """Channels that tell of the body in the cells near it: ``[41, f, h, w]``."""
+    """Channels that tell of the body in the cells near it: ``[38, f, h, w]``."""
     body, view, side = scene.body, camera(scene, t), min(grid.height, grid.width)
     path, zoom = track(scene, body, t), view.zoom * side
     x, y = (path.x - view.x) * zoom + grid.width / 2, path.y * zoom + grid.height / 2  # pixels, [f, 8]
@@ -175,7 +175,7 @@ def _body(scene: Scene, grid: Grid, t: Float) -> Float:
         for below, right in product(POINTS, POINTS)
     ]
     depths = np.stack([_pairs(depth) for depth in points], axis=1).reshape(PAIRS, 4, 4, *near.shape)
-    waves = np.einsum("dr,ac,irc...->dai...", ACROSS, ACROSS, depths)
+    waves = np.einsum("dr,ac,irc...->dai...", MEAN_AND_SLOPE, MEAN_AND_SLOPE, depths)
     said += [waves[wave] for wave in DEPTHS]
     said += [layer / 1.5 for values in own(0.0, 0.0) for layer in _pairs(values)]
     for values in (_mean, _change):

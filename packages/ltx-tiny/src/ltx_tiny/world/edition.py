@@ -30,8 +30,8 @@ class Edition:
     reach: float  # of bodies to either side of the middle
     softness: float  # least width of an outline's ramp
     star: tuple[float, float, float]  # tip, notch, rounding in radii
-    hum_width: float  # of what slides, to that of other sounds: it must be heard from side to side
-    swell: float  # power of the size that is the loudness of what grows
+    hum_width: float  # how much wider than other sounds the hum of what slides is placed, to go from side to side
+    swell_power: float  # what grows or shrinks is as loud as its size to this power
 
 
 EDITIONS = {
@@ -46,7 +46,7 @@ EDITIONS = {
         softness=0.0,
         star=(1.08, 0.5, 0.1),
         hum_width=1.0,
-        swell=3.5,
+        swell_power=3.5,
     ),
     "2": Edition(
         radius={"small": 0.17, "large": 0.26},
@@ -59,7 +59,7 @@ EDITIONS = {
         softness=0.025,
         star=(0.98, 0.45, 0.14),
         hum_width=1.47,
-        swell=4.4,
+        swell_power=4.4,
     ),
 }
 

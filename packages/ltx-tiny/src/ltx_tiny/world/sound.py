@@ -73,7 +73,7 @@ def _voice(scene: Scene, body: Body, t: NDArray[np.float64]) -> NDArray[np.float
         return LOUDNESS["glide"] * rising * _still_after(scene, t) * _harmonics(turns, "glide")
     if body.motion in ("grows", "shrinks"):
         size = track(scene, body, t).radius / RADIUS["large"]
-        return LOUDNESS["swell"] * rising * size**EDITION.swell * _steady(SWELL_HZ, t, "swell")
+        return LOUDNESS["swell"] * rising * size**EDITION.swell_power * _steady(SWELL_HZ, t, "swell")
     if body.pitch is None:
         return np.zeros_like(t)
     return LOUDNESS["tone"] * rising * _steady(PITCH_HZ[body.pitch], t, "tone")
