@@ -49,7 +49,7 @@ result = pipeline(
     prompt="a small red ball bounces", negative_prompt="noise", height=64, width=64, num_frames=9, frame_rate=25.0,
     sigmas=ours["sigmas"][:-1].tolist(), latents=ours["video_noise"], **scales,
     audio_latents=ours["audio_noise"] * vae.latents_std + vae.latents_mean,
-    output_type="pt", max_sequence_length=64, spatio_temporal_guidance_blocks=[],
+    output_type="pt", max_sequence_length=128, spatio_temporal_guidance_blocks=[],
 )
 frames = result.frames[0].float().permute(0, 2, 3, 1).contiguous()
 save_file({"frames": frames, "sound": result.audio.float().reshape(2, -1).contiguous()}, made)
@@ -78,7 +78,7 @@ for adapter in ("", *adapters):
     pipeline(
         prompt="a small red ball bounces", height=64, width=64, num_frames=9, frame_rate=25.0, sigmas=[1.0],
         latents=ours["video_noise"], audio_latents=ours["audio_noise"] * vae.latents_std + vae.latents_mean,
-        output_type="latent", max_sequence_length=64, spatio_temporal_guidance_blocks=[], return_dict=False, **scales,
+        output_type="latent", max_sequence_length=128, spatio_temporal_guidance_blocks=[], return_dict=False, **scales,
     )
     name = adapter.rpartition("/")[2].partition(".")[0] or "base"
     results |= {f"{name}.{stream}": velocity for stream, velocity in seen.items()}

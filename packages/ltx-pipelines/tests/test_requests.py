@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,7 @@ from ltx_pipelines.running.networks import find_networks
 from ltx_pipelines.running.recipe import changes_since
 from ltx_pipelines.utils.media_io import read_recipe
 from ltx_pipelines.utils.model_ledger import ModelLedger
+from ltx_tiny.bundle import model_folder
 
 # Values good and bad, by field; all are of the right type, so that a line can spell them.
 VALUES: dict[str, list[Any]] = {
@@ -336,7 +338,9 @@ def test_frames_and_sounds_that_are_none() -> None:
 
 
 def test_a_model_that_cannot_chat_writes_no_prompts(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["distilled", "-p", "bell", "-m", "tiny", "--enhance-prompt", "-q"]) == 1
+    model = here / "silent"
+    shutil.copytree(model_folder(), model, ignore=shutil.ignore_patterns("chat_template*"))
+    assert run(["distilled", "-p", "bell", "-m", str(model), "--enhance-prompt", "-q"]) == 1
     (said,) = capfd.readouterr().err.strip().splitlines()
     assert "has no chat template and writes no prompts; name an instruction-tuned Gemma" in said
     assert run(["distilled", "-p", "bell", "-H", "100", "--no-snap", "--enhance-prompt", "-q"]) == 1

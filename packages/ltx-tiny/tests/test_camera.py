@@ -22,6 +22,7 @@ RING = Body("ring", "orange", "small", "spins", None, -0.17, 0.075, 1.02, 0.2, 0
 SCENE = Scene((RING,), "grey", "still")
 PAN, ZOOM, FOV = 5.0, 1.13, 50.0
 FRAMES, FPS = 49, 25.0
+LOST = pytest.mark.xfail(strict=True, reason="the bundled decoder moves the horizon half as far; docs/tiny.md")
 
 
 def path_of(kind: str) -> CameraPath:
@@ -46,7 +47,7 @@ def zoom_between(first: torch.Tensor, last: torch.Tensor) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "words"), [("pan", "pans right"), ("zoom", "zooms in")])
+@pytest.mark.parametrize(("kind", "words"), [("pan", "pans right"), pytest.param("zoom", "zooms in", marks=LOST)])
 def test_the_camera_goes_where_it_is_asked_to(kind: str, words: str, tmp_path: Path) -> None:
     write_png(tmp_path / "first.png", torch.from_numpy(render(SCENE, 1, 512, 512)[0][0]))
     pipeline = TI2VidTwoStagesPipeline.from_pretrained("tiny")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from ltx_core.loader import Checkpoint, Lora
 from ltx_core.loader.safetensors_file import SafetensorsFile
 from ltx_core.text_encoders.gemma.encoder import load_text_encoder
+from ltx_core.text_encoders.gemma.enhance import load_enhancer
+from ltx_media.video import read_frames
 from ltx_pipelines.cli.app import run
 from ltx_pipelines.running.model_facts import PromptWorld
 from ltx_pipelines.running.model_files import find_model
@@ -21,6 +25,7 @@ from ltx_pipelines.running.preview import beside, find_map
 from ltx_pipelines.ti2vid_two_stages import TI2VidTwoStagesPipeline
 from ltx_pipelines.utils.model_ledger import ModelLedger
 from ltx_tiny import bundle
+from ltx_tiny.cli import app
 from ltx_tiny.preview import encode
 from ltx_tiny.recipe import read_recipe
 from ltx_tiny.world.captions import prompt_world
@@ -42,7 +47,7 @@ def checkpoint(folder: Path) -> Checkpoint:
 
 def test_a_plan_counts_the_tokens_that_prompts_are_padded_to(folder: Path) -> None:
     ledger = ModelLedger(find_model("tiny").files, device="cpu")
-    assert ledger.text_tokens == 64 == ledger.texts.contexts(["a ball"])[0].video.shape[1]
+    assert ledger.text_tokens == 128 == ledger.texts.contexts(["a ball"])[0].video.shape[1]
 
 
 def weight_files(folder: Path) -> Iterator[SafetensorsFile]:
@@ -52,7 +57,8 @@ def weight_files(folder: Path) -> Iterator[SafetensorsFile]:
 def test_the_folder_holds_what_it_should_and_no_more(folder: Path) -> None:
     files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     gemma = {f"{bundle.GEMMA}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
-    assert {bundle.CHECKPOINT, bundle.UPSCALER, bundle.DISTILLED_LORA} | gemma <= set(files)
+    adapters = {bundle.DISTILLED_LORA, bundle.OUTLINE_LORA}
+    assert {bundle.CHECKPOINT, bundle.UPSCALER} | adapters | gemma <= set(files)
     assert sum(files.values()) <= bundle.MOST_BYTES == 48_000_000
     project = Path(bundle.__file__).parents[2] / "pyproject.toml"
     patterns = tomllib.loads(project.read_text())["tool"]["setuptools"]["package-data"]["ltx_tiny"]
@@ -99,7 +105,7 @@ def test_it_is_found_like_any_folder(folder: Path) -> None:
 
 
 def test_the_metadata_is_that_of_published_files_and_what_the_model_asks_for(checkpoint: Checkpoint) -> None:
-    assert json.loads(checkpoint.metadata["config"]).keys() == read_recipe()["config"].keys()
+    assert json.loads(checkpoint.metadata["config"]) == read_recipe()["config"]
     assert checkpoint.model_version == "2.3.0"
     world = PromptWorld.read(checkpoint.metadata["prompt_world"], checkpoint.where)
     assert world == PromptWorld.read(json.dumps(prompt_world()), "the package")
@@ -124,6 +130,29 @@ def test_the_commands_read_it(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert "transformer" in capsys.readouterr().out
     assert run(["plan", "a ball bounces"]) == 0
     assert "256 x 256, 49 frames" in capsys.readouterr().out
+
+
+def test_a_short_prompt_is_answered_with_one_that_says_more(folder: Path, checkpoint: Checkpoint) -> None:
+    enhancer = load_enhancer(folder / bundle.GEMMA, torch.float32, images=False)
+    world = PromptWorld.read(checkpoint.metadata["prompt_world"], checkpoint.where)
+    for asked, kept in (
+        ("a star that bounces", ("star", "bounces")),
+        ("a blue box on a white stage", ("blue", "white")),
+    ):
+        said = enhancer.enhance_t2v(asked)
+        assert all(word in said for word in (*kept, "camera")) and world.holds(said), said
+
+
+def test_a_drawing_is_written_with_the_line_that_makes_a_clip_of_it(tmp_path: Path) -> None:
+    drawing = tmp_path / "drawing.mp4"
+    said = CliRunner().invoke(app, ["draw", "-o", str(drawing), "--seed", "3"])
+    assert said.exit_code == 0, said.output
+    frames = torch.stack(list(read_frames(drawing)))
+    assert frames.shape == (49, 256, 256, 3) and 0.005 < float((frames > 128).float().mean()) < 0.1
+    line = shlex.split(said.output.splitlines()[-1])
+    assert line[:2] == ["ltx", "ic-lora"] and Path(line[line.index("--lora") + 1]).is_file()
+    small = ["--height", "128", "--width", "128", "--num-frames", "9"]
+    assert run([*line[1:-1], str(tmp_path / "clip.mp4"), *small]) == 0 and (tmp_path / "clip.mp4").is_file()
 
 
 def test_the_bundled_preview_map_fits_the_bundled_vae() -> None:

@@ -12,11 +12,14 @@ import torch
 from ltx_core.errors import ConfigError
 from ltx_core.loader import Checkpoint
 from ltx_core.loader.safetensors_file import SafetensorsFile, save_tensors
+from ltx_core.model.video_vae.config import VideoVaeConfig
+from ltx_core.model.video_vae.video_vae import VideoDecoder
 from ltx_core.text_encoders.gemma.assets import GemmaAssets
 from ltx_core.text_encoders.gemma.backbone import load_backbone
 from ltx_core.text_encoders.gemma.encoder import load_tokenizer
 from ltx_core.text_encoders.gemma.enhance import load_enhancer
 from ltx_core.text_encoders.gemma.tokenizer import GemmaTokenizer
+from ltx_trainer.draws import step_draws
 from ltx_trainer.loop import CHECKPOINT_FOLDER, LoopSettings, train
 from ltx_trainer.pretrain.audio_vae import AudioVaeTask
 from ltx_trainer.pretrain.data import Curriculum, Examples, Stage
@@ -128,13 +131,14 @@ def video_task() -> VideoVaeTask:
 def square_with_code(position: int, slot: int, stage: Stage) -> dict[str, torch.Tensor]:
     video = moving_square(position, slot, stage)["video"]
     red = video[:1, ::2].float() / 127.5 - 1  # of the last frame of each latent frame
-    return {"video": video, "code": torch.nn.functional.avg_pool3d(red, (1, 4, 4))}
+    return {"video": video, "code": torch.nn.functional.avg_pool3d(red, (1, 4, 4)), "drawable": torch.tensor(1.0)}
 
 
 def taught_encoder_task() -> TaughtEncoderTask:
     torch.manual_seed(0)
+    decoder = VideoDecoder(VideoVaeConfig.from_metadata(VIDEO_CONFIG)).requires_grad_(False)
     examples = Examples(square_with_code, Curriculum((Stage(20, 2, frames=3),)))
-    return TaughtEncoderTask(TaughtEncoder(VIDEO_CONFIG, 1), VIDEO_CONFIG, examples, [examples.batch(9)])
+    return TaughtEncoderTask(TaughtEncoder(VIDEO_CONFIG, 1, decoder), VIDEO_CONFIG, examples, [examples.batch(9)])
 
 
 def taught_decoder_task() -> TaughtDecoderTask:
@@ -291,6 +295,21 @@ def test_halves_of_a_taught_vae_make_one_that_uses_no_channel_but_the_codes(tmp_
         assert torch.equal(decoder(latent), decoder(other))
 
 
+def test_a_taught_encoder_is_not_blamed_for_what_no_decoder_could_draw_and_leaves_it_as_it_is(tmp_path: Path) -> None:
+    task = taught_encoder_task()
+    batch = task.examples.batch(0)
+    with torch.no_grad():
+        drawable, not_drawable = (
+            task.module(batch | {"drawable": torch.full((2,), share)}, step_draws("cpu", 0)) for share in (1.0, 0.0)
+        )
+    assert drawable["picture"] > 0 == not_drawable["picture"] and drawable["squared"] == not_drawable["squared"]
+    decoder = task.module.draw.args[0]
+    before = [weight.clone() for weight in decoder.parameters()]
+    list(train(task, settings(2), tmp_path))
+    assert all(map(torch.equal, before, decoder.parameters()))
+    assert not any("decoder" in name for name in task.module.state_dict())
+
+
 def test_an_unpacked_language_model_is_a_whole_gemma_that_can_chat(tmp_path: Path) -> None:
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
@@ -353,6 +372,12 @@ def test_what_stands_out_is_the_square_and_not_the_wall() -> None:
     video = moving_square(0, 0, Stage(1, 1, frames=2))["video"][None].float() / 127.5 - 1
     marked = stands_out(video)
     assert bool(marked[0, 0, 0, 4:10, 0:5].all()) and not bool(marked[0, 0, 0, :4].any())
+
+
+def test_what_changes_in_time_stands_out_however_faint_it_is() -> None:
+    video = torch.zeros(1, 3, 4, 8, 8)
+    video[:, :, 2:, 5] = 0.1  # a row that gets lighter
+    assert bool(stands_out(video)[0, 0, :, 5].all()) and not bool(stands_out(video)[0, 0, :, :5].any())
 
 
 def test_spectral_losses_are_zero_for_equal_sound_and_see_a_lost_channel() -> None:

@@ -72,7 +72,7 @@ def reuse(name: str, config: Mapping[str, Any], folder: Path) -> Path:
 def write_bundle(folder: Path, config: Mapping[str, Any], files: Mapping[str, Path]) -> list[Path]:
     """Put the stages' files together and return what was written.
 
-    ``files`` are by stage: ``video_encoder``, ``video_decoder``, ``audio_vae``, ``vocoder``, ``transformer``,
+    ``files`` are by stage: ``video_decoder``, ``video_encoder``, ``audio_vae``, ``vocoder``, ``transformer``,
     ``gemma``, ``upsampler``, ``distill``, ``in_context``. Raises `CheckpointError` when the whole is larger than 48 MB.
     """
     from ltx_core.loader.safetensors_file import SafetensorsFile, save_checkpoint

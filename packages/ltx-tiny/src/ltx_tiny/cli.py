@@ -63,6 +63,30 @@ def evaluate(
 
 
 @app.command()
+def draw(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The clip to write.")] = Path("drawing.mp4"),
+    seed: Annotated[int, typer.Option("--seed", help="Which scene.")] = 0,
+) -> None:
+    """Draw a scene in white lines on black, and say how the bundled in-context adapter makes a clip of the drawing."""
+    import numpy as np
+    import torch
+
+    from ltx_media.writer import write_video
+    from ltx_tiny.bundle import OUTLINE_LORA, model_folder
+    from ltx_tiny.examples import FPS, FRAMES
+    from ltx_tiny.world.captions import caption
+    from ltx_tiny.world.drawing import draw_lines
+    from ltx_tiny.world.scene import sample_scene
+
+    rng = np.random.default_rng(seed)
+    scene = sample_scene(rng, "held_out")
+    write_video(out, torch.from_numpy(draw_lines(scene, FRAMES, 256, 256, FPS)).unbind(), FPS)
+    lora, prompt = model_folder() / OUTLINE_LORA, caption(scene, rng, leave_out=0.0).text
+    typer.echo(f"wrote {out}; a clip of it:")
+    typer.echo(f'ltx ic-lora -p "{prompt}" --lora {lora} --video-conditioning {out} 1 -o clip.mp4')
+
+
+@app.command()
 def preview(
     count: Annotated[int, typer.Option("--count", "-n", help="Scenes to fit it on.")] = 40,
 ) -> None:

@@ -24,6 +24,7 @@ from ltx_trainer.validation_config import DEFAULT_NEGATIVE_PROMPT
 FPS = 25.0
 DRAWN_SHARE = 0.08  # of the encoder's clips, so that it can encode what an in-context adapter is given
 HARD_SHARE = 0.5  # of the decoder's clips that are chosen for what is hard to draw
+SPINNING_SHARE = 0.3  # of these; in all others the camera moves
 CHAT_SHARE = 0.5  # of what the language model reads
 FRAMES = 49
 
@@ -32,6 +33,7 @@ FRAMES = 49
 class VideoExamples:
     """Short stretches of clips for the video VAE: ``video`` uint8 ``[3, frames, side, side]`` and its ``code``.
 
+    ``drawable`` says whether a decoder of clips can draw it: 0 for a line drawing.
     A stage that says ``window`` has a part of each picture around the body. That is for a decoder: what a code says of
     a body cannot be seen in a part of it.
     """
@@ -45,24 +47,28 @@ class VideoExamples:
         rng = np.random.default_rng((self.seed, position, slot))
         scene = sample_scene(rng, self.part)
         if rng.random() < self.hard_share:
-            while not hard_to_draw(scene):
+            hard = mark_goes_round if rng.random() < SPINNING_SHARE else boards_move
+            while not hard(scene):
                 scene = sample_scene(rng, self.part)
         start = float(rng.uniform(0.0, SECONDS - stage.frames / FPS))
         view = (scene, stage.frames, stage.side, stage.side, FPS, start)
         if rng.random() < self.drawn_share:
-            return seen(draw_lines(*view), scene_code(*view, drawing=True))
+            return seen(draw_lines(*view), scene_code(*view, drawing=True), drawable=0.0)
         window = window_at_body(rng, scene, stage, start) if stage.window else None
         return seen(draw(*view, window), scene_code(*view, window))
 
 
-def hard_to_draw(scene: Scene) -> bool:
-    """Whether a scene has a pale mark that goes round, or floor boards that move."""
-    return scene.body.motion == "spins" or scene.camera != "still"
+def mark_goes_round(scene: Scene) -> bool:
+    return scene.body.motion == "spins"
 
 
-def seen(video: NDArray[np.uint8], code: NDArray[np.float32]) -> dict[str, Tensor]:
+def boards_move(scene: Scene) -> bool:
+    return scene.camera != "still"
+
+
+def seen(video: NDArray[np.uint8], code: NDArray[np.float32], drawable: float = 1.0) -> dict[str, Tensor]:
     """Frames ``[F, H, W, 3]`` and their code as an example."""
-    return {"video": as_tensor(video), "code": torch.from_numpy(code)}
+    return {"video": as_tensor(video), "code": torch.from_numpy(code), "drawable": torch.tensor(drawable)}
 
 
 def window_at_body(rng: np.random.Generator, scene: Scene, stage: Stage, start: float) -> Window:

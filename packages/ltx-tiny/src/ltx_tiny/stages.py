@@ -54,16 +54,18 @@ HELD_OUT_CAPTIONS = 64
 CAPTIONS_TO_START = 512  # whose words set the text projections
 
 
-def video_encoder(recipe: Recipe) -> Task:
-    examples = recipe.examples("video_encoder", VideoExamples(recipe.seed, drawn_share=DRAWN_SHARE))
-    module = TaughtEncoder(recipe.config, len(CHANNELS))
-    return TaughtEncoderTask(module, recipe.config, examples, held_out_videos(recipe))
-
-
 def video_decoder(recipe: Recipe) -> Task:
     examples = recipe.examples("video_decoder", VideoExamples(recipe.seed, hard_share=HARD_SHARE))
     module = TaughtDecoder(recipe.config, DOUBTS.tolist())
     return TaughtDecoderTask(module, recipe.config, examples, held_out_videos(recipe))
+
+
+def video_encoder(recipe: Recipe) -> Task:
+    examples = recipe.examples("video_encoder", VideoExamples(recipe.seed, drawn_share=DRAWN_SHARE))
+    trained = Checkpoint.open(recipe.exported_file("video_decoder"))
+    decoder: Any = trained.build("video_decoder", torch.float32, recipe.device)
+    module = TaughtEncoder(recipe.config, len(CHANNELS), decoder)
+    return TaughtEncoderTask(module, recipe.config, examples, held_out_videos(recipe))
 
 
 def audio_vae(recipe: Recipe) -> Task:
@@ -144,8 +146,8 @@ def bundle(recipe: Recipe) -> None:
 
 
 STAGES: dict[str, Callable[[Recipe], Task | None]] = {
-    "video_encoder": video_encoder,
     "video_decoder": video_decoder,
+    "video_encoder": video_encoder,
     "audio_vae": audio_vae,
     "vocoder": vocoder,
     "gemma": gemma,

@@ -18,7 +18,6 @@ from ltx_core.precision import resolve_mixed
 from ltx_tiny.bundle import reuse
 from ltx_tiny.recipe import Recipe
 from ltx_tiny.stages import STAGES
-from ltx_tiny.world.edition import EDITION, EDITIONS
 from ltx_trainer.loop import StepReport, Task, train
 from ltx_trainer.pretrain.pictures import draw_curves
 from ltx_trainer.run_log import LOG_NAME, CsvLog, read_csv_log
@@ -31,13 +30,11 @@ def run(recipe: Recipe, only: Iterable[str] = (), reused: Iterable[str] = ()) ->
 
     Those ``reused`` are not trained: they are taken from the packaged weights.
 
-    Raises `ConfigError` for a stage there is not, one whose forerunners have not been run, and another world.
+    Raises `ConfigError` for a stage there is not and one whose forerunners have not been run.
     """
     only, reused = tuple(only), tuple(reused)
     if unknown := [name for name in (*only, *reused) if name not in STAGES]:
         raise ConfigError(f"stage is {unknown[0]!r}, expected one of {', '.join(STAGES)}")
-    if EDITION is not EDITIONS[world := recipe.values["world"]]:
-        raise ConfigError(f"the recipe is for another edition of the world, expected LTX_TINY_WORLD={world}")
     for name in only or STAGES:
         if name in reused:
             typer.echo(f"{name} is taken from the packaged weights: {reuse(name, recipe.config, recipe.exports(name))}")

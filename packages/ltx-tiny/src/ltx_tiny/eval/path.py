@@ -13,7 +13,7 @@ from ltx_tiny.world.motion import FADE
 Array = NDArray[np.floating[Any]]
 
 UNKNOWN = "unknown"
-MOST_REVERSALS = 7.0  # a second; what bounces turns round about four times
+MOST_REVERSALS = 4.5  # a second; what bounces turns round about three times
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def look(video: NDArray[np.uint8], fps: float) -> Sight:
     background = find_background(pixels)
     if background == UNKNOWN:
         return Sight(nothing)
-    pan, zoom = find_camera(pixels)
+    pan, zoom = find_camera(pixels, background)
     move = camera_move(pan, zoom)
     rest = remains(pixels, background, pan, zoom)
     blob = _locate(rest)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_tiny.world.motion import GROUND_Y, HORIZON_Y
-from ltx_tiny.world.picture import BOARD, VANISHING_Y, backdrop, grid
+from ltx_tiny.world.motion import HORIZON_Y
+from ltx_tiny.world.picture import backdrop, grid
 from ltx_tiny.world.scene import BACKGROUNDS
 
 Array = NDArray[np.floating[Any]]
 Pixels = NDArray[np.floating[Any]]
 
 UNKNOWN = "unknown"
+PANS = np.linspace(-0.15, 0.15, 31)  # places of the camera that are told apart
+ZOOMS = np.exp(np.linspace(-0.21, 0.21, 29))
+OTHER = 40.0  # of 255: what differs more is not the wall
 WORK_SIDE = 128  # pixels of the shorter side that are looked at
 MAX_BACKDROP_ERROR = 40.0  # of 255, over the three channels
 
@@ -46,21 +50,31 @@ def find_background(pixels: Pixels) -> str:
     return best if errors[best] < MAX_BACKDROP_ERROR else UNKNOWN
 
 
-def find_camera(pixels: Pixels) -> tuple[Array, Array]:
-    """Place and zoom of the camera, each ``[F]``: the horizon gives the zoom, the floor boards the place."""
+def find_camera(pixels: Pixels, background: str) -> tuple[Array, Array]:
+    """Place and zoom of the camera, each ``[F]``: from where the empty wall looks most like the one seen."""
     height, width = pixels.shape[1:3]
-    side = min(height, width)
+    places, walls = _walls(background, height, width)
+    looked_at = np.arange(0, len(pixels), max(min(len(pixels) // 8, 4), 1))
+    errors = [np.minimum(np.abs(walls - wall), OTHER).mean(axis=(1, 2, 3)) for wall in _wall(pixels[looked_at])]
+    pan, zoom = places[np.argmin(errors, axis=1)].T
+    return _line(pan, looked_at, len(pixels)), _line(zoom, looked_at, len(pixels))
+
+
+@cache
+def _walls(background: str, height: int, width: int) -> tuple[Array, Pixels]:
+    """Places and zooms of a camera, ``[n, 2]``, and what it sees of the empty wall from there."""
     x, y = grid(height, width)
-    zoom = _line(np.clip(_horizon(pixels, y) / HORIZON_Y, 0.8, 1.25))
-    rows = np.flatnonzero(y > 0.5 - 8.0 / side)
-    luminance = pixels[:, rows].mean(axis=-1)
-    ripple = luminance / luminance.mean(axis=2, keepdims=True) - 1.0
-    depth = (y[rows] / zoom[:, None] - VANISHING_Y) / (GROUND_Y - VANISHING_Y)  # [F, rows]
-    across = (x / zoom[:, None])[:, None, :] / depth[:, :, None]
-    wave = (ripple * np.hanning(width) * np.exp(-2j * np.pi * across / BOARD)).sum(axis=(1, 2))
-    phase = np.unwrap(np.angle(1j * wave))
-    pan = _line(phase * BOARD * depth.mean(axis=1) / (2.0 * np.pi))
-    return pan, zoom
+    places = np.array([(pan, zoom) for pan in PANS for zoom in ZOOMS], dtype=np.float32)
+    seen = [_wall(backdrop(background, x / zoom + pan, y / zoom)[None]) for pan, zoom in places]
+    return places, np.concatenate(seen)
+
+
+def _wall(pixels: Pixels) -> Pixels:
+    """Means of blocks of 2 x 8 pixels from the top to a little below the horizon: ``[F, rows, columns, 3]``."""
+    frames, height, width, _ = pixels.shape
+    rows = int(height / 2 + 1.5 * HORIZON_Y * min(height, width)) // 2
+    cut = pixels[:, : 2 * rows, : width // 8 * 8]
+    return cut.reshape(frames, rows, 2, width // 8, 8, 3).mean(axis=(2, 4))
 
 
 def camera_move(pan: Array, zoom: Array) -> str:
@@ -89,28 +103,16 @@ def remains(pixels: Pixels, background: str, pan: Array, zoom: Array) -> Pixels:
     return out
 
 
-def _horizon(pixels: Pixels, y: Pixels) -> Array:
-    """The height of the horizon at the left and right border, in screen units: ``[F]``."""
-    side = min(pixels.shape[1:3])
-    rim = max(side // 10, 2)
-    band = np.flatnonzero(np.abs(y - HORIZON_Y) < 0.05)
-    columns = np.concatenate([pixels[:, band, :rim], pixels[:, band, -rim:]], axis=2)
-    wall, floor = columns[:, :2].mean(axis=1, keepdims=True), columns[:, -2:].mean(axis=1, keepdims=True)
-    step = floor - wall
-    power = np.maximum(np.sum(step * step, axis=-1), 1.0)
-    on_floor = np.clip(np.sum((columns - wall) * step, axis=-1) / power, 0.0, 1.0)
-    return y[band[-1]] + 0.5 / side - np.median(on_floor.sum(axis=1), axis=1) / side
-
-
-def _line(values: Array) -> Array:
-    """A path with the world's own easing between two ends, fitted robustly to noisy values."""
-    u = np.linspace(0.0, 1.0, len(values))
+def _line(values: Array, at: NDArray[np.intp], count: int) -> Array:
+    """A path ``[count]`` with the world's own easing between two ends, fitted robustly to noisy values at frames."""
+    u = np.arange(count) / max(count - 1, 1)
     eased = 0.5 * u + 0.5 * u * u * (3.0 - 2.0 * u)
-    basis = np.stack([1.0 - eased, eased], axis=1)
+    whole = np.stack([1.0 - eased, eased], axis=1)
+    basis = whole[at]
     weight: Array = np.ones(len(values))
     ends: Array = np.zeros(2)
     for _ in range(4):
         ends = np.linalg.lstsq(basis * weight[:, None], values * weight, rcond=None)[0]
         error = np.abs(values - basis @ ends)
         weight = 1.0 / (1.0 + error / (1e-3 + np.median(error)))
-    return basis @ ends
+    return whole @ ends

@@ -58,7 +58,9 @@ LOUDER |= {f"own {axis} {i}": gain for axis in "xy" for i, gain in ((1, 5.0), (2
 LOUDER |= {f"depth {down}{across} {i}": gain for (down, across, i), gain in DEPTHS.items()}
 LOUDER |= {f"stage {colour} down": 15.0 for colour in ("red", "green", "blue")}
 GAINS: Float = np.array([LOUDER.get(name, 1.0) for name in CHANNELS])
-DOUBTS: Float = np.array([0.3 if name.startswith("depth") else 0.1 for name in CHANNELS])  # how far off a guess may be
+DOUBTED = {name: 0.3 for name in CHANNELS if name.startswith("depth") or name.endswith(" down")}
+DOUBTED |= dict.fromkeys(("stage x", "stage y", "scale"), 0.04)
+DOUBTS: Float = np.array([DOUBTED.get(name, 0.1) for name in CHANNELS])  # how far off a guess may be
 
 
 def simplex(count: int) -> Float:

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_tiny.world.edition import EDITION
 from ltx_tiny.world.scene import RADIUS, Body, Scene
 
 Array = NDArray[np.floating[Any]]
 
-GROUND_Y = EDITION.ground_y  # where things stand
+GROUND_Y = 0.38  # where things stand
+GRAVITY = 3.0  # per second squared
+SLIDE = 0.17  # from the middle to either end
+CLIMB = 0.25  # how far things rise or fall
 HORIZON_Y = 0.15  # where the wall meets the floor
 BLINK_ON = 0.55  # share of the period a blinking body can be seen
 FADE = 0.08  # seconds a blinking body takes to appear or go
@@ -27,7 +29,7 @@ FOOT = {
     "ball": 1.0,
     "box": 0.86,
     "triangle": 0.68,
-    "star": EDITION.star[0] * 0.81 + EDITION.star[2],
+    "star": 0.9338,
     "ring": 1.0,
 }  # reach below the centre, in radii
 
@@ -69,13 +71,13 @@ def track(scene: Scene, body: Body, t: Array) -> Track:
     cycles = t / body.period + body.phase
     if body.motion == "bounces":
         u = cycles % 1.0
-        height = EDITION.gravity / 2 * body.period**2 * u * (1.0 - u)
+        height = GRAVITY / 2 * body.period**2 * u * (1.0 - u)
     elif body.motion in ("slides left", "slides right"):
-        x = body.x + EDITION.slide * (2.0 * p - 1.0) * (1 if body.motion == "slides right" else -1)
+        x = body.x + SLIDE * (2.0 * p - 1.0) * (1 if body.motion == "slides right" else -1)
     elif body.motion == "rises":
-        height = 0.02 + EDITION.climb * p
+        height = 0.02 + CLIMB * p
     elif body.motion == "falls":
-        height = 0.02 + EDITION.climb * (1.0 - p)
+        height = 0.02 + CLIMB * (1.0 - p)
     elif body.motion == "spins":
         height = height + 0.1 + body.y
         angle = 2.0 * np.pi * cycles

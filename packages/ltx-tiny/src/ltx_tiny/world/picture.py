@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_tiny.world.edition import EDITION
 from ltx_tiny.world.motion import GROUND_Y, HORIZON_Y, camera, track
 from ltx_tiny.world.scene import COLOURS, Body, Scene
 
@@ -27,12 +26,13 @@ BACKDROPS = {  # wall at the top, wall at the horizon, floor far, floor near; sR
     "night": ((16, 18, 44), (52, 50, 104), (28, 28, 62), (38, 38, 80)),
     "sunset": ((122, 92, 158), (250, 178, 128), (150, 98, 112), (184, 124, 122)),
 }
+SOFTNESS = 0.025  # least width of an outline's ramp
 BOARD = 0.3  # width of a pair of floor boards where things stand
 VANISHING_Y = -0.45  # where the floor boards would meet
 CORNERS = {  # corners, tip, notch, rounding in radii; turned by so many radians
     "box": (4, 1.0, 0.7071, 0.15, np.pi / 4),
     "triangle": (3, 1.06, 0.53, 0.15, 0.0),
-    "star": (5, *EDITION.star, 0.0),
+    "star": (5, 0.98, 0.45, 0.14, 0.0),
 }
 RING = (0.75, 0.25)  # middle of the band and half its width
 BEVEL = {"ball": 1.0, "ring": RING[1], "box": 0.34, "triangle": 0.34, "star": 0.3}
@@ -210,7 +210,7 @@ def _body(frame: Frame, place: Place, body: Body, angle: float) -> None:
         pixels, x, y = patch
         pixel = 1.0 / (min(frame.height, frame.width) * place.radius)
         scale = np.float32(place.radius)
-        colour, cover = shade(body, x / scale, y / scale, angle, pixel, max(pixel, EDITION.softness / place.radius))
+        colour, cover = shade(body, x / scale, y / scale, angle, pixel, max(pixel, SOFTNESS / place.radius))
         under = pixels.astype(np.float32)
         pixels[:] = (under + (colour - under) * (cover * place.alpha)[..., None] + 0.5).astype(np.uint8)
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from ltx_core.errors import ConfigError
-from ltx_tiny.world.edition import EDITION
 
 SHAPES = ("ball", "box", "triangle", "star", "ring")
 SIZES = ("small", "large")
@@ -52,9 +51,10 @@ CLASHES = {  # colours that would be hard to see
     "night": ("blue", "purple"),
     "sunset": ("orange", "pink"),
 }
-RADIUS = EDITION.radius
+RADIUS = {"small": 0.17, "large": 0.26}
 PITCHED = ("bounces", "blinks")  # motions whose sound is low, middle or high; a held tone is too
-PERIOD = EDITION.period
+PERIOD = {"bounces": (0.62, 0.8), "spins": (0.9, 1.2), "blinks": (0.7, 0.9)}  # shortest and longest
+REACH = 0.39  # of bodies to either side of the middle
 SOUNDS = {  # what each motion sounds like; a body that stays still holds a tone or is silent
     "bounces": "knock",
     "slides left": "hum to the left",
@@ -179,7 +179,7 @@ def _sample(rng: np.random.Generator, seconds: float) -> Scene:
     moves = cameras_for(motion, size)[1:]
     camera = str(rng.choice(moves)) if moves and rng.random() < 0.4 else "still"
     radius = RADIUS["large" if motion in ("grows", "shrinks") else size]
-    room = 0.03 if motion.startswith("slides") else EDITION.reach - radius
+    room = 0.03 if motion.startswith("slides") else REACH - radius
     room = max(room - (0.1 if camera.startswith("pans") else 0.0), 0.02)
     body = Body(
         shape=str(rng.choice(SHAPES)),

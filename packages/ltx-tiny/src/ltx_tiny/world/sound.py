@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ltx_tiny.world.edition import EDITION
 from ltx_tiny.world.motion import camera, events, progress, track
 from ltx_tiny.world.scene import RADIUS, Body, Scene
 
@@ -21,6 +20,8 @@ HUM_HZ = {"small": 165.0, "large": 130.0}
 SWELL_HZ = 330.0
 GLIDE_HZ = (300.0, 1200.0)  # at the lowest and the highest place
 PAN_WIDTH = 1.7  # how far the sound moves when the body crosses the screen; 1 = hard left to hard right
+HUM_WIDTH = 1.47  # times as wide is the hum of what slides, which then goes from side to side
+SWELL_POWER = 4.4  # what grows or shrinks is as loud as its size to this power
 TAIL = 0.5  # seconds after which a pulse is silent
 KNOCKS = {  # partials of an impact: ratio to the pitch, strength, seconds to fall by 1/e
     "ball": ((1.0, 1.0, 0.06), (2.0, 0.25, 0.035)),
@@ -48,7 +49,7 @@ def play(scene: Scene, seconds: float, rate: int = SAMPLE_RATE) -> Wave:
     view = camera(scene, t)
     for body in scene.bodies:
         path = track(scene, body, t)
-        width = PAN_WIDTH * (EDITION.hum_width if body.motion.startswith("slides") else 1.0)
+        width = PAN_WIDTH * (HUM_WIDTH if body.motion.startswith("slides") else 1.0)
         left_right = np.clip((path.x - view.x) * view.zoom * width + 0.5, 0.0, 1.0) * (np.pi / 2)
         out += _voice(scene, body, t) * np.stack([np.cos(left_right), np.sin(left_right)])
     return np.clip(out / np.sqrt(max(len(scene.bodies), 1)), -1.0, 1.0).astype(np.float32)
@@ -73,7 +74,7 @@ def _voice(scene: Scene, body: Body, t: NDArray[np.float64]) -> NDArray[np.float
         return LOUDNESS["glide"] * rising * _still_after(scene, t) * _harmonics(turns, "glide")
     if body.motion in ("grows", "shrinks"):
         size = track(scene, body, t).radius / RADIUS["large"]
-        return LOUDNESS["swell"] * rising * size**EDITION.swell_power * _steady(SWELL_HZ, t, "swell")
+        return LOUDNESS["swell"] * rising * size**SWELL_POWER * _steady(SWELL_HZ, t, "swell")
     if body.pitch is None:
         return np.zeros_like(t)
     return LOUDNESS["tone"] * rising * _steady(PITCH_HZ[body.pitch], t, "tone")

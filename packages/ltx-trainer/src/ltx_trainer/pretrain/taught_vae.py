@@ -1,13 +1,15 @@
 """A video VAE whose latent is taught: a data set gives a ``code`` with every clip, which its latent ought to be.
 
-So the halves never meet in training. The encoder learns to say the code of what it sees. The decoder learns to draw
-from the code with noise, since neither an encoder nor a transformer will hit it exactly. Channels that no code asks for
-stay at nothing: the encoder gives 0 there and the decoder does not look.
+So its halves are trained one after the other. The decoder learns to draw from the code with noise, since neither an
+encoder nor a transformer will hit it exactly. The encoder learns to say the code of what it sees, so that the decoder,
+which stays as it is, draws that again. Channels that no code asks for stay at nothing: the encoder gives 0 there and
+the decoder does not look.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,22 +29,34 @@ LOG_VARIANCE = -6.0  # what the encoder says of every latent
 
 
 class TaughtEncoder(nn.Module):
-    """An encoder whose first ``code_channels`` are to be the code. ``config`` is a checkpoint's."""
+    """An encoder whose first ``code_channels`` are to be the code. ``config`` is a checkpoint's.
 
-    def __init__(self, config: Mapping[str, Any], code_channels: int) -> None:
+    ``decoder`` draws from codes and has no gradients of its own.
+    """
+
+    def __init__(self, config: Mapping[str, Any], code_channels: int, decoder: VideoDecoder) -> None:
         super().__init__()
         self.encoder, self.code_channels = VideoEncoder(VideoVaeConfig.from_metadata(config)), code_channels
+        self.draw = partial(draw, decoder)  # not a module: its weights are no part of this one's
         use_channels_last(self)
+        use_channels_last(decoder)
         last = self.encoder.conv_out.conv
         say_first(last, code_channels)
         with torch.no_grad():
             last.get_parameter("bias")[self.encoder.config.latent_channels :] = LOG_VARIANCE
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """``video`` uint8 ``[B, 3, F, H, W]`` and its ``code`` ``[B, c, f, h, w]`` to losses."""
-        difference = self.say(batch["video"]) - batch["code"].to(self.encoder.conv_in.conv.weight.device)
+        """``video`` uint8 ``[B, 3, F, H, W]`` and its ``code`` ``[B, c, f, h, w]`` to losses.
+
+        ``drawable`` ``[B]`` is 1 where the decoder could draw the video and 0 where only its code counts.
+        """
+        said = self.say(batch["video"])
+        difference = said - batch["code"].to(said)
         squared, absolute = difference.square().mean(), difference.abs().mean()
-        return {"loss": squared + absolute, "squared": squared, "absolute": absolute}
+        drawable = batch["drawable"].to(said)[:, None, None, None, None]
+        true = to_pixels(batch["video"], said.device) * drawable
+        picture = picture_losses(self.draw(said) * drawable, true)["loss"]
+        return {"loss": squared + absolute + picture, "squared": squared, "absolute": absolute, "picture": picture}
 
     def say(self, video: Tensor) -> Tensor:
         """The code ``[B, c, f, h, w]`` of uint8 clips, float32."""
@@ -70,19 +84,20 @@ class TaughtDecoder(nn.Module):
         device = self.decoder.conv_in.conv.weight.device
         code = batch["code"].to(device)
         level = draws.rand((len(code),)).to(code)[:, None] * self.doubts.to(code)
-        made = self.draw(code + level[..., None, None, None] * draws.randn(code.shape).to(code))
+        made = draw(self.decoder, code + level[..., None, None, None] * draws.randn(code.shape).to(code))
         return picture_losses(made, to_pixels(batch["video"], device))
 
-    def draw(self, code: Tensor) -> Tensor:
-        """Clips ``[B, 3, F, H, W]`` in about [-1, 1], float32."""
-        silent = self.decoder.config.latent_channels - code.shape[1]
-        return self.decoder(torch.cat([code, code.new_zeros(len(code), silent, *code.shape[2:])], dim=1)).float()
+
+def draw(decoder: VideoDecoder, code: Tensor) -> Tensor:
+    """Clips ``[B, 3, F, H, W]`` in about [-1, 1], float32, of codes ``[B, c, f, h, w]``."""
+    silent = code.new_zeros(len(code), decoder.config.latent_channels - code.shape[1], *code.shape[2:])
+    return decoder(torch.cat([code, silent], dim=1)).float()
 
 
 class TaughtHalfTask(PretrainTask):
     """What training either half has in common. ``config`` is the one that the module was made from.
 
-    ``held_out`` are batches of ``video`` and ``code`` to judge it by, one for each side.
+    ``held_out`` are batches of ``video`` and ``code`` to judge it by, one for each side: figures are the PSNR in dB.
     """
 
     half: ClassVar[str]
@@ -92,6 +107,21 @@ class TaughtHalfTask(PretrainTask):
     ) -> None:
         super().__init__(module, examples)
         self.given_config, self.held_out = dict(config), tuple(held_out)
+
+    def drawn(self, video: Tensor, code: Tensor) -> Tensor:
+        """What is drawn of uint8 clips and their code: ``[B, 3, F, H, W]``."""
+        raise NotImplementedError
+
+    def validate(self, step: int, folder: Path) -> Mapping[str, float]:
+        figures: dict[str, float] = {}
+        for clips in self.held_out:
+            videos, codes, side = clips["video"], clips["code"].to(self.device), clips["video"].shape[-1]
+            pairs = zip(videos.split(1), codes.split(1), strict=True)
+            drawn = torch.cat([self.drawn(video, code).clamp(-1, 1).cpu() for video, code in pairs])
+            true = to_pixels(videos, torch.device("cpu"))
+            figures[f"psnr_{side}"] = sum(map(psnr, drawn, true)) / len(true)
+            frames_sheet(folder / f"step_{step:06d}_{side}.png", true, drawn)
+        return figures
 
     def tensors(self) -> dict[str, Tensor]:
         trained = self.module.get_submodule(self.half).state_dict()
@@ -105,31 +135,20 @@ class TaughtHalfTask(PretrainTask):
 
 
 class TaughtEncoderTask(TaughtHalfTask):
-    """Train a `TaughtEncoder`; figures are the mean squared error of the code at each side."""
+    """Train a `TaughtEncoder`."""
 
     name, half = "video_encoder", "encoder"
     module: TaughtEncoder
 
-    def validate(self, step: int, folder: Path) -> Mapping[str, float]:
-        figures: dict[str, float] = {}
-        for clips in self.held_out:
-            error = self.module.say(clips["video"]).cpu() - clips["code"]
-            figures[f"error_{clips['video'].shape[-1]}"] = float(error.square().mean())
-        return figures
+    def drawn(self, video: Tensor, code: Tensor) -> Tensor:
+        return self.module.draw(self.module.say(video))
 
 
 class TaughtDecoderTask(TaughtHalfTask):
-    """Train a `TaughtDecoder`; figures are the PSNR in dB of what is drawn from true codes at each side."""
+    """Train a `TaughtDecoder`."""
 
     name, half = "video_decoder", "decoder"
     module: TaughtDecoder
 
-    def validate(self, step: int, folder: Path) -> Mapping[str, float]:
-        figures: dict[str, float] = {}
-        for clips in self.held_out:
-            true, side = to_pixels(clips["video"], torch.device("cpu")), clips["video"].shape[-1]
-            codes = clips["code"].to(self.device)
-            drawn = torch.cat([self.module.draw(code[None]).clamp(-1, 1).cpu() for code in codes])
-            figures[f"psnr_{side}"] = sum(map(psnr, drawn, true)) / len(true)
-            frames_sheet(folder / f"step_{step:06d}_{side}.png", true, drawn)
-        return figures
+    def drawn(self, video: Tensor, code: Tensor) -> Tensor:
+        return draw(self.module.decoder, code)

@@ -1,9 +1,9 @@
 """The video VAE from nothing: clips to a latent that it finds by itself, and back.
 
 The picture's loss is absolute plus squared error plus the error of its slopes, with pixels that stand out from their
-row weighed up so that small things are not taken for noise. All channels are held near a normal distribution. The
-per-channel statistics are measured on export, so that a latent leaves the encoder with mean 0 and spread 1 in every
-channel.
+row or change in time weighed up, so that small things and faint moves are not taken for noise. All channels are held
+near a normal distribution. The per-channel statistics are measured on export, so that a latent leaves the encoder with
+mean 0 and spread 1 in every channel.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ltx_trainer.pretrain.pictures import frames_sheet
 from ltx_trainer.pretrain.task import STATISTICS, PretrainTask, Spread, add_prefix
 
 STANDS_OUT = 0.15  # distance from the row's mean, of a range of 2
+CHANGES = 0.02  # distance from the mean over time
 DETAIL = 4.0  # extra weight of pixels that stand out
 SQUARED = 2.0  # weight of the squared error, beside 1 of the absolute one and 1 of that of slopes
 KL = 1e-3  # weight of the distance from a normal distribution
@@ -117,8 +118,9 @@ def picture_losses(made: Tensor, true: Tensor) -> dict[str, Tensor]:
 
 
 def stands_out(video: Tensor) -> Tensor:
-    """1 where a pixel differs from its row's mean, else 0: ``[B, 1, F, H, W]``."""
-    return ((video - video.mean(dim=-1, keepdim=True)).abs().amax(dim=1, keepdim=True) > STANDS_OUT).float()
+    """1 where a pixel differs from its row's mean or changes in time, else 0: ``[B, 1, F, H, W]``."""
+    from_row, from_mean = ((video - video.mean(dim=axis, keepdim=True)).abs() for axis in (-1, 2))
+    return ((from_row > STANDS_OUT) | (from_mean > CHANGES)).amax(dim=1, keepdim=True).float()
 
 
 def slope_error(error: Tensor, weight: Tensor) -> Tensor:
