@@ -149,6 +149,7 @@ def test_a_drawing_is_written_with_the_line_that_makes_a_clip_of_it(tmp_path: Pa
     assert said.exit_code == 0, said.output
     frames = torch.stack(list(read_frames(drawing)))
     assert frames.shape == (49, 256, 256, 3) and 0.005 < float((frames > 128).float().mean()) < 0.1
+    assert CliRunner().invoke(app, ["draw", "-o", str(drawing)]).exit_code == 1  # it is there already
     line = shlex.split(said.output.splitlines()[-1])
     assert line[:2] == ["ltx", "ic-lora"] and Path(line[line.index("--lora") + 1]).is_file()
     small = ["--height", "128", "--width", "128", "--num-frames", "9"]

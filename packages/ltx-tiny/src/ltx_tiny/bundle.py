@@ -25,7 +25,7 @@ GEMMA = "gemma"
 MOST_BYTES = 48_000_000
 DEMO_PROMPT = "a small red ball bounces on a blue background with a low knock"
 GUIDANCE = {"cfg_scale": 3.0, "stg_scale": 0.0, "modality_scale": 1.0, "rescale_scale": 0.0}
-DEFAULT_REQUEST = {  # what the model was trained to be asked
+DEFAULT_REQUEST: dict[str, Any] = {  # what the model was trained to be asked
     "height": 256,
     "width": 256,
     "num_frames": 49,

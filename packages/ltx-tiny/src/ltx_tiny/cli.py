@@ -66,24 +66,29 @@ def evaluate(
 def draw(
     out: Annotated[Path, typer.Option("--out", "-o", help="The clip to write.")] = Path("drawing.mp4"),
     seed: Annotated[int, typer.Option("--seed", help="Which scene.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a clip that is there.")] = False,
 ) -> None:
     """Draw a scene in white lines on black, and say how the bundled in-context adapter makes a clip of the drawing."""
+    import shlex
+
     import numpy as np
     import torch
 
     from ltx_media.writer import write_video
-    from ltx_tiny.bundle import OUTLINE_LORA, model_folder
-    from ltx_tiny.examples import FPS, FRAMES
+    from ltx_pipelines.running.output import check_free
+    from ltx_tiny.bundle import DEFAULT_REQUEST, OUTLINE_LORA, model_folder
     from ltx_tiny.world.captions import caption
     from ltx_tiny.world.drawing import draw_lines
     from ltx_tiny.world.scene import sample_scene
 
+    check_free(out, overwrite)
     rng = np.random.default_rng(seed)
     scene = sample_scene(rng, "held_out")
-    write_video(out, torch.from_numpy(draw_lines(scene, FRAMES, 256, 256, FPS)).unbind(), FPS)
-    lora, prompt = model_folder() / OUTLINE_LORA, caption(scene, rng, leave_out=0.0).text
-    typer.echo(f"wrote {out}; a clip of it:")
-    typer.echo(f'ltx ic-lora -p "{prompt}" --lora {lora} --video-conditioning {out} 1 -o clip.mp4')
+    frames, height, width, fps = (DEFAULT_REQUEST[name] for name in ("num_frames", "height", "width", "frame_rate"))
+    write_video(out, torch.from_numpy(draw_lines(scene, frames, height, width, fps)).unbind(), fps)
+    line = ["ltx", "ic-lora", "-p", caption(scene, rng, leave_out=0.0).text]
+    line += ["--lora", str(model_folder() / OUTLINE_LORA), "--video-conditioning", str(out), "1", "-o", "clip.mp4"]
+    typer.echo(f"wrote {out}; a clip of it:\n{shlex.join(line)}")
 
 
 @app.command()
