@@ -22,7 +22,9 @@ RING = Body("ring", "orange", "small", "spins", None, -0.17, 0.075, 1.02, 0.2, 0
 SCENE = Scene((RING,), "grey", "still")
 PAN, ZOOM, FOV = 5.0, 1.13, 50.0
 FRAMES, FPS = 49, 25.0
-LOST = pytest.mark.xfail(strict=True, reason="the bundled decoder moves the horizon half as far; docs/tiny.md")
+LOST = pytest.mark.xfail(
+    strict=True, reason="the bundled decoder moves the horizon less than half as far; docs/tiny.md"
+)
 
 
 def path_of(kind: str) -> CameraPath:

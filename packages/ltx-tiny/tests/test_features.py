@@ -146,13 +146,13 @@ def test_two_stages_answer_the_eval(answered: Callable[[str, Sequence[int]], lis
 
 
 def test_the_first_frame_is_the_given_picture(ledger: ModelLedger, found: FoundModel, tmp_path: Path) -> None:
-    generate, found_db = generator(PATHS["distilled"](ledger, found)), []
+    generate, decibels = generator(PATHS["distilled"](ledger, found)), []
     for asked in (ASKED[number] for number in GIVEN_FIRST):
         given = write_picture(tmp_path / "first.png", asked.scene, 0)
         image = ImageCondition(str(tmp_path / "first.png"))
         video, _ = generate(asked.caption.text, asked.seed, images=(image,))
-        found_db.append(psnr(video[0], given))
-    at_least("first frame given, dB", float(np.mean(found_db)))
+        decibels.append(psnr(video[0], given))
+    at_least("first frame given, dB", float(np.mean(decibels)))
 
 
 def test_the_last_frame_is_the_given_picture(ledger: ModelLedger, found: FoundModel, tmp_path: Path) -> None:
